@@ -1,0 +1,90 @@
+"""Retrieve & re-rank: a bi-encoder finds candidates, a cross-encoder orders them.
+
+The names below load on first use, so importing this package costs neither torch nor chromadb.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from retrieve_rerank.errors import (
+        IndexLockedError,
+        IndexMismatchError,
+        InvalidInputError,
+        MissingDependencyError,
+        ModelError,
+        RemoteError,
+        RetrieveRerankError,
+        TruncationWarning,
+    )
+    from retrieve_rerank.indexes.chroma import AddReport, ChromaIndex
+    from retrieve_rerank.models.bi_encoder import BiEncoder
+    from retrieve_rerank.models.cross_encoder import CrossEncoder
+    from retrieve_rerank.retrieval.paragraphs import split_paragraphs
+    from retrieve_rerank.retrieval.pipeline import RetrieveRerank
+    from retrieve_rerank.types import Encoder, Hit, Passage, Retriever, Scorer, SearchResult, Timings
+
+__version__ = "0.1.0"
+
+_ROOMS = {
+    "AddReport": "indexes.chroma",
+    "BiEncoder": "models.bi_encoder",
+    "ChromaIndex": "indexes.chroma",
+    "CrossEncoder": "models.cross_encoder",
+    "Encoder": "types",
+    "Hit": "types",
+    "IndexLockedError": "errors",
+    "IndexMismatchError": "errors",
+    "InvalidInputError": "errors",
+    "MissingDependencyError": "errors",
+    "ModelError": "errors",
+    "Passage": "types",
+    "RemoteError": "errors",
+    "RetrieveRerank": "retrieval.pipeline",
+    "RetrieveRerankError": "errors",
+    "Retriever": "types",
+    "Scorer": "types",
+    "SearchResult": "types",
+    "Timings": "types",
+    "TruncationWarning": "errors",
+    "split_paragraphs": "retrieval.paragraphs",
+}
+
+__all__ = [
+    "AddReport",
+    "BiEncoder",
+    "ChromaIndex",
+    "CrossEncoder",
+    "Encoder",
+    "Hit",
+    "IndexLockedError",
+    "IndexMismatchError",
+    "InvalidInputError",
+    "MissingDependencyError",
+    "ModelError",
+    "Passage",
+    "RemoteError",
+    "RetrieveRerank",
+    "RetrieveRerankError",
+    "Retriever",
+    "Scorer",
+    "SearchResult",
+    "Timings",
+    "TruncationWarning",
+    "split_paragraphs",
+]
+
+
+def __getattr__(name: str) -> object:
+    room = _ROOMS.get(name)
+    if room is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{room}"), name)
+    globals()[name] = value
+    return value  # type: ignore[no-any-return]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

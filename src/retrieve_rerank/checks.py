@@ -1,0 +1,66 @@
+"""Checks on what callers hand in, so that every door answers bad input in the same words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from numbers import Real
+
+from retrieve_rerank.errors import InvalidInputError
+
+
+def check_query(query: str) -> str:
+    """Return `query`, or raise InvalidInputError if it is not a string with something in it."""
+    if not isinstance(query, str):
+        raise InvalidInputError(f"the query must be a string, got {type(query).__name__}")
+    if not query.strip():
+        raise InvalidInputError(f"the query is empty (got {query!r}); give at least one word")
+    check_encodable(query, "the query")
+    return query
+
+
+def check_texts(texts: Iterable[str], what: str = "texts") -> list[str]:
+    """Return `texts` as a list, or raise InvalidInputError naming the first item that is not a usable string."""
+    if isinstance(texts, (str, bytes)):
+        raise InvalidInputError(f"{what} must be a list of strings, got a single {type(texts).__name__}; wrap it: [...]")
+    if not isinstance(texts, Iterable):
+        raise InvalidInputError(f"{what} must be a list of strings, got {type(texts).__name__}")
+    items = list(texts)
+    for position, item in enumerate(items):
+        if not isinstance(item, str):
+            raise InvalidInputError(f"{what}[{position}] must be a string, got {type(item).__name__}")
+        check_encodable(item, f"{what}[{position}]")
+    return items
+
+
+def check_encodable(text: str, what: str) -> None:
+    """Raise InvalidInputError if `text` holds lone surrogates, which no model and no store can take."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(
+            f"{what} holds a lone surrogate ({text[error.start]!r} at character {error.start}), which is not valid "
+            "Unicode; decode the source with the right encoding, or clean it with "
+            "text.encode('utf-8', 'replace').decode()"
+        ) from error
+
+
+def check_count(value: int, name: str) -> int:
+    """Return `value` as an int of 1 or more, or raise InvalidInputError."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise InvalidInputError(f"{name} must be a whole number >= 1, got {value!r}")
+    count = value.__index__()
+    if count < 1:
+        raise InvalidInputError(f"{name} must be >= 1, got {count}")
+    return count
+
+
+def check_threshold(value: float | None) -> float | None:
+    """Return `value` as a float in [0, 1] or None, or raise InvalidInputError."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value) or not 0 <= value <= 1:
+        raise InvalidInputError(
+            f"score_threshold is compared with the relevance score, which lies in [0, 1]; got {value!r}"
+        )
+    return float(value)

@@ -1,0 +1,74 @@
+"""The errors this package raises on purpose.
+
+RetrieveRerankError
+├── ModelError                          a checkpoint cannot be loaded, is of the wrong kind, or gave unusable numbers
+├── IndexMismatchError (ValueError)     a collection was made by another encoder, metric or format
+├── IndexLockedError                    another process is writing the directory
+├── MissingDependencyError (ImportError)  an extra of this package is not installed
+├── InvalidInputError (ValueError)      an argument cannot be used as it is
+└── RemoteError                         an inference server or a Chroma server failed
+
+Every message says what was given, what was expected and what to do.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+
+class RetrieveRerankError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class ModelError(RetrieveRerankError):
+    """A checkpoint cannot be loaded, is of the wrong kind, or gave unusable numbers."""
+
+
+class IndexMismatchError(RetrieveRerankError, ValueError):
+    """A collection does not belong to this encoder, metric or format version."""
+
+
+class IndexLockedError(RetrieveRerankError):
+    """Another process holds the index for writing."""
+
+
+class InvalidInputError(RetrieveRerankError, ValueError):
+    """An argument cannot be used as it is."""
+
+
+class RemoteError(RetrieveRerankError):
+    """A server that the call needs cannot be reached or failed."""
+
+
+class MissingDependencyError(RetrieveRerankError, ImportError):
+    """An optional dependency is not installed.
+
+    Attributes:
+        package: The module that is missing.
+        extra: The extra of this package that brings it.
+    """
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f'{package!r} is not installed. Install it with: pip install "retrieve-rerank[{extra}]"')
+        self.package = package
+        self.extra = extra
+
+
+class TruncationWarning(UserWarning):
+    """Some texts were longer than the model reads; the rest of them was not seen."""
+
+
+def require(package: str, *, extra: str) -> ModuleType:
+    """Import an optional dependency, or say which extra brings it.
+
+    Raises:
+        MissingDependencyError: If `package` itself is not installed.
+    """
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        # A dependency of the dependency that is missing is a broken installation, not a missing extra.
+        if error.name is None or error.name.split(".")[0] != package.split(".")[0]:
+            raise
+        raise MissingDependencyError(package, extra) from error

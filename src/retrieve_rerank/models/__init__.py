@@ -1,0 +1,1 @@
+"""The two models and how they run."""

@@ -1,0 +1,270 @@
+"""The bi-encoder: turns queries and passages into vectors that a store can search."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from retrieve_rerank.checks import check_count, check_texts
+from retrieve_rerank.errors import ModelError, TruncationWarning
+from retrieve_rerank.models.cross_encoder import check_model_arguments
+from retrieve_rerank.models.precision import Precision
+from retrieve_rerank.models.worker import Worker
+from retrieve_rerank.types import Metric
+
+if TYPE_CHECKING:
+    from retrieve_rerank.models.engine import BiEngine
+
+_DOCUMENT_PROMPTS = ("document", "passage", "corpus")  # the names that sentence-transformers looks for, in its order
+
+
+class BiEncoder:
+    """Encodes queries and passages with a sentence-transformers bi-encoder.
+
+    The model loads at the first call, once, and runs on a thread of its own: an instance may be shared by any number of
+    threads and event loops. Use it as a context manager, or call `close`, to free the model early.
+
+    Args:
+        model: A hub name or a folder.
+        device: "cpu", "cuda", "cuda:1", "mps"; None takes the best there is.
+        precision: "auto" takes bfloat16 (or float16) where the processor or GPU computes in it, else float32.
+            Vectors always leave in float32. `precision` says what was chosen.
+        revision: Branch, tag or commit on the hub.
+        cache_folder: Where downloads are kept; None is the hub client's default.
+        local_files_only: Never ask the hub.
+        token: Hub token for private models.
+        trust_remote_code: Run code that comes with the checkpoint. Only for repositories whose code you have read.
+        query_prompt: Text put before every query; None takes the model's saved prompt, "" takes none.
+        document_prompt: Text put before every passage; None takes the model's saved prompt, "" takes none.
+        normalize: Scale vectors to length 1 (True), leave them as they are (False), or do as the model does (None).
+        truncate_dim: Keep the first dimensions only, for models trained for it.
+        max_length: Tokens that are read of a text; None takes the model's own limit.
+
+    Raises:
+        ModelError: At the first use, if the checkpoint cannot be loaded or is not a bi-encoder.
+        InvalidInputError: If an argument cannot be used.
+
+    Example:
+        >>> from retrieve_rerank import BiEncoder
+        >>> with BiEncoder(bi_encoder_path) as encoder:
+        ...     vectors = encoder.encode_documents(["Paris is the capital of France.", "Rome is in Italy."])
+        ...     encoder.metric, vectors.shape == (2, encoder.dimension)
+        ('cosine', True)
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] = "sentence-transformers/multi-qa-mpnet-base-dot-v1",
+        *,
+        device: str | None = None,
+        precision: Precision = "auto",
+        revision: str | None = None,
+        cache_folder: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        trust_remote_code: bool = False,
+        query_prompt: str | None = None,
+        document_prompt: str | None = None,
+        normalize: bool | None = None,
+        truncate_dim: int | None = None,
+        max_length: int | None = None,
+    ) -> None:
+        check_model_arguments(model, precision, max_length)
+        if truncate_dim is not None:
+            check_count(truncate_dim, "truncate_dim")
+        self.model = os.fspath(model)
+        self._settings: dict[str, Any] = {
+            "model": self.model,
+            "device": device,
+            "revision": revision,
+            "cache_folder": None if cache_folder is None else os.fspath(cache_folder),
+            "local_files_only": local_files_only,
+            "token": token,
+            "trust_remote_code": trust_remote_code,
+        }
+        self._asked_precision = precision
+        self._query_prompt = query_prompt
+        self._document_prompt = document_prompt
+        self._normalize = normalize
+        self._truncate_dim = truncate_dim
+        self._max_length = max_length
+        self._worker = Worker(f"retrieve-rerank {self.model}")
+        self._engine: BiEngine | None = None
+        self._limit: int | None = None
+        self._facts: dict[str, str | int | float | bool] | None = None
+
+    @property
+    def dimension(self) -> int:
+        """Length of every vector. Loads the model."""
+        return cast(int, self.fingerprint["dimension"])
+
+    @property
+    def metric(self) -> Metric:
+        """What the model's vectors are compared by: "cosine", "dot" or "euclidean". Loads the model."""
+        name = self._worker.run(self._loaded).model.similarity_fn_name
+        if name not in ("cosine", "dot", "euclidean"):
+            raise ModelError(
+                f"{self.model!r} compares its vectors by {name!r}, which no index here can search; expected cosine, "
+                "dot or euclidean. Choose another model"
+            )
+        return cast(Metric, name)
+
+    @property
+    def fingerprint(self) -> dict[str, str | int | float | bool]:
+        """Facts that tell this encoder's passage vectors from another's. Loads the model.
+
+        `weights` is a digest of the weights, so the same checkpoint under another name or folder is recognised;
+        `model` is there to be read. The query prompt is left out: it does not change what is stored.
+        """
+        return dict(self._worker.run(self._fingerprint))
+
+    @property
+    def precision(self) -> str:
+        """The precision that the model computes in. Loads the model."""
+        return self._worker.run(self._loaded).precision.name
+
+    @property
+    def device(self) -> str:
+        """The device that the model is on. Loads the model."""
+        return str(self._worker.run(self._loaded).device)
+
+    @property
+    def max_length(self) -> int | None:
+        """Tokens that the model reads of a text, prompt included; None is no limit. Loads the model."""
+        return self._worker.run(self._loaded).max_length
+
+    def encode_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Encode queries, with the model's query prompt.
+
+        Args:
+            texts: May be empty.
+
+        Returns:
+            Float32 array (len(texts), dimension).
+
+        Raises:
+            InvalidInputError: If an item is not a usable string.
+            ModelError: If the model cannot be loaded or gives NaN.
+        """
+        return self._warned(*self._worker.run(self._encode_queries, check_texts(texts)))
+
+    def encode_documents(self, texts: Sequence[str], *, show_progress: bool = False) -> npt.NDArray[np.float32]:
+        """Encode passages, with the model's document prompt.
+
+        Args:
+            texts: May be empty.
+            show_progress: Show a bar on stderr.
+
+        Returns:
+            Float32 array (len(texts), dimension).
+
+        Raises:
+            InvalidInputError: If an item is not a usable string.
+            ModelError: If the model cannot be loaded or gives NaN.
+        """
+        return self._warned(*self._worker.run(self._encode_documents, check_texts(texts), show_progress))
+
+    async def aencode_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """As `encode_queries`, without blocking the event loop."""
+        return self._warned(*await self._worker.arun(self._encode_queries, check_texts(texts)))
+
+    async def aencode_documents(self, texts: Sequence[str], *, show_progress: bool = False) -> npt.NDArray[np.float32]:
+        """As `encode_documents`, without blocking the event loop."""
+        return self._warned(*await self._worker.arun(self._encode_documents, check_texts(texts), show_progress))
+
+    def close(self) -> None:
+        """Free the model once the calls already made are done. A later call loads it again."""
+        self._worker.close(last=self._unload)
+
+    def __enter__(self) -> BiEncoder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        if self._engine is None:
+            return f"BiEncoder({self.model!r}, not loaded)"
+        return f"BiEncoder({self.model!r}, {self._engine.describe()})"
+
+    # Everything below runs on the worker's thread, but for `_warned`.
+
+    def _encode_queries(self, texts: list[str]) -> tuple[npt.NDArray[np.float32], int]:
+        return self._encode(texts, self._prompt("query"), "query", show_progress=False)
+
+    def _encode_documents(self, texts: list[str], show_progress: bool) -> tuple[npt.NDArray[np.float32], int]:  # noqa: FBT001
+        return self._encode(texts, self._prompt("document"), "document", show_progress=show_progress)
+
+    def _encode(
+        self, texts: list[str], prompt: str, task: str, *, show_progress: bool
+    ) -> tuple[npt.NDArray[np.float32], int]:
+        if not texts:
+            return np.zeros((0, cast(int, self._fingerprint()["dimension"])), np.float32), 0
+        vectors, cut = self._loaded().encode(texts, prompt, task, show_progress=show_progress)
+        if not np.isfinite(vectors).all():
+            row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
+            raise ModelError(
+                f"{self.model!r} gave NaN or infinity for texts[{row}]; check the weights, or use precision='float32'"
+            )
+        return vectors, cut
+
+    def _warned(self, vectors: npt.NDArray[np.float32], cut: int) -> npt.NDArray[np.float32]:
+        if cut:
+            warnings.warn(
+                f"{cut} of {len(vectors)} texts are longer than {self.model!r} reads ({self._limit} tokens); their "
+                "ends are not in the vectors. Split them into shorter passages",
+                TruncationWarning,
+                stacklevel=3,
+            )
+        return vectors
+
+    def _prompt(self, task: str) -> str:
+        given = self._query_prompt if task == "query" else self._document_prompt
+        if given is not None:
+            return given
+        model = self._loaded().model
+        names = ("query",) if task == "query" else _DOCUMENT_PROMPTS
+        saved = [model.prompts[name] for name in (*names, model.default_prompt_name) if model.prompts.get(name)]
+        return str(saved[0]) if saved else ""
+
+    def _fingerprint(self) -> dict[str, str | int | float | bool]:
+        if self._facts is None:
+            engine = self._loaded()
+            probe, _ = engine.encode(["dimension"], self._prompt("document"), "document", show_progress=False)
+            self._facts = {
+                "model": self.model,
+                "weights": engine.weights,
+                "dimension": probe.shape[1],
+                "document_prompt": self._prompt("document"),
+                "max_length": engine.max_length or 0,
+            }
+            if self._normalize is not None:
+                self._facts["normalize"] = self._normalize
+        return self._facts
+
+    def _loaded(self) -> BiEngine:
+        if self._engine is None:
+            from retrieve_rerank.models.engine import BiEngine
+            from retrieve_rerank.models.loading import Checkpoint, load_bi_encoder
+
+            model = load_bi_encoder(Checkpoint(**self._settings))
+            self._engine = BiEngine(
+                model,
+                self._asked_precision,
+                self._max_length,
+                normalize=self._normalize,
+                truncate_dim=self._truncate_dim,
+            )
+            self._limit = self._engine.max_length
+        return self._engine
+
+    def _unload(self) -> None:
+        self._engine = None

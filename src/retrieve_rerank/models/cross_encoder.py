@@ -1,0 +1,194 @@
+"""The cross-encoder: reads the query with each passage and says how relevant it is."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from retrieve_rerank.checks import check_count, check_query, check_texts
+from retrieve_rerank.errors import InvalidInputError, TruncationWarning
+from retrieve_rerank.models.precision import Precision, check_precision
+from retrieve_rerank.models.ranking import Ranker, Scores
+from retrieve_rerank.models.worker import Worker
+
+if TYPE_CHECKING:
+    from retrieve_rerank.models.engine import CrossEngine
+
+
+class CrossEncoder(Ranker):
+    """Scores and ranks passages against a query with a sentence-transformers cross-encoder.
+
+    The model loads at the first call, once, and runs on a thread of its own: an instance may be shared by any number of
+    threads and event loops. Use it as a context manager, or call `close`, to free the model early.
+
+    Args:
+        model: A hub name or a folder. The checkpoint must have a trained head with one logit.
+        device: "cpu", "cuda", "cuda:1", "mps"; None takes the best there is.
+        precision: "auto" takes bfloat16 (or float16) where the processor or GPU computes in it, else float32.
+            Logits always leave in float32. `precision` says what was chosen.
+        revision: Branch, tag or commit on the hub.
+        cache_folder: Where downloads are kept; None is the hub client's default.
+        local_files_only: Never ask the hub.
+        token: Hub token for private models.
+        trust_remote_code: Run code that comes with the checkpoint. Only for repositories whose code you have read.
+        prompt: Instruction put before the pair; None takes the model's saved prompt, "" takes none.
+        max_length: Tokens of query and passage together; None takes the model's own limit.
+
+    Raises:
+        ModelError: At the first use, if the checkpoint cannot be loaded or is not a cross-encoder.
+        InvalidInputError: If an argument cannot be used.
+
+    Example:
+        >>> from retrieve_rerank import CrossEncoder
+        >>> with CrossEncoder(cross_encoder_path) as model:
+        ...     hits = model.rank("capital of France", ["Rome is in Italy.", "Paris is the capital of France."])
+        >>> hits[0].passage.text, 0.0 <= hits[0].score <= 1.0
+        ('Paris is the capital of France.', True)
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] = "cross-encoder/ms-marco-MiniLM-L6-v2",
+        *,
+        device: str | None = None,
+        precision: Precision = "auto",
+        revision: str | None = None,
+        cache_folder: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        trust_remote_code: bool = False,
+        prompt: str | None = None,
+        max_length: int | None = None,
+    ) -> None:
+        check_model_arguments(model, precision, max_length)
+        self.model = os.fspath(model)
+        self._settings: dict[str, Any] = {
+            "model": self.model,
+            "device": device,
+            "revision": revision,
+            "cache_folder": None if cache_folder is None else os.fspath(cache_folder),
+            "local_files_only": local_files_only,
+            "token": token,
+            "trust_remote_code": trust_remote_code,
+        }
+        self._asked_precision = precision
+        self._prompt = prompt
+        self._max_length = max_length
+        self._worker = Worker(f"retrieve-rerank {self.model}")
+        self._engine: CrossEngine | None = None
+        self._limit: int | None = None  # the engine's max_length, for the warning, which must not wait for the thread
+
+    @property
+    def precision(self) -> str:
+        """The precision that the model computes in. Loads the model."""
+        return self._worker.run(self._loaded).precision.name
+
+    @property
+    def device(self) -> str:
+        """The device that the model is on. Loads the model."""
+        return str(self._worker.run(self._loaded).device)
+
+    @property
+    def max_length(self) -> int | None:
+        """Tokens of query and passage together that the model reads; None is no limit. Loads the model."""
+        return self._worker.run(self._loaded).max_length
+
+    def score(self, query: str, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Score texts against a query.
+
+        Args:
+            query: Not empty. It is never cut to make room for a text.
+            texts: May be empty. Equal texts are scored once.
+
+        Returns:
+            Float32 array (len(texts),) of logits, in the order of `texts`: larger is more relevant.
+
+        Raises:
+            InvalidInputError: If the query is empty or leaves no room for a text, or an item is not a string.
+            ModelError: If the model cannot be loaded.
+        """
+        items = self._checked(query, texts)
+        return self._score(query, items).logits
+
+    async def ascore(self, query: str, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """As `score`, without blocking the event loop."""
+        items = self._checked(query, texts)
+        return (await self._ascore(query, items)).logits
+
+    def close(self) -> None:
+        """Free the model once the calls already made are done. A later call loads it again."""
+        self._worker.close(last=self._unload)
+
+    def __enter__(self) -> CrossEncoder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        if self._engine is None:
+            return f"CrossEncoder({self.model!r}, not loaded)"
+        return f"CrossEncoder({self.model!r}, {self._engine.describe()})"
+
+    def _checked(self, query: str, texts: Sequence[str]) -> list[str]:
+        check_query(query)
+        return check_texts(texts)
+
+    def _score(self, query: str, texts: list[str]) -> Scores:
+        return self._warned(self._worker.run(self._score_here, query, texts))
+
+    async def _ascore(self, query: str, texts: list[str]) -> Scores:
+        return self._warned(await self._worker.arun(self._score_here, query, texts))
+
+    def _score_here(self, query: str, texts: list[str]) -> Scores:
+        distinct = list(dict.fromkeys(texts))
+        if not distinct:
+            return Scores(np.zeros(0, np.float32), [])
+        scores = self._loaded().score(query, distinct)
+        if len(distinct) == len(texts):
+            return scores
+        where = {text: position for position, text in enumerate(distinct)}
+        order = [where[text] for text in texts]
+        return Scores(scores.logits[order], [scores.truncated[position] for position in order])
+
+    def _warned(self, scores: Scores) -> Scores:
+        if cut := sum(scores.truncated):
+            warnings.warn(
+                f"{cut} of {len(scores.truncated)} passages are longer than {self.model!r} reads "
+                f"({self._limit} tokens with the query); their ends were not scored. Split them into shorter "
+                "passages",
+                TruncationWarning,
+                stacklevel=4,
+            )
+        return scores
+
+    def _loaded(self) -> CrossEngine:
+        """Return the running model; called on the worker's thread only, so that it loads once."""
+        if self._engine is None:
+            from retrieve_rerank.models.engine import CrossEngine
+            from retrieve_rerank.models.loading import Checkpoint, load_cross_encoder
+
+            model = load_cross_encoder(Checkpoint(**self._settings))
+            self._engine = CrossEngine(model, self._asked_precision, self._prompt, self._max_length)
+            self._limit = self._engine.max_length
+        return self._engine
+
+    def _unload(self) -> None:
+        self._engine = None
+
+
+def check_model_arguments(model: str | os.PathLike[str], precision: str, max_length: int | None) -> None:
+    """Raise InvalidInputError for arguments that no checkpoint could make right."""
+    if not isinstance(model, (str, os.PathLike)) or not os.fspath(model).strip():
+        raise InvalidInputError(f"model must be a hub name or a folder, got {model!r}")
+    check_precision(precision)
+    if max_length is not None:
+        check_count(max_length, "max_length")

@@ -1,0 +1,243 @@
+"""Load a checkpoint safely, and refuse the wrong kind.
+
+Everything of sentence-transformers that touches files or the hub is called from here. Weights come from safetensors
+only, remote code runs only if the caller says so, and a checkpoint without the head that its job needs is an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, TypeVar
+
+import huggingface_hub
+import sentence_transformers
+import torch
+from huggingface_hub import constants as hub_constants
+from safetensors import safe_open
+from transformers.utils import logging as transformers_logging
+
+from retrieve_rerank.errors import InvalidInputError, ModelError
+
+Model = TypeVar("Model", sentence_transformers.SentenceTransformer, sentence_transformers.CrossEncoder)
+
+_WEIGHTS, _WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Where a model comes from. `model` is a folder or a hub name."""
+
+    model: str
+    device: str | None = None
+    revision: str | None = None
+    cache_folder: str | None = None
+    local_files_only: bool = False
+    token: str | bool | None = field(default=None, repr=False)
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, str) or not self.model.strip():
+            raise InvalidInputError(f"model must be a hub name or a folder, got {self.model!r}")
+
+
+def load_bi_encoder(checkpoint: Checkpoint) -> sentence_transformers.SentenceTransformer:
+    """Load a bi-encoder.
+
+    Raises:
+        ModelError: If there is no such model, it cannot be loaded, or it is a cross-encoder.
+    """
+    model = _load(sentence_transformers.SentenceTransformer, checkpoint, "bi-encoder")
+    if any(name.endswith("ForSequenceClassification") for name in _architectures(model)):
+        raise ModelError(
+            f"{checkpoint.model!r} is a cross-encoder ({', '.join(_architectures(model))}): it scores a query with a "
+            "passage and has no embeddings. Use CrossEncoder for it, and a bi-encoder such as "
+            "'sentence-transformers/multi-qa-mpnet-base-dot-v1' here"
+        )
+    return model
+
+
+def load_cross_encoder(checkpoint: Checkpoint) -> sentence_transformers.CrossEncoder:
+    """Load a cross-encoder with one logit.
+
+    Raises:
+        ModelError: If there is no such model, it cannot be loaded, its head is missing, or it has several labels.
+    """
+    model = _load(sentence_transformers.CrossEncoder, checkpoint, "cross-encoder")
+    advice = "Give a trained cross-encoder such as 'cross-encoder/ms-marco-MiniLM-L6-v2'"
+    heads = ("ForSequenceClassification", "ForCausalLM", "ForConditionalGeneration")
+    names = _architectures(model)
+    bare = len(model) == 1 and not checkpoint.trust_remote_code  # no head of its own beside the transformer's
+    if bare and names and not any(name.endswith(heads) for name in names):
+        raise ModelError(
+            f"{checkpoint.model!r} is not a cross-encoder: it was saved as {', '.join(names)}, which has no scoring "
+            f"head, so its scores would come from random weights. {advice}"
+        )
+    if missing := _missing_head(model, checkpoint):
+        raise ModelError(
+            f"the scoring head of {checkpoint.model!r} ({', '.join(missing)}) is not in its weights and was newly "
+            f"initialised, so its scores would be random. {advice}"
+        )
+    if model.num_labels != 1:
+        raise ModelError(
+            f"{checkpoint.model!r} has {model.num_labels} labels; re-ranking needs a cross-encoder with one. {advice}"
+        )
+    return model
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """Return a short digest of a model's weights, the same under every name, folder and library version.
+
+    A few values of every parameter go in: enough to tell two checkpoints apart, in milliseconds.
+    """
+    parts = []
+    for parameter in model.parameters():
+        values = parameter.detach().reshape(-1)
+        step = max(1, values.numel() // 64)
+        sample = values[::step][:64].to("cpu", torch.float32).numpy()
+        parts.append(sha256(repr(tuple(parameter.shape)).encode() + sample.tobytes()).digest())
+    return sha256(b"".join(sorted(parts))).hexdigest()[:16]
+
+
+def longest_input(model: sentence_transformers.SentenceTransformer | sentence_transformers.CrossEncoder) -> int | None:
+    """Return how many tokens the network itself can take, or None where it has no limit."""
+    transformer = model.transformers_model
+    if transformer is None:
+        return None
+    for name, module in transformer.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
+            # RoBERTa and MPNet count positions from after the padding index.
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    positions = getattr(transformer.config, "max_position_embeddings", None)
+    return positions if isinstance(positions, int) and positions > 0 else None
+
+
+def set_longest_input(
+    model: sentence_transformers.SentenceTransformer | sentence_transformers.CrossEncoder, max_length: int | None
+) -> int | None:
+    """Set how many tokens of a text `model` reads; None keeps what the checkpoint says. Return the limit in force.
+
+    Raises:
+        InvalidInputError: If the network has fewer positions than `max_length`.
+    """
+    limit = longest_input(model)
+    if max_length is not None and limit is not None and max_length > limit:
+        raise InvalidInputError(f"max_length is {max_length}, but this model has positions for {limit} tokens at most")
+    known = [value for value in (max_length or model.max_seq_length, limit) if value is not None]
+    if not known or model.tokenizer is None:
+        return None
+    # A tokenizer without a limit of its own would otherwise hand the network more than it has positions for.
+    model.max_seq_length = int(min(known))
+    return model.max_seq_length
+
+
+def _load(kind: Callable[..., Model], checkpoint: Checkpoint, what: str) -> Model:
+    folder = Path(checkpoint.model).expanduser()
+    local = folder.is_dir()
+    if not local and _looks_like_path(checkpoint.model):
+        raise ModelError(f"there is no folder {str(folder)!r} to load a {what} from; check the path")
+    offline = checkpoint.local_files_only or hub_constants.HF_HUB_OFFLINE
+    # Without this question, every file that might exist is asked for with retries: a minute before the error.
+    unreachable = not local and not offline and not _hub_answers()
+    try:
+        with _quiet_loading():
+            model = kind(
+                str(folder) if local else checkpoint.model,
+                device=checkpoint.device,
+                revision=checkpoint.revision,
+                cache_folder=checkpoint.cache_folder,
+                local_files_only=offline or unreachable,
+                token=checkpoint.token,
+                trust_remote_code=checkpoint.trust_remote_code,
+                model_kwargs={"dtype": "auto", "use_safetensors": True},
+            )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, AttributeError) as error:
+        if local:
+            advice = "Is it a complete checkpoint, with config.json, a tokenizer and safetensors weights?"
+        elif unreachable:
+            advice = (
+                f"The model hub ({hub_constants.ENDPOINT}) cannot be reached and the model is not in the local cache. "
+                "Check the network, or give a folder"
+            )
+        elif offline:
+            advice = "Offline, only models in the local cache load: fetch it once while online, or give a folder"
+        else:
+            advice = "Check the name on the hub; a private model needs token="
+        raise ModelError(f"cannot load the {what} {checkpoint.model!r}: {_first_line(error)}. {advice}") from error
+    return model.eval()
+
+
+def _looks_like_path(name: str) -> bool:
+    return name.startswith((".", "~", os.sep)) or os.path.isabs(name) or name.count("/") > 1 or "\\" in name
+
+
+def _hub_answers() -> bool:
+    try:
+        huggingface_hub.get_session().head(hub_constants.ENDPOINT, timeout=5)
+    except Exception:  # whichever HTTP library the hub client is built on, each with its own errors
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _quiet_loading() -> Iterator[None]:
+    # A "Loading weights" bar is noise in a library, and the load report's verdict is given by our own checks. The
+    # hub's download bars stay: a download is never silent.
+    bar, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bar:
+            transformers_logging.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+
+
+def _architectures(model: sentence_transformers.SentenceTransformer | sentence_transformers.CrossEncoder) -> list[str]:
+    return list(getattr(model.config, "architectures", None) or [])
+
+
+def _missing_head(model: sentence_transformers.CrossEncoder, checkpoint: Checkpoint) -> list[str]:
+    """Return the head's parameters if none of them is in the checkpoint's files."""
+    transformer = model.transformers_model
+    saved = _saved_names(model, checkpoint)
+    if transformer is None or not saved:
+        return []
+    base = f"{transformer.base_model_prefix}."
+    head = [name for name, _ in transformer.named_parameters() if not name.startswith(base)]
+    return [] if any(known.endswith(name) for name in head for known in saved) else head
+
+
+def _saved_names(model: sentence_transformers.CrossEncoder, checkpoint: Checkpoint) -> set[str]:
+    """Return the names of the saved tensors, read from the file's header; empty where it cannot be found."""
+    index = _saved_file(model, checkpoint, _WEIGHTS_INDEX)
+    if index is not None:
+        weight_map: dict[str, Any] = json.loads(index.read_text(encoding="utf-8")).get("weight_map", {})
+        return set(weight_map)
+    weights = _saved_file(model, checkpoint, _WEIGHTS)
+    if weights is None:
+        return set()
+    with safe_open(weights, framework="pt") as file:
+        return set(file.keys())
+
+
+def _saved_file(model: sentence_transformers.CrossEncoder, checkpoint: Checkpoint, name: str) -> Path | None:
+    folder = Path(checkpoint.model).expanduser()
+    if folder.is_dir():
+        return folder / name if (folder / name).is_file() else None
+    config = model.config
+    repository = getattr(config, "_name_or_path", checkpoint.model)
+    found = huggingface_hub.try_to_load_from_cache(
+        repository, name, cache_dir=checkpoint.cache_folder, revision=getattr(config, "_commit_hash", None)
+    )
+    return Path(found) if isinstance(found, str) else None

@@ -1,0 +1,188 @@
+"""What flows through the two stages, and what each stage must be able to do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import TYPE_CHECKING, Any, Literal, Protocol, overload, runtime_checkable
+
+from retrieve_rerank.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+Metric = Literal["cosine", "dot", "euclidean"]
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A text with an id and metadata: what is stored and what is found.
+
+    Attributes:
+        id: Not empty; unique in a collection.
+        text: What the models read. May be empty.
+        metadata: Facts about the passage, by name. Belongs to the caller and is never modified.
+
+    Raises:
+        InvalidInputError: If the id is not a non-empty string or the text is not a string.
+
+    Example:
+        >>> Passage("42", "Paris is the capital of France.", {"source": "atlas"}).text
+        'Paris is the capital of France.'
+    """
+
+    id: str
+    text: str
+    metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.id, str) or not self.id:
+            raise InvalidInputError(f"a passage's id must be a non-empty string, got {self.id!r}")
+        if not isinstance(self.text, str):
+            raise InvalidInputError(f"the text of passage {self.id!r} must be a string, got {type(self.text).__name__}")
+        if not isinstance(self.metadata, Mapping):
+            raise InvalidInputError(
+                f"the metadata of passage {self.id!r} must be a mapping, got {type(self.metadata).__name__}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A passage with everything known about how it was found.
+
+    Attributes:
+        passage: What was found.
+        rank: 1-based, final.
+        score: What `rank` is by: relevance in [0, 1] once re-ranked, else the retrieval score.
+        retrieval_rank: 1-based rank in the first stage, if there was one.
+        retrieval_score: Similarity in the first stage, larger is better.
+        logit: The cross-encoder's raw output; None where it did not score this passage.
+        window: Character span of the text that won, where the passage was scored in windows.
+        truncated: Whether part of the text was not seen by the cross-encoder.
+
+    Example:
+        >>> Hit(Passage("a", "text"), rank=1, score=0.9).retrieval_rank is None
+        True
+    """
+
+    passage: Passage
+    rank: int
+    score: float
+    retrieval_rank: int | None = None
+    retrieval_score: float | None = None
+    logit: float | None = None
+    window: tuple[int, int] | None = None
+    truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Wall-clock seconds of the two stages of one search."""
+
+    retrieve_seconds: float
+    rerank_seconds: float
+
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class SearchResult(Sequence[Hit]):
+    """The hits of one search, best first, with how they came about.
+
+    Attributes:
+        query: The query as given.
+        hits: The final hits; the result itself iterates, indexes and counts them.
+        candidates: The first stage's hits, in its order.
+        timings: Seconds spent in each stage.
+        truncated_count: Candidates whose text the cross-encoder did not see whole.
+        degraded: Why this is not the re-ranked result that was asked for; None if it is.
+
+    Example:
+        >>> hit = Hit(Passage("a", "Paris is a city."), rank=1, score=0.98)
+        >>> result = SearchResult("what is Paris?", (hit,), (hit,), Timings(0.01, 0.2))
+        >>> result
+        <SearchResult 'what is Paris?': 1 of 1 candidates, best 0.980, retrieve 0.010 s, re-rank 0.200 s>
+        >>> [hit.passage.id for hit in result]
+        ['a']
+    """
+
+    query: str
+    hits: tuple[Hit, ...]
+    candidates: tuple[Hit, ...]
+    timings: Timings
+    truncated_count: int = 0
+    degraded: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.hits)
+
+    @overload
+    def __getitem__(self, index: int) -> Hit: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Hit]: ...
+    def __getitem__(self, index: int | slice) -> Hit | Sequence[Hit]:
+        return self.hits[index]
+
+    def __repr__(self) -> str:
+        query = self.query if len(self.query) <= 50 else self.query[:49] + "…"
+        best = f", best {self.hits[0].score:.3f}" if self.hits else ""
+        degraded = f", degraded: {self.degraded}" if self.degraded else ""
+        truncated = f", {self.truncated_count} truncated" if self.truncated_count else ""
+        return (
+            f"<SearchResult {query!r}: {len(self.hits)} of {len(self.candidates)} candidates{best}, "
+            f"retrieve {self.timings.retrieve_seconds:.3f} s, re-rank {self.timings.rerank_seconds:.3f} s"
+            f"{truncated}{degraded}>"
+        )
+
+    def _repr_html_(self) -> str:
+        def cell(value: float | None) -> str:
+            return "" if value is None or math.isnan(value) else f"{value:.3f}"
+
+        rows = "".join(
+            f"<tr><td>{hit.rank}</td><td>{cell(hit.score)}</td><td>{hit.retrieval_rank or ''}</td>"
+            f"<td>{cell(hit.retrieval_score)}</td><td>{escape(hit.passage.id)}</td>"
+            f"<td style='text-align:left'>{escape(hit.passage.text[:200])}</td></tr>"
+            for hit in self.hits
+        )
+        head = "".join(f"<th>{name}</th>" for name in ("rank", "score", "was", "retrieval score", "id", "text"))
+        return f"<table><caption>{escape(self.query)}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """Turns texts into vectors: our `BiEncoder`, or anything of the same shape."""
+
+    @property
+    def dimension(self) -> int:
+        """Length of every vector."""
+
+    @property
+    def metric(self) -> Metric:
+        """What the vectors are compared by."""
+
+    @property
+    def fingerprint(self) -> Mapping[str, str | int | float | bool]:
+        """Flat facts that tell one encoder's vectors from another's."""
+
+    def encode_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Return an array (len(texts), dimension)."""
+
+    def encode_documents(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Return an array (len(texts), dimension)."""
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Scores passages against a query: our `CrossEncoder`, or anything of the same shape."""
+
+    def score(self, query: str, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Return an array (len(texts),) of logits; larger is more relevant."""
+
+
+@runtime_checkable
+class Retriever(Protocol):
+    """A first stage: finds candidates for a query, best first."""
+
+    def retrieve(self, query: str, k: int) -> list[Hit]:
+        """Return at most `k` hits with `retrieval_rank` 1, 2, …"""
