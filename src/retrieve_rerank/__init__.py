@@ -19,17 +19,17 @@ if TYPE_CHECKING:
         RetrieveRerankError,
         TruncationWarning,
     )
-    from retrieve_rerank.indexes.chroma import AddReport, ChromaIndex
+    from retrieve_rerank.indexes.chroma import ChromaIndex
     from retrieve_rerank.models.bi_encoder import BiEncoder
     from retrieve_rerank.models.cross_encoder import CrossEncoder
     from retrieve_rerank.retrieval.paragraphs import split_paragraphs
     from retrieve_rerank.retrieval.pipeline import RetrieveRerank
-    from retrieve_rerank.types import Encoder, Hit, Passage, Retriever, Scorer, SearchResult, Timings
+    from retrieve_rerank.types import AddReport, Encoder, Hit, Passage, Retriever, Scorer, SearchResult, Timings
 
 __version__ = "0.1.0"
 
 _ROOMS = {
-    "AddReport": "indexes.chroma",
+    "AddReport": "types",
     "BiEncoder": "models.bi_encoder",
     "ChromaIndex": "indexes.chroma",
     "CrossEncoder": "models.cross_encoder",

@@ -79,6 +79,24 @@ class Hit:
 
 
 @dataclass(frozen=True, slots=True)
+class AddReport:
+    """What became of the passages of one `add`.
+
+    Attributes:
+        added: Passages whose id was new.
+        updated: Passages whose text or metadata replaced what was stored.
+        unchanged: Passages that were stored already, word for word; they are not encoded again.
+    """
+
+    added: int = 0
+    updated: int = 0
+    unchanged: int = 0
+
+    def __add__(self, other: AddReport) -> AddReport:
+        return AddReport(self.added + other.added, self.updated + other.updated, self.unchanged + other.unchanged)
+
+
+@dataclass(frozen=True, slots=True)
 class Timings:
     """Wall-clock seconds of the two stages of one search."""
 

@@ -1,0 +1,236 @@
+"""The dense first stage: passages in a Chroma collection, found by a bi-encoder's vectors."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Sequence, Sized
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+from tqdm.auto import tqdm
+
+from retrieve_rerank.checks import check_count, check_query
+from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.indexes.collection import ChromaCollection, Found, Where
+from retrieve_rerank.indexes.records import to_record
+from retrieve_rerank.types import AddReport, Encoder, Hit, Metric, Passage
+
+if TYPE_CHECKING:
+    from chromadb.api import ClientAPI
+
+
+class ChromaIndex:
+    """Passages in a Chroma collection, searched by an encoder's vectors.
+
+    A new collection is made with the encoder's metric and carries its fingerprint; an existing one is checked against
+    both. LangChain's and LlamaIndex's stores of this package read and write the same collections.
+
+    Args:
+        encoder: A `BiEncoder`, or anything with its `encode_queries`, `encode_documents`, `dimension`, `metric` and
+            `fingerprint`.
+        collection: Name of the collection: 3 to 512 letters, digits, dots, dashes or underscores.
+        path: Directory of a persistent store; it is made if missing. One process at a time may write it.
+        client: A Chroma client to use instead, such as `chromadb.HttpClient`. Neither path nor client: in memory,
+            private to this object.
+        metric: "cosine", "dot" or "euclidean", instead of the encoder's.
+        assume_compatible: Open a collection that was made by another encoder or metric all the same.
+
+    Raises:
+        InvalidInputError: If the directory or the name cannot be used.
+        IndexMismatchError: If the collection was made by another encoder, with another metric, or by a newer version.
+
+    Example:
+        >>> from retrieve_rerank import BiEncoder, ChromaIndex, Passage
+        >>> index = ChromaIndex(BiEncoder(bi_encoder_path))
+        >>> index.add([Passage("1", "Paris is the capital of France."), Passage("2", "Bread is baked.")])
+        AddReport(added=2, updated=0, unchanged=0)
+        >>> [hit.passage.id for hit in index.retrieve("capital of France", k=1)]
+        ['1']
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        collection: str = "passages",
+        *,
+        path: str | os.PathLike[str] | None = None,
+        client: ClientAPI | None = None,
+        metric: Metric | None = None,
+        assume_compatible: bool = False,
+    ) -> None:
+        if not all(hasattr(encoder, name) for name in ("encode_queries", "encode_documents")):
+            raise InvalidInputError(
+                "the encoder must have encode_queries and encode_documents, as BiEncoder has; got "
+                f"{type(encoder).__name__}"
+            )
+        self.encoder = encoder
+        self.collection = ChromaCollection(
+            collection,
+            path=path,
+            client=client,
+            metric=metric or encoder.metric,
+            fingerprint=encoder.fingerprint,
+            assume_compatible=assume_compatible,
+        )
+        adopt(self.collection, encoder)
+
+    @property
+    def metric(self) -> Metric:
+        """What vectors are compared by."""
+        return self.collection.metric
+
+    def add(
+        self, passages: Iterable[Passage], *, batch_size: int | None = None, show_progress: bool = False
+    ) -> AddReport:
+        """Store passages: new ids are added, known ids replaced, text and metadata; equal ones are not encoded again.
+
+        Args:
+            passages: Any iterable; a generator is never held whole. Of equal ids the last wins.
+            batch_size: Passages encoded and written in one go. What was written stays if a later batch fails.
+            show_progress: Show a bar on stderr.
+
+        Raises:
+            InvalidInputError: If a passage cannot be stored; it names the passage.
+        """
+        if isinstance(passages, (Passage, str)) or not isinstance(passages, Iterable):
+            raise InvalidInputError(f"passages must be an iterable of Passage, got {type(passages).__name__}")
+        total = len(passages) if isinstance(passages, Sized) else None
+        report = AddReport()
+        records = (to_record(_checked(passage, position)) for position, passage in enumerate(passages))
+        with tqdm(total=total, disable=not show_progress, unit="passage", desc="Indexing") as bar:
+            for batch in self.collection.batches(records, batch_size):
+                plan = self.collection.plan(batch)
+                if plan.records:
+                    texts = [record.text for record in plan.records]
+                    self.collection.write(plan, self.encoder.encode_documents(texts))
+                report += plan.report
+                bar.update(len(batch))
+        return report
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """Delete passages by id; ids that are not stored are no error."""
+        self.collection.delete(ids)
+
+    def get(self, ids: Sequence[str]) -> list[Passage]:
+        """Return passages by id, in the order asked for; ids that are not stored are left out."""
+        return [record.passage for record in self.collection.read(ids)]
+
+    def count(self) -> int:
+        """Return the number of passages."""
+        return self.collection.count()
+
+    def clear(self) -> None:
+        """Delete every passage."""
+        self.collection.clear()
+
+    def retrieve(
+        self, query: str, k: int = 100, *, where: Where | None = None, where_document: Where | None = None
+    ) -> list[Hit]:
+        """Find the passages nearest to a query.
+
+        Args:
+            query: Not empty.
+            k: How many at most.
+            where: Chroma's filter on metadata, such as `{"source": "atlas"}` or `{"year": {"$gte": 2020}}`.
+            where_document: Chroma's filter on the text, such as `{"$contains": "France"}`.
+
+        Returns:
+            Hits, best first. `retrieval_score` is the cosine similarity, the dot product, or 1 / (1 + distance) in
+            euclidean space.
+
+        Raises:
+            InvalidInputError: If the query, k or a filter cannot be used.
+        """
+        check_count(k, "k")
+        vectors = self.encoder.encode_queries([check_query(query)])
+        return self._hits(self.collection.query(vectors, k, where=where, where_document=where_document)[0])
+
+    async def aretrieve(
+        self, query: str, k: int = 100, *, where: Where | None = None, where_document: Where | None = None
+    ) -> list[Hit]:
+        """As `retrieve`, without blocking the event loop."""
+        check_count(k, "k")
+        check_query(query)
+        worker, aencode = self.collection.worker, getattr(self.encoder, "aencode_queries", None)
+        vectors: npt.NDArray[np.float32]
+        if aencode is None:
+            vectors = await worker.arun(self.encoder.encode_queries, [query])
+        else:
+            vectors = await aencode([query])
+        found = await worker.arun(self.collection.query, vectors, k, where=where, where_document=where_document)
+        return self._hits(found[0])
+
+    def retrieve_many(self, queries: Sequence[str], k: int = 100) -> list[list[Hit]]:
+        """Find the passages nearest to each query: one encoding, one search. As `retrieve` for each."""
+        check_count(k, "k")
+        if isinstance(queries, str):
+            raise InvalidInputError("queries must be a list of strings, got a single str; wrap it: [...]")
+        checked = [check_query(query) for query in queries]
+        if not checked:
+            return []
+        return [self._hits(found) for found in self.collection.query(self.encoder.encode_queries(checked), k)]
+
+    def close(self) -> None:
+        """Release the collection. An in-memory one is gone; the encoder is the caller's and stays."""
+        self.collection.close()
+
+    def __enter__(self) -> ChromaIndex:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"ChromaIndex({self.collection.name!r}, {self.metric}, encoder={self.encoder!r})"
+
+    def _hits(self, found: list[Found]) -> list[Hit]:
+        hits = []
+        for rank, item in enumerate(found, start=1):
+            score = self.collection.similarity(item.distance)
+            hits.append(
+                Hit(item.record.passage, rank=rank, score=score, retrieval_rank=rank, retrieval_score=score)
+            )
+        return hits
+
+
+def adopt(collection: ChromaCollection, encoder: Encoder) -> None:
+    """Write the encoder down in a collection that does not say who made it, if the two belong together.
+
+    A collection made by another library, or through LlamaIndex without its embedding model, carries no
+    fingerprint. An empty one is taken over. Otherwise one stored text is encoded again: the same vector, the same
+    encoder. Where that shows nothing, a warning says so and nothing is written.
+    """
+    if collection.verified:
+        return
+    sample = collection.read(limit=1)
+    if sample:
+        stored = collection.vectors([sample[0].id])[sample[0].id]
+        made = encoder.encode_documents([sample[0].text])[0]
+        if stored.shape != made.shape or _cosine(stored, made) < 0.99:
+            warnings.warn(
+                f"collection {collection.name!r} does not say which encoder made it, and encoding one of its texts "
+                "again gave another vector: scores mean nothing if it was another encoder. If the texts were "
+                "embedded together with metadata, this is expected; otherwise add the passages again under another "
+                "collection name",
+                stacklevel=3,
+            )
+            return
+    collection.record_encoder(encoder.fingerprint)
+
+
+def _cosine(left: npt.NDArray[np.float32], right: npt.NDArray[np.float32]) -> float:
+    norm = float(np.linalg.norm(left) * np.linalg.norm(right))
+    return float(left @ right) / norm if norm else 0.0
+
+
+def _checked(passage: Passage, position: int) -> Passage:
+    if not isinstance(passage, Passage):
+        raise InvalidInputError(
+            f"passages[{position}] must be a Passage, got {type(passage).__name__}; make one: Passage(id, text)"
+        )
+    return passage

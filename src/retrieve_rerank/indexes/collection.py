@@ -1,0 +1,374 @@
+"""A Chroma collection, opened safely: vectors in, records out.
+
+Knows no encoder: `ChromaIndex` and the two frameworks' vector stores stand on it, so that a collection written
+by one is read by the others. Stands between its users and what Chroma does silently: the default embedding function,
+the default metric, merged metadata, ignored settings, batch limits, and two spellings of one directory.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import threading
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import chromadb
+import numpy as np
+import numpy.typing as npt
+from chromadb.api import ClientAPI
+from chromadb.errors import ChromaError, InternalError, InvalidArgumentError, NotFoundError
+
+from retrieve_rerank.checks import check_count, check_texts
+from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, RetrieveRerankError
+from retrieve_rerank.indexes.fingerprint import SPACES, Fingerprint, Identity, check_identity, to_metadata
+from retrieve_rerank.indexes.records import Record
+from retrieve_rerank.models.worker import Worker
+from retrieve_rerank.types import AddReport, Metric
+
+Vectors = npt.NDArray[np.float32]
+Where = Mapping[str, Any]
+
+# Chroma searches this many neighbours. Its default of 100 finds 93 % of the true top 100; re-ranking wants them all.
+_EF_SEARCH = 200
+_READ_CHUNK = 10_000  # ids in one read; SQLite takes no more than about 32,000 variables
+_WRITE_CHUNK = 1_000  # passages encoded and written in one go: enough to sort by length, little to lose
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A record that a query returned. `distance` is Chroma's, smaller is nearer; `vector` only where asked for."""
+
+    record: Record
+    distance: float
+    vector: Vectors | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What an upsert of some records has to do: those that need a vector, and the keys that each must lose."""
+
+    records: Sequence[Record]
+    stale: Sequence[Mapping[str, None]]
+    report: AddReport
+
+
+class ChromaCollection:
+    """One collection, new or existing.
+
+    Args:
+        name: The collection's name.
+        path: Directory of a persistent store; it is made if missing.
+        client: A Chroma client to use instead. Neither: in memory, private to this object.
+        metric: What vectors are compared by; None takes the collection's, or cosine for a new one.
+        fingerprint: The encoder's; None skips the check and records nothing.
+        assume_compatible: Open a collection of another encoder or metric all the same.
+        handle: A live collection to use instead of all of the above but `metric` and `fingerprint`.
+
+    Raises:
+        InvalidInputError: If the directory cannot be used or the name is not valid.
+        IndexMismatchError: If the collection belongs to another encoder or metric.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        path: str | os.PathLike[str] | None = None,
+        client: ClientAPI | None = None,
+        metric: Metric | None = None,
+        fingerprint: Fingerprint | None = None,
+        assume_compatible: bool = False,
+        handle: chromadb.Collection | None = None,
+    ) -> None:
+        if path is not None and client is not None:
+            raise InvalidInputError("give either a path or a client, not both: a client already knows where it stores")
+        if metric is not None and metric not in SPACES:
+            raise InvalidInputError(f"metric must be one of {', '.join(SPACES)}; got {metric!r}")
+        if handle is None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,510}[A-Za-z0-9]", name):
+            raise InvalidInputError(
+                "a collection's name is 3 to 512 letters, digits, dots, dashes or underscores, with a letter or digit "
+                f"at both ends; got {name!r}"
+            )
+        self.name = name
+        self._lock = threading.RLock()
+        self.worker = Worker(f"retrieve-rerank collection {name}")
+        self._private = handle is None and path is None and client is None
+        if handle is not None:
+            self.name, self.client, self.handle = handle.name, handle._client, handle  # noqa: SLF001 - has no other way
+            self._check(metric, fingerprint, assume_compatible=assume_compatible)
+            return
+        self.client = client if client is not None else _open_client(path)
+        # Chroma's in-memory store is one for the whole process: two indexes must not meet in it.
+        stored_name = f"{name}-{uuid.uuid4().hex}" if self._private else name
+        with translated(f"collection {name!r}"):
+            try:
+                # None, not the default: that would attach an ONNX model and download it.
+                self.handle = self.client.get_collection(stored_name, embedding_function=None)
+            except (NotFoundError, ValueError) as error:
+                if isinstance(error, ValueError) and "does not exist" not in str(error):
+                    raise
+                self.handle = self.client.create_collection(
+                    stored_name,
+                    configuration={"hnsw": {"space": SPACES[metric or "cosine"], "ef_search": _EF_SEARCH}},  # type: ignore[typeddict-item]
+                    metadata=to_metadata(fingerprint),
+                    embedding_function=None,
+                )
+        self._check(metric, fingerprint, assume_compatible=assume_compatible)
+
+    def _check(self, metric: Metric | None, fingerprint: Fingerprint | None, *, assume_compatible: bool) -> None:
+        found = Identity.read(self.handle.configuration_json, self.handle.metadata)
+        self.metric = found.metric
+        self.verified = fingerprint is None or found.fingerprint is not None
+        if not assume_compatible:
+            check_identity(self.name, found, metric, fingerprint)
+        else:
+            self.verified = True
+
+    @property
+    def max_batch(self) -> int:
+        """How many records Chroma takes in one call."""
+        return int(self.client.get_max_batch_size())
+
+    def record_encoder(self, fingerprint: Fingerprint) -> None:
+        """Write down which encoder makes this collection's vectors."""
+        kept = {key: value for key, value in (self.handle.metadata or {}).items() if not key.startswith("hnsw:")}
+        with translated(f"collection {self.name!r}"):
+            self.handle.modify(metadata={**kept, **to_metadata(fingerprint)})
+        self.verified = True
+
+    def batches(self, records: Iterable[Record], size: int | None = None) -> Iterator[list[Record]]:
+        """Group records into batches that Chroma takes, without holding more than one; of equal ids the last wins."""
+        limit = min(_WRITE_CHUNK if size is None else check_count(size, "batch_size"), self.max_batch)
+        batch: dict[str, Record] = {}
+        for record in records:
+            batch.pop(record.id, None)
+            batch[record.id] = record
+            if len(batch) == limit:
+                yield list(batch.values())
+                batch = {}
+        if batch:
+            yield list(batch.values())
+
+    def plan(self, records: Sequence[Record]) -> Plan:
+        """Compare records (distinct ids, one batch) with what is stored."""
+        stored = {record.id: record for record in self.read([record.id for record in records])}
+        changed, stale, added = [], [], 0
+        for record in records:
+            old = stored.get(record.id)
+            if old is not None and old.text == record.text and _same(old.metadata, record.metadata):
+                continue
+            added += old is None
+            changed.append(record)
+            # Chroma merges metadata on upsert: a key goes only if it is set to None.
+            stale.append({key: None for key in (old.metadata if old else {}) if key not in record.metadata})
+        report = AddReport(added, len(changed) - added, len(records) - len(changed))
+        return Plan(changed, stale, report)
+
+    def write(self, plan: Plan, vectors: npt.ArrayLike) -> None:
+        """Store the records of `plan` with their vectors (n, dimension)."""
+        if not plan.records:
+            return
+        array = self._checked(vectors, len(plan.records))
+        metadatas: Any = [
+            {**stale, **record.metadata} or None for record, stale in zip(plan.records, plan.stale, strict=True)
+        ]
+        # A record that never had metadata must not send None values: Chroma takes those on known ids only.
+        with self._lock, translated(f"collection {self.name!r}"):
+            self.handle.upsert(
+                ids=[record.id for record in plan.records],
+                embeddings=array,
+                documents=[record.text for record in plan.records],
+                metadatas=metadatas,
+            )
+
+    def read(
+        self,
+        ids: Sequence[str] | None = None,
+        *,
+        where: Where | None = None,
+        where_document: Where | None = None,
+        limit: int | None = None,
+        offset: int | None = None,
+    ) -> list[Record]:
+        """Return records by id, in the order asked for and missing ones left out, or by filter, or all."""
+        options: dict[str, Any] = {"where": dict(where) if where else None, "include": ["documents", "metadatas"]}
+        options["where_document"] = dict(where_document) if where_document else None
+        with translated(f"collection {self.name!r}"):
+            if ids is None:
+                return _records(self.handle.get(limit=limit, offset=offset, **options))
+            wanted = list(dict.fromkeys(check_ids(ids)))
+            rows = [
+                record
+                for start in range(0, len(wanted), _READ_CHUNK)
+                for record in _records(self.handle.get(ids=wanted[start : start + _READ_CHUNK], **options))
+            ]
+        place = {id_: position for position, id_ in enumerate(wanted)}
+        return sorted(rows, key=lambda record: place[record.id])
+
+    def vectors(self, ids: Sequence[str]) -> dict[str, Vectors]:
+        """Return the stored vectors of `ids`, by id."""
+        with translated(f"collection {self.name!r}"):
+            rows = self.handle.get(ids=check_ids(ids), include=["embeddings"])
+        embeddings: Any = rows["embeddings"]
+        return {id_: np.asarray(row, np.float32) for id_, row in zip(rows["ids"], embeddings, strict=True)}
+
+    def delete(self, ids: Sequence[str] | None = None, *, where: Where | None = None) -> None:
+        """Delete by id and/or by filter; ids that are not stored are no error."""
+        with self._lock, translated(f"collection {self.name!r}"):
+            if ids is None:
+                if where:
+                    self.handle.delete(where=dict(where))
+                return
+            wanted = list(dict.fromkeys(check_ids(ids)))
+            step = min(self.max_batch, _READ_CHUNK)
+            for start in range(0, len(wanted), step):
+                self.handle.delete(ids=wanted[start : start + step], where=dict(where) if where else None)
+
+    def clear(self) -> None:
+        """Delete every record; the collection, its metric and its encoder stay."""
+        with self._lock, translated(f"collection {self.name!r}"):
+            while ids := self.handle.get(limit=_READ_CHUNK, include=[])["ids"]:
+                self.delete(ids)
+
+    def count(self) -> int:
+        """Return the number of records."""
+        with translated(f"collection {self.name!r}"):
+            return int(self.handle.count())
+
+    def query(
+        self,
+        vectors: npt.ArrayLike,
+        k: int,
+        *,
+        where: Where | None = None,
+        where_document: Where | None = None,
+        ids: Sequence[str] | None = None,
+        with_vectors: bool = False,
+    ) -> list[list[Found]]:
+        """Return the `k` nearest records to each query vector (n, dimension), nearest first."""
+        array = self._checked(vectors, None)
+        if len(array) == 0:
+            return []
+        options: dict[str, Any] = {}
+        if ids is not None:
+            # Chroma fails if one id is missing.
+            options["ids"] = [record.id for record in self.read(ids)]
+            if not options["ids"]:
+                return [[] for _ in array]
+        include: Any = ["documents", "metadatas", "distances"] + (["embeddings"] if with_vectors else [])
+        with translated(f"collection {self.name!r}"):
+            answer: Any = self.handle.query(
+                query_embeddings=array,
+                n_results=check_count(k, "k"),
+                where=dict(where) if where else None,
+                where_document=dict(where_document) if where_document else None,
+                include=include,
+                **options,
+            )
+        results = []
+        for row in range(len(array)):
+            records = _records({name: (answer[name] or [None])[row] for name in ("ids", "documents", "metadatas")})
+            stored = answer["embeddings"][row] if with_vectors else [None] * len(records)
+            results.append(
+                [
+                    Found(record, float(distance), None if vector is None else np.asarray(vector, np.float32))
+                    for record, distance, vector in zip(records, answer["distances"][row], stored, strict=True)
+                ]
+            )
+        return results
+
+    def similarity(self, distance: float) -> float:
+        """Return a distance as similarity, larger is better.
+
+        Cosine space: cosine similarity. Dot space: dot product. Euclidean space: 1 / (1 + distance), where Chroma
+        gives the squared distance.
+        """
+        if self.metric == "euclidean":
+            return 1.0 / (1.0 + math.sqrt(max(0.0, distance)))
+        return 1.0 - distance
+
+    def close(self) -> None:
+        """End the worker and drop a private in-memory collection."""
+        self.worker.close(last=lambda: None)
+        if self._private:
+            with translated(f"collection {self.name!r}"):
+                self.client.delete_collection(self.handle.name)
+            self._private = False
+
+    def _checked(self, vectors: npt.ArrayLike, rows: int | None) -> Vectors:
+        array = np.asarray(vectors, dtype=np.float32)
+        if rows == len(array) == 0:
+            return array.reshape(0, 0)
+        if array.ndim != 2 or (rows is not None and len(array) != rows):
+            expected = "n" if rows is None else rows
+            raise InvalidInputError(f"expected vectors of shape ({expected}, dimension), got {array.shape}")
+        if not np.isfinite(array).all():
+            bad = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
+            raise InvalidInputError(f"vector {bad} holds NaN or infinity, which cannot be searched; check the encoder")
+        return array
+
+
+def check_ids(ids: Sequence[str]) -> list[str]:
+    """Return `ids` as a list, or raise InvalidInputError if one is not a non-empty string."""
+    wanted = check_texts(ids, "ids")
+    if "" in wanted:
+        raise InvalidInputError(f"ids[{wanted.index('')}] is empty; an id must have at least one character")
+    return wanted
+
+
+@contextmanager
+def translated(what: str) -> Iterator[None]:
+    """Turn Chroma's errors into ours, with its own words kept."""
+    try:
+        yield
+    except RetrieveRerankError:
+        raise
+    except NotFoundError as error:
+        raise RetrieveRerankError(f"{what} is gone, deleted by someone else: {error}. Open the index again") from error
+    except InvalidArgumentError as error:
+        if "dimension" in str(error):
+            raise IndexMismatchError(
+                f"{what} holds vectors of another length than the encoder makes: {error}. Open it with the encoder "
+                "that made it, or use another collection name"
+            ) from error
+        raise InvalidInputError(f"{what}: {error}") from error
+    except InternalError as error:
+        raise RetrieveRerankError(f"{what}: Chroma failed: {error}") from error
+    except (ChromaError, ValueError, TypeError) as error:
+        raise InvalidInputError(f"{what}: {error}") from error
+
+
+def _open_client(path: str | os.PathLike[str] | None) -> ClientAPI:
+    if path is None:
+        return chromadb.EphemeralClient()
+    # Chroma takes every spelling of a path for a store of its own, and two stores on one directory lose vectors.
+    folder = Path(path).expanduser().resolve()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".retrieve-rerank-{uuid.uuid4().hex}"
+        probe.touch()
+        probe.unlink()
+        return chromadb.PersistentClient(str(folder))
+    except (OSError, ChromaError, ValueError) as error:
+        raise InvalidInputError(
+            f"cannot open a Chroma index in {str(folder)!r}: {error}. Give a directory that can be written"
+        ) from error
+
+
+def _same(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
+    # Equal is not enough: 1 == True == 1.0.
+    return left == right and json.dumps(left, sort_keys=True) == json.dumps(right, sort_keys=True)
+
+
+def _records(rows: Mapping[str, Any]) -> list[Record]:
+    ids: list[str] = rows["ids"] or []
+    texts = rows["documents"] or [None] * len(ids)
+    metadatas = rows["metadatas"] or [None] * len(ids)
+    return [Record(id_, text or "", dict(meta or {})) for id_, text, meta in zip(ids, texts, metadatas, strict=True)]

@@ -1,0 +1,83 @@
+"""Which encoder made a collection's vectors, in what space, in what format: recorded, compared, refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from retrieve_rerank.errors import IndexMismatchError
+from retrieve_rerank.types import Metric
+
+FORMAT = 1
+
+_FORMAT_KEY = "retrieve_rerank:format"
+_ENCODER_KEY = "retrieve_rerank:encoder"
+
+SPACES: dict[Metric, str] = {"cosine": "cosine", "dot": "ip", "euclidean": "l2"}
+
+Fingerprint = Mapping[str, "str | int | float | bool"]
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a collection says of itself."""
+
+    metric: Metric
+    fingerprint: Fingerprint | None
+    format: int | None
+
+    @classmethod
+    def read(cls, configuration: Mapping[str, Any], metadata: Mapping[str, Any] | None) -> Identity:
+        """Read the identity from a collection's configuration and metadata."""
+        stored = metadata or {}
+        space = (configuration.get("hnsw") or configuration.get("spann") or {}).get("space", "l2")
+        metric = next((metric for metric, name in SPACES.items() if name == space), "euclidean")
+        encoder = stored.get(_ENCODER_KEY)
+        return cls(cast(Metric, metric), json.loads(encoder) if encoder else None, stored.get(_FORMAT_KEY))
+
+
+def to_metadata(fingerprint: Fingerprint | None) -> dict[str, str | int]:
+    """Return the collection metadata that records `fingerprint`."""
+    metadata: dict[str, str | int] = {_FORMAT_KEY: FORMAT}
+    if fingerprint is not None:
+        metadata[_ENCODER_KEY] = json.dumps(dict(fingerprint), sort_keys=True)
+    return metadata
+
+
+def check_identity(name: str, found: Identity, metric: Metric | None, fingerprint: Fingerprint | None) -> None:
+    """Compare a collection with the encoder and metric that it is opened with.
+
+    Raises:
+        IndexMismatchError: If they differ, saying in what and what to do.
+    """
+    if found.format is not None and found.format > FORMAT:
+        raise IndexMismatchError(
+            f"collection {name!r} has format {found.format}, written by a newer retrieve-rerank; this one reads up to "
+            f"{FORMAT}. Upgrade retrieve-rerank"
+        )
+    differences = [] if found.fingerprint is None or fingerprint is None else _differences(found.fingerprint, fingerprint)
+    if differences:
+        raise IndexMismatchError(
+            f"collection {name!r} was made by another encoder: {'; '.join(differences)}. Vectors of different "
+            "encoders cannot be compared: open it with the encoder that made it, or use another collection name and "
+            "add the passages again. If the two are one encoder all the same, pass assume_compatible=True"
+        )
+    if metric is not None and metric != found.metric:
+        raise IndexMismatchError(
+            f"collection {name!r} compares vectors by {found.metric!r}, and {metric!r} was asked for; a collection's "
+            f"metric cannot change. Pass metric={found.metric!r} to keep it, or use another collection name and add "
+            "the passages again"
+        )
+
+
+def _differences(stored: Fingerprint, given: Fingerprint) -> list[str]:
+    keys = set(stored) | set(given)
+    if "weights" in stored and "weights" in given:
+        keys -= {"model"}  # a name is only a name: the weights say whether it is the same model
+    return [
+        f"{key} was {stored.get(key, 'not set')!r}, now {given.get(key, 'not set')!r}"
+        for key in sorted(keys, key=lambda key: (key != "model", key))
+        if stored.get(key) != given.get(key)
+    ]

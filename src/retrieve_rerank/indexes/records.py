@@ -1,0 +1,122 @@
+"""A passage as Chroma stores it, and back. The one format that the core and both frameworks share.
+
+Chroma's metadata is flat: text, numbers, booleans and lists of one kind. Such values are stored as they are, so that
+filters work on them. Whatever else JSON can say (None, nested, empty or mixed values) goes, as JSON, under one
+key of ours and comes back as it was. Records with LlamaIndex's own bookkeeping keep the user's metadata in its JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from retrieve_rerank.checks import check_encodable
+from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.types import Passage
+
+JSON_KEY = "_retrieve_rerank_json"
+NODE_KEY = "_node_content"  # LlamaIndex's key for a node as JSON, next to which it stores flat copies of some ids
+
+_INT64 = range(-(2**63), 2**63)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One row of a collection: what Chroma holds, without its vector."""
+
+    id: str
+    text: str
+    metadata: Mapping[str, Any]
+
+    @property
+    def passage(self) -> Passage:
+        """The passage with the user's own metadata, whoever wrote the record."""
+        return Passage(self.id, self.text, user_metadata(self.metadata))
+
+
+def to_record(passage: Passage, bookkeeping: Mapping[str, str] | None = None) -> Record:
+    """Return `passage` as a record.
+
+    Args:
+        passage: What to store.
+        bookkeeping: Further keys to store beside the user's metadata; they win over the user's keys of the same name.
+
+    Raises:
+        InvalidInputError: If the text or the metadata cannot be stored, naming the passage and the key.
+    """
+    check_encodable(passage.id, "a passage's id")
+    check_encodable(passage.text, f"the text of passage {passage.id!r}")
+    flat: dict[str, Any] = {}
+    rest: dict[str, Any] = {}
+    for key, value in passage.metadata.items():
+        if not isinstance(key, str):
+            raise InvalidInputError(
+                f"the metadata of passage {passage.id!r} has the key {key!r}; keys must be strings, not "
+                f"{type(key).__name__}"
+            )
+        if key == JSON_KEY:
+            raise InvalidInputError(f"the metadata key {JSON_KEY!r} (passage {passage.id!r}) is reserved; rename it")
+        plain = _plain(value, f"metadata[{key!r}] of passage {passage.id!r}")
+        (flat if _is_storable(key, plain) else rest)[key] = plain
+    if bookkeeping:
+        flat.update(bookkeeping)
+    elif rest:
+        flat[JSON_KEY] = json.dumps(rest)
+    return Record(passage.id, passage.text, flat)
+
+
+def user_metadata(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the user's metadata of a stored record."""
+    if NODE_KEY in stored:
+        try:
+            node = json.loads(stored[NODE_KEY])
+        except ValueError:
+            node = None
+        if isinstance(node, dict) and isinstance(node.get("metadata"), dict):
+            return dict(node["metadata"])
+    metadata = {key: value for key, value in stored.items() if key != JSON_KEY}
+    if JSON_KEY in stored:
+        metadata.update(json.loads(stored[JSON_KEY]))
+    return metadata
+
+
+def _plain(value: object, where: str) -> Any:  # noqa: ANN401 - a JSON value has no narrower type
+    """Return `value` as plain JSON types, or raise InvalidInputError."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, str):
+        check_encodable(value, where)
+        return str(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, where) for item in value]
+    if isinstance(value, Mapping):
+        if not all(isinstance(key, str) for key in value):
+            raise InvalidInputError(f"{where} holds a mapping whose keys are not all strings; convert them")
+        return {key: _plain(item, where) for key, item in value.items()}
+    raise InvalidInputError(
+        f"{where} is a {type(value).__name__}, which cannot be stored; give text, a number, a boolean, None, or a list "
+        "or mapping of these (a date as .isoformat())"
+    )
+
+
+def _is_storable(key: str, value: object) -> bool:
+    """Whether Chroma stores `value` under `key` unchanged."""
+    if not key or key.startswith(("#", "$")) or key == "chroma:document":
+        return False
+    if isinstance(value, list):
+        kinds = {type(item) for item in value}
+        return len(kinds) == 1 and all(not isinstance(item, list) and _is_storable(key, item) for item in value)
+    if isinstance(value, bool):
+        return True
+    if isinstance(value, int):
+        return value in _INT64
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, str)

