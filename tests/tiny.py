@@ -8,28 +8,31 @@ from pathlib import Path
 import sentence_transformers
 import torch
 import transformers
-from sentence_transformers import models
+from sentence_transformers.sentence_transformer import modules as models
 
 POSITIONS = 64
 WIDTH = 32
 
+_CHARACTERS = string.ascii_lowercase + string.digits + string.punctuation + "äöüé"
+_VOCABULARY = [
+    *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
+    *_CHARACTERS,
+    *(f"##{character}" for character in _CHARACTERS),
+    *("paris", "rome", "capital", "france", "italy", "bread", "the", "is", "of", "what", "in", "word"),
+]
+
 
 def save_tokenizer(folder: Path, positions: int = POSITIONS) -> None:
-    """Save a WordPiece tokenizer whose vocabulary is the characters, so that every word has several tokens."""
-    characters = string.ascii_lowercase + string.digits + string.punctuation + "äöüé"
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    vocabulary += [*characters, *(f"##{character}" for character in characters)]
-    vocabulary += ["paris", "rome", "capital", "france", "italy", "bread", "the", "is", "of", "what", "in", "a", "word"]
+    """Save a WordPiece tokenizer whose vocabulary is characters and a few words."""
     file = folder / "vocab.txt"
-    file.write_text("\n".join(vocabulary), encoding="utf-8")
+    file.write_text("\n".join(_VOCABULARY), encoding="utf-8")
     transformers.BertTokenizerFast(str(file), model_max_length=positions).save_pretrained(folder)
 
 
 def config(positions: int = POSITIONS, **options: object) -> transformers.BertConfig:
     """Return the configuration of a two-layer BERT."""
-    size = 5 + 2 * len(string.ascii_lowercase + string.digits + string.punctuation + "äöüé") + 13
     return transformers.BertConfig(
-        vocab_size=size,
+        vocab_size=len(_VOCABULARY),
         hidden_size=WIDTH,
         num_hidden_layers=2,
         num_attention_heads=4,

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import sentence_transformers
 import torch
-from sentence_transformers.models import Normalize
+from sentence_transformers.sentence_transformer.modules import Normalize
 from tqdm.auto import tqdm
 
 from retrieve_rerank.errors import InvalidInputError
