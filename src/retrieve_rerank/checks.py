@@ -22,7 +22,9 @@ def check_query(query: str) -> str:
 def check_texts(texts: Iterable[str], what: str = "texts") -> list[str]:
     """Return `texts` as a list, or raise InvalidInputError naming the first item that is not a usable string."""
     if isinstance(texts, (str, bytes)):
-        raise InvalidInputError(f"{what} must be a list of strings, got a single {type(texts).__name__}; wrap it: [...]")
+        raise InvalidInputError(
+            f"{what} must be a list of strings, got a single {type(texts).__name__}; wrap it: [...]"
+        )
     if not isinstance(texts, Iterable):
         raise InvalidInputError(f"{what} must be a list of strings, got {type(texts).__name__}")
     items = list(texts)

@@ -164,7 +164,8 @@ class SearchResult(Sequence[Hit]):
             for hit in self.hits
         )
         head = "".join(f"<th>{name}</th>" for name in ("rank", "score", "was", "retrieval score", "id", "text"))
-        return f"<table><caption>{escape(self.query)}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        caption = f"<caption>{escape(self.query)}</caption>"
+        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
 @runtime_checkable
@@ -203,4 +204,4 @@ class Retriever(Protocol):
     """A first stage: finds candidates for a query, best first."""
 
     def retrieve(self, query: str, k: int) -> list[Hit]:
-        """Return at most `k` hits with `retrieval_rank` 1, 2, …"""
+        """Return at most `k` hits, whose `retrieval_rank` counts from 1."""

@@ -192,9 +192,7 @@ class ChromaIndex:
         hits = []
         for rank, item in enumerate(found, start=1):
             score = self.collection.similarity(item.distance)
-            hits.append(
-                Hit(item.record.passage, rank=rank, score=score, retrieval_rank=rank, retrieval_score=score)
-            )
+            hits.append(Hit(item.record.passage, rank=rank, score=score, retrieval_rank=rank, retrieval_score=score))
         return hits
 
 

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import chromadb
 import numpy as np
@@ -101,11 +101,13 @@ class ChromaCollection:
         self.worker = Worker(f"retrieve-rerank collection {name}")
         self._private = handle is None and path is None and client is None
         if handle is not None:
-            self.name, self.client, self.handle = handle.name, handle._client, handle  # noqa: SLF001 - has no other way
+            # A live collection has no public way to its client, which knows the batch limit.
+            self.name, self.client, self.handle = handle.name, cast("ClientAPI", handle._client), handle  # noqa: SLF001
             self._check(metric, fingerprint, assume_compatible=assume_compatible)
             return
-        self.client = client if client is not None else _open_client(path)
+        self.client: ClientAPI = client if client is not None else _open_client(path)
         # Chroma's in-memory store is one for the whole process: two indexes must not meet in it.
+        settings: Any = {"hnsw": {"space": SPACES[metric or "cosine"], "ef_search": _EF_SEARCH}}
         stored_name = f"{name}-{uuid.uuid4().hex}" if self._private else name
         with translated(f"collection {name!r}"):
             try:
@@ -116,7 +118,7 @@ class ChromaCollection:
                     raise
                 self.handle = self.client.create_collection(
                     stored_name,
-                    configuration={"hnsw": {"space": SPACES[metric or "cosine"], "ef_search": _EF_SEARCH}},  # type: ignore[typeddict-item]
+                    configuration=settings,
                     metadata=to_metadata(fingerprint),
                     embedding_function=None,
                 )
@@ -256,7 +258,10 @@ class ChromaCollection:
         array = self._checked(vectors, None)
         if len(array) == 0:
             return []
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = {
+            "where": dict(where) if where else None,
+            "where_document": dict(where_document) if where_document else None,
+        }
         if ids is not None:
             # Chroma fails if one id is missing.
             options["ids"] = [record.id for record in self.read(ids)]
@@ -267,8 +272,6 @@ class ChromaCollection:
             answer: Any = self.handle.query(
                 query_embeddings=array,
                 n_results=check_count(k, "k"),
-                where=dict(where) if where else None,
-                where_document=dict(where_document) if where_document else None,
                 include=include,
                 **options,
             )
@@ -296,11 +299,15 @@ class ChromaCollection:
 
     def close(self) -> None:
         """End the worker and drop a private in-memory collection."""
-        self.worker.close(last=lambda: None)
+        self.worker.close()
         if self._private:
-            with translated(f"collection {self.name!r}"):
-                self.client.delete_collection(self.handle.name)
             self._private = False
+            self.drop()
+
+    def drop(self) -> None:
+        """Delete the collection itself."""
+        with translated(f"collection {self.name!r}"):
+            self.client.delete_collection(self.handle.name)
 
     def _checked(self, vectors: npt.ArrayLike, rows: int | None) -> Vectors:
         array = np.asarray(vectors, dtype=np.float32)

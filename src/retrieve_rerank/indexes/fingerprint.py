@@ -57,7 +57,9 @@ def check_identity(name: str, found: Identity, metric: Metric | None, fingerprin
             f"collection {name!r} has format {found.format}, written by a newer retrieve-rerank; this one reads up to "
             f"{FORMAT}. Upgrade retrieve-rerank"
         )
-    differences = [] if found.fingerprint is None or fingerprint is None else _differences(found.fingerprint, fingerprint)
+    differences = (
+        [] if found.fingerprint is None or fingerprint is None else _differences(found.fingerprint, fingerprint)
+    )
     if differences:
         raise IndexMismatchError(
             f"collection {name!r} was made by another encoder: {'; '.join(differences)}. Vectors of different "

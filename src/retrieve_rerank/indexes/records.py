@@ -85,7 +85,7 @@ def user_metadata(stored: Mapping[str, Any]) -> dict[str, Any]:
     return metadata
 
 
-def _plain(value: object, where: str) -> Any:  # noqa: ANN401 - a JSON value has no narrower type
+def _plain(value: object, where: str) -> Any:
     """Return `value` as plain JSON types, or raise InvalidInputError."""
     if isinstance(value, np.generic):
         value = value.item()

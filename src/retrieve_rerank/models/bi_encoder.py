@@ -244,10 +244,9 @@ class BiEncoder:
                 "weights": engine.weights,
                 "dimension": probe.shape[1],
                 "document_prompt": self._prompt("document"),
+                "normalize": engine.normalized,
                 "max_length": engine.max_length or 0,
             }
-            if self._normalize is not None:
-                self._facts["normalize"] = self._normalize
         return self._facts
 
     def _loaded(self) -> BiEngine:

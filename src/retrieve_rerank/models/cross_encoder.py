@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import warnings
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,8 @@ from retrieve_rerank.models.ranking import Ranker, Scores
 from retrieve_rerank.models.worker import Worker
 
 if TYPE_CHECKING:
+    from langchain_core.cross_encoders import BaseCrossEncoder
+
     from retrieve_rerank.models.engine import CrossEngine
 
 
@@ -120,6 +123,16 @@ class CrossEncoder(Ranker):
         """As `score`, without blocking the event loop."""
         items = self._checked(query, texts)
         return (await self._ascore(query, items)).logits
+
+    def as_langchain(self) -> BaseCrossEncoder:
+        """Return this model as LangChain's `BaseCrossEncoder`, for components that want one.
+
+        Raises:
+            MissingDependencyError: If langchain-core is not installed.
+        """
+        # By name: the core imports no framework, and this door is opened by the framework's users only.
+        adapter = importlib.import_module("retrieve_rerank.langchain")._convert.LangChainCrossEncoder(self)  # noqa: SLF001
+        return cast("BaseCrossEncoder", adapter)
 
     def close(self) -> None:
         """Free the model once the calls already made are done. A later call loads it again."""

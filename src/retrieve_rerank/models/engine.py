@@ -112,6 +112,8 @@ class CrossEngine(Engine):
         max_length: int | None,
     ) -> None:
         super().__init__(model, precision, max_length)
+        if self.precision.name != "float32":
+            _keep_head_exact(model)
         self.prompt = _saved_prompt(model) if prompt is None else prompt
 
     def score(self, query: str, texts: list[str]) -> Scores:
@@ -152,6 +154,7 @@ class BiEngine(Engine):
                 model.pop(position)
         super().__init__(model, precision, max_length)
         self.normalize = normalize
+        self.normalized = bool(normalize) or any(isinstance(module, Normalize) for module in model)
         self.truncate_dim = truncate_dim
 
     def encode(
@@ -173,6 +176,21 @@ class BiEngine(Engine):
 def _saved_prompt(model: sentence_transformers.CrossEncoder) -> str:
     name = model.default_prompt_name
     return model.prompts.get(name, "") or "" if name is not None else ""
+
+
+def _keep_head_exact(model: sentence_transformers.CrossEncoder) -> None:
+    """Let a classification head compute in float32: a logit of 8 rounded to bfloat16 has steps of 1/32, and ties."""
+    transformer: Any = model.transformers_model
+    if not type(transformer).__name__.endswith("ForSequenceClassification"):
+        return  # a language model's head shares its weights with the embeddings
+    for name, module in transformer.named_children():
+        if name != transformer.base_model_prefix and any(True for _ in module.parameters()):
+            module.float()
+            module.register_forward_pre_hook(_widen_inputs)
+
+
+def _widen_inputs(_module: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(value.float() if isinstance(value, torch.Tensor) else value for value in inputs)
 
 
 def _widen(_module: torch.nn.Module, _inputs: object, features: dict[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import sentence_transformers
 import torch
 from huggingface_hub import constants as hub_constants
 from safetensors import safe_open
-from transformers.utils import logging as transformers_logging
+from transformers.utils import logging
 
 from retrieve_rerank.errors import InvalidInputError, ModelError
 
@@ -68,7 +68,7 @@ def load_cross_encoder(checkpoint: Checkpoint) -> sentence_transformers.CrossEnc
     Raises:
         ModelError: If there is no such model, it cannot be loaded, its head is missing, or it has several labels.
     """
-    model = _load(sentence_transformers.CrossEncoder, checkpoint, "cross-encoder")
+    model: sentence_transformers.CrossEncoder = _load(sentence_transformers.CrossEncoder, checkpoint, "cross-encoder")
     advice = "Give a trained cross-encoder such as 'cross-encoder/ms-marco-MiniLM-L6-v2'"
     heads = ("ForSequenceClassification", "ForCausalLM", "ForConditionalGeneration")
     names = _architectures(model)
@@ -112,7 +112,7 @@ def longest_input(model: sentence_transformers.SentenceTransformer | sentence_tr
     for name, module in transformer.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
             # RoBERTa and MPNet count positions from after the padding index.
-            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+            return int(module.num_embeddings) - (0 if module.padding_idx is None else module.padding_idx + 1)
     positions = getattr(transformer.config, "max_position_embeddings", None)
     return positions if isinstance(positions, int) and positions > 0 else None
 
@@ -133,7 +133,7 @@ def set_longest_input(
         return None
     # A tokenizer without a limit of its own would otherwise hand the network more than it has positions for.
     model.max_seq_length = int(min(known))
-    return model.max_seq_length
+    return int(min(known))
 
 
 def _load(kind: Callable[..., Model], checkpoint: Checkpoint, what: str) -> Model:
@@ -188,6 +188,7 @@ def _hub_answers() -> bool:
 def _quiet_loading() -> Iterator[None]:
     # A "Loading weights" bar is noise in a library, and the load report's verdict is given by our own checks. The
     # hub's download bars stay: a download is never silent.
+    transformers_logging: Any = logging  # part of it is untyped
     bar, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()

@@ -159,7 +159,5 @@ def _as_hit(item: str | Passage | Hit, position: int) -> Hit:
     if isinstance(item, str):
         item = Passage(str(position), item)
     if not isinstance(item, Passage):
-        raise InvalidInputError(
-            f"passages[{position}] must be a string, a Passage or a Hit, got {type(item).__name__}"
-        )
+        raise InvalidInputError(f"passages[{position}] must be a string, a Passage or a Hit, got {type(item).__name__}")
     return Hit(item, rank=position + 1, score=math.nan)

@@ -40,12 +40,13 @@ class Worker:
         """Run `call` on the thread and await its result. A cancelled call that has not begun is dropped."""
         return await asyncio.wrap_future(self._submit(call, *args, **kwargs))
 
-    def close(self, last: Callable[[], None]) -> None:
+    def close(self, last: Callable[[], None] | None = None) -> None:
         """Run `last` after what is queued, then let the thread end. A later call starts a new one."""
         with self._lock:
             executor, self._executor, self._thread = self._executor, None, None
         if executor is not None and os.getpid() == self._process:
-            executor.submit(last).result()
+            if last is not None:
+                executor.submit(last).result()
             executor.shutdown(wait=False)
 
     def _submit(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:

@@ -13,7 +13,7 @@ _BREAK = re.compile(r"(?:\r\n|\r|\n)[^\S\r\n]*(?:\r\n|\r|\n)\s*")
 
 
 def split_paragraphs(text: str) -> list[Passage]:
-    """Split a text at its blank lines.
+    r"""Split a text at its blank lines.
 
     Args:
         text: Any text.
@@ -27,8 +27,8 @@ def split_paragraphs(text: str) -> list[Passage]:
 
     Example:
         >>> from retrieve_rerank import split_paragraphs
-        >>> [(p.id, p.text, p.metadata["start"]) for p in split_paragraphs("One.\\n\\nTwo,\\nstill two.")]
-        [('p0', 'One.', 0), ('p1', 'Two,\\nstill two.', 6)]
+        >>> [(p.id, p.text, p.metadata["start"]) for p in split_paragraphs("One.\n\nTwo,\nstill two.")]
+        [('p0', 'One.', 0), ('p1', 'Two,\nstill two.', 6)]
     """
     if not isinstance(text, str):
         raise InvalidInputError(f"text must be a string, got {type(text).__name__}")

@@ -1,0 +1,177 @@
+"""LangChain's objects turned into ours on the way in, and ours into LangChain's on the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from langchain_core.cross_encoders import BaseCrossEncoder
+from langchain_core.documents import Document
+from langchain_core.embeddings import Embeddings
+
+from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.indexes.records import Record
+from retrieve_rerank.models.cross_encoder import CrossEncoder
+from retrieve_rerank.types import Encoder, Hit, Metric, Passage
+
+Vectors = npt.NDArray[np.float32]
+
+# The names under which embedding classes keep what they embed with.
+_MODEL_NAMES = ("model_name", "model", "model_id", "deployment", "repo_id")
+
+
+class EmbeddingsEncoder:
+    """Any LangChain `Embeddings` as an encoder."""
+
+    def __init__(self, embeddings: Embeddings) -> None:
+        self.embeddings = embeddings
+
+    @property
+    def metric(self) -> Metric:
+        """LangChain does not say what vectors are compared by; cosine suits all but dot-product models."""
+        return "cosine"
+
+    @property
+    def dimension(self) -> int:
+        """Length of every vector, by embedding a word."""
+        return len(self.embeddings.embed_query("dimension"))
+
+    @property
+    def fingerprint(self) -> Mapping[str, str | int | float | bool]:
+        """The model's name if the object has one, else the class's name; and its dimensions if it says so."""
+        names = [getattr(self.embeddings, name, None) for name in _MODEL_NAMES]
+        known = [name for name in names if isinstance(name, str) and name]
+        facts: dict[str, str | int | float | bool] = {"model": known[0] if known else type(self.embeddings).__name__}
+        for name in ("dimensions", "size"):
+            value = getattr(self.embeddings, name, None)
+            if isinstance(value, int):
+                facts[name] = value
+        return facts
+
+    def encode_queries(self, texts: Sequence[str]) -> Vectors:
+        """Return an array (len(texts), dimension)."""
+        return np.asarray([self.embeddings.embed_query(text) for text in texts], dtype=np.float32)
+
+    def encode_documents(self, texts: Sequence[str]) -> Vectors:
+        """Return an array (len(texts), dimension)."""
+        return np.asarray(self.embeddings.embed_documents(list(texts)), dtype=np.float32)
+
+    async def aencode_queries(self, texts: Sequence[str]) -> Vectors:
+        """As `encode_queries`, by the embeddings' own async method where they have one."""
+        return np.asarray([await self.embeddings.aembed_query(text) for text in texts], dtype=np.float32)
+
+
+class LangChainCrossEncoder(BaseCrossEncoder):
+    """Our cross-encoder as LangChain's: pairs in, logits out."""
+
+    def __init__(self, cross_encoder: CrossEncoder) -> None:
+        self.cross_encoder = cross_encoder
+
+    def score(self, text_pairs: list[tuple[str, str]]) -> list[float]:
+        """Return one logit a pair; larger is more relevant."""
+        scores: dict[int, float] = {}
+        by_query: dict[str, list[int]] = {}
+        for position, (query, _) in enumerate(text_pairs):
+            by_query.setdefault(query, []).append(position)
+        for query, positions in by_query.items():
+            logits = self.cross_encoder.score(query, [text_pairs[position][1] for position in positions])
+            scores.update(zip(positions, map(float, logits), strict=True))
+        return [scores[position] for position in range(len(text_pairs))]
+
+
+class PairScorer:
+    """LangChain's cross-encoder as our scorer. What it returns is taken as logits."""
+
+    def __init__(self, cross_encoder: BaseCrossEncoder) -> None:
+        self.cross_encoder = cross_encoder
+
+    def score(self, query: str, texts: Sequence[str]) -> Vectors:
+        """Return an array (len(texts),)."""
+        # A list first: the stock class returns an array, or even a map object, where it promises a list.
+        return np.asarray(list(self.cross_encoder.score([(query, text) for text in texts])), dtype=np.float32)
+
+
+def to_encoder(embeddings: Embeddings) -> Encoder:
+    """Return `embeddings` as an encoder: the bi-encoder inside ours, a wrapper around any other."""
+    if not isinstance(embeddings, Embeddings):
+        raise InvalidInputError(
+            f"the embedding function must be a LangChain Embeddings, got {type(embeddings).__name__}"
+        )
+    own = getattr(embeddings, "encoder", None)
+    return own if isinstance(own, Encoder) else EmbeddingsEncoder(embeddings)
+
+
+def to_hits(documents: Sequence[Document], texts: Sequence[str]) -> list[Hit]:
+    """Return documents as hits of a first stage; their position is their id, so that none is lost or merged.
+
+    Args:
+        documents: In the first stage's order.
+        texts: What the cross-encoder is to read of each.
+    """
+    hits = []
+    for position, (document, text) in enumerate(zip(documents, texts, strict=True)):
+        rank, score = document.metadata.get("retrieval_rank"), document.metadata.get("retrieval_score")
+        hits.append(
+            Hit(
+                Passage(str(position), text),
+                rank=position + 1,
+                score=float("nan"),
+                retrieval_rank=rank if isinstance(rank, int) else position + 1,
+                retrieval_score=score if isinstance(score, float) else None,
+            )
+        )
+    return hits
+
+
+def to_reranked(document: Document, hit: Hit) -> Document:
+    """Return a copy of `document` with the hit's scores, as plain numbers, in its metadata."""
+    scores: dict[str, Any] = {
+        "relevance_score": hit.score,
+        "rerank_logit": hit.logit,
+        "rerank_rank": hit.rank,
+        "retrieval_rank": hit.retrieval_rank,
+    }
+    if hit.retrieval_score is not None:
+        scores["retrieval_score"] = hit.retrieval_score
+    return with_metadata(document, scores)
+
+
+def with_metadata(document: Document, extra: Mapping[str, Any]) -> Document:
+    """Return a copy of `document` with more metadata; id, type and text stay."""
+    return document.model_copy(update={"metadata": {**document.metadata, **extra}})
+
+
+def to_document(record: Record) -> Document:
+    """Return a stored record as a document."""
+    passage = record.passage
+    return Document(page_content=passage.text, metadata=dict(passage.metadata), id=passage.id)
+
+
+def checked_documents(documents: Sequence[Document]) -> list[Document]:
+    """Return `documents` as a list, or raise InvalidInputError naming the first item that is none."""
+    if isinstance(documents, (str, Document)):
+        raise InvalidInputError(f"documents must be a list of Document, got a single {type(documents).__name__}")
+    items = list(documents)
+    for position, item in enumerate(items):
+        if not isinstance(item, Document):
+            raise InvalidInputError(f"documents[{position}] must be a Document, got {type(item).__name__}")
+    return items
+
+
+def render(document: Document, template: str | None) -> str:
+    """Return what the cross-encoder reads of a document: its text, or the filled template.
+
+    Raises:
+        InvalidInputError: If the template names a metadata key that the document lacks.
+    """
+    if template is None:
+        return document.page_content
+    try:
+        return template.format_map({**document.metadata, "page_content": document.page_content})
+    except KeyError as error:
+        raise InvalidInputError(
+            f"text_template {template!r} names {error}, which document {document.id!r} has not: its metadata has "
+            f"{sorted(document.metadata)}. Fill it for every document, or leave it out of the template"
+        ) from error

@@ -1,0 +1,86 @@
+"""The bi-encoder as LangChain embeddings."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from langchain_core.embeddings import Embeddings
+from langchain_core.load import Serializable
+from pydantic import AliasChoices, ConfigDict, Field, PrivateAttr, field_validator
+
+from retrieve_rerank.models.bi_encoder import BiEncoder
+from retrieve_rerank.models.precision import Precision
+
+
+class BiEncoderEmbeddings(Serializable, Embeddings):
+    """A sentence-transformers bi-encoder as LangChain embeddings.
+
+    Queries and documents get the model's own saved prompts; newlines are kept; vectors equal the model's own. The
+    fields are those of `retrieve_rerank.BiEncoder`, where each is explained; `model_name` is accepted for `model`.
+    `model` may also be a `BiEncoder`, to share one that is loaded already; its own settings then apply.
+
+    Example:
+        >>> from retrieve_rerank.langchain import BiEncoderEmbeddings
+        >>> embeddings = BiEncoderEmbeddings(model=str(bi_encoder_path))
+        >>> len(embeddings.embed_query("capital of France")), len(embeddings.embed_documents(["Paris", "Rome"]))
+        (384, 2)
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", populate_by_name=True, arbitrary_types_allowed=True, protected_namespaces=()
+    )
+
+    model: str | BiEncoder = Field(
+        default="sentence-transformers/multi-qa-mpnet-base-dot-v1",
+        validation_alias=AliasChoices("model", "model_name"),
+    )
+    device: str | None = None
+    precision: Precision = "auto"
+    revision: str | None = None
+    cache_folder: str | None = None
+    local_files_only: bool = False
+    token: str | bool | None = Field(default=None, exclude=True, repr=False)
+    trust_remote_code: bool = False
+    query_prompt: str | None = None
+    document_prompt: str | None = None
+    normalize: bool | None = None
+    truncate_dim: int | None = None
+    max_length: int | None = None
+
+    _encoder: BiEncoder = PrivateAttr()
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _path_as_text(cls, value: object) -> object:
+        return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Build the encoder, which checks the settings and loads nothing yet."""
+        super().model_post_init(context)
+        if isinstance(self.model, BiEncoder):
+            self._encoder = self.model
+            return
+        settings = {name: getattr(self, name) for name in type(self).model_fields}
+        self._encoder = BiEncoder(settings.pop("model"), **settings)
+
+    @property
+    def encoder(self) -> BiEncoder:
+        """The bi-encoder underneath: its metric, fingerprint, dimension and `close()`."""
+        return self._encoder
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Return one vector a text."""
+        return self.encoder.encode_documents(texts).tolist()  # type: ignore[no-any-return]
+
+    def embed_query(self, text: str) -> list[float]:
+        """Return the vector of a query."""
+        return self.encoder.encode_queries([text])[0].tolist()  # type: ignore[no-any-return]
+
+    async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
+        """As `embed_documents`, without blocking the event loop."""
+        return (await self.encoder.aencode_documents(texts)).tolist()  # type: ignore[no-any-return]
+
+    async def aembed_query(self, text: str) -> list[float]:
+        """As `embed_query`, without blocking the event loop."""
+        return (await self.encoder.aencode_queries([text]))[0].tolist()  # type: ignore[no-any-return]

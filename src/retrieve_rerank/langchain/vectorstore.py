@@ -1,0 +1,508 @@
+"""Chroma as a LangChain vector store, over the same collections as the rest of the package."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from langchain_core.documents import Document
+from langchain_core.embeddings import Embeddings
+from langchain_core.vectorstores import VectorStore
+from langchain_core.vectorstores.utils import maximal_marginal_relevance
+
+from retrieve_rerank.checks import check_count, check_query
+from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.indexes.chroma import adopt
+from retrieve_rerank.indexes.collection import ChromaCollection, Found, Vectors, Where
+from retrieve_rerank.indexes.records import Record, to_record
+from retrieve_rerank.langchain._convert import EmbeddingsEncoder, to_document, to_encoder
+from retrieve_rerank.models.worker import Worker
+from retrieve_rerank.types import Encoder, Metric, Passage
+
+if TYPE_CHECKING:
+    import chromadb
+    from chromadb.api import ClientAPI
+
+
+class ChromaVectorStore(VectorStore):
+    """Documents in a Chroma collection.
+
+    A new collection gets the metric of the embedding model (cosine where the embeddings do not say) and carries the
+    model's fingerprint; an existing one is checked against both. Adding is an upsert: an id that is known gets the new
+    text and exactly the new metadata; a document that is stored already, word for word, is not embedded again.
+
+    Args:
+        collection_name: Name of the collection.
+        embedding_function: Any LangChain embeddings. None is enough to read, delete and search by vector.
+        persist_directory: Directory of a persistent store; it is made if missing. One process at a time may write it.
+        client: A Chroma client to use instead, such as `chromadb.HttpClient`. Neither: in memory, private to this
+            object.
+        metric: "cosine", "dot" or "euclidean", instead of the model's.
+        assume_compatible: Open a collection that was made by another model or metric all the same.
+
+    Raises:
+        InvalidInputError: If the directory or the name cannot be used.
+        IndexMismatchError: If the collection was made by another model or with another metric.
+
+    Example:
+        >>> from retrieve_rerank.langchain import BiEncoderEmbeddings, ChromaVectorStore
+        >>> store = ChromaVectorStore(embedding_function=BiEncoderEmbeddings(model=str(bi_encoder_path)))
+        >>> store.add_texts(["Paris is the capital of France.", "Bread is baked."], ids=["1", "2"])
+        ['1', '2']
+        >>> store.similarity_search("capital of France", k=1)[0].id
+        '1'
+    """
+
+    def __init__(
+        self,
+        collection_name: str = "passages",
+        embedding_function: Embeddings | None = None,
+        persist_directory: str | os.PathLike[str] | None = None,
+        client: ClientAPI | None = None,
+        *,
+        metric: Metric | None = None,
+        assume_compatible: bool = False,
+    ) -> None:
+        self._embeddings = embedding_function
+        self._encoder: Encoder | None = None if embedding_function is None else to_encoder(embedding_function)
+        # Embeddings that do not know their metric follow the collection's.
+        knows = self._encoder is not None and not isinstance(self._encoder, EmbeddingsEncoder)
+        self.collection = ChromaCollection(
+            collection_name,
+            path=persist_directory,
+            client=client,
+            metric=metric or (self._encoder.metric if self._encoder is not None and knows else None),
+            fingerprint=None if self._encoder is None else self._encoder.fingerprint,
+            assume_compatible=assume_compatible,
+        )
+        if self._encoder is not None:
+            adopt(self.collection, self._encoder)
+
+    @property
+    def embeddings(self) -> Embeddings | None:
+        """The embeddings."""
+        return self._embeddings
+
+    @property
+    def metric(self) -> Metric:
+        """What vectors are compared by."""
+        return self.collection.metric
+
+    @property
+    def _collection(self) -> chromadb.Collection:
+        # The incumbent's name for it, which its users' code reaches for.
+        return self.collection.handle
+
+    # Writing
+
+    def add_texts(
+        self,
+        texts: Iterable[str],
+        metadatas: Iterable[dict[str, Any]] | None = None,
+        ids: Iterable[str | None] | None = None,
+        *,
+        batch_size: int | None = None,
+        **kwargs: Any,
+    ) -> list[str]:
+        """Store texts.
+
+        Args:
+            texts: Any iterable.
+            metadatas: One a text.
+            ids: One a text; a text without one gets a random one. Of equal ids the last wins.
+            batch_size: Texts embedded and written in one go. What was written stays if a later batch fails.
+            **kwargs: None is known; an unknown one raises.
+
+        Returns:
+            The ids, in the order of the texts.
+
+        Raises:
+            InvalidInputError: If a text or its metadata cannot be stored, or the lists differ in length.
+        """
+        _refuse(kwargs)
+        encoder = self._needed_encoder()
+        made: list[str] = []
+        for batch in self.collection.batches(_records(texts, metadatas, ids, made), batch_size):
+            plan = self.collection.plan(batch)
+            if plan.records:
+                self.collection.write(plan, encoder.encode_documents([record.text for record in plan.records]))
+        return made
+
+    async def aadd_texts(
+        self,
+        texts: Iterable[str],
+        metadatas: Iterable[dict[str, Any]] | None = None,
+        ids: Iterable[str | None] | None = None,
+        *,
+        batch_size: int | None = None,
+        **kwargs: Any,
+    ) -> list[str]:
+        """As `add_texts`, without blocking the event loop."""
+        call = partial(self.add_texts, texts, metadatas, ids, batch_size=batch_size, **kwargs)
+        return await self.collection.worker.arun(call)
+
+    def update_document(self, document_id: str, document: Document) -> None:
+        """Replace one document."""
+        self.update_documents([document_id], [document])
+
+    def update_documents(self, ids: list[str], documents: list[Document]) -> None:
+        """Replace documents."""
+        self.add_texts((document.page_content for document in documents), [doc.metadata for doc in documents], ids)
+
+    def delete(self, ids: list[str] | None = None, *, where: Where | None = None, **kwargs: Any) -> bool | None:
+        """Delete by id and/or by metadata filter; ids that are not stored are no error.
+
+        Raises:
+            InvalidInputError: If neither is given; `reset_collection` deletes everything.
+        """
+        _refuse(kwargs)
+        if ids is None and not where:
+            raise InvalidInputError("delete() needs ids or where; to delete everything call reset_collection()")
+        self.collection.delete(ids, where=where)
+        return True
+
+    async def adelete(self, ids: list[str] | None = None, *, where: Where | None = None, **kwargs: Any) -> bool | None:
+        """As `delete`, without blocking the event loop."""
+        return await self.collection.worker.arun(partial(self.delete, ids, where=where, **kwargs))
+
+    def reset_collection(self) -> None:
+        """Delete every document; the collection, its metric and its model stay."""
+        self.collection.clear()
+
+    def delete_collection(self) -> None:
+        """Delete the collection itself. This object cannot be used afterwards."""
+        self.collection.drop()
+
+    # Reading
+
+    def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
+        """Return documents by id, in the order asked for; ids that are not stored are left out."""
+        return [to_document(record) for record in self.collection.read(ids)]
+
+    async def aget_by_ids(self, ids: Sequence[str], /) -> list[Document]:
+        """As `get_by_ids`, without blocking the event loop."""
+        return await self.collection.worker.arun(self.get_by_ids, ids)
+
+    def get(
+        self,
+        ids: str | list[str] | None = None,
+        where: Where | None = None,
+        limit: int | None = None,
+        offset: int | None = None,
+        where_document: Where | None = None,
+    ) -> dict[str, Any]:
+        """Return documents by id or filter, or all, as lists: `ids`, `documents` and `metadatas`."""
+        wanted = [ids] if isinstance(ids, str) else ids
+        records = self.collection.read(wanted, where=where, where_document=where_document, limit=limit, offset=offset)
+        passages = [record.passage for record in records]
+        return {
+            "ids": [passage.id for passage in passages],
+            "documents": [passage.text for passage in passages],
+            "metadatas": [dict(passage.metadata) for passage in passages],
+        }
+
+    # Searching: every method embeds, or not, and then calls `_found`.
+
+    def similarity_search(
+        self,
+        query: str,
+        k: int = 4,
+        filter: Where | None = None,
+        where_document: Where | None = None,
+        **kwargs: Any,
+    ) -> list[Document]:
+        """Return the `k` documents nearest to a query, nearest first.
+
+        Args:
+            query: Not empty.
+            k: How many at most.
+            filter: Chroma's filter on metadata, such as `{"source": "atlas"}`.
+            where_document: Chroma's filter on the text, such as `{"$contains": "France"}`.
+            **kwargs: None is known; an unknown one raises.
+        """
+        return [
+            document for document, _ in self.similarity_search_with_score(query, k, filter, where_document, **kwargs)
+        ]
+
+    async def asimilarity_search(
+        self,
+        query: str,
+        k: int = 4,
+        filter: Where | None = None,
+        where_document: Where | None = None,
+        **kwargs: Any,
+    ) -> list[Document]:
+        """As `similarity_search`, without blocking the event loop."""
+        found = await self.asimilarity_search_with_score(query, k, filter, where_document, **kwargs)
+        return [document for document, _ in found]
+
+    def similarity_search_with_score(
+        self,
+        query: str,
+        k: int = 4,
+        filter: Where | None = None,
+        where_document: Where | None = None,
+        **kwargs: Any,
+    ) -> list[tuple[Document, float]]:
+        """As `similarity_search`, with Chroma's distance: smaller is nearer.
+
+        For a similarity, larger is nearer, use `similarity_search_with_relevance_scores` or `ChromaRetriever`.
+        """
+        _refuse(kwargs)
+        return _with_distance(self._found(self._embed(query), k, filter, where_document))
+
+    async def asimilarity_search_with_score(
+        self,
+        query: str,
+        k: int = 4,
+        filter: Where | None = None,
+        where_document: Where | None = None,
+        **kwargs: Any,
+    ) -> list[tuple[Document, float]]:
+        """As `similarity_search_with_score`, without blocking the event loop."""
+        _refuse(kwargs)
+        return _with_distance(await self._afound(await self._aembed(query), k, filter, where_document))
+
+    def similarity_search_by_vector(
+        self,
+        embedding: list[float],
+        k: int = 4,
+        filter: Where | None = None,
+        where_document: Where | None = None,
+        **kwargs: Any,
+    ) -> list[Document]:
+        """Return the `k` documents nearest to a vector, nearest first."""
+        _refuse(kwargs)
+        return [document for document, _ in _with_distance(self._found([embedding], k, filter, where_document))]
+
+    async def asimilarity_search_by_vector(
+        self,
+        embedding: list[float],
+        k: int = 4,
+        filter: Where | None = None,
+        where_document: Where | None = None,
+        **kwargs: Any,
+    ) -> list[Document]:
+        """As `similarity_search_by_vector`, without blocking the event loop."""
+        _refuse(kwargs)
+        found = await self._afound([embedding], k, filter, where_document)
+        return [document for document, _ in _with_distance(found)]
+
+    def max_marginal_relevance_search(
+        self,
+        query: str,
+        k: int = 4,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        filter: Where | None = None,
+        where_document: Where | None = None,
+        **kwargs: Any,
+    ) -> list[Document]:
+        """Return documents that are near to a query and unlike one another, in the order in which they were chosen.
+
+        Args:
+            query: Not empty.
+            k: How many at most.
+            fetch_k: How many nearest documents to choose from.
+            lambda_mult: 1 looks at nearness only, 0 at diversity only.
+            filter: Chroma's filter on metadata.
+            where_document: Chroma's filter on the text.
+            **kwargs: None is known; an unknown one raises.
+        """
+        _refuse(kwargs)
+        vector = self._embed(query)
+        return _diverse(vector, self._found(vector, fetch_k, filter, where_document, with_vectors=True), k, lambda_mult)
+
+    async def amax_marginal_relevance_search(
+        self,
+        query: str,
+        k: int = 4,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        filter: Where | None = None,
+        where_document: Where | None = None,
+        **kwargs: Any,
+    ) -> list[Document]:
+        """As `max_marginal_relevance_search`, without blocking the event loop."""
+        vector = await self._aembed(query)
+        return await self.amax_marginal_relevance_search_by_vector(
+            vector[0].tolist(), k, fetch_k, lambda_mult, filter, where_document, **kwargs
+        )
+
+    def max_marginal_relevance_search_by_vector(
+        self,
+        embedding: list[float],
+        k: int = 4,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        filter: Where | None = None,
+        where_document: Where | None = None,
+        **kwargs: Any,
+    ) -> list[Document]:
+        """As `max_marginal_relevance_search`, for a vector."""
+        _refuse(kwargs)
+        vector = np.asarray([embedding], dtype=np.float32)
+        return _diverse(vector, self._found(vector, fetch_k, filter, where_document, with_vectors=True), k, lambda_mult)
+
+    async def amax_marginal_relevance_search_by_vector(
+        self,
+        embedding: list[float],
+        k: int = 4,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        filter: Where | None = None,
+        where_document: Where | None = None,
+        **kwargs: Any,
+    ) -> list[Document]:
+        """As `max_marginal_relevance_search_by_vector`, without blocking the event loop."""
+        call = self.max_marginal_relevance_search_by_vector
+        options: dict[str, Any] = {"filter": filter, "where_document": where_document, **kwargs}
+        return await self.collection.worker.arun(partial(call, embedding, k, fetch_k, lambda_mult, **options))
+
+    # Making
+
+    @classmethod
+    def from_texts(
+        cls,
+        texts: Iterable[str],
+        embedding: Embeddings | None = None,
+        metadatas: Iterable[dict[str, Any]] | None = None,
+        *,
+        ids: Iterable[str | None] | None = None,
+        collection_name: str = "passages",
+        persist_directory: str | os.PathLike[str] | None = None,
+        client: ClientAPI | None = None,
+        metric: Metric | None = None,
+        assume_compatible: bool = False,
+        batch_size: int | None = None,
+        **kwargs: Any,
+    ) -> ChromaVectorStore:
+        """Return a store with texts in it; see the class and `add_texts` for the arguments."""
+        _refuse(kwargs)
+        store = cls(
+            collection_name,
+            embedding,
+            persist_directory,
+            client,
+            metric=metric,
+            assume_compatible=assume_compatible,
+        )
+        store.add_texts(texts, metadatas, ids, batch_size=batch_size)
+        return store
+
+    @classmethod
+    async def afrom_texts(
+        cls,
+        texts: Iterable[str],
+        embedding: Embeddings | None = None,
+        metadatas: Iterable[dict[str, Any]] | None = None,
+        *,
+        ids: Iterable[str | None] | None = None,
+        **kwargs: Any,
+    ) -> ChromaVectorStore:
+        """As `from_texts`, without blocking the event loop."""
+        worker = Worker("retrieve-rerank store being made")
+        try:
+            return await worker.arun(partial(cls.from_texts, texts, embedding, metadatas, ids=ids, **kwargs))
+        finally:
+            worker.close()
+
+    def close(self) -> None:
+        """Release the collection. An in-memory one is gone; the embeddings are the caller's and stay."""
+        self.collection.close()
+
+    def __repr__(self) -> str:
+        return f"ChromaVectorStore({self.collection.name!r}, {self.metric}, embeddings={self._encoder!r})"
+
+    def _select_relevance_score_fn(self) -> Callable[[float], float]:
+        def relevance(distance: float) -> float:
+            similarity = self.collection.similarity(distance)
+            if self.metric == "dot":  # unbounded: squeezed, in order, around one half
+                return (1.0 + similarity / (1.0 + abs(similarity))) / 2.0
+            return min(1.0, max(0.0, similarity))
+
+        return relevance
+
+    def _needed_encoder(self) -> Encoder:
+        if self._encoder is None:
+            raise InvalidInputError(
+                "this store has no embeddings, and the call needs them; make it with embedding_function=, such as "
+                "BiEncoderEmbeddings()"
+            )
+        return self._encoder
+
+    def _embed(self, query: str) -> Vectors:
+        return self._needed_encoder().encode_queries([check_query(query)])
+
+    async def _aembed(self, query: str) -> Vectors:
+        encoder = self._needed_encoder()
+        aencode = getattr(encoder, "aencode_queries", None)
+        if aencode is None:
+            return await self.collection.worker.arun(self._embed, query)
+        vectors: Vectors = await aencode([check_query(query)])
+        return vectors
+
+    def _found(
+        self,
+        vectors: Vectors | list[list[float]],
+        k: int,
+        where: Where | None,
+        where_document: Where | None,
+        *,
+        with_vectors: bool = False,
+    ) -> list[Found]:
+        found = self.collection.query(vectors, k, where=where, where_document=where_document, with_vectors=with_vectors)
+        return found[0]
+
+    async def _afound(
+        self, vectors: Vectors | list[list[float]], k: int, where: Where | None, where_document: Where | None
+    ) -> list[Found]:
+        return await self.collection.worker.arun(self._found, vectors, k, where, where_document)
+
+
+def _records(
+    texts: Iterable[str],
+    metadatas: Iterable[dict[str, Any]] | None,
+    ids: Iterable[str | None] | None,
+    made: list[str],
+) -> Iterator[Record]:
+    """Yield one record a text, writing its id into `made`."""
+    if isinstance(texts, str):
+        raise InvalidInputError("texts must be an iterable of strings, got a single str; wrap it: [...]")
+    missing = object()
+    columns = [column for column in (metadatas, ids) if column is not None]
+    for position, (text, *rest) in enumerate(zip_longest(texts, *columns, fillvalue=missing)):
+        if any(item is missing for item in (text, *rest)):
+            raise InvalidInputError(
+                f"texts, metadatas and ids must be equally long, but one of them ends after {position} items"
+            )
+        metadata: Any = rest.pop(0) if metadatas is not None else None
+        id_: Any = rest.pop(0) if ids is not None else None
+        if not isinstance(text, str):
+            raise InvalidInputError(f"texts[{position}] must be a string, got {type(text).__name__}")
+        passage = Passage(str(uuid.uuid4()) if id_ is None else id_, text, metadata or {})
+        made.append(passage.id)
+        yield to_record(passage)
+
+
+def _with_distance(found: list[Found]) -> list[tuple[Document, float]]:
+    return [(to_document(item.record), item.distance) for item in found]
+
+
+def _diverse(vector: Vectors, found: list[Found], k: int, lambda_mult: float) -> list[Document]:
+    check_count(k, "k")
+    if not found:
+        return []
+    vectors: list[Any] = [item.vector for item in found]
+    chosen = maximal_marginal_relevance(vector[0], vectors, lambda_mult=lambda_mult, k=min(k, len(found)))
+    return [to_document(found[position].record) for position in chosen]
+
+
+def _refuse(options: dict[str, Any]) -> None:
+    if options:
+        raise InvalidInputError(f"unknown option {', '.join(map(repr, sorted(options)))}: check its spelling")
