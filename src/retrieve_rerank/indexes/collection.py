@@ -102,10 +102,11 @@ class ChromaCollection:
         self._private = handle is None and path is None and client is None
         if handle is not None:
             # A live collection has no public way to its client, which knows the batch limit.
-            self.name, self.client, self.handle = handle.name, cast("ClientAPI", handle._client), handle  # noqa: SLF001
+            self.name, self.handle = handle.name, handle
+            self.client: ClientAPI = cast("ClientAPI", handle._client)  # noqa: SLF001
             self._check(metric, fingerprint, assume_compatible=assume_compatible)
             return
-        self.client: ClientAPI = client if client is not None else _open_client(path)
+        self.client = client if client is not None else _open_client(path)
         # Chroma's in-memory store is one for the whole process: two indexes must not meet in it.
         settings: Any = {"hnsw": {"space": SPACES[metric or "cosine"], "ef_search": _EF_SEARCH}}
         stored_name = f"{name}-{uuid.uuid4().hex}" if self._private else name

@@ -37,7 +37,9 @@ class ChromaRetriever(BaseRetriever):
     Example:
         >>> from retrieve_rerank.langchain import BiEncoderEmbeddings, ChromaRetriever
         >>> retriever = ChromaRetriever.from_texts(
-        ...     ["Paris is the capital of France.", "Bread is baked."], BiEncoderEmbeddings(model=str(bi_encoder_path)), k=1
+        ...     ["Paris is the capital of France.", "Bread is baked."],
+        ...     BiEncoderEmbeddings(model=str(bi_encoder_path)),
+        ...     k=1,
         ... )
         >>> retriever.invoke("capital of France")[0].page_content
         'Paris is the capital of France.'

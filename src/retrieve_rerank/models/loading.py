@@ -15,6 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
+import httpx
 import huggingface_hub
 import sentence_transformers
 import torch
@@ -173,13 +174,18 @@ def _load(kind: Callable[..., Model], checkpoint: Checkpoint, what: str) -> Mode
 
 
 def _looks_like_path(name: str) -> bool:
-    return name.startswith((".", "~", os.sep)) or os.path.isabs(name) or name.count("/") > 1 or "\\" in name
+    return name.startswith((".", "~", os.sep)) or Path(name).is_absolute() or name.count("/") > 1 or "\\" in name
 
 
 def _hub_answers() -> bool:
     try:
         huggingface_hub.get_session().head(hub_constants.ENDPOINT, timeout=5)
-    except Exception:  # whichever HTTP library the hub client is built on, each with its own errors
+    except (
+        OSError,
+        RuntimeError,
+        httpx.HTTPError,
+        httpx.InvalidURL,
+    ):  # the hub client's library depends on its version
         return False
     return True
 
