@@ -1,0 +1,52 @@
+"""Import every public name and search through the core and both frameworks: a check that a set of versions works."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from pathlib import Path
+
+import retrieve_rerank
+import retrieve_rerank.langchain
+import retrieve_rerank.llama_index
+from langchain_core.documents import Document
+from llama_index.core.schema import NodeWithScore, TextNode
+
+from tests import tiny
+
+TEXTS = ["paris is the capital of france", "rome is the capital of italy", "bread is bread"]
+
+
+def main() -> None:
+    for module in (retrieve_rerank, retrieve_rerank.langchain, retrieve_rerank.llama_index):
+        for name in module.__all__:
+            getattr(module, name)
+    folder = Path(tempfile.mkdtemp())
+    for name in ("bi", "cross"):
+        (folder / name).mkdir()
+    encoder = retrieve_rerank.BiEncoder(tiny.save_bi_encoder(folder / "bi"))
+    cross_encoder = retrieve_rerank.CrossEncoder(tiny.save_cross_encoder(folder / "cross"))
+
+    index = retrieve_rerank.ChromaIndex(encoder, path=folder / "index")
+    index.add(retrieve_rerank.Passage(str(number), text) for number, text in enumerate(TEXTS))
+    search = retrieve_rerank.RetrieveRerank(index, cross_encoder, top_n=2)
+    expected = [hit.passage.id for hit in search.search("capital of france")]
+    assert [hit.passage.id for hit in asyncio.run(search.asearch("capital of france"))] == expected
+
+    store = retrieve_rerank.langchain.ChromaVectorStore(
+        embedding_function=retrieve_rerank.langchain.BiEncoderEmbeddings(model=encoder),
+        persist_directory=folder / "index",
+    )
+    retriever = retrieve_rerank.langchain.RetrieveRerankRetriever(base_retriever=store, reranker=cross_encoder, top_n=2)
+    documents: list[Document] = retriever.invoke("capital of france")
+    assert [document.id for document in documents] == expected
+
+    nodes = [NodeWithScore(node=TextNode(text=text, id_=str(number))) for number, text in enumerate(TEXTS)]
+    rerank = retrieve_rerank.llama_index.CrossEncoderRerank(model=cross_encoder, top_n=2)
+    assert [node.node.node_id for node in rerank.postprocess_nodes(nodes, query_str="capital of france")] == expected
+    versions = ", ".join(f"{module.__name__} {module.__version__}" for module in (retrieve_rerank,))
+    print(f"smoke test passed: {versions}")
+
+
+if __name__ == "__main__":
+    main()
