@@ -180,12 +180,7 @@ def _looks_like_path(name: str) -> bool:
 def _hub_answers() -> bool:
     try:
         huggingface_hub.get_session().head(hub_constants.ENDPOINT, timeout=5)
-    except (
-        OSError,
-        RuntimeError,
-        httpx.HTTPError,
-        httpx.InvalidURL,
-    ):  # the hub client's library depends on its version
+    except (OSError, RuntimeError, httpx.HTTPError, httpx.InvalidURL):  # which of them depends on the hub client
         return False
     return True
 
