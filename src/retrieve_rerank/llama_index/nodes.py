@@ -1,0 +1,37 @@
+"""What the re-ranker returns."""
+
+from __future__ import annotations
+
+from llama_index.core.schema import NodeWithScore
+
+
+class RerankedNode(NodeWithScore):
+    """A node with its relevance score and how it got there.
+
+    The facts are fields beside the node, not metadata in it: the node, its hash and the text that reaches the LLM are
+    those of the node that was retrieved.
+
+    Attributes:
+        node: The very node that was retrieved.
+        score: Relevance in [0, 1]: the sigmoid of `logit`.
+        logit: The cross-encoder's raw output: what `rerank_rank` is by.
+        retrieval_score: The first stage's score, if it gave one. Re-ranking again keeps the first stage's.
+        retrieval_rank: 1-based rank in the first stage.
+        rerank_rank: 1-based rank after re-ranking.
+
+    Example:
+        >>> from llama_index.core.schema import TextNode
+        >>> from retrieve_rerank.llama_index import RerankedNode
+        >>> found = RerankedNode(node=TextNode(text="Paris."), score=0.9, retrieval_rank=7, rerank_rank=1)
+        >>> found.text, found.retrieval_rank, found.rerank_rank
+        ('Paris.', 7, 1)
+    """
+
+    logit: float | None = None
+    retrieval_score: float | None = None
+    retrieval_rank: int | None = None
+    rerank_rank: int | None = None
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "RerankedNode"

@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+import pytest
+from langchain_classic.retrievers import ContextualCompressionRetriever
+from langchain_classic.retrievers.document_compressors import CrossEncoderReranker as StockReranker
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.documents import Document
+
+from retrieve_rerank import CrossEncoder, InvalidInputError, ModelError
+from retrieve_rerank.langchain import CrossEncoderReranker
+from tests.langchain.stubs import ListRetriever, TableCrossEncoder
+
+SCORES = {"low": -2.0, "high": 3.0, "middle": 0.0}
+
+
+def documents() -> list[Document]:
+    return [Document(text, id=f"id-{text}", metadata={"from": text}) for text in SCORES]
+
+
+def reranker(**options: Any) -> CrossEncoderReranker:
+    return CrossEncoderReranker(model=TableCrossEncoder(SCORES), **options)
+
+
+def test_order_and_scores_in_copies() -> None:
+    """C1, C12: the stock class drops the scores; others overwrite ids and metadata."""
+    given = documents()
+    result = reranker().compress_documents(given, "q")
+    assert [document.id for document in result] == ["id-high", "id-middle", "id-low"]
+    assert result[0].metadata == {
+        "from": "high",
+        "relevance_score": pytest.approx(1 / (1 + np.exp(-3.0))),
+        "rerank_logit": 3.0,
+        "rerank_rank": 1,
+        "retrieval_rank": 2,
+    }
+    assert given == documents()
+    json.dumps([document.metadata for document in result])
+
+
+@pytest.mark.parametrize(("top_n", "count"), [(1, 1), (2, 2), (7, 3), (None, 3)])
+def test_top_n(top_n: int | None, count: int) -> None:
+    assert len(reranker(top_n=top_n).compress_documents(documents(), "q")) == count
+
+
+@pytest.mark.parametrize("top_n", [0, -1, 1.5, True])
+def test_bad_top_n_is_refused(top_n: Any) -> None:
+    """C2: with top_n=-1 the stock class drops the worst document."""
+    with pytest.raises(ValueError, match="top_n must be"):
+        reranker(top_n=top_n)
+
+
+def test_threshold() -> None:
+    """C2: the stock class has none. 0.0 is a threshold, and an empty answer is an answer."""
+    assert [document.id for document in reranker(score_threshold=0.5).compress_documents(documents(), "q")] == [
+        "id-high",
+        "id-middle",
+    ]
+    assert len(reranker(score_threshold=0.0).compress_documents(documents(), "q")) == 3
+    assert list(reranker(score_threshold=1.0).compress_documents(documents(), "q")) == []
+    with pytest.raises(ValueError, match=r"lies in \[0, 1\]"):
+        reranker(score_threshold=4)
+
+
+def test_nan_raises() -> None:
+    """C4: one NaN freezes the stock class's order."""
+    model = TableCrossEncoder({"low": 0.1, "high": float("nan"), "middle": 0.9})
+    with pytest.raises(ModelError, match="NaN for 1 of 3"):
+        CrossEncoderReranker(model=model).compress_documents(documents(), "q")
+
+
+def test_too_few_scores_raise() -> None:
+    """C5: the stock class loses documents."""
+    model = TableCrossEncoder(SCORES, lambda scores: scores[:2])
+    with pytest.raises(ModelError, match="3 texts and returned scores of shape"):
+        CrossEncoderReranker(model=model).compress_documents(documents(), "q")
+
+
+def test_two_labels_raise_clearly() -> None:
+    """C6: the stock class stops with an error about truth values."""
+    model = TableCrossEncoder(SCORES, lambda scores: np.array([[0.1, score] for score in scores]))
+    with pytest.raises(ModelError, match=r"shape \(3, 2\)"):
+        CrossEncoderReranker(model=model).compress_documents(documents(), "q")
+
+
+@pytest.mark.parametrize("answer", [np.array, lambda scores: map(float, scores), tuple])
+def test_whatever_a_cross_encoder_returns_for_a_list(answer: Any) -> None:
+    """C7: the stock cross-encoder returns an array, or a map object."""
+    result = CrossEncoderReranker(model=TableCrossEncoder(SCORES, answer)).compress_documents(documents(), "q")
+    assert [document.id for document in result] == ["id-high", "id-middle", "id-low"]
+
+
+def test_configuration_can_be_written_down(tiny_cross_encoder: Path) -> None:
+    """C9: the stock class fails to serialise."""
+    dumped = CrossEncoderReranker(model=str(tiny_cross_encoder), top_n=3).model_dump_json()
+    assert json.loads(dumped)["top_n"] == 3
+    assert CrossEncoderReranker.model_validate_json(dumped).top_n == 3
+
+
+class _Runs(BaseCallbackHandler):
+    def __init__(self) -> None:
+        self.runs: list[tuple[str, UUID, UUID | None]] = []
+        self.outputs: list[Any] = []
+
+    def on_chain_start(self, serialized: Any, inputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
+        self.runs.append((kwargs["name"], run_id, kwargs.get("parent_run_id")))
+
+    def on_chain_end(self, outputs: Any, **kwargs: Any) -> None:
+        self.outputs.append(outputs)
+
+
+def test_the_call_is_traced() -> None:
+    """C3: the stock class ignores its callbacks."""
+    handler = _Runs()
+    reranker().compress_documents(documents(), "q", callbacks=[handler])
+    assert [name for name, _, _ in handler.runs] == ["CrossEncoderReranker"]
+    assert [document.id for document in handler.outputs[0]] == ["id-high", "id-middle", "id-low"]
+
+
+def test_concurrent_calls_share_one_model(tiny_cross_encoder: Path) -> None:
+    """C10: 50 concurrent calls give what 50 serial ones give."""
+    compressor = CrossEncoderReranker(model=CrossEncoder(tiny_cross_encoder), top_n=2)
+    queries = [f"what is {word}" for word in "paris rome bread word capital".split()] * 10
+
+    async def together() -> list[Any]:
+        return await asyncio.gather(*(compressor.acompress_documents(documents(), query) for query in queries))
+
+    assert asyncio.run(together()) == [compressor.compress_documents(documents(), query) for query in queries]
+
+
+def test_inside_langchain_classic(tiny_cross_encoder: Path) -> None:
+    """Our compressor in its retriever, and our cross-encoder in its compressor."""
+    base = ListRetriever(documents=documents(), k=3)
+    ours = ContextualCompressionRetriever(base_compressor=reranker(top_n=2), base_retriever=base)
+    assert [document.id for document in ours.invoke("q")] == ["id-high", "id-middle"]
+    assert ours.invoke("q")[0].metadata["relevance_score"] > 0.9
+
+    model = CrossEncoder(tiny_cross_encoder)
+    stock = StockReranker(model=model.as_langchain(), top_n=3).compress_documents(documents(), "paris")
+    own = CrossEncoderReranker(model=model).compress_documents(documents(), "paris")
+    assert [document.id for document in stock] == [document.id for document in own]
+
+
+def test_as_langchain_keeps_the_order_of_mixed_pairs(tiny_cross_encoder: Path) -> None:
+    model = CrossEncoder(tiny_cross_encoder, precision="float32")
+    pairs = [("paris", "rome"), ("bread", "word"), ("paris", "capital"), ("paris", "rome")]
+    scores = model.as_langchain().score(pairs)
+    assert scores == [pytest.approx(float(model.score(query, [text])[0]), abs=1e-5) for query, text in pairs]
+    assert {type(score) for score in scores} == {float}
+
+
+def test_template() -> None:
+    model = TableCrossEncoder({"t1: low": 2.0, "t2: high": 1.0})
+    given = [Document("low", metadata={"title": "t1"}), Document("high", metadata={"title": "t2"})]
+    compressor = CrossEncoderReranker(model=model, text_template="{title}: {page_content}")
+    assert [document.page_content for document in compressor.compress_documents(given, "q")] == ["low", "high"]
+    with pytest.raises(InvalidInputError, match="'title'"):
+        compressor.compress_documents([Document("x", id="7", metadata={"name": "y"})], "q")
+
+
+def test_runnable_and_per_call_options() -> None:
+    step = reranker(top_n=3, score_threshold=0.9).as_runnable(top_n=2, score_threshold=0.0)
+    assert [document.id for document in step.invoke({"query": "q", "documents": documents()})] == [
+        "id-high",
+        "id-middle",
+    ]
+
+
+def test_ranking_twice_keeps_the_first_stage() -> None:
+    once = reranker().compress_documents(documents(), "q")
+    twice = reranker().compress_documents(once, "q")
+    assert [document.metadata for document in twice] == [document.metadata for document in once]
+
+
+def test_equal_texts_stay_two_documents() -> None:
+    """C13: merging by text loses one of them."""
+    given = [Document("low", id="1"), Document("low", id="2")]
+    assert [document.id for document in reranker().compress_documents(given, "q")] == ["1", "2"]
+
+
+def test_empty_and_bad_input() -> None:
+    assert list(reranker().compress_documents([], "q")) == []
+    with pytest.raises(InvalidInputError, match="query is empty"):
+        reranker().compress_documents(documents(), " ")
+    with pytest.raises(InvalidInputError, match=r"documents\[1\] must be a Document, got str"):
+        reranker().compress_documents([Document("low"), "text"], "q")  # type: ignore[list-item]
