@@ -25,7 +25,7 @@ SKIPPED = frozenset(
     "antigravity this idlelib tkinter turtle turtledemo test lib2to3 distutils encodings.* pydoc_data xxlimited "
     "xxlimited_35 xxsubtype posix nt posixpath ntpath genericpath sre_compile sre_constants sre_parse".split()
 )
-SHORTEST = 40  # characters; less says no more than the name does
+SHORTEST = 25  # characters; less says no more than the name does
 LONGEST = 200  # tokens as `_tokens` guesses them: all-MiniLM-L6-v2 reads 256, and the guess may be low
 
 
@@ -75,8 +75,8 @@ def _small(paragraph: str) -> Iterator[str]:
 
 
 def _tokens(text: str) -> int:
-    """Guess how many tokens a text is: every punctuation mark is one, and a long word is several."""
-    return sum(1 + len(word) // 6 for word in re.findall(r"\w+|[^\w\s]", text))
+    """Guess how many tokens a text is: every mark or digit is one, and a long word is several."""
+    return sum(1 + len(word) // 6 for word in re.findall(r"[A-Za-z]+|[^A-Za-z\s]", text))
 
 
 def _modules(only: set[str]) -> Iterator[ModuleType]:

@@ -76,8 +76,8 @@ def check_identity(name: str, found: Identity, metric: Metric | None, fingerprin
 
 def _differences(stored: Fingerprint, given: Fingerprint) -> list[str]:
     keys = set(stored) | set(given)
-    if "weights" in stored and "weights" in given:
-        keys -= {"model"}  # a name is only a name: the weights say whether it is the same model
+    if "weights" in stored and stored["weights"] == given.get("weights"):
+        keys -= {"model"}  # a name is only a name: these are the same weights
     return [
         f"{key} was {stored.get(key, 'not set')!r}, now {given.get(key, 'not set')!r}"
         for key in sorted(keys, key=lambda key: (key != "model", key))

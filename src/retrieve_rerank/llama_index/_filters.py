@@ -29,6 +29,13 @@ _COMPARE = {
 }
 _OPPOSITE = {FilterCondition.AND: "$or", FilterCondition.OR: "$and", FilterCondition.NOT: "$or"}
 _SAME = {FilterCondition.AND: "$and", FilterCondition.OR: "$or", FilterCondition.NOT: "$and"}
+_ON_TEXT = (
+    FilterOperator.TEXT_MATCH,
+    FilterOperator.TEXT_MATCH_INSENSITIVE,
+    FilterOperator.CONTAINS,
+    FilterOperator.ANY,
+    FilterOperator.ALL,
+)
 # The characters with a meaning in the regular expressions of Rust, which Chroma's are.
 _SPECIAL = re.compile(r"([\\.+*?()|\[\]{}^$#&\-~])")
 
@@ -89,6 +96,10 @@ def _group(filters: MetadataFilters, *, negated: bool) -> Where:
 
 
 def _leaf(item: MetadataFilter, *, negated: bool) -> Where:
+    if item.key == TEXT_KEY:
+        _check_on_text(item)
+    elif item.key.startswith(("#", "$")):
+        raise _refusal(item, "Chroma stores no key that starts with # or $")
     if item.operator in _COMPARE:
         return _comparison(item, negated=negated)
     translate = _TRANSLATE.get(item.operator)
@@ -140,11 +151,9 @@ def _text(item: MetadataFilter, negated: bool) -> Where:  # noqa: FBT001
             f"Chroma finds substrings in a node's text only: use the key {TEXT_KEY!r}; for list-valued metadata use "
             "contains",
         )
-    if not isinstance(item.value, str) or not item.value:
-        raise _refusal(item, "its value must be a text with at least one character")
     if item.operator is FilterOperator.TEXT_MATCH:
-        return _contains(TEXT_KEY, item.value, negated=negated)
-    pattern = "(?i)" + _SPECIAL.sub(r"\\\1", item.value)
+        return _contains(TEXT_KEY, str(item.value), negated=negated)
+    pattern = "(?i)" + _SPECIAL.sub(r"\\\1", str(item.value))
     return {TEXT_KEY: {"$not_regex" if negated else "$regex": pattern}}
 
 
@@ -159,6 +168,14 @@ _TRANSLATE: dict[FilterOperator, Callable[[MetadataFilter, bool], Where]] = {
     FilterOperator.TEXT_MATCH: _text,
     FilterOperator.TEXT_MATCH_INSENSITIVE: _text,
 }
+
+
+def _check_on_text(item: MetadataFilter) -> None:
+    if item.operator not in _ON_TEXT:
+        raise _refusal(item, "the text can be searched with text_match, text_match_insensitive, contains, any and all")
+    for value in item.value if isinstance(item.value, list) else [item.value]:
+        if not isinstance(value, str) or not value:
+            raise _refusal(item, "what is looked for in the text must be a text with at least one character")
 
 
 def _contains(key: str, value: str | float, *, negated: bool) -> Where:

@@ -1,0 +1,163 @@
+"""Nodes as Chroma's records and as the core's hits, and back: the one place where the two worlds meet."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from llama_index.core.schema import BaseNode, Document, ImageNode, IndexNode, MetadataMode, Node, NodeWithScore, TextNode
+from pydantic_core import to_jsonable_python
+
+from retrieve_rerank.checks import check_encodable
+from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.indexes.records import NODE_KEY, Record, to_record
+from retrieve_rerank.llama_index.nodes import RerankedNode
+from retrieve_rerank.types import Hit, Passage
+
+TYPE_KEY = "_node_type"
+DOCUMENT_KEY = "document_id"  # the source document's id, three times: LlamaIndex's stores each look for another
+NO_DOCUMENT = "None"
+
+_DOCUMENT_KEYS = (DOCUMENT_KEY, "doc_id", "ref_doc_id")
+_TYPES: dict[str, type[BaseNode]] = {kind.class_name(): kind for kind in (Document, ImageNode, IndexNode, Node, TextNode)}
+_POSITION = "position"
+
+
+def check_nodes(nodes: Iterable[BaseNode]) -> list[BaseNode]:
+    """Return `nodes` as a list, or raise InvalidInputError naming the first item that is not a node."""
+    if isinstance(nodes, (str, BaseNode, NodeWithScore)) or not isinstance(nodes, Iterable):
+        raise InvalidInputError(f"nodes must be a list of nodes, got {type(nodes).__name__}; wrap one: [node]")
+    items = list(nodes)
+    for position, item in enumerate(items):
+        if not isinstance(item, BaseNode):
+            raise InvalidInputError(f"nodes[{position}] must be a node such as TextNode, got {type(item).__name__}")
+    return items
+
+
+def node_to_record(node: BaseNode) -> Record:
+    """Return `node` as a record in LlamaIndex's standard layout, which other stores of LlamaIndex read too.
+
+    The text is the record's text. The user's metadata lie flat beside LlamaIndex's own keys, so that filters work, and
+    whole in the node's JSON.
+
+    Raises:
+        InvalidInputError: If the node cannot be stored, naming it and the key.
+    """
+    what = f"node {node.node_id!r}"
+    metadata = {}
+    for key, value in node.metadata.items():
+        try:
+            metadata[key] = to_jsonable_python(value, fallback=_scalar)
+        except (ValueError, TypeError) as error:
+            raise InvalidInputError(
+                f"metadata[{key!r}] of {what} is a {type(value).__name__}, which cannot be stored; give text, numbers, "
+                "booleans, None, dates, or lists and mappings of these"
+            ) from error
+    text = node.get_content(metadata_mode=MetadataMode.NONE)
+    check_encodable(text, f"the text of {what}")
+    try:
+        content = to_jsonable_python(node, by_alias=False, fallback=_scalar)
+    except (ValueError, TypeError) as error:
+        raise InvalidInputError(f"{what} cannot be stored: {error}") from error
+    # The text is stored once, as the record's own; so is the vector.
+    content.update(embedding=None, metadata=metadata)
+    if "text" in content:
+        content["text"] = ""
+    content.pop("text_resource", None)
+    dumped = json.dumps(content, ensure_ascii=False)
+    check_encodable(dumped, what)
+    bookkeeping = {NODE_KEY: dumped, TYPE_KEY: node.class_name()}
+    bookkeeping.update(dict.fromkeys(_DOCUMENT_KEYS, node.ref_doc_id or NO_DOCUMENT))
+    return to_record(Passage(node.node_id, text, metadata), bookkeeping)
+
+
+def record_to_node(record: Record) -> BaseNode:
+    """Return a record as the node that it was, or as a TextNode where something else than LlamaIndex wrote it."""
+    content = record.metadata.get(NODE_KEY)
+    if content is not None:
+        kind = _TYPES.get(str(record.metadata.get(TYPE_KEY)), TextNode)
+        try:
+            node: BaseNode = kind.from_json(content)
+        except (ValueError, TypeError, KeyError):
+            pass  # not a node's JSON: the passage below has all that can be known
+        else:
+            if record.text or isinstance(node, TextNode):
+                node.set_content(record.text)
+            return node
+    passage = record.passage
+    return TextNode(id_=passage.id, text=passage.text, metadata=dict(passage.metadata))
+
+
+def vectors_of(nodes: Sequence[BaseNode]) -> npt.NDArray[np.float32]:
+    """Return the embeddings of `nodes`, an array (n, dimension).
+
+    Raises:
+        InvalidInputError: If a node has none, or one of another length than the first node's.
+    """
+    for node in nodes:
+        if not node.embedding:
+            raise InvalidInputError(
+                f"node {node.node_id!r} has no embedding; embed the nodes first (VectorStoreIndex and an "
+                "IngestionPipeline with the embedding model do), or set node.embedding"
+            )
+        if len(node.embedding) != len(nodes[0].embedding or []):
+            raise InvalidInputError(
+                f"the embedding of node {node.node_id!r} has {len(node.embedding)} numbers, that of node "
+                f"{nodes[0].node_id!r} has {len(nodes[0].embedding or [])}; embed all with one model"
+            )
+    return np.asarray([node.embedding for node in nodes], dtype=np.float32)
+
+
+def nodes_to_hits(nodes: Sequence[NodeWithScore], mode: MetadataMode) -> list[Hit]:
+    """Return retrieved nodes as candidates for the cross-encoder, which reads what `mode` says.
+
+    Raises:
+        InvalidInputError: If an item is not a NodeWithScore.
+    """
+    if isinstance(nodes, (str, NodeWithScore)) or not isinstance(nodes, Iterable):
+        raise InvalidInputError(f"nodes must be a list of NodeWithScore, got {type(nodes).__name__}; wrap one: [node]")
+    hits = []
+    for position, item in enumerate(nodes):
+        if not isinstance(item, NodeWithScore):
+            raise InvalidInputError(
+                f"nodes[{position}] must be a NodeWithScore, got {type(item).__name__}; wrap it: NodeWithScore(node=…)"
+            )
+        score, rank = item.score, position + 1
+        if isinstance(item, RerankedNode) and item.rerank_rank is not None:
+            score, rank = item.retrieval_score, item.retrieval_rank or rank  # the first stage's, not the last re-ranking's
+        text = item.node.get_content(metadata_mode=mode)
+        hits.append(
+            Hit(
+                Passage(item.node.node_id or str(position), text, {_POSITION: position}),
+                rank=position + 1,
+                score=math.nan,
+                retrieval_rank=rank,
+                retrieval_score=None if score is None else float(score),
+            )
+        )
+    return hits
+
+
+def hits_to_nodes(hits: Sequence[Hit], nodes: Sequence[NodeWithScore]) -> list[RerankedNode]:
+    """Return ranked hits as new objects around the nodes that `nodes_to_hits` made them of."""
+    return [
+        RerankedNode(
+            node=nodes[hit.passage.metadata[_POSITION]].node,
+            score=hit.score,
+            logit=hit.logit,
+            retrieval_score=hit.retrieval_score,
+            retrieval_rank=hit.retrieval_rank,
+            rerank_rank=hit.rank,
+        )
+        for hit in hits
+    ]
+
+
+def _scalar(value: object) -> object:
+    # numpy's scalars are the one foreign kind that metadata often holds.
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(type(value).__name__)

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.documents import Document
+from langchain_core.runnables import RunnableLambda
+from langchain_core.vectorstores import InMemoryVectorStore
+
+from retrieve_rerank import BiEncoder, ChromaIndex, CrossEncoder, InvalidInputError, RetrieveRerank
+from retrieve_rerank.langchain import (
+    BiEncoderEmbeddings,
+    ChromaRetriever,
+    ChromaVectorStore,
+    CrossEncoderReranker,
+    RetrieveRerankRetriever,
+)
+from tests.langchain.stubs import ListRetriever, TableCrossEncoder, WordEmbeddings
+
+TEXTS = ["a a a", "a a b", "c", "b b a"]
+SCORES = {"a a a": -1.0, "a a b": 2.0, "c": 4.0, "b b a": 1.0}
+
+
+def store() -> ChromaVectorStore:
+    metadatas = [{"n": number} for number in range(4)]
+    return ChromaVectorStore.from_texts(TEXTS, WordEmbeddings(), metadatas, ids=["0", "1", "2", "3"])
+
+
+def pipeline(base: Any, **options: Any) -> RetrieveRerankRetriever:
+    reranker = CrossEncoderReranker(model=TableCrossEncoder(SCORES))
+    return RetrieveRerankRetriever(base_retriever=base, reranker=reranker, **options)
+
+
+def ids(documents: list[Document]) -> list[str | None]:
+    return [document.id for document in documents]
+
+
+def test_candidates_carry_similarity_and_rank() -> None:
+    found = ChromaRetriever(vectorstore=store()).invoke("a")
+    assert ids(found) == ["0", "1", "3", "2"]
+    assert [document.metadata["retrieval_rank"] for document in found] == [1, 2, 3, 4]
+    assert found[0].metadata["retrieval_score"] == pytest.approx(1 / 1.25**0.5, abs=1e-6)
+    assert found[-1].metadata["retrieval_score"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_options_per_call() -> None:
+    retriever = ChromaRetriever(vectorstore=store(), k=3, filter={"n": {"$lt": 3}}, score_threshold=0.5)
+    assert ids(retriever.invoke("a")) == ["0", "1"]
+    assert ids(retriever.invoke("a", k=1)) == ["0"]
+    assert ids(retriever.invoke("a", filter={"n": 1})) == ["1"]
+    assert ids(retriever.invoke("a", score_threshold=-1.0)) == ["0", "1", "2"]
+    assert ids(retriever.invoke("a", where_document={"$contains": "b"})) == ["1"]
+    with pytest.raises(TypeError, match="filtre"):
+        retriever.invoke("a", filtre={})
+
+
+def test_made_from_texts_and_documents_and_changed() -> None:
+    retriever = ChromaRetriever.from_texts(["a", "b"], WordEmbeddings(), ids=["1", "2"], k=5)
+    retriever.add_documents([Document("a b", id="3")])
+    retriever.delete(["1"])
+    assert ids(retriever.invoke("a")) == ["3", "2"]
+    made = ChromaRetriever.from_documents([Document("c", id="9")], WordEmbeddings(), k=1, metric="dot")
+    assert (ids(made.invoke("c")), made.vectorstore.metric) == (["9"], "dot")
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        store(),
+        store().as_retriever(),
+        store().as_retriever(search_type="mmr", search_kwargs={"k": 1}),
+        ChromaRetriever(vectorstore=store(), k=1),
+        InMemoryVectorStore.from_texts(TEXTS, WordEmbeddings(), ids=["0", "1", "2", "3"]),
+        ListRetriever(documents=[Document(text, id=str(number)) for number, text in enumerate(TEXTS)], k=1),
+        RunnableLambda(lambda _: [Document(text, id=str(number)) for number, text in enumerate(TEXTS)]),
+    ],
+    ids=["store", "store's retriever", "mmr", "ours", "in memory", "retriever with k", "runnable"],
+)
+async def test_any_first_stage(base: Any) -> None:
+    """C11: in the stock pipeline k and top_n know nothing of each other."""
+    before = repr(base)
+    retriever = pipeline(base, top_n=2)
+    for documents in (retriever.invoke("a"), await retriever.ainvoke("a")):
+        assert ids(documents) == ["2", "1"]
+        assert [document.metadata["rerank_rank"] for document in documents] == [1, 2]
+    assert ids(retriever.invoke("a", fetch_k=1)) == ["0"]
+    assert repr(base) == before
+
+
+def test_scores_of_both_stages() -> None:
+    best = pipeline(store()).invoke("a")[0]
+    assert best.metadata == {
+        "n": 2,
+        "relevance_score": pytest.approx(0.98201379, abs=1e-8),
+        "rerank_logit": 4.0,
+        "rerank_rank": 1,
+        "retrieval_rank": 4,
+        "retrieval_score": pytest.approx(0.0, abs=1e-6),
+    }
+    assert {type(value) for value in best.metadata.values()} == {int, float}
+
+
+def test_options_of_a_call_reach_their_stage() -> None:
+    retriever = pipeline(store(), top_n=3)
+    assert ids(retriever.invoke("a", top_n=1)) == ["2"]
+    assert ids(retriever.invoke("a", filter={"n": {"$lt": 2}})) == ["1", "0"]
+    assert ids(retriever.invoke("a", score_threshold=0.9)) == ["2"]
+    assert ids(pipeline(store(), score_threshold=0.9).invoke("a", score_threshold=0.0)) == ["2", "1", "3", "0"]
+    with pytest.raises(InvalidInputError, match="ListRetriever takes no options at invoke, got 'filter'"):
+        pipeline(ListRetriever(documents=[])).invoke("a", filter={"n": 1})
+
+
+def test_no_candidates_is_an_empty_answer() -> None:
+    assert pipeline(ListRetriever(documents=[])).invoke("a") == []
+
+
+def test_the_result_is_the_cores(tiny_bi_encoder: Path, tiny_cross_encoder: Path, tmp_path: Path) -> None:
+    encoder, cross_encoder = BiEncoder(tiny_bi_encoder), CrossEncoder(tiny_cross_encoder)
+    stored = ChromaVectorStore("passages", BiEncoderEmbeddings(model=encoder), tmp_path)
+    texts = ["paris is the capital of france", "rome is in italy", "bread", "what is a word"]
+    stored.add_texts(texts, ids=["0", "1", "2", "3"])
+    documents = RetrieveRerankRetriever(base_retriever=stored, reranker=cross_encoder, top_n=3).invoke("capital")
+    hits = RetrieveRerank(ChromaIndex(encoder, path=tmp_path), cross_encoder, top_n=3).search("capital")
+    for document, hit in zip(documents, hits, strict=True):
+        assert document.id == hit.passage.id
+        assert document.metadata["relevance_score"] == pytest.approx(hit.score, abs=1e-6)
+        assert document.metadata["retrieval_score"] == pytest.approx(hit.retrieval_score, abs=1e-6)
+        assert document.metadata["retrieval_rank"] == hit.retrieval_rank
+
+
+class _Runs(BaseCallbackHandler):
+    def __init__(self) -> None:
+        self.parents: dict[str, UUID | None] = {}
+        self.ids: dict[str, UUID] = {}
+
+    def _note(self, name: str, run_id: UUID, parent_run_id: UUID | None) -> None:
+        self.ids[name], self.parents[name] = run_id, parent_run_id
+
+    def on_retriever_start(self, serialized: Any, query: str, *, run_id: UUID, **kwargs: Any) -> None:
+        self._note(kwargs["name"], run_id, kwargs.get("parent_run_id"))
+
+    on_chain_start = on_retriever_start
+
+
+@pytest.mark.parametrize("call", ["sync", "async"])
+async def test_both_stages_are_runs_under_the_retrievers_run(call: str) -> None:
+    handler = _Runs()
+    config: Any = {"callbacks": [handler]}
+    retriever = pipeline(store())
+    await retriever.ainvoke("a", config) if call == "async" else retriever.invoke("a", config)
+    parent = handler.ids["RetrieveRerankRetriever"]
+    assert handler.parents["RetrieveRerankRetriever"] is None
+    assert handler.parents["ChromaRetriever"] == handler.parents["CrossEncoderReranker"] == parent
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"top_n": 0}, "must be >= 1"), ({"fetch_k": -1}, "must be >= 1"), ({"score_threshold": 2}, "lies in")],
+)
+def test_bad_settings_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pipeline(store(), **options)
+    with pytest.raises(InvalidInputError, match=message):
+        pipeline(store()).invoke("a", **options)
+
+
+def test_bad_stages_are_refused() -> None:
+    with pytest.raises(ValueError, match="retriever or vector store, got str"):
+        pipeline("store")
+    with pytest.raises(InvalidInputError, match="query is empty"):
+        pipeline(store()).invoke("")

@@ -1,0 +1,325 @@
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import chromadb
+import langchain_chroma
+import numpy as np
+import pytest
+from langchain_core.documents import Document
+from langchain_core.indexing import InMemoryRecordManager, index
+from langchain_core.vectorstores.utils import maximal_marginal_relevance
+
+from retrieve_rerank import IndexMismatchError, InvalidInputError
+from retrieve_rerank.langchain import BiEncoderEmbeddings, ChromaVectorStore
+from tests.langchain.stubs import WordEmbeddings
+
+TEXTS = ["a a a", "a a b", "c", "b b a"]
+
+
+def store(**options: Any) -> ChromaVectorStore:
+    return ChromaVectorStore(embedding_function=WordEmbeddings(), **options)
+
+
+@pytest.mark.parametrize(
+    ("metric", "similarity"),
+    [
+        ("cosine", 2 / np.sqrt(5 * 1.25)),
+        ("dot", 2.0),
+        ("euclidean", 1 / (1 + np.sqrt(1 + 1 + 0.25))),
+    ],
+)
+def test_scores_of_every_metric(metric: Any, similarity: float) -> None:
+    """V1: squared distances in a formula for plain ones made relevances of -264 to 0.38."""
+    stored = store(metric=metric)
+    stored.add_texts(["a a b"])  # the query's vector is (1, 0, 0, 0.5), the text's (2, 1, 0, 0)
+    ((_, relevance),) = stored.similarity_search_with_relevance_scores("a")
+    ((_, distance),) = stored.similarity_search_with_score("a")
+    assert stored.collection.similarity(distance) == pytest.approx(similarity, abs=1e-6)
+    assert relevance == pytest.approx({"dot": (1 + 2 / 3) / 2}.get(metric, similarity), abs=1e-6)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "dot", "euclidean"])
+def test_relevance_stays_in_the_unit_interval(metric: Any) -> None:
+    stored = store(metric=metric)
+    stored.add_texts(["a " * 500, "b", "c c", ""])
+    for query in ("a", "b b b", "c"):
+        scores = [score for _, score in stored.similarity_search_with_relevance_scores(query, k=4)]
+        assert all(0 <= score <= 1 for score in scores)
+        assert scores == sorted(scores, reverse=True)
+
+
+def test_the_metric_comes_from_the_model(tiny_dot_bi_encoder: Path) -> None:
+    """V1: the stock store takes squared L2 for every model."""
+    stored = ChromaVectorStore(embedding_function=BiEncoderEmbeddings(model=str(tiny_dot_bi_encoder)))
+    assert stored.metric == "dot"
+    assert stored._collection.configuration_json["hnsw"]["space"] == "ip"
+
+
+def test_diverse_documents_come_in_the_order_of_choice() -> None:
+    """V2: the stock store returns them in the order of nearness."""
+    stored = store()
+    stored.add_texts(TEXTS, ids=["0", "1", "2", "3"])
+    embeddings = WordEmbeddings()
+    query, vectors = embeddings.embed_query("a"), embeddings.embed_documents(TEXTS)
+    cosine = [np.dot(query, v) / np.linalg.norm(query) / np.linalg.norm(v) for v in vectors]
+    near = sorted(range(4), key=lambda position: -cosine[position])
+    chosen = maximal_marginal_relevance(np.array(query), [vectors[i] for i in near], lambda_mult=0.2, k=3)
+    expected = [str(near[position]) for position in chosen]
+    assert expected != [str(position) for position in near[:3]]  # or the test could not fail
+    found = stored.max_marginal_relevance_search("a", k=3, fetch_k=4, lambda_mult=0.2)
+    assert [document.id for document in found] == expected
+    found = asyncio.run(stored.amax_marginal_relevance_search("a", k=3, fetch_k=4, lambda_mult=0.2))
+    assert [document.id for document in found] == expected
+
+
+def test_diversity_takes_filters_and_refuses_unknown_options() -> None:
+    """V10: the stock store drops them."""
+    stored = store()
+    stored.add_texts(TEXTS, [{"n": n} for n in range(4)])
+    assert {d.metadata["n"] for d in stored.max_marginal_relevance_search("a", filter={"n": {"$gt": 1}})} == {2, 3}
+    with pytest.raises(InvalidInputError, match="'filtre'"):
+        stored.max_marginal_relevance_search("a", filtre={})
+
+
+def test_more_texts_than_chroma_takes_at_once() -> None:
+    """V3: the stock store embeds 5462 texts and then loses them. V4: a generator was consumed before it was read."""
+    stored = store()
+    limit = stored.collection.max_batch
+    ids = stored.add_texts((f"a {number}" for number in range(limit + 10)), batch_size=limit + 10)
+    assert len(ids) == stored.collection.count() == limit + 10
+
+
+def test_nothing_to_add() -> None:
+    """V4: the stock store raises."""
+    stored = store()
+    assert stored.add_texts([]) == []
+    assert stored.add_documents([]) == []
+    assert stored.get_by_ids([]) == []
+    assert stored.delete([]) is True
+
+
+def test_documents_without_metadata_come_back() -> None:
+    """V5: the stock store stops with a validation error."""
+    stored = store()
+    stored.add_texts(["a"], ids=["1"])
+    assert stored.get_by_ids(["1"]) == [Document("a", id="1")]
+
+
+def test_another_metric_is_refused(tmp_path: Path) -> None:
+    """V6: the stock store silently stays with the old one."""
+    store(persist_directory=tmp_path, metric="euclidean")
+    with pytest.raises(IndexMismatchError, match="'euclidean', and 'cosine' was asked for"):
+        store(persist_directory=tmp_path, metric="cosine")
+    assert store(persist_directory=tmp_path).metric == "euclidean"
+
+
+def test_another_model_is_refused(tmp_path: Path, tiny_bi_encoder: Path, tiny_dot_bi_encoder: Path) -> None:
+    """V7: the stock store searches one model's vectors with another's of the same length."""
+    ChromaVectorStore("passages", BiEncoderEmbeddings(model=str(tiny_bi_encoder)), tmp_path)
+    with pytest.raises(IndexMismatchError, match="made by another encoder: model was .*weights was"):
+        ChromaVectorStore("passages", BiEncoderEmbeddings(model=str(tiny_dot_bi_encoder)), tmp_path, metric="cosine")
+    ChromaVectorStore("words", WordEmbeddings("one"), tmp_path)
+    with pytest.raises(IndexMismatchError, match="model was 'one', now 'two'"):
+        ChromaVectorStore("words", WordEmbeddings("two"), tmp_path)
+    assert ChromaVectorStore("words", WordEmbeddings("two"), tmp_path, assume_compatible=True).collection.count() == 0
+
+
+def test_vectors_of_another_length_are_refused_and_the_store_stays(tmp_path: Path) -> None:
+    stored = store(persist_directory=tmp_path)
+    stored.add_texts(["a"], ids=["1"])
+    other = ChromaVectorStore("passages", WordEmbeddings(size=3), tmp_path, assume_compatible=True)
+    with pytest.raises(IndexMismatchError, match="another length"):
+        other.add_texts(["b"], ids=["1"])
+    assert stored.get_by_ids(["1"])[0].page_content == "a"
+
+
+@pytest.mark.filterwarnings("ignore:legacy embedding function config")
+def test_the_default_embedding_function_is_never_attached(tmp_path: Path) -> None:
+    """V8: opening by name attaches an ONNX model and downloads it."""
+    store(persist_directory=tmp_path)
+    stored = store(persist_directory=tmp_path)
+    with pytest.raises(ValueError, match="embedding function"):
+        stored._collection.query(query_texts=["a"])
+
+
+def test_mixed_metadata_and_replacement() -> None:
+    """V9: the stock store makes two upserts of it. Chroma merges metadata; an update must replace it."""
+    stored = store()
+    stored.add_texts(["a", "b"], [{"x": 1, "y": None}, {}], ids=["1", "2"])
+    stored.add_texts(["a", "b b"], [{"z": [1, "two", {"three": 3}]}, {"w": 1}], ids=["1", "2"])
+    assert [document.metadata for document in stored.get_by_ids(["1", "2"])] == [
+        {"z": [1, "two", {"three": 3}]},
+        {"w": 1},
+    ]
+    stored.update_document("1", Document("c"))
+    assert stored.get_by_ids(["1"]) == [Document("c", id="1")]
+
+
+def test_of_equal_ids_the_last_wins() -> None:
+    """V11: the stock store raises."""
+    stored = store()
+    assert stored.add_texts(["a", "b", "c"], ids=["1", "2", "1"]) == ["1", "2", "1"]
+    assert [document.page_content for document in stored.get_by_ids(["2", "1", "0"])] == ["b", "c"]
+
+
+def test_stored_documents_are_not_embedded_again() -> None:
+    embeddings = WordEmbeddings()
+    stored = ChromaVectorStore(embedding_function=embeddings)
+    for _ in range(2):
+        stored.add_texts(["a", "b"], [{"n": 1}, {"n": 2}], ids=["1", "2"])
+    stored.add_texts(["a", "b"], [{"n": True}, {"n": 2}], ids=["1", "2"])
+    assert embeddings.embedded == ["a", "b", "a"]
+
+
+def test_langchain_indexing_keeps_the_store_in_step() -> None:
+    stored, records = store(), InMemoryRecordManager("n")
+    records.create_schema()
+
+    def run(*texts: str) -> dict[str, int]:
+        given = [Document(text, metadata={"source": "s"}) for text in texts]
+        options: dict[str, Any] = {"cleanup": "full", "source_id_key": "source", "key_encoder": "sha256"}
+        return dict(index(given, records, stored, **options))
+
+    assert run("a", "b")["num_added"] == 2
+    assert run("a", "c") == {"num_added": 1, "num_updated": 0, "num_skipped": 1, "num_deleted": 1}
+    assert sorted(stored.get()["documents"]) == ["a", "c"]
+
+
+@pytest.mark.filterwarnings("ignore:legacy embedding function config")
+def test_code_written_for_the_incumbent_runs(tmp_path: Path) -> None:
+    """The same calls on langchain-chroma and on ours, with the same metric, give the same answers."""
+    answers = []
+    for kind, options in (
+        (langchain_chroma.Chroma, {"collection_configuration": {"hnsw": {"space": "cosine"}}}),
+        (ChromaVectorStore, {}),
+    ):
+        db = kind.from_texts(
+            TEXTS,
+            embedding=WordEmbeddings(),
+            metadatas=[{"n": number} for number in range(4)],
+            ids=["0", "1", "2", "3"],
+            collection_name="incumbent",
+            persist_directory=str(tmp_path / kind.__name__),
+            **options,
+        )
+        db.update_document("2", Document("c c", metadata={"n": 2}))
+        db.delete(ids=["3"])
+        answers.append(
+            {
+                "search": db.similarity_search("a", k=2),
+                "filter": db.similarity_search("a", k=2, filter={"n": {"$gt": 0}}),
+                "text": db.similarity_search("a", k=2, where_document={"$contains": "c"}),
+                "distance": [(d.id, pytest.approx(s)) for d, s in db.similarity_search_with_score("a", k=3)],
+                "relevance": [
+                    (d.id, pytest.approx(s)) for d, s in db.similarity_search_with_relevance_scores("a", k=3)
+                ],
+                "retriever": db.as_retriever(search_kwargs={"k": 1}).invoke("b"),
+                "ids": sorted(db.get()["ids"]),
+                "count": db._collection.count(),
+            }
+        )
+    assert answers[0] == answers[1]
+
+
+def test_collections_of_the_incumbent_open(tmp_path: Path) -> None:
+    """Without a fingerprint, a stored text is embedded again: the same vector, the same model."""
+    langchain_chroma.Chroma.from_texts(TEXTS, WordEmbeddings("one"), persist_directory=str(tmp_path))
+    ours = ChromaVectorStore("langchain", WordEmbeddings("one"), tmp_path)
+    assert ours.metric == "euclidean"
+    assert ours.similarity_search("c", k=1)[0].page_content == "c"
+    with pytest.raises(IndexMismatchError, match="model was 'one', now 'two'"):
+        ChromaVectorStore("langchain", WordEmbeddings("two"), tmp_path)
+
+
+def test_a_collection_that_says_nothing_and_fits_nothing_warns(tmp_path: Path) -> None:
+    class Other(WordEmbeddings):
+        def _count(self, text: str, last: float) -> list[float]:
+            return [*reversed(super()._count(text, last)[:3]), last]
+
+    langchain_chroma.Chroma.from_texts(["a a b"], Other(), persist_directory=str(tmp_path))
+    with pytest.warns(UserWarning, match="does not say which encoder made it"):
+        ChromaVectorStore("langchain", WordEmbeddings(), tmp_path)
+
+
+def test_reading_without_embeddings(tmp_path: Path) -> None:
+    store(persist_directory=tmp_path).add_texts(["a"], ids=["1"])
+    reader = ChromaVectorStore(persist_directory=tmp_path)
+    assert reader.get_by_ids(["1"])[0].page_content == "a"
+    assert reader.similarity_search_by_vector([1.0, 0.0, 0.0, 0.0])[0].id == "1"
+    with pytest.raises(InvalidInputError, match="embedding_function="):
+        reader.similarity_search("a")
+
+
+def test_a_client_of_the_users(tmp_path: Path) -> None:
+    client = chromadb.PersistentClient(str(tmp_path))
+    store(client=client, collection_name="mine").add_texts(["a"])
+    assert client.get_collection("mine", embedding_function=None).count() == 1
+    with pytest.raises(InvalidInputError, match="not both"):
+        store(client=client, persist_directory=tmp_path)
+
+
+def test_every_async_twin_gives_the_same() -> None:
+    stored = store()
+
+    async def run() -> None:
+        assert await stored.aadd_documents([Document("a a b", id="1"), Document("c", id="2")]) == ["1", "2"]
+        assert await stored.aget_by_ids(["2"]) == stored.get_by_ids(["2"])
+        assert await stored.asimilarity_search("a", k=1) == stored.similarity_search("a", k=1)
+        assert await stored.asimilarity_search_with_score("a") == stored.similarity_search_with_score("a")
+        relevance = await stored.asimilarity_search_with_relevance_scores("a", score_threshold=0.5)
+        assert relevance == stored.similarity_search_with_relevance_scores("a", score_threshold=0.5)
+        vector = WordEmbeddings().embed_query("a")
+        assert await stored.asimilarity_search_by_vector(vector) == stored.similarity_search_by_vector(vector)
+        assert await stored.adelete(["1"]) is True
+        made = await ChromaVectorStore.afrom_documents([Document("a", id="7")], WordEmbeddings())
+        assert [document.id for document in await made.asimilarity_search("a")] == ["7"]
+
+    asyncio.run(run())
+    assert stored.get()["ids"] == ["2"]
+
+
+async def test_a_slow_write_leaves_the_loop_free() -> None:
+    class Slow(WordEmbeddings):
+        def embed_documents(self, texts: list[str]) -> list[list[float]]:
+            time.sleep(0.3)
+            return super().embed_documents(texts)
+
+    task = asyncio.create_task(ChromaVectorStore(embedding_function=Slow()).aadd_texts(["a"]))
+    ticks = 0
+    while not task.done():
+        ticks += 1
+        await asyncio.sleep(0.01)
+    assert ticks > 10
+    assert len(await task) == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda s: s.add_texts("text"), "single str"),
+        (lambda s: s.add_texts(["a", None]), r"texts\[1\] must be a string, got NoneType"),
+        (lambda s: s.add_texts(["a", "b"], [{}]), "equally long"),
+        (lambda s: s.add_texts(["a"], ids=["1", "2"]), "equally long"),
+        (lambda s: s.add_texts(["a"], ids=[""]), "non-empty string"),
+        (lambda s: s.add_texts(["a"], [{"when": object()}]), "is a object, which cannot be stored"),
+        (lambda s: s.add_texts(["a"], size=3), "unknown option 'size'"),
+        (lambda s: s.add_texts(["\ud800"]), "lone surrogate"),
+        (lambda s: s.similarity_search(""), "query is empty"),
+        (lambda s: s.similarity_search("a", k=0), "k must be >= 1, got 0"),
+        (lambda s: s.similarity_search("a", filter={"n": {"$near": 1}}), r"\$near"),
+        (lambda s: s.similarity_search_by_vector([float("nan")] * 4), "NaN"),
+        (lambda s: s.max_marginal_relevance_search("a", k=0), "k must be"),
+        (lambda s: s.delete(), "reset_collection"),
+        (lambda s: s.get_by_ids("1"), "wrap it"),
+    ],
+)
+def test_bad_input_is_refused_and_nothing_is_lost(call: Any, message: str) -> None:
+    stored = store()
+    stored.add_texts(["a"], ids=["kept"])
+    with pytest.raises(InvalidInputError, match=message):
+        call(stored)
+    assert stored.get()["ids"] == ["kept"]
