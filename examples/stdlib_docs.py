@@ -2,7 +2,7 @@
 
 Every public module, class, function, method and property with a docstring. `quickstart.py` searches it.
 
-    python examples/stdlib_docs.py json     # prints the passages of some modules, or of all
+    python examples/stdlib_docs.py json shutil     # prints the passages of these modules; without a name, of all
 """
 
 from __future__ import annotations
@@ -15,63 +15,57 @@ import pkgutil
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from types import ModuleType
 
 from retrieve_rerank import Passage, split_paragraphs
 
-# Importing these opens a browser, prints, needs a display, or warns; or they are tables, tests and other names of things.
-SKIPPED = frozenset(
-    "antigravity this idlelib tkinter turtle turtledemo test lib2to3 distutils encodings.* pydoc_data xxlimited "
-    "xxlimited_35 xxsubtype posix nt posixpath ntpath genericpath sre_compile sre_constants sre_parse".split()
-)
-SHORTEST = 25  # characters; less says no more than the name does
-LONGEST = 200  # tokens as `_tokens` guesses them: all-MiniLM-L6-v2 reads 256, and the guess may be low
+# Importing these opens a browser, prints, warns or needs a display; or they hold tables, tests, or what others hold.
+_SKIPPED_NAMES = """
+    antigravity this idlelib tkinter turtle turtledemo lib2to3 distutils encodings.* pydoc_data test *.test *.tests
+    multiprocessing.dummy posix nt posixpath ntpath genericpath sre_compile sre_constants sre_parse
+    xxlimited xxlimited_35 xxsubtype
+"""
+_SKIPPED = frozenset(_SKIPPED_NAMES.split())
+SHORTEST = 25  # characters; a shorter docstring says no more than the name does
+LONGEST = 200  # tokens as `_tokens` guesses them; all-MiniLM-L6-v2 reads 256, and the guess may be low
 
 
-def stdlib_passages(only: Iterable[str] = ()) -> Iterator[Passage]:
+def stdlib_passages(only: Collection[str] = ()) -> Iterator[Passage]:
     """Yield the documentation of the standard library, or of the top-level modules named in `only`."""
     seen: set[str] = set()
-    for module in _modules(set(only)):
-        for name, kind, text in _documented(module):
-            doc = inspect.cleandoc(text).strip()
-            if len(doc) < SHORTEST or doc in seen:
+    for module in _modules(only):
+        name = "os.path" if module.__name__ in ("posixpath", "ntpath") else module.__name__
+        for path, kind, docstring in _documented(name, module):
+            text = inspect.cleandoc(docstring).encode("utf-8", "replace").decode().strip()
+            if len(text) < SHORTEST or text in seen:
                 continue
-            seen.add(doc)
-            for part, piece in enumerate(pieces(doc)):
-                id_ = f"{name}#{part}" if part else name
-                yield Passage(id_, f"{name}\n\n{piece}", {"kind": kind, "module": module.__name__, "name": name})
+            seen.add(text)
+            for number, piece in enumerate(pieces(text)):
+                id_ = f"{path}#{number}" if number else path
+                yield Passage(id_, f"{path}\n\n{piece}", {"kind": kind, "module": name, "name": path})
 
 
 def pieces(text: str) -> list[str]:
-    """Cut a text at paragraphs, else at lines, else at words, into pieces that the bi-encoder reads whole."""
+    """Cut a text into pieces that the bi-encoder reads whole: between paragraphs, or lines, or words where it must."""
     done: list[str] = []
-    for paragraph in split_paragraphs(text):
-        for unit in _small(paragraph.text):
-            if done and _tokens(done[-1]) + _tokens(unit) <= LONGEST:
-                done[-1] += f"\n\n{unit}"
-            else:
-                done.append(unit)
+    for joint, unit in _units(text):
+        if done and _tokens(done[-1]) + _tokens(unit) <= LONGEST:
+            done[-1] += joint + unit
+        else:
+            done.append(unit)
     return done
 
 
-def _small(paragraph: str) -> Iterator[str]:
-    if _tokens(paragraph) <= LONGEST:
-        yield paragraph
-        return
-    separator = "\n" if "\n" in paragraph else " "
-    done = ""
-    for part in paragraph.split(separator):
-        joined = f"{done}{separator}{part}" if done else part
-        if done and _tokens(joined) > LONGEST:
-            yield from _small(done) if separator == "\n" else [done]
-            done = part
-        else:
-            done = joined
-    if separator == "\n" and _tokens(done) > LONGEST:
-        yield from _small(done)
-    else:
-        yield done
+def _units(text: str) -> Iterator[tuple[str, str]]:
+    """Yield what should stay together, each after what joins it to the one before."""
+    for paragraph in split_paragraphs(text):
+        if _tokens(paragraph.text) <= LONGEST:
+            yield "\n\n", paragraph.text
+            continue
+        for row, line in enumerate(paragraph.text.splitlines()):
+            for column, word in enumerate([line] if _tokens(line) <= LONGEST else line.split()):
+                yield " " if column else "\n" if row else "\n\n", word
 
 
 def _tokens(text: str) -> int:
@@ -79,62 +73,73 @@ def _tokens(text: str) -> int:
     return sum(1 + len(word) // 6 for word in re.findall(r"[A-Za-z]+|[^A-Za-z\s]", text))
 
 
-def _modules(only: set[str]) -> Iterator[ModuleType]:
+def _modules(only: Collection[str]) -> Iterator[ModuleType]:
     for name in sorted(sys.stdlib_module_names):
         if not only or name in only:
             yield from _import(name)
 
 
 def _import(name: str) -> Iterator[ModuleType]:
-    """Yield a module and what is below it, if importing it is safe, silent and has a future."""
+    """Yield a module and those below it, if importing it is safe, silent and possible here."""
     package, _, last = name.rpartition(".")
-    if last.startswith("_") or last == "tests" or not SKIPPED.isdisjoint((name, f"{package}.*")):
+    if last.startswith("_") or not _SKIPPED.isdisjoint((name, f"{package}.*", f"*.{last}")):
         return
     noise = io.StringIO()
-    with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stdout(noise):
+    with (
+        contextlib.redirect_stdout(noise),
+        contextlib.redirect_stderr(noise),
+        warnings.catch_warnings(record=True) as caught,
+    ):
         warnings.simplefilter("always")
         try:
             module = importlib.import_module(name)
-        except Exception:  # of another platform, or built without what it needs
+        except Exception:  # noqa: BLE001 - made for another system, or built without a library; each fails in its way
             return
     if any(issubclass(warning.category, DeprecationWarning) for warning in caught):
         return
     yield module
     if name == "os":
-        yield module.path
+        yield importlib.import_module("os.path")
     for found in pkgutil.iter_modules(getattr(module, "__path__", ())):
         yield from _import(f"{name}.{found.name}")
 
 
-def _documented(module: ModuleType) -> Iterator[tuple[str, str, str]]:
-    """Yield name, kind and docstring of a module and of everything public that it defines or exports."""
-    name = "os.path" if module.__name__ in ("posixpath", "ntpath") else module.__name__
+def _documented(name: str, module: ModuleType) -> Iterator[tuple[str, str, str]]:
+    """Yield path, kind and docstring of a module and of everything public that it defines or exports."""
     if isinstance(module.__doc__, str):
         yield name, "module", module.__doc__
     prefix = "" if name == "builtins" else f"{name}."
-    for key in sorted(getattr(module, "__all__", None) or vars(module)):
-        thing = vars(module).get(key)
-        # Without __all__, what was merely imported is not this module's; C code of a module lives in another.
-        home = getattr(thing, "__module__", None) or name
-        if key.startswith("_") or not (hasattr(module, "__all__") or home == name or home.startswith("_")):
-            continue
-        if inspect.isclass(thing):
-            yield from _class(f"{prefix}{key}", thing)
-        elif inspect.isroutine(thing) and isinstance(thing.__doc__, str):
-            yield f"{prefix}{key}", "function", thing.__doc__
+    classes: list[tuple[str, type]] = []
+    for key, value in _members(name, module):
+        if inspect.isclass(value):
+            classes.append((f"{prefix}{key}", value))
+            doc = vars(value).get("__doc__")
+            # A single line like a call is made by dataclasses and named tuples themselves.
+            if isinstance(doc, str) and ("\n" in doc or not doc.startswith(f"{value.__name__}(")):
+                yield f"{prefix}{key}", "class", doc
+        elif inspect.isroutine(value) and isinstance(value.__doc__, str):
+            yield f"{prefix}{key}", "function", value.__doc__
+    for path, class_ in classes:  # after the functions: random.sample is better known than random.Random.sample
+        for key, value in sorted(vars(class_).items()):
+            if key.startswith("_") or not (inspect.isroutine(value) or isinstance(value, property)):
+                continue
+            if isinstance(value.__doc__, str):
+                yield f"{path}.{key}", "method", value.__doc__
 
 
-def _class(name: str, thing: type) -> Iterator[tuple[str, str, str]]:
-    doc = vars(thing).get("__doc__")
-    if isinstance(doc, str) and not doc.startswith(f"{thing.__name__}("):  # such a line is a dataclass's own making
-        yield name, "class", doc
-    for key, value in sorted(vars(thing).items()):
-        doc = getattr(value, "__doc__", None)
-        routine = inspect.isroutine(value) or isinstance(value, property)
-        if routine and not key.startswith("_") and isinstance(doc, str):
-            yield f"{name}.{key}", "method", doc
+def _members(name: str, module: ModuleType) -> Iterator[tuple[str, object]]:
+    exported = vars(module).get("__all__")
+    # Lower and upper case together: socket.socket comes before its other name, socket.SocketType.
+    for key in sorted(exported or vars(module), key=str.casefold):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # some names are deprecated
+            value = getattr(module, key, None)
+        # Without __all__, what was merely imported is not this module's own; what is in C says `_json`, or None.
+        home = getattr(value, "__module__", None) or name
+        if not key.startswith("_") and (exported or name == "builtins" or home == name or home.startswith("_")):
+            yield key, value
 
 
 if __name__ == "__main__":
     for passage in stdlib_passages(sys.argv[1:]):
-        print(f"{'─' * 100}\n{passage.id}   {dict(passage.metadata)}\n{passage.text}\n")
+        print(f"{passage.id}   {dict(passage.metadata)}\n{passage.text}\n\n{'─' * 80}")

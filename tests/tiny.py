@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import string
 from pathlib import Path
 
@@ -46,7 +47,13 @@ def config(positions: int = POSITIONS, **options: object) -> transformers.BertCo
 
 
 def save_bi_encoder(
-    folder: Path, *, metric: str = "cosine", prompts: dict[str, str] | None = None, seed: int = 1
+    folder: Path,
+    *,
+    metric: str = "cosine",
+    prompts: dict[str, str] | None = None,
+    default_prompt_name: str | None = None,
+    include_prompt: bool = True,
+    seed: int = 1,
 ) -> Path:
     """Save a bi-encoder with mean pooling; cosine models normalise."""
     torch.manual_seed(seed)
@@ -55,11 +62,27 @@ def save_bi_encoder(
     transformers.BertModel(config()).save_pretrained(network)
     save_tokenizer(network)
     modules: list[torch.nn.Module] = [models.Transformer(str(network), max_seq_length=POSITIONS)]
-    modules.append(models.Pooling(WIDTH, pooling_mode="mean"))
+    modules.append(models.Pooling(WIDTH, pooling_mode="mean", include_prompt=include_prompt))
     if metric == "cosine":
         modules.append(models.Normalize())
     model = sentence_transformers.SentenceTransformer(
-        modules=modules, prompts=prompts, similarity_fn_name=metric, device="cpu"
+        modules=modules,
+        prompts=prompts,
+        default_prompt_name=default_prompt_name,
+        similarity_fn_name=metric,
+        device="cpu",
+    )
+    model.save(str(folder / "model"), create_model_card=False)
+    return folder / "model"
+
+
+def save_static_bi_encoder(folder: Path, *, seed: int = 4) -> Path:
+    """Save a bi-encoder that has no network: the mean of its tokens' vectors, texts of any length."""
+    torch.manual_seed(seed)
+    save_tokenizer(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = sentence_transformers.SentenceTransformer(
+        modules=[models.StaticEmbedding(tokenizer, embedding_dim=WIDTH)], device="cpu"
     )
     model.save(str(folder / "model"), create_model_card=False)
     return folder / "model"
@@ -71,4 +94,69 @@ def save_cross_encoder(folder: Path, *, labels: int = 1, seed: int = 3, position
     path = folder / "model"
     transformers.BertForSequenceClassification(config(positions, num_labels=labels)).save_pretrained(path)
     save_tokenizer(path, positions)
+    return path
+
+
+def save_roberta_cross_encoder(folder: Path, *, seed: int = 5) -> Path:
+    """Save a cross-encoder that counts positions from after the padding index, with a tokenizer without a limit."""
+    torch.manual_seed(seed)
+    path = folder / "model"
+    settings = transformers.RobertaConfig(
+        vocab_size=len(_VOCABULARY),
+        hidden_size=WIDTH,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=POSITIONS + 1,  # the first belongs to the padding token, whose index is 0
+        pad_token_id=0,
+        type_vocab_size=2,
+        initializer_range=0.3,
+        num_labels=1,
+    )
+    transformers.RobertaForSequenceClassification(settings).save_pretrained(path)
+    save_tokenizer(path, positions=10**9)
+    return path
+
+
+def save_headless(folder: Path, *, seed: int = 6) -> Path:
+    """Save a network without a head, whose configuration claims one."""
+    torch.manual_seed(seed)
+    path = folder / "model"
+    transformers.BertModel(config()).save_pretrained(path)
+    save_tokenizer(path)
+    file = path / "config.json"
+    claims = {"architectures": ["BertForSequenceClassification"], "id2label": {"0": "LABEL_0"}, "num_labels": 1}
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | claims), encoding="utf-8")
+    return path
+
+
+_CHAT = (
+    "{% for m in messages %}{{ m['content'] }} {{ 'is' if m['role'] == 'query' else 'the' }} {% endfor %}"
+    "{% if add_generation_prompt %}what{% endif %}"
+)
+
+
+def save_language_model_reranker(folder: Path, *, seed: int = 7) -> Path:
+    """Save a language model that answers yes or no, as Qwen3-Reranker does, with a chat template for the pair."""
+    torch.manual_seed(seed)
+    path = folder / "model"
+    settings = transformers.Qwen2Config(
+        vocab_size=len(_VOCABULARY) + 2,
+        hidden_size=WIDTH,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=POSITIONS,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=None,
+        initializer_range=0.3,
+    )
+    transformers.Qwen2ForCausalLM(settings).save_pretrained(path)
+    file = path / "vocab.txt"
+    file.write_text("\n".join([*_VOCABULARY, "yes", "no"]), encoding="utf-8")
+    tokenizer = transformers.BertTokenizerFast(str(file), model_max_length=POSITIONS, padding_side="left")
+    tokenizer.chat_template = _CHAT
+    tokenizer.save_pretrained(path)
     return path

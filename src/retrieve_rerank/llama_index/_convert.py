@@ -5,10 +5,20 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from llama_index.core.schema import BaseNode, Document, ImageNode, IndexNode, MetadataMode, Node, NodeWithScore, TextNode
+from llama_index.core.schema import (
+    BaseNode,
+    Document,
+    ImageNode,
+    IndexNode,
+    MetadataMode,
+    Node,
+    NodeWithScore,
+    TextNode,
+)
 from pydantic_core import to_jsonable_python
 
 from retrieve_rerank.checks import check_encodable
@@ -22,7 +32,9 @@ DOCUMENT_KEY = "document_id"  # the source document's id, three times: LlamaInde
 NO_DOCUMENT = "None"
 
 _DOCUMENT_KEYS = (DOCUMENT_KEY, "doc_id", "ref_doc_id")
-_TYPES: dict[str, type[BaseNode]] = {kind.class_name(): kind for kind in (Document, ImageNode, IndexNode, Node, TextNode)}
+_TYPES: dict[str, type[BaseNode]] = {
+    kind.class_name(): kind for kind in (Document, ImageNode, IndexNode, Node, TextNode)
+}
 _POSITION = "position"
 
 
@@ -47,21 +59,10 @@ def node_to_record(node: BaseNode) -> Record:
         InvalidInputError: If the node cannot be stored, naming it and the key.
     """
     what = f"node {node.node_id!r}"
-    metadata = {}
-    for key, value in node.metadata.items():
-        try:
-            metadata[key] = to_jsonable_python(value, fallback=_scalar)
-        except (ValueError, TypeError) as error:
-            raise InvalidInputError(
-                f"metadata[{key!r}] of {what} is a {type(value).__name__}, which cannot be stored; give text, numbers, "
-                "booleans, None, dates, or lists and mappings of these"
-            ) from error
+    metadata = {key: _jsonable(value, f"metadata[{key!r}] of {what}") for key, value in node.metadata.items()}
     text = node.get_content(metadata_mode=MetadataMode.NONE)
     check_encodable(text, f"the text of {what}")
-    try:
-        content = to_jsonable_python(node, by_alias=False, fallback=_scalar)
-    except (ValueError, TypeError) as error:
-        raise InvalidInputError(f"{what} cannot be stored: {error}") from error
+    content = _jsonable(node, what)
     # The text is stored once, as the record's own; so is the vector.
     content.update(embedding=None, metadata=metadata)
     if "text" in content:
@@ -127,7 +128,8 @@ def nodes_to_hits(nodes: Sequence[NodeWithScore], mode: MetadataMode) -> list[Hi
             )
         score, rank = item.score, position + 1
         if isinstance(item, RerankedNode) and item.rerank_rank is not None:
-            score, rank = item.retrieval_score, item.retrieval_rank or rank  # the first stage's, not the last re-ranking's
+            # What the first stage said, not what the last re-ranking did.
+            score, rank = item.retrieval_score, item.retrieval_rank or rank
         text = item.node.get_content(metadata_mode=mode)
         hits.append(
             Hit(
@@ -154,6 +156,16 @@ def hits_to_nodes(hits: Sequence[Hit], nodes: Sequence[NodeWithScore]) -> list[R
         )
         for hit in hits
     ]
+
+
+def _jsonable(value: object, what: str) -> Any:
+    try:
+        return to_jsonable_python(value, by_alias=False, fallback=_scalar)
+    except (ValueError, TypeError) as error:
+        raise InvalidInputError(
+            f"{what} is a {type(value).__name__}, which cannot be stored ({error}); give text, numbers, booleans, "
+            "None, dates, or lists and mappings of these"
+        ) from error
 
 
 def _scalar(value: object) -> object:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
-from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
 from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
@@ -101,7 +102,7 @@ class CrossEncoderRerank(BaseNodePostprocessor):
         max_length: int | None = None,
         callback_manager: CallbackManager | None = None,
     ) -> None:
-        settings = {
+        settings: dict[str, Any] = {
             "device": device,
             "precision": precision,
             "revision": revision,
@@ -113,14 +114,13 @@ class CrossEncoderRerank(BaseNodePostprocessor):
             "max_length": max_length,
         }
         name, ranker = _ranker_of(model, settings)
-        super().__init__(
+        settings.update(
             model=name,
             top_n=check_count(top_n, "top_n"),
             score_threshold=check_threshold(score_threshold),
-            metadata_mode=metadata_mode,
-            callback_manager=callback_manager or CallbackManager(),
-            **settings,
+            metadata_mode=_mode(metadata_mode),
         )
+        super().__init__(callback_manager=callback_manager or CallbackManager(), **settings)
         self._ranker = ranker
 
     @classmethod
@@ -132,10 +132,9 @@ class CrossEncoderRerank(BaseNodePostprocessor):
     ) -> list[NodeWithScore]:
         query, candidates = _query_of(query_bundle), nodes_to_hits(nodes, self.metadata_mode)
         with self._reported(query, nodes) as keep:
-            return keep(
-                self._ranker.rank(query, candidates, top_n=self.top_n, score_threshold=self.score_threshold)
-            )
+            return keep(self._ranker.rank(query, candidates, top_n=self.top_n, score_threshold=self.score_threshold))
 
+    @dispatcher.span  # the base class does it for the sync method only
     async def _apostprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
@@ -157,7 +156,7 @@ class CrossEncoderRerank(BaseNodePostprocessor):
             return list(result)
 
         dispatcher.event(ReRankStartEvent(query=query, nodes=nodes, top_n=self.top_n, model_name=self.model))
-        payload = {
+        payload: dict[str, Any] = {
             EventPayload.NODES: nodes,
             EventPayload.MODEL_NAME: self.model,
             EventPayload.QUERY_STR: query,
@@ -171,9 +170,17 @@ class CrossEncoderRerank(BaseNodePostprocessor):
             dispatcher.event(ReRankEndEvent(nodes=result))
 
 
-def _ranker_of(model: str | os.PathLike[str] | Scorer, settings: dict[str, object]) -> tuple[str, Ranker]:
+def _mode(mode: MetadataMode | str) -> MetadataMode:
+    try:
+        return MetadataMode(mode)
+    except ValueError as error:
+        known = ", ".join(item.value for item in MetadataMode)
+        raise InvalidInputError(f"metadata_mode must be one of {known}; got {mode!r}") from error
+
+
+def _ranker_of(model: str | os.PathLike[str] | Scorer, settings: Mapping[str, Any]) -> tuple[str, Ranker]:
     if isinstance(model, (str, os.PathLike)):
-        encoder = CrossEncoder(model, **settings)  # type: ignore[arg-type]  # the caller's signature is the same
+        encoder = CrossEncoder(model, **settings)
         return encoder.model, encoder
     given = [name for name, value in settings.items() if value not in (None, False, "auto")]
     if given:

@@ -1,0 +1,142 @@
+"""What a vector store query asks for, checked, and the maximal marginal relevance that it may ask for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQueryMode
+
+from retrieve_rerank.checks import check_count
+from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.indexes.collection import check_ids
+from retrieve_rerank.llama_index._convert import DOCUMENT_KEY
+from retrieve_rerank.llama_index._clauses import Condition
+from retrieve_rerank.llama_index._filters import to_condition
+
+Vector = npt.NDArray[np.float32]
+T = TypeVar("T")
+
+_PREFETCH_FACTOR = 4.0
+_OPTIONS = ("where", "where_document", "mmr_threshold", "mmr_prefetch_factor", "mmr_prefetch_k")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A checked query.
+
+    Attributes:
+        vector: (dimension,).
+        k: How many nodes to return.
+        condition: What they must pass.
+        node_ids: What they must be among; None is no restriction.
+        fetch: How many to fetch: more than `k` where the most diverse of them are chosen.
+        diversity: Weight of relevance against novelty in [0, 1]; None ranks by relevance alone.
+    """
+
+    vector: Vector
+    k: int
+    condition: Condition
+    node_ids: Sequence[str] | None
+    fetch: int
+    diversity: float | None
+
+
+def read_request(query: VectorStoreQuery, options: Mapping[str, Any]) -> Request:
+    """Check a query and the keyword options that came with it.
+
+    Raises:
+        InvalidInputError: If something is missing, unknown or cannot be done.
+    """
+    unknown = sorted(set(options) - set(_OPTIONS))
+    if unknown:
+        raise InvalidInputError(f"unknown query option {', '.join(unknown)}; there are {', '.join(_OPTIONS)}")
+    if query.mode not in (VectorStoreQueryMode.DEFAULT, VectorStoreQueryMode.MMR):
+        raise InvalidInputError(
+            f"this store cannot search in mode {query.mode.value!r}, only in 'default' and 'mmr': it holds one dense "
+            "vector a node"
+        )
+    if query.query_embedding is None or len(query.query_embedding) == 0:
+        raise InvalidInputError(
+            "the query has no embedding: it is empty, or was not embedded; give VectorStoreQuery(query_embedding=…)"
+        )
+    k = check_count(query.similarity_top_k, "similarity_top_k")
+    condition = to_condition(query.filters).both(Condition(options.get("where"), options.get("where_document")))
+    if query.doc_ids:
+        condition = condition.both(Condition({DOCUMENT_KEY: {"$in": check_ids(query.doc_ids)}}))
+    diversity, fetch = None, k
+    if query.mode is VectorStoreQueryMode.MMR:
+        given = options.get("mmr_threshold")
+        diversity = _share(query.mmr_threshold if given is None else given)
+        fetch = _prefetch(k, options)
+    # VectorStoreIndex passes an empty list where it has no restriction.
+    node_ids = check_ids(query.node_ids) if query.node_ids else None
+    return Request(_vector(query.query_embedding), k, condition, node_ids, fetch, diversity)
+
+
+def most_diverse(
+    items: Sequence[T],
+    vectors: Vector,
+    relevance: Sequence[float],
+    similarity: Callable[[Vector, Vector], Vector],
+    k: int,
+    diversity: float,
+) -> list[T]:
+    """Choose `k` items by maximal marginal relevance, in the order chosen.
+
+    Each is the one with the largest `diversity` * relevance - (1 - `diversity`) * similarity to the most similar of
+    those chosen before. Of equals the first wins.
+
+    Args:
+        items: The candidates, n.
+        vectors: Theirs, (n, dimension).
+        relevance: Theirs to the query, n.
+        similarity: Takes vectors (n, dimension) and one (dimension,), returns (n,).
+        k: How many to choose.
+        diversity: In [0, 1]: 1 is the order of relevance.
+    """
+    gain = diversity * np.asarray(relevance, np.float64)
+    nearest = np.full(len(items), -math.inf)  # similarity to the most similar item chosen so far
+    left = np.ones(len(items), bool)
+    chosen: list[int] = []
+    while len(chosen) < min(k, len(items)):
+        penalty = (1.0 - diversity) * nearest if chosen else 0.0
+        best = int(np.argmax(np.where(left, gain - penalty, -math.inf)))
+        chosen.append(best)
+        left[best] = False
+        nearest = np.maximum(nearest, similarity(vectors, vectors[best]))
+    return [items[position] for position in chosen]
+
+
+def _vector(embedding: Sequence[float]) -> Vector:
+    try:
+        return np.asarray(embedding, np.float32)
+    except (ValueError, TypeError) as error:
+        raise InvalidInputError(f"the query's embedding must be a list of numbers: {error}") from error
+
+
+def _prefetch(k: int, options: Mapping[str, Any]) -> int:
+    factor, count = options.get("mmr_prefetch_factor"), options.get("mmr_prefetch_k")
+    if factor is not None and count is not None:
+        raise InvalidInputError("give mmr_prefetch_factor or mmr_prefetch_k, not both")
+    if count is not None:
+        return max(k, check_count(count, "mmr_prefetch_k"))
+    if factor is None:
+        factor = _PREFETCH_FACTOR
+    if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 1 <= factor < math.inf:
+        raise InvalidInputError(f"mmr_prefetch_factor must be a number >= 1, got {factor!r}")
+    return int(k * factor)
+
+
+def _share(threshold: object) -> float:
+    if threshold is None:
+        return 0.5
+    if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
+        raise InvalidInputError(
+            f"mmr_threshold must be a number from 0 (as diverse as can be) to 1 (by relevance alone), got {threshold!r}"
+        )
+    return float(threshold)

@@ -1,0 +1,234 @@
+"""The bi-encoder as an embedding model."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
+from llama_index.core.bridge.pydantic import Field, PrivateAttr
+from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
+from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
+from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent, EmbeddingStartEvent
+from llama_index.core.storage.kvstore.types import BaseKVStore
+
+from retrieve_rerank.checks import check_count
+from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.models.bi_encoder import BiEncoder
+from retrieve_rerank.models.precision import Precision
+
+if TYPE_CHECKING:
+    from llama_index.core.rate_limiter import BaseRateLimiter
+
+_MODEL = "sentence-transformers/multi-qa-mpnet-base-dot-v1"
+_CACHED_QUERIES = "query_embeddings"  # the base class keeps texts under "embeddings"
+_LARGEST_BATCH = 2048  # the base class's own limit
+
+dispatcher = get_dispatcher(__name__)
+
+
+class BiEncoderEmbedding(BaseEmbedding):
+    """Embeds queries and nodes with a sentence-transformers bi-encoder.
+
+    Queries get the model's query prompt, nodes its document prompt. A batch is one call of the encoder, which sorts by
+    length and never blocks an event loop in the async methods. What is configured cannot be changed afterwards, so the
+    hash that an ingestion cache goes by always fits the vectors.
+
+    Args:
+        model_name: A hub name or a folder. `model` is accepted as well.
+        model: Another name for `model_name`.
+        device: As in `BiEncoder`.
+        precision: As in `BiEncoder`.
+        revision: As in `BiEncoder`.
+        cache_folder: As in `BiEncoder`.
+        local_files_only: As in `BiEncoder`.
+        token: As in `BiEncoder`. Never dumped.
+        trust_remote_code: As in `BiEncoder`.
+        query_prompt: As in `BiEncoder`.
+        document_prompt: As in `BiEncoder`.
+        normalize: As in `BiEncoder`.
+        truncate_dim: As in `BiEncoder`.
+        max_length: As in `BiEncoder`.
+        embed_batch_size: Nodes in one call of the encoder, at most 2048. The encoder makes its own, smaller, batches.
+        callback_manager: LlamaIndex's callbacks.
+        num_workers: Batches that an async call hands over at once. One model computes one batch at a time all the same.
+        embeddings_cache: A LlamaIndex key-value store for vectors. Queries and texts are kept apart in it; vectors of
+            different models are not.
+        rate_limiter: LlamaIndex's rate limiter; a local model needs none.
+
+    Raises:
+        InvalidInputError: If an argument cannot be used.
+        ModelError: At the first use, if the model cannot be loaded.
+
+    Example:
+        >>> from retrieve_rerank.llama_index import BiEncoderEmbedding
+        >>> embed_model = BiEncoderEmbedding(bi_encoder_path)
+        >>> vector = embed_model.get_query_embedding("What is the capital of France?")
+        >>> len(vector) == embed_model.encoder.dimension, type(vector[0])
+        (True, <class 'float'>)
+    """
+
+    model_name: str = Field(frozen=True)
+    device: str | None = Field(frozen=True)
+    precision: Precision = Field(frozen=True)
+    revision: str | None = Field(frozen=True)
+    cache_folder: str | None = Field(frozen=True)
+    local_files_only: bool = Field(frozen=True)
+    token: str | bool | None = Field(frozen=True, exclude=True, repr=False)
+    trust_remote_code: bool = Field(frozen=True)
+    query_prompt: str | None = Field(frozen=True)
+    document_prompt: str | None = Field(frozen=True)
+    normalize: bool | None = Field(frozen=True)
+    truncate_dim: int | None = Field(frozen=True)
+    max_length: int | None = Field(frozen=True)
+    rate_limiter: Any = Field(default=None, exclude=True)  # older versions of the base class have no such field
+
+    _encoder: BiEncoder = PrivateAttr()
+
+    def __init__(
+        self,
+        model_name: str | os.PathLike[str] | None = None,
+        *,
+        model: str | os.PathLike[str] | None = None,
+        device: str | None = None,
+        precision: Precision = "auto",
+        revision: str | None = None,
+        cache_folder: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        trust_remote_code: bool = False,
+        query_prompt: str | None = None,
+        document_prompt: str | None = None,
+        normalize: bool | None = None,
+        truncate_dim: int | None = None,
+        max_length: int | None = None,
+        embed_batch_size: int = 512,
+        callback_manager: CallbackManager | None = None,
+        num_workers: int | None = None,
+        embeddings_cache: BaseKVStore | None = None,
+        rate_limiter: BaseRateLimiter | None = None,
+    ) -> None:
+        if model_name is not None and model is not None and os.fspath(model_name) != os.fspath(model):
+            raise InvalidInputError(
+                f"model_name ({model_name!r}) and model ({model!r}) are two names for one thing; give one"
+            )
+        if check_count(embed_batch_size, "embed_batch_size") > _LARGEST_BATCH:
+            raise InvalidInputError(f"embed_batch_size must be <= {_LARGEST_BATCH}, got {embed_batch_size}")
+        chosen = model_name if model_name is not None else model if model is not None else _MODEL
+        settings: dict[str, Any] = {
+            "device": device,
+            "precision": precision,
+            "revision": revision,
+            "cache_folder": None if cache_folder is None else os.fspath(cache_folder),
+            "local_files_only": local_files_only,
+            "token": token,
+            "trust_remote_code": trust_remote_code,
+            "query_prompt": query_prompt,
+            "document_prompt": document_prompt,
+            "normalize": normalize,
+            "truncate_dim": truncate_dim,
+            "max_length": max_length,
+        }
+        encoder = BiEncoder(chosen, **settings)  # checks its arguments; loads nothing yet
+        super().__init__(
+            model_name=encoder.model,
+            embed_batch_size=embed_batch_size,
+            callback_manager=callback_manager or CallbackManager([]),
+            num_workers=num_workers,
+            embeddings_cache=embeddings_cache,
+            rate_limiter=rate_limiter,
+            **settings,
+        )
+        self._encoder = encoder
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "BiEncoderEmbedding"
+
+    def to_payload(self) -> dict[str, Any]:
+        """Return what events say of this model; no token."""
+        return {
+            "class_name": self.class_name(),
+            "model_name": self.model_name,
+            "embed_batch_size": self.embed_batch_size,
+        }
+
+    @property
+    def encoder(self) -> BiEncoder:
+        """The encoder, with its `metric`, `dimension` and `fingerprint`. It loads its model at the first use."""
+        return self._encoder
+
+    def get_query_embedding(self, query: str) -> Embedding:
+        """Embed a query, with the model's query prompt.
+
+        The base class's own method would look the query up among the cached texts, and find the vector of an equal
+        text: the wrong one where queries and texts have different prompts.
+        """
+        with self._reported(query) as found:
+            cache = self.embeddings_cache
+            cached = None if cache is None else cache.get(key=query, collection=_CACHED_QUERIES)
+            if cached:
+                found.append(next(iter(cached.values())))
+                return found[0]
+            if self.rate_limiter is not None:
+                self.rate_limiter.acquire()
+            found.append(self._get_query_embedding(query))
+            if cache is not None:
+                cache.put(key=query, val={str(uuid.uuid4()): found[0]}, collection=_CACHED_QUERIES)
+            return found[0]
+
+    async def aget_query_embedding(self, query: str) -> Embedding:
+        """As `get_query_embedding`, without blocking the event loop."""
+        with self._reported(query) as found:
+            cache = self.embeddings_cache
+            cached = None if cache is None else await cache.aget(key=query, collection=_CACHED_QUERIES)
+            if cached:
+                found.append(next(iter(cached.values())))
+                return found[0]
+            if self.rate_limiter is not None:
+                await self.rate_limiter.async_acquire()
+            found.append(await self._aget_query_embedding(query))
+            if cache is not None:
+                await cache.aput(key=query, val={str(uuid.uuid4()): found[0]}, collection=_CACHED_QUERIES)
+            return found[0]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The base class deletes what it cannot pickle from the dictionaries of the object itself. Give it a copy, and
+        # nothing to complain about: the constructor makes a new encoder from the fields.
+        if self.__pydantic_private__:
+            slim = self.model_copy()
+            slim.__pydantic_private__ = None
+            return slim.__getstate__()
+        return super().__getstate__()
+
+    def _get_query_embedding(self, query: str) -> Embedding:
+        return cast(Embedding, self._encoder.encode_queries([query])[0].tolist())
+
+    async def _aget_query_embedding(self, query: str) -> Embedding:
+        return cast(Embedding, (await self._encoder.aencode_queries([query]))[0].tolist())
+
+    def _get_text_embedding(self, text: str) -> Embedding:
+        return self._get_text_embeddings([text])[0]
+
+    async def _aget_text_embedding(self, text: str) -> Embedding:
+        return (await self._aget_text_embeddings([text]))[0]
+
+    def _get_text_embeddings(self, texts: list[str]) -> list[Embedding]:
+        return cast("list[Embedding]", self._encoder.encode_documents(texts).tolist())
+
+    async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
+        return cast("list[Embedding]", (await self._encoder.aencode_documents(texts)).tolist())
+
+    @contextmanager
+    def _reported(self, query: str) -> Iterator[list[Embedding]]:
+        """Emit the base class's events around the block, which puts the vector into the yielded list."""
+        found: list[Embedding] = []
+        model = self.to_payload()
+        dispatcher.event(EmbeddingStartEvent(model_dict=model))
+        with self.callback_manager.event(CBEventType.EMBEDDING, payload={EventPayload.SERIALIZED: model}) as event:
+            yield found
+            event.on_end(payload={EventPayload.CHUNKS: [query], EventPayload.EMBEDDINGS: found})
+        dispatcher.event(EmbeddingEndEvent(chunks=[query], embeddings=found))

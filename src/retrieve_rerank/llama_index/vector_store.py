@@ -1,0 +1,350 @@
+"""A Chroma collection as LlamaIndex's vector store."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import chromadb
+import numpy as np
+from chromadb.api import ClientAPI
+from chromadb.errors import ChromaError
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.bridge.pydantic import Field, PrivateAttr
+from llama_index.core.schema import BaseNode, ImageNode, IndexNode
+from llama_index.core.vector_stores.types import (
+    BasePydanticVectorStore,
+    MetadataFilters,
+    VectorStoreQuery,
+    VectorStoreQueryResult,
+)
+
+from retrieve_rerank.errors import InvalidInputError, RemoteError
+from retrieve_rerank.indexes.chroma import adopt
+from retrieve_rerank.indexes.collection import ChromaCollection, Found, Plan, translated
+from retrieve_rerank.indexes.fingerprint import Identity, check_identity
+from retrieve_rerank.llama_index._convert import (
+    DOCUMENT_KEY,
+    NO_DOCUMENT,
+    TYPE_KEY,
+    check_nodes,
+    node_to_record,
+    record_to_node,
+    vectors_of,
+)
+from retrieve_rerank.llama_index._filters import to_condition
+from retrieve_rerank.llama_index._query import Request, Vector, most_diverse, read_request
+from retrieve_rerank.llama_index.embeddings import BiEncoderEmbedding
+from retrieve_rerank.types import Metric
+
+_KEPT_BY_INDEX: Any = {TYPE_KEY: {"$in": [ImageNode.class_name(), IndexNode.class_name()]}}
+
+
+class ChromaVectorStore(BasePydanticVectorStore):
+    """Nodes in a Chroma collection.
+
+    Adding a node whose id is stored replaces it, text, vector and metadata. The async methods run on a thread of the
+    collection's own. What is stored is LlamaIndex's standard layout: other stores of LlamaIndex read it, and
+    `ChromaIndex` and the LangChain store of this package see the same ids, texts and user metadata.
+
+    `query` returns similarities, larger is better: the cosine similarity, the dot product, or 1 / (1 + distance),
+    by the collection's metric. Modes are DEFAULT and MMR. Keyword options of `query` (`vector_store_kwargs` of an
+    index's retriever): `where` and `where_document`, Chroma's own filters, and for MMR `mmr_threshold`,
+    `mmr_prefetch_factor`, `mmr_prefetch_k`.
+
+    Filters: ==, !=, in, nin; >, >=, <, <= on numbers; contains, any and all on list-valued metadata; text_match,
+    text_match_insensitive and contains on the key "#document", which is the node's text; and, or, not, nested. != and
+    nin also find nodes that lack the key. is_empty, substrings of metadata and the negation of >, >=, <, <= are beyond
+    Chroma and raise.
+
+    Args:
+        chroma_collection: A live collection, instead of the four below it.
+        collection_name: Name of the collection; it is made if missing.
+        persist_dir: Directory of a persistent store; it is made if missing. One process at a time may write it.
+        client: A Chroma client, such as `chromadb.HttpClient`. None of these: in memory, private to this object.
+        metric: "cosine", "dot" or "euclidean"; None takes the embedding model's, else the collection's, else cosine.
+            After opening it is the collection's.
+        embed_model: The model that embeds the nodes. A `BiEncoderEmbedding` gives the metric, and the collection
+            carries its fingerprint and refuses another; of other models nothing is known.
+        assume_compatible: Open a collection that was made by another encoder or metric all the same.
+
+    Raises:
+        InvalidInputError: If an argument cannot be used.
+        IndexMismatchError: If the collection was made by another encoder or with another metric.
+
+    Example:
+        >>> from llama_index.core import VectorStoreIndex
+        >>> from llama_index.core.schema import TextNode
+        >>> from retrieve_rerank.llama_index import BiEncoderEmbedding, ChromaVectorStore
+        >>> embed_model = BiEncoderEmbedding(bi_encoder_path)
+        >>> store = ChromaVectorStore(embed_model=embed_model)
+        >>> index = VectorStoreIndex.from_vector_store(store, embed_model=embed_model)
+        >>> index.insert_nodes([TextNode(text="Paris is the capital of France."), TextNode(text="Bread is baked.")])
+        >>> index.as_retriever(similarity_top_k=1).retrieve("capital of France")[0].text
+        'Paris is the capital of France.'
+    """
+
+    stores_text: bool = Field(default=True, frozen=True, exclude=True)
+    is_embedding_query: bool = Field(default=True, frozen=True, exclude=True)
+    collection_name: str
+    persist_dir: str | None = None
+    metric: Metric = "cosine"
+    assume_compatible: bool = False
+    embed_model: BaseEmbedding | None = Field(default=None, exclude=True, repr=False)
+
+    _collection: ChromaCollection = PrivateAttr()
+    _metric_given: bool = PrivateAttr()
+
+    def __init__(
+        self,
+        chroma_collection: chromadb.Collection | None = None,
+        collection_name: str = "passages",
+        *,
+        persist_dir: str | os.PathLike[str] | None = None,
+        client: ClientAPI | None = None,
+        metric: Metric | None = None,
+        embed_model: BaseEmbedding | None = None,
+        assume_compatible: bool = False,
+    ) -> None:
+        if chroma_collection is not None:
+            if not isinstance(chroma_collection, chromadb.Collection):
+                raise InvalidInputError(
+                    f"chroma_collection must be a chromadb.Collection, got {type(chroma_collection).__name__}; make "
+                    "one with client.get_or_create_collection(name), or give collection_name and persist_dir"
+                )
+            if persist_dir is not None or client is not None:
+                raise InvalidInputError("give either chroma_collection, or persist_dir or client, not both")
+        if embed_model is not None and not isinstance(embed_model, BaseEmbedding):
+            raise InvalidInputError(f"embed_model must be a LlamaIndex embedding, got {type(embed_model).__name__}")
+        encoder = embed_model.encoder if isinstance(embed_model, BiEncoderEmbedding) else None
+        collection = ChromaCollection(
+            collection_name,
+            path=persist_dir,
+            client=client,
+            metric=metric or (encoder.metric if encoder else None),
+            fingerprint=encoder.fingerprint if encoder else None,
+            assume_compatible=assume_compatible,
+            handle=chroma_collection,
+        )
+        if encoder is not None:
+            adopt(collection, encoder)
+        fields: dict[str, Any] = {
+            "collection_name": collection.name,
+            "persist_dir": None if persist_dir is None else os.fspath(persist_dir),
+            "metric": collection.metric,
+            "assume_compatible": assume_compatible,
+            "embed_model": embed_model,
+        }
+        super().__init__(**fields)
+        self._collection = collection
+        self._metric_given = metric is not None
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "ChromaVectorStore"
+
+    @classmethod
+    def from_collection(cls, collection: chromadb.Collection) -> ChromaVectorStore:
+        """Return a store on a live collection."""
+        return cls(chroma_collection=collection)
+
+    @classmethod
+    def from_params(
+        cls,
+        collection_name: str = "passages",
+        *,
+        host: str | None = None,
+        port: int | str | None = None,
+        ssl: bool = False,
+        headers: dict[str, str] | None = None,
+        persist_dir: str | os.PathLike[str] | None = None,
+    ) -> ChromaVectorStore:
+        """Return a store in a directory or on a Chroma server.
+
+        Raises:
+            InvalidInputError: If neither is given, or both.
+            RemoteError: If the server cannot be reached.
+        """
+        if (persist_dir is None) == (host is None or port is None):
+            raise InvalidInputError("give either persist_dir, or host and port")
+        if persist_dir is not None:
+            return cls(collection_name=collection_name, persist_dir=persist_dir)
+        try:
+            client = chromadb.HttpClient(str(host), int(str(port)), ssl, headers)
+        except (ChromaError, ValueError) as error:
+            raise RemoteError(f"cannot reach a Chroma server at {host}:{port}: {error}") from error
+        return cls(collection_name=collection_name, client=client)
+
+    @property
+    def client(self) -> chromadb.Collection:
+        """The Chroma collection."""
+        return self._collection.handle
+
+    def check_embed_model(self, embed_model: BaseEmbedding) -> None:
+        """Raise IndexMismatchError if `embed_model` is a `BiEncoderEmbedding` that does not fit the collection.
+
+        A metric that was asked for when the store was opened is not compared with the model's.
+        """
+        if not isinstance(embed_model, BiEncoderEmbedding) or self.assume_compatible:
+            return
+        handle, encoder = self._collection.handle, embed_model.encoder
+        found = Identity.read(handle.configuration_json, handle.metadata)
+        metric = None if self._metric_given else encoder.metric
+        check_identity(self._collection.name, found, metric, encoder.fingerprint)
+
+    def add(self, nodes: Sequence[BaseNode], **add_kwargs: Any) -> list[str]:
+        """Store nodes with their embeddings; nodes whose ids are stored are replaced, of equal ids the last wins.
+
+        Returns:
+            The ids, one for each of `nodes`.
+
+        Raises:
+            InvalidInputError: If a node has no embedding or cannot be stored; nothing is written then.
+            IndexMismatchError: If the embeddings are of another length than the collection's.
+        """
+        items = check_nodes(nodes)
+        if items:
+            self._write(items)
+        return [node.node_id for node in items]
+
+    async def async_add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
+        """As `add`, without blocking the event loop."""
+        return await self._collection.worker.arun(self.add, nodes)
+
+    def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
+        """Delete all nodes of a source document; that there are none is no error.
+
+        A document that was stored whole, not split into nodes, is its own source.
+        """
+        if not isinstance(ref_doc_id, str) or not ref_doc_id or ref_doc_id == NO_DOCUMENT:
+            raise InvalidInputError(
+                f"ref_doc_id must be the id of a document, got {ref_doc_id!r} ({NO_DOCUMENT!r} marks nodes without one)"
+            )
+        self._collection.delete(where={DOCUMENT_KEY: ref_doc_id})
+        self._collection.delete([ref_doc_id], where={DOCUMENT_KEY: NO_DOCUMENT})
+
+    async def adelete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
+        """As `delete`, without blocking the event loop."""
+        await self._collection.worker.arun(self.delete, ref_doc_id)
+
+    def delete_nodes(
+        self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **delete_kwargs: Any
+    ) -> None:
+        """Delete nodes by id and/or filter; both given, those that fit both. Ids that are not stored are no error.
+
+        Raises:
+            InvalidInputError: If neither is given; `clear` deletes everything.
+        """
+        condition = to_condition(filters)
+        if node_ids is None and condition.where is None and condition.where_document is None:
+            raise InvalidInputError("give node_ids or filters; to delete every node, use clear()")
+        if condition.where_document is not None:
+            found = self._collection.read(node_ids, where=condition.where, where_document=condition.where_document)
+            self._collection.delete([record.id for record in found])
+        else:
+            self._collection.delete(node_ids, where=condition.where)
+
+    async def adelete_nodes(
+        self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **delete_kwargs: Any
+    ) -> None:
+        """As `delete_nodes`, without blocking the event loop."""
+        await self._collection.worker.arun(self.delete_nodes, node_ids, filters)
+
+    def get_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> list[BaseNode]:
+        """Return nodes by id, in the order asked for, and/or by filter, or all; ids not stored are left out."""
+        condition = to_condition(filters)
+        found = self._collection.read(node_ids, where=condition.where, where_document=condition.where_document)
+        return [record_to_node(record) for record in found]
+
+    async def aget_nodes(
+        self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None
+    ) -> list[BaseNode]:
+        """As `get_nodes`, without blocking the event loop."""
+        return await self._collection.worker.arun(self.get_nodes, node_ids, filters)
+
+    def clear(self) -> None:
+        """Delete every node; the collection, its metric and its encoder stay."""
+        self._collection.clear()
+
+    async def aclear(self) -> None:
+        """As `clear`, without blocking the event loop."""
+        await self._collection.worker.arun(self.clear)
+
+    def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
+        """Find the nodes nearest to an embedding; see the class for modes, filters and options.
+
+        Raises:
+            InvalidInputError: If there is no embedding, or the mode, a filter or an option cannot be used.
+        """
+        return self._search(read_request(query, kwargs))
+
+    async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
+        """As `query`, without blocking the event loop."""
+        return await self._collection.worker.arun(self._search, read_request(query, kwargs))
+
+    def close(self) -> None:
+        """Release the collection. An in-memory one that this object made is gone."""
+        self._collection.close()
+
+    def _write(self, nodes: list[BaseNode]) -> None:
+        distinct = list({node.node_id: node for node in nodes}.values())
+        # Everything is checked before anything is written.
+        vectors = vectors_of(distinct)
+        records = [node_to_record(node) for node in distinct]
+        row = {record.id: position for position, record in enumerate(records)}
+        for batch in self._collection.batches(records):
+            plan = self._collection.plan(batch)
+            # The plan leaves out records that have not changed; their vectors may have.
+            stale: Mapping[str, Mapping[str, None]] = {
+                record.id: keys for record, keys in zip(plan.records, plan.stale, strict=True)
+            }
+            whole = Plan(batch, [stale.get(record.id, {}) for record in batch], plan.report)
+            self._collection.write(whole, vectors[[row[record.id] for record in batch]])
+
+    def _search(self, request: Request) -> VectorStoreQueryResult:
+        found = self._collection.query(
+            request.vector[np.newaxis],
+            request.fetch,
+            where=request.condition.where,
+            where_document=request.condition.where_document,
+            ids=self._restriction(request.node_ids),
+            with_vectors=request.diversity is not None,
+        )[0]
+        if request.diversity is not None and found:
+            vectors = np.stack([cast(Vector, item.vector) for item in found])
+            relevance = [self._similarity(item) for item in found]
+            found = most_diverse(found, vectors, relevance, self._alike, request.k, request.diversity)
+        return VectorStoreQueryResult(
+            nodes=[record_to_node(item.record) for item in found],
+            similarities=[self._similarity(item) for item in found],
+            ids=[item.record.id for item in found],
+        )
+
+    def _restriction(self, node_ids: Sequence[str] | None) -> Sequence[str] | None:
+        """Return the ids that a query is restricted to.
+
+        VectorStoreIndex sends the ids of the nodes that it keeps itself. With a store that keeps the text these are the
+        image and index nodes only, and a restriction to them would lose all others. A list of all of them, and of no
+        other node, is therefore taken as its list, not as a wish.
+        """
+        if node_ids is None:
+            return None
+        with translated(f"collection {self._collection.name!r}"):
+            kept = self._collection.handle.get(where=_KEPT_BY_INDEX, include=[])["ids"]
+        if not kept or not set(kept) <= set(node_ids):
+            return node_ids
+        # The index never forgets a node that was deleted: ids that are not stored say nothing.
+        return node_ids if self._collection.read(sorted(set(node_ids) - set(kept))) else None
+
+    def _similarity(self, item: Found) -> float:
+        return self._collection.similarity(item.distance)
+
+    def _alike(self, vectors: Vector, vector: Vector) -> Vector:
+        """Return the similarity of vectors (n, dimension) to one, by the collection's metric."""
+        if self.metric == "euclidean":
+            return cast(Vector, 1.0 / (1.0 + np.linalg.norm(vectors - vector, axis=1)))
+        products = vectors @ vector
+        if self.metric == "cosine":
+            products = products / np.maximum(np.linalg.norm(vectors, axis=1) * np.linalg.norm(vector), 1e-12)
+        return cast(Vector, products)

@@ -1,0 +1,64 @@
+"""Further tiny models, for the corners of the core."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import sentence_transformers
+import torch
+
+from tests import tiny
+
+
+@pytest.fixture(scope="session")
+def tiny_roberta(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cross-encoder with one position more than tokens, and a tokenizer without a limit."""
+    return tiny.save_roberta_cross_encoder(tmp_path_factory.mktemp("tiny-roberta"))
+
+
+@pytest.fixture(scope="session")
+def tiny_language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A re-ranker that is a language model with a chat template."""
+    return tiny.save_language_model_reranker(tmp_path_factory.mktemp("tiny-language-model"))
+
+
+@pytest.fixture(scope="session")
+def tiny_static(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bi-encoder without a network or a limit."""
+    return tiny.save_static_bi_encoder(tmp_path_factory.mktemp("tiny-static"))
+
+
+@pytest.fixture(scope="session")
+def headless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network without a head, whose configuration claims one."""
+    return tiny.save_headless(tmp_path_factory.mktemp("headless"))
+
+
+@pytest.fixture
+def predict() -> Callable[..., object]:
+    """What sentence-transformers' own CrossEncoder says: logits of pairs."""
+
+    def logits(path: Path, query: str, texts: list[str], **options: object) -> object:
+        model = sentence_transformers.CrossEncoder(str(path), device="cpu")
+        pairs = [(query, text) for text in texts]
+        return model.predict(pairs, activation_fn=torch.nn.Identity(), show_progress_bar=False, **options)
+
+    return logits
+
+
+@pytest.fixture
+def counted_rows(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Rows of every forward pass of a BERT, in order."""
+    import transformers
+
+    rows: list[int] = []
+    forward = transformers.BertModel.forward
+
+    def counting(self: object, input_ids: torch.Tensor, *arguments: object, **options: object) -> object:
+        rows.append(len(input_ids))
+        return forward(self, input_ids, *arguments, **options)
+
+    monkeypatch.setattr(transformers.BertModel, "forward", counting)
+    yield rows

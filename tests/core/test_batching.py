@@ -1,0 +1,58 @@
+"""Batches by token budget."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retrieve_rerank.models.batching import pack, token_budget
+
+lengths_of_texts = st.lists(st.integers(0, 600), max_size=60)
+
+
+@given(lengths_of_texts, st.integers(1, 3000))
+def test_every_position_is_in_exactly_one_batch(lengths: list[int], budget: int) -> None:
+    batches = pack(lengths, budget)
+    assert sorted(position for batch in batches for position in batch) == list(range(len(lengths)))
+    assert all(batches)
+
+
+@given(lengths_of_texts, st.integers(1, 3000))
+def test_no_batch_exceeds_the_budget_but_a_single_long_text(lengths: list[int], budget: int) -> None:
+    for batch in pack(lengths, budget):
+        padded = max(lengths[position] for position in batch) * len(batch)
+        assert padded <= budget or len(batch) == 1
+
+
+@given(lengths_of_texts, st.integers(1, 3000))
+def test_the_longest_come_first_and_equal_lengths_keep_their_order(lengths: list[int], budget: int) -> None:
+    order = [position for batch in pack(lengths, budget) for position in batch]
+    assert order == sorted(range(len(lengths)), key=lambda position: (-lengths[position], position))
+
+
+@given(lengths_of_texts, st.integers(1, 3000))
+def test_a_batch_ends_only_where_another_text_does_not_fit(lengths: list[int], budget: int) -> None:
+    for batch in pack(lengths, budget)[:-1]:
+        widest = max(1, *(lengths[position] for position in batch))
+        assert widest * (len(batch) + 1) > budget
+
+
+@pytest.mark.parametrize(
+    ("lengths", "budget", "batches"),
+    [
+        ([], 10, []),
+        ([5], 10, [[0]]),
+        ([5, 5, 5], 10, [[0, 1], [2]]),
+        ([2, 9, 3], 9, [[1], [2, 0]]),
+        ([50, 1], 10, [[0], [1]]),
+        ([0, 0, 0], 2, [[0, 1], [2]]),
+    ],
+)
+def test_batches_worked_out_by_hand(lengths: list[int], budget: int, batches: list[list[int]]) -> None:
+    assert pack(lengths, budget) == batches
+
+
+def test_a_gpu_gets_larger_batches_than_a_processor() -> None:
+    assert token_budget(torch.device("cuda")) > token_budget(torch.device("cpu")) >= 512

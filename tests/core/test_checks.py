@@ -1,0 +1,113 @@
+"""Bad input is answered in the same words at every door."""
+
+from __future__ import annotations
+
+import math
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+
+from retrieve_rerank.checks import check_count, check_encodable, check_query, check_texts, check_threshold
+from retrieve_rerank.errors import InvalidInputError
+
+
+@pytest.mark.parametrize("query", ["a", " padded ", "two\nlines", "日本語", "👍🏽", "\0"])
+def test_a_query_comes_back_as_it_is(query: str) -> None:
+    assert check_query(query) == query
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ("", "empty"),
+        (" \t\n\u00a0\u3000", "empty"),
+        (None, "NoneType"),
+        (b"bytes", "bytes"),
+        (5, "int"),
+        (["a"], "list"),
+        ("half \ud800", "surrogate"),
+    ],
+)
+def test_an_unusable_query_is_refused(query: Any, says: str) -> None:
+    with pytest.raises(InvalidInputError, match=says):
+        check_query(query)
+
+
+@pytest.mark.parametrize("texts", [["a", ""], ("a", ""), iter(["a", ""]), np.array(["a", ""]), {"a": 1, "": 2}])
+def test_any_iterable_of_strings_becomes_a_list(texts: Any) -> None:
+    assert check_texts(texts) == ["a", ""]
+
+
+def test_a_list_of_the_caller_is_copied() -> None:
+    given = ["a"]
+    assert check_texts(given) is not given
+
+
+@pytest.mark.parametrize(
+    ("texts", "says"),
+    [
+        ("one text", "wrap it"),
+        (b"bytes", "wrap it"),
+        (None, "NoneType"),
+        (3, "int"),
+        (["a", None], r"texts\[1\].*NoneType"),
+        (["a", "b", 3.5], r"texts\[2\].*float"),
+        ([b"a"], r"texts\[0\].*bytes"),
+        ([["a"]], r"texts\[0\].*list"),
+        ([math.nan], r"texts\[0\].*float"),
+        (["a", "\udfff"], r"texts\[1\].*surrogate"),
+    ],
+)
+def test_unusable_texts_are_refused_with_their_position(texts: Any, says: str) -> None:
+    with pytest.raises(InvalidInputError, match=says):
+        check_texts(texts)
+
+
+def test_the_name_of_the_argument_is_in_the_message() -> None:
+    with pytest.raises(InvalidInputError, match=r"ids\[0\]"):
+        check_texts([1], "ids")
+
+
+def test_a_lone_surrogate_is_shown_with_its_place_and_the_repair() -> None:
+    with pytest.raises(InvalidInputError, match=r"'\\ud83d' at character 3") as caught:
+        check_encodable("abc\ud83d", "the text")
+    assert "encode('utf-8', 'replace')" in str(caught.value)
+    check_encodable("whole pair: \U0001f600", "the text")
+
+
+@pytest.mark.parametrize("value", [1, 7, np.int64(1), np.int32(3), np.uint8(255), 10**30])
+def test_whole_numbers_become_int(value: Any) -> None:
+    count = check_count(value, "k")
+    assert (count, type(count)) == (int(value), int)
+
+
+@pytest.mark.parametrize("value", [0, -1, np.int64(0), -(10**30)])
+def test_a_count_below_one_is_refused(value: Any) -> None:
+    with pytest.raises(InvalidInputError, match=f"k must be >= 1, got {int(value)}"):
+        check_count(value, "k")
+
+
+@pytest.mark.parametrize("value", [True, False, None, 1.0, 2.5, "3", math.inf, math.nan, [1], Decimal(3)])
+def test_what_is_no_whole_number_is_refused(value: Any) -> None:
+    with pytest.raises(InvalidInputError, match="k must be a whole number"):
+        check_count(value, "k")
+
+
+@pytest.mark.parametrize("value", [0, 0.0, 1, 1.0, 0.5, np.float32(0.5), np.float64(0.25), Fraction(1, 2)])
+def test_a_threshold_becomes_float(value: Any) -> None:
+    threshold = check_threshold(value)
+    assert (threshold, type(threshold)) == (float(value), float)
+
+
+def test_no_threshold_is_none_and_zero_is_a_threshold() -> None:
+    assert check_threshold(None) is None
+    assert check_threshold(0.0) == 0.0
+
+
+@pytest.mark.parametrize("value", [math.nan, 2, -0.1, 1.0001, math.inf, True, False, "0.5", [0.5], np.float32("nan")])
+def test_a_threshold_outside_the_scores_is_refused(value: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"score_threshold.*\[0, 1\]"):
+        check_threshold(value)

@@ -1,0 +1,67 @@
+"""The tree of errors, and how a missing extra is reported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from retrieve_rerank import errors
+from retrieve_rerank.errors import MissingDependencyError, RetrieveRerankError, require
+
+
+@pytest.mark.parametrize(
+    ("name", "builtin"),
+    [
+        ("ModelError", Exception),
+        ("IndexMismatchError", ValueError),
+        ("IndexLockedError", Exception),
+        ("MissingDependencyError", ImportError),
+        ("InvalidInputError", ValueError),
+        ("RemoteError", Exception),
+    ],
+)
+def test_every_error_has_our_base_and_the_builtin_that_callers_catch(name: str, builtin: type[Exception]) -> None:
+    kind = getattr(errors, name)
+    assert issubclass(kind, RetrieveRerankError)
+    assert issubclass(kind, builtin)
+
+
+def test_nothing_else_is_in_the_tree() -> None:
+    expected = {"ModelError", "IndexMismatchError", "IndexLockedError", "MissingDependencyError", "InvalidInputError"}
+    ours = {kind.__name__ for kind in RetrieveRerankError.__subclasses__() if kind.__module__ == errors.__name__}
+    assert ours == expected | {"RemoteError"}
+
+
+def test_truncation_is_a_warning_that_users_can_filter() -> None:
+    assert issubclass(errors.TruncationWarning, UserWarning)
+    assert not issubclass(errors.TruncationWarning, RetrieveRerankError)
+
+
+def test_missing_dependency_names_the_exact_command() -> None:
+    error = MissingDependencyError("bm25s", "hybrid")
+    assert 'pip install "retrieve-rerank[hybrid]"' in str(error)
+    assert (error.package, error.extra) == ("bm25s", "hybrid")
+
+
+def test_require_returns_the_module() -> None:
+    import json
+
+    assert require("json", extra="none") is json
+
+
+@pytest.mark.parametrize("package", ["no_such_package", "no_such_package.part"])
+def test_require_names_the_extra_of_a_missing_package(package: str) -> None:
+    with pytest.raises(MissingDependencyError, match=r"retrieve-rerank\[some\]") as caught:
+        require(package, extra="some")
+    assert isinstance(caught.value.__cause__, ModuleNotFoundError)
+
+
+def test_require_does_not_blame_the_extra_for_a_broken_installation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rr_installed_but_broken.py").write_text("import rr_its_own_dependency\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="rr_its_own_dependency") as caught:
+        require("rr_installed_but_broken", extra="some")
+    assert not isinstance(caught.value, MissingDependencyError)

@@ -1,0 +1,109 @@
+"""The package imports in no time, and every public name is there."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import retrieve_rerank
+from tests.core.stubs import run_python
+
+HEAVY = ["torch", "chromadb", "transformers", "sentence_transformers", "langchain_core", "llama_index", "numpy"]
+
+
+def imported_after(script: str) -> set[str]:
+    heavy = json.dumps(HEAVY)
+    return set(
+        json.loads(run_python(f"{script}\nimport json, sys\nprint(json.dumps([m for m in {heavy} if m in sys.modules]))"))
+    )
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "import retrieve_rerank; dir(retrieve_rerank)",
+        "from retrieve_rerank import Hit, Passage, SearchResult, ModelError, Encoder, Scorer, split_paragraphs",
+    ],
+)
+def test_the_package_and_its_plain_data_import_nothing_heavy(script: str) -> None:
+    assert imported_after(script) == set()
+
+
+def test_naming_the_model_classes_loads_neither_torch_nor_a_framework() -> None:
+    loaded = imported_after("from retrieve_rerank import BiEncoder, CrossEncoder, RetrieveRerank; BiEncoder('x')")
+    assert loaded <= {"numpy"}
+
+
+def test_the_index_loads_no_framework_and_no_torch() -> None:
+    assert imported_after("from retrieve_rerank import ChromaIndex") <= {"numpy", "chromadb"}
+
+
+def test_import_takes_less_than_150_milliseconds() -> None:
+    script = "import time; t = time.perf_counter(); import retrieve_rerank; print(time.perf_counter() - t)"
+    assert min(float(run_python(script)) for _ in range(5)) < 0.15
+
+
+@pytest.mark.parametrize("name", retrieve_rerank.__all__)
+def test_every_public_name_resolves_and_says_where_it_is_from(name: str) -> None:
+    value = getattr(retrieve_rerank, name)
+    assert value.__name__ == name
+    assert value.__doc__
+
+
+def test_public_names_are_sorted_and_complete() -> None:
+    assert retrieve_rerank.__all__ == sorted(retrieve_rerank.__all__)
+    assert set(retrieve_rerank.__all__) == set(retrieve_rerank._ROOMS)
+    promised = "BiEncoder CrossEncoder ChromaIndex RetrieveRerank SearchResult split_paragraphs Passage Hit AddReport"
+    protocols = "Encoder Scorer Retriever"
+    errors = (
+        "RetrieveRerankError ModelError IndexMismatchError IndexLockedError MissingDependencyError InvalidInputError "
+        "RemoteError"
+    )
+    assert set(f"{promised} {protocols} {errors}".split()) <= set(retrieve_rerank.__all__)
+
+
+def test_star_import_brings_the_public_names() -> None:
+    names: dict[str, object] = {}
+    exec("from retrieve_rerank import *", names)
+    assert set(retrieve_rerank.__all__) <= set(names)
+
+
+def test_dir_shows_public_names_before_they_are_loaded() -> None:
+    script = "import retrieve_rerank; print(set(retrieve_rerank.__all__) <= set(dir(retrieve_rerank)))"
+    assert run_python(script).strip() == "True"
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'CrossEncodr'"):
+        _ = retrieve_rerank.CrossEncodr
+    with pytest.raises(ImportError, match="CrossEncodr"):
+        exec("from retrieve_rerank import CrossEncodr")
+
+
+def test_the_core_works_where_no_framework_is_installed() -> None:
+    script = """
+        import sys
+        sys.modules["langchain_core"] = sys.modules["llama_index"] = None  # importing them fails
+        import retrieve_rerank
+        for name in retrieve_rerank.__all__:
+            getattr(retrieve_rerank, name)
+        print("works")
+    """
+    process = subprocess.run(
+        [sys.executable, "-c", "\n".join(line[8:] for line in script.splitlines())],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert process.stdout.strip() == "works", process.stderr
+
+
+def test_the_package_is_typed_and_has_a_version() -> None:
+    from importlib.resources import files
+
+    assert (files("retrieve_rerank") / "py.typed").is_file()
+    assert retrieve_rerank.__version__.count(".") == 2

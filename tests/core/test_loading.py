@@ -1,0 +1,245 @@
+"""Checkpoints are loaded safely, and the wrong kind is refused with a message that helps."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
+
+from retrieve_rerank import BiEncoder, CrossEncoder, ModelError
+from retrieve_rerank.models.loading import (
+    Checkpoint,
+    load_bi_encoder,
+    load_cross_encoder,
+    longest_input,
+    weights_digest,
+)
+from tests import tiny
+
+LOADERS = {"bi-encoder": load_bi_encoder, "cross-encoder": load_cross_encoder}
+
+
+def copy(path: Path, to: Path) -> Path:
+    return Path(shutil.copytree(path, to))
+
+
+def without_weights(path: Path, names: tuple[str, ...]) -> Path:
+    """Take the named tensors out of a checkpoint."""
+    file = path / "model.safetensors"
+    weights = {name: value for name, value in load_file(file).items() if not any(part in name for part in names)}
+    save_file(weights, file, metadata={"format": "pt"})
+    return path
+
+
+def test_a_cross_encoder_is_no_bi_encoder(tiny_cross_encoder: Path) -> None:
+    with pytest.raises(ModelError, match="is a cross-encoder.*Use CrossEncoder"):
+        BiEncoder(tiny_cross_encoder).encode_queries(["a"])
+
+
+def test_a_bi_encoder_is_no_cross_encoder(tiny_bi_encoder: Path) -> None:
+    with pytest.raises(ModelError, match="is not a cross-encoder: it was saved as BertModel.*random"):
+        CrossEncoder(tiny_bi_encoder).score("a", ["b"])
+
+
+def test_a_plain_network_is_no_cross_encoder(tiny_bi_encoder: Path) -> None:
+    with pytest.raises(ModelError, match="not a cross-encoder"):
+        load_cross_encoder(Checkpoint(str(tiny_bi_encoder.parent / "network")))
+
+
+def test_a_head_that_only_the_configuration_claims_is_refused(headless: Path) -> None:
+    with pytest.raises(ModelError, match=r"scoring head.*classifier\.weight.*newly initialised"):
+        CrossEncoder(headless).score("a", ["b"])
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        ("classifier.",),
+        pytest.param(
+            ("classifier.weight",),
+            marks=pytest.mark.xfail(strict=True, reason="one saved tensor of the head hides that another is missing"),
+        ),
+        pytest.param(
+            ("layer.1.",), marks=pytest.mark.xfail(strict=True, reason="missing layers of the network go unnoticed")
+        ),
+    ],
+)
+def test_a_cross_encoder_with_missing_weights_is_refused(
+    tiny_cross_encoder: Path, tmp_path: Path, missing: tuple[str, ...]
+) -> None:
+    path = without_weights(copy(tiny_cross_encoder, tmp_path / "model"), missing)
+    with pytest.raises(ModelError, match=r"newly initialised"):
+        load_cross_encoder(Checkpoint(str(path)))
+
+
+@pytest.mark.xfail(strict=True, reason="missing layers of the network go unnoticed")
+def test_a_bi_encoder_with_missing_layers_is_refused(tiny_bi_encoder: Path, tmp_path: Path) -> None:
+    path = without_weights(copy(tiny_bi_encoder, tmp_path / "model"), ("layer.1.",))
+    with pytest.raises(ModelError, match=r"newly initialised"):
+        load_bi_encoder(Checkpoint(str(path)))
+
+
+def test_a_cross_encoder_in_several_files_is_checked_and_loads(tiny_cross_encoder: Path, tmp_path: Path) -> None:
+    import transformers
+
+    path = copy(tiny_cross_encoder, tmp_path / "model")
+    network = transformers.AutoModelForSequenceClassification.from_pretrained(path)
+    (path / "model.safetensors").unlink()
+    network.save_pretrained(path, max_shard_size="20KB")
+    assert (path / "model.safetensors.index.json").is_file()
+    assert load_cross_encoder(Checkpoint(str(path))).num_labels == 1
+    index = path / "model.safetensors.index.json"
+    content = json.loads(index.read_text(encoding="utf-8"))
+    for name in [name for name in content["weight_map"] if "classifier" in name]:
+        del content["weight_map"][name]
+    index.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ModelError, match="newly initialised"):
+        load_cross_encoder(Checkpoint(str(path)))
+
+
+@pytest.mark.parametrize("labels", [2, 3])
+def test_a_classifier_with_several_labels_is_refused(tmp_path: Path, labels: int) -> None:
+    with pytest.raises(ModelError, match=f"has {labels} labels; re-ranking needs a cross-encoder with one"):
+        CrossEncoder(tiny.save_cross_encoder(tmp_path, labels=labels)).score("a", ["b"])
+
+
+@pytest.mark.parametrize("what", LOADERS)
+@pytest.mark.parametrize("name", ["./no-folder", "/no/such/folder", "~/no-such-folder", "a/b/c"])
+def test_a_missing_folder_is_said_to_be_missing(what: str, name: str) -> None:
+    with pytest.raises(ModelError, match=f"there is no folder .* to load a {what} from; check the path"):
+        LOADERS[what](Checkpoint(name))
+
+
+@pytest.mark.parametrize("what", LOADERS)
+def test_a_folder_without_a_checkpoint_says_what_belongs_there(what: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"cannot load the .*config\.json, a tokenizer and safetensors weights"):
+        LOADERS[what](Checkpoint(str(tmp_path)))
+
+
+@pytest.mark.parametrize("what", LOADERS)
+@pytest.mark.parametrize("pickled", [False, True])
+def test_weights_load_from_safetensors_only(
+    what: str, pickled: bool, tmp_path: Path, tiny_bi_encoder: Path, tiny_cross_encoder: Path
+) -> None:
+    path = copy(tiny_bi_encoder if what == "bi-encoder" else tiny_cross_encoder, tmp_path / "model")
+    file = path / "model.safetensors"
+    if pickled:
+        torch.save(load_file(file), path / "pytorch_model.bin")
+    file.unlink()
+    with pytest.raises(ModelError, match=f"cannot load the {what}.*safetensors"):
+        LOADERS[what](Checkpoint(str(path)))
+
+
+@pytest.mark.xfail(strict=True, reason="safetensors' own error comes out")
+def test_a_broken_weights_file_is_a_model_error(tiny_cross_encoder: Path, tmp_path: Path) -> None:
+    path = copy(tiny_cross_encoder, tmp_path / "model")
+    (path / "model.safetensors").write_bytes(b"not a tensor in sight")
+    with pytest.raises(ModelError, match="cannot load"):
+        CrossEncoder(path).score("a", ["b"])
+
+
+@pytest.mark.parametrize("what", LOADERS)
+@pytest.mark.parametrize(
+    ("offline", "options", "advice"),
+    [
+        pytest.param(
+            False,
+            {},
+            "cannot be reached and the model is not in the local cache. Check the network, or give a folder",
+            marks=pytest.mark.xfail(
+                importlib.util.find_spec("httpx2") is not None,
+                strict=True,
+                reason="the newest hub client stands on httpx2, whose errors are not caught",
+            ),
+        ),
+        (False, {"local_files_only": True}, "fetch it once while online, or give a folder"),
+        (True, {}, "fetch it once while online, or give a folder"),
+    ],
+)
+def test_a_hub_name_without_network_fails_fast_and_says_what_to_do(
+    what: str, offline: bool, options: dict[str, bool], advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    start = time.perf_counter()
+    with pytest.raises(ModelError, match=f"'no-such-owner/no-such-model'.*{advice}"):
+        LOADERS[what](Checkpoint("no-such-owner/no-such-model", cache_folder=str(tmp_path), **options))
+    assert time.perf_counter() - start < 10
+
+
+def test_a_failed_load_is_tried_again(tiny_cross_encoder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    model = CrossEncoder(path)
+    with pytest.raises(ModelError):
+        model.score("a", ["b"])
+    copy(tiny_cross_encoder, path)
+    assert model.score("a", ["b"]).shape == (1,)
+
+
+def test_code_that_comes_with_a_checkpoint_does_not_run(tiny_cross_encoder: Path, tmp_path: Path) -> None:
+    path = copy(tiny_cross_encoder, tmp_path / "model")
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}}
+    (path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n", encoding="utf-8")
+    with pytest.raises(ModelError):
+        CrossEncoder(path).score("a", ["b"])
+    assert not (tmp_path / "ran").exists()
+
+
+def test_loading_shows_no_bar_and_leaves_the_users_settings(
+    tiny_cross_encoder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from transformers.utils import logging
+
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    load_cross_encoder(Checkpoint(str(tiny_cross_encoder)))
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_home_folder_is_expanded(tiny_cross_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tiny_cross_encoder.parent))
+    monkeypatch.setenv("USERPROFILE", str(tiny_cross_encoder.parent))
+    assert CrossEncoder("~/model").score("a", ["b"]).shape == (1,)
+
+
+@pytest.mark.parametrize("kind", [BiEncoder, CrossEncoder])
+@pytest.mark.parametrize("device", ["nonsense", "cuda:77"])
+def test_a_device_that_is_not_there_is_a_model_error(request: pytest.FixtureRequest, kind: type, device: str) -> None:
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        request.applymarker(pytest.mark.xfail(strict=True, raises=AssertionError, reason="torch's own error comes out"))
+    path = request.getfixturevalue("tiny_bi_encoder" if kind is BiEncoder else "tiny_cross_encoder")
+    with pytest.raises(ModelError, match="cannot load"):
+        _ = kind(path, device=device).max_length
+
+
+def test_the_token_is_not_shown() -> None:
+    assert "secret" not in repr(Checkpoint("a/b", token="secret"))
+    assert "secret" not in repr(CrossEncoder("a/b", token="secret"))
+
+
+def test_equal_weights_have_one_digest_and_others_another(
+    tiny_bi_encoder: Path, tiny_dot_bi_encoder: Path, tmp_path: Path
+) -> None:
+    def digest(path: Path) -> str:
+        return weights_digest(load_bi_encoder(Checkpoint(str(path))))
+
+    assert digest(tiny_bi_encoder) == digest(copy(tiny_bi_encoder, tmp_path / "another name"))
+    assert digest(tiny_bi_encoder) != digest(tiny_dot_bi_encoder)
+
+
+@pytest.mark.parametrize("fixture", ["tiny_cross_encoder", "tiny_roberta", "tiny_language_model"])
+def test_the_network_says_how_many_tokens_it_takes(request: pytest.FixtureRequest, fixture: str) -> None:
+    model = load_cross_encoder(Checkpoint(str(request.getfixturevalue(fixture))))
+    assert longest_input(model) == tiny.POSITIONS
+
+
+def test_a_static_model_has_no_limit(tiny_static: Path) -> None:
+    assert longest_input(load_bi_encoder(Checkpoint(str(tiny_static)))) is None

@@ -1,0 +1,244 @@
+from __future__ import annotations
+
+import asyncio
+import pickle
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler
+from llama_index.core.schema import TextNode
+from llama_index.core.storage.kvstore import SimpleKVStore
+from sentence_transformers import SentenceTransformer
+
+from retrieve_rerank import BiEncoder, InvalidInputError, ModelError, TruncationWarning
+from retrieve_rerank.llama_index import BiEncoderEmbedding
+from tests.llama_index.stubs import recorded, ticks_during
+
+TEXT = "rome is the capital of italy"
+
+
+@pytest.fixture(scope="module")
+def asymmetric(tiny_dot_bi_encoder: Path) -> BiEncoderEmbedding:
+    return BiEncoderEmbedding(tiny_dot_bi_encoder, precision="float32")
+
+
+def test_saved_prompts_are_applied_to_queries_and_to_documents(
+    asymmetric: BiEncoderEmbedding, tiny_dot_bi_encoder: Path
+) -> None:
+    """L6: the peer overwrites the model's saved prompts with empty ones."""
+    plain = SentenceTransformer(str(tiny_dot_bi_encoder), device="cpu")
+    query, document = asymmetric.get_query_embedding(TEXT), asymmetric.get_text_embedding(TEXT)
+    np.testing.assert_allclose(query, plain.encode_query(TEXT), atol=1e-5)
+    np.testing.assert_allclose(document, plain.encode_document(TEXT), atol=1e-5)
+    assert not np.allclose(query, document, atol=1e-2)
+
+
+def test_given_prompts_go_before_the_saved_ones(tiny_dot_bi_encoder: Path) -> None:
+    model = BiEncoderEmbedding(tiny_dot_bi_encoder, precision="float32", query_prompt="", document_prompt="")
+    assert model.get_query_embedding(TEXT) == pytest.approx(model.get_text_embedding(TEXT), abs=1e-6)
+
+
+def test_vectors_are_lists_of_python_floats(asymmetric: BiEncoderEmbedding) -> None:
+    for vector in (asymmetric.get_query_embedding(TEXT), *asymmetric.get_text_embedding_batch([TEXT, "bread"])):
+        assert type(vector) is list
+        assert {type(number) for number in vector} == {float}
+
+
+async def test_async_gives_the_same_vectors(asymmetric: BiEncoderEmbedding) -> None:
+    texts = [TEXT, "bread", ""]
+    assert await asymmetric.aget_query_embedding(TEXT) == asymmetric.get_query_embedding(TEXT)
+    assert await asymmetric.aget_text_embedding(TEXT) == asymmetric.get_text_embedding(TEXT)
+    assert await asymmetric.aget_text_embedding_batch(texts) == asymmetric.get_text_embedding_batch(texts)
+    assert await asymmetric.aget_text_embedding_batch([]) == asymmetric.get_text_embedding_batch([]) == []
+
+
+def test_a_batch_is_one_call_of_the_encoder(tiny_bi_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    original = BiEncoder.encode_documents
+
+    def counted(self: BiEncoder, texts: list[str], **options: bool) -> object:
+        calls.append(len(texts))
+        return original(self, texts, **options)
+
+    monkeypatch.setattr(BiEncoder, "encode_documents", counted)
+    BiEncoderEmbedding(tiny_bi_encoder).get_text_embedding_batch([str(number) for number in range(300)])
+    BiEncoderEmbedding(tiny_bi_encoder, embed_batch_size=2).get_text_embedding_batch(["a", "b", "c"])
+    assert calls == [300, 2, 1]
+
+
+def test_nodes_are_embedded_as_the_framework_does_it(asymmetric: BiEncoderEmbedding) -> None:
+    node = TextNode(text="bread", metadata={"title": "rome", "secret": 1}, excluded_embed_metadata_keys=["secret"])
+    asymmetric([node])
+    assert node.embedding == pytest.approx(asymmetric.get_text_embedding("title: rome\n\nbread"), abs=1e-5)
+
+
+def test_the_cache_never_gives_a_query_the_vector_of_a_text(tiny_dot_bi_encoder: Path) -> None:
+    cache = SimpleKVStore()
+    model = BiEncoderEmbedding(tiny_dot_bi_encoder, embeddings_cache=cache)
+    plain = BiEncoderEmbedding(tiny_dot_bi_encoder)
+    for _ in range(2):  # the second time everything comes out of the cache
+        assert model.get_text_embedding(TEXT) == plain.get_text_embedding(TEXT)
+        assert model.get_query_embedding(TEXT) == plain.get_query_embedding(TEXT)
+        assert model.get_text_embedding_batch([TEXT]) == [plain.get_text_embedding(TEXT)]
+    assert len(cache.get_all("embeddings")) == len(cache.get_all("query_embeddings")) == 1
+
+
+async def test_cached_queries_are_not_encoded_again(tiny_bi_encoder: Path) -> None:
+    model = BiEncoderEmbedding(tiny_bi_encoder, embeddings_cache=SimpleKVStore())
+    first = model.get_query_embedding(TEXT)
+    model.encoder.encode_queries = model.encoder.aencode_queries = None  # type: ignore[method-assign, assignment]
+    assert model.get_query_embedding(TEXT) == first
+    assert await model.aget_query_embedding(TEXT) == first
+
+
+async def test_the_event_loop_is_not_blocked(tiny_bi_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = BiEncoderEmbedding(tiny_bi_encoder)
+    for name in ("_encode_queries", "_encode_documents"):
+        original = getattr(BiEncoder, name)
+
+        def slow(self: BiEncoder, *arguments: object, _original: object = original) -> object:
+            time.sleep(0.2)
+            return _original(self, *arguments)  # type: ignore[operator]
+
+        monkeypatch.setattr(BiEncoder, name, slow)
+    for call in (
+        model.aget_query_embedding(TEXT),
+        model.aget_text_embedding(TEXT),
+        model.aget_text_embedding_batch([TEXT]),
+        model.acall([TextNode(text=TEXT)]),
+    ):
+        _, ticks = await ticks_during(call)
+        assert ticks >= 5
+
+
+async def test_many_callers_at_once_get_what_one_gets(asymmetric: BiEncoderEmbedding) -> None:
+    texts = [f"{TEXT} {number}" for number in range(20)]
+    alone = [asymmetric.get_query_embedding(text) for text in texts]
+    together = await asyncio.gather(*(asymmetric.aget_query_embedding(text) for text in texts))
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_configuration_survives_dict_and_pickle(tiny_bi_encoder: Path) -> None:
+    settings = {
+        "device": "cpu",
+        "precision": "float32",
+        "revision": "main",
+        "cache_folder": "/somewhere",
+        "local_files_only": True,
+        "trust_remote_code": False,
+        "query_prompt": "q: ",
+        "document_prompt": "d: ",
+        "normalize": False,
+        "truncate_dim": 16,
+        "max_length": 32,
+        "embed_batch_size": 7,
+    }
+    model = BiEncoderEmbedding(tiny_bi_encoder, token="secret", **settings)
+    for other in (BiEncoderEmbedding.from_dict(model.to_dict()), pickle.loads(pickle.dumps(model))):
+        assert {name: getattr(other, name) for name in settings} == settings
+        assert other.model_name == str(tiny_bi_encoder)
+        assert other.encoder.max_length == 32
+        np.testing.assert_array_equal(other.get_query_embedding(TEXT), model.get_query_embedding(TEXT))
+    assert pickle.loads(pickle.dumps(model)).token == "secret"
+    assert model.encoder.dimension == 16  # pickling leaves the model itself as it was
+
+
+def test_the_token_is_shown_nowhere(tiny_bi_encoder: Path) -> None:
+    model = BiEncoderEmbedding(tiny_bi_encoder, token="hf_secret")
+    for text in (repr(model), str(model), str(model.to_dict()), model.to_json(), str(model.to_payload())):
+        assert "hf_secret" not in text
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"query_prompt": "q: "},
+        {"document_prompt": "d: "},
+        {"normalize": False},
+        {"truncate_dim": 16},
+        {"max_length": 32},
+        {"precision": "bfloat16"},
+        {"revision": "v2"},
+    ],
+)
+def test_whatever_changes_vectors_changes_the_ingestion_hash(tiny_bi_encoder: Path, other: dict[str, object]) -> None:
+    from llama_index.core.ingestion.pipeline import get_transformation_hash
+
+    nodes = [TextNode(text=TEXT)]
+    assert get_transformation_hash(nodes, BiEncoderEmbedding(tiny_bi_encoder)) != get_transformation_hash(
+        nodes, BiEncoderEmbedding(tiny_bi_encoder, **other)
+    )
+
+
+def test_configuration_cannot_change_under_the_encoder(asymmetric: BiEncoderEmbedding) -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        asymmetric.query_prompt = "other"
+
+
+def test_model_is_another_name_for_model_name(tiny_bi_encoder: Path) -> None:
+    assert BiEncoderEmbedding(model=tiny_bi_encoder).model_name == str(tiny_bi_encoder)
+    assert BiEncoderEmbedding().model_name == "sentence-transformers/multi-qa-mpnet-base-dot-v1"
+    with pytest.raises(InvalidInputError, match="give one"):
+        BiEncoderEmbedding("one", model="other")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"precision": "int3"}, {"max_length": 0}, {"truncate_dim": 0}, {"embed_batch_size": 0}, {"model": " "}]
+)
+def test_arguments_are_checked_when_they_are_given(wrong: dict[str, object]) -> None:
+    with pytest.raises(InvalidInputError):
+        BiEncoderEmbedding(**wrong)
+
+
+def test_a_batch_size_above_the_frameworks_limit_says_so() -> None:
+    with pytest.raises(InvalidInputError, match="2048"):
+        BiEncoderEmbedding("some/model", embed_batch_size=4096)
+
+
+def test_an_error_comes_at_once(tmp_path: Path) -> None:
+    """L7: the peer sleeps for 8 seconds and more before it shows a local error."""
+    start = time.perf_counter()
+    with pytest.raises(ModelError):
+        BiEncoderEmbedding(tmp_path / "nothing").get_text_embedding("text")
+    with pytest.raises(InvalidInputError):
+        BiEncoderEmbedding(tmp_path / "nothing").get_text_embedding("lone surrogate \ud800")
+    assert time.perf_counter() - start < 3
+
+
+def test_remote_code_is_off_by_default() -> None:
+    """L8: the peer's class runs the hub's code unasked."""
+    assert BiEncoderEmbedding("some/model").trust_remote_code is False
+
+
+def test_a_truncated_text_is_told(asymmetric: BiEncoderEmbedding) -> None:
+    with pytest.warns(TruncationWarning, match="longer than"):
+        asymmetric.get_text_embedding("word " * 100)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        asymmetric.get_text_embedding("word " * 10)
+
+
+def test_events_come_in_pairs_for_queries(tiny_bi_encoder: Path) -> None:
+    debug = LlamaDebugHandler(print_trace_on_end=False)
+    model = BiEncoderEmbedding(tiny_bi_encoder, callback_manager=CallbackManager([debug]))
+    with recorded("EmbeddingStartEvent", "EmbeddingEndEvent") as recorder:
+        vector = model.get_query_embedding(TEXT)
+    assert recorder.names == ["EmbeddingStartEvent", "EmbeddingEndEvent"]
+    assert recorder.events[1].chunks == [TEXT]
+    assert recorder.events[1].embeddings == [vector]
+    assert [len(pair) for pair in debug.get_event_pairs(CBEventType.EMBEDDING)] == [2]
+
+
+def test_a_rate_limiter_is_asked_for_queries_too(tiny_bi_encoder: Path) -> None:
+    class Limiter:
+        asked = 0
+
+        def acquire(self) -> None:
+            self.asked += 1
+
+    limiter = Limiter()
+    BiEncoderEmbedding(tiny_bi_encoder, rate_limiter=limiter).get_query_embedding(TEXT)  # type: ignore[arg-type]
+    assert limiter.asked == 1

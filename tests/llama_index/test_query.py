@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQueryMode
+
+from retrieve_rerank import InvalidInputError
+from retrieve_rerank.llama_index import ChromaVectorStore
+from retrieve_rerank.llama_index._query import most_diverse
+from tests.llama_index.stubs import text_node
+
+MMR = VectorStoreQueryMode.MMR
+
+
+def by_hand(relevance: list[float], alike: list[list[float]], k: int, diversity: float) -> list[int]:
+    """Maximal marginal relevance as the paper writes it."""
+    chosen: list[int] = []
+    while len(chosen) < min(k, len(relevance)):
+        best = max(
+            (position for position in range(len(relevance)) if position not in chosen),
+            key=lambda position: (
+                diversity * relevance[position]
+                - (1 - diversity) * max((alike[position][other] for other in chosen), default=0.0)
+            ),
+        )
+        chosen.append(best)
+    return chosen
+
+
+@pytest.mark.parametrize("diversity", [0.0, 0.3, 0.5, 0.8, 1.0])
+def test_the_order_is_that_of_the_definition(diversity: float) -> None:
+    vectors = np.random.default_rng(7).normal(size=(20, 4)).astype(np.float32)
+    query = vectors[0] + 0.5
+    relevance = [float(query @ vector) for vector in vectors]
+    alike = (vectors @ vectors.T).tolist()
+    chosen = most_diverse(range(20), vectors, relevance, lambda many, vector: many @ vector, k=12, diversity=diversity)
+    assert chosen == by_hand(relevance, alike, 12, diversity)
+
+
+def test_all_items_chosen_before_count_not_only_the_last() -> None:
+    # The third choice is far from the second one, but as good as equal to the first.
+    vectors = np.array([[1, 0], [0.6, 0.8], [0.99, -0.14], [0.5, -0.87]], np.float32)
+    relevance = [1.0, 0.6, 0.99, 0.5]
+    chosen = most_diverse(range(4), vectors, relevance, lambda many, vector: many @ vector, k=3, diversity=0.3)
+    assert chosen == [0, 3, 1]
+
+
+@pytest.fixture
+def store() -> ChromaVectorStore:
+    """Cosine; to the query (1, 0): a and its double b are nearest, c is another direction, d is far."""
+    store = ChromaVectorStore(metric="cosine")
+    vectors = {"a": [1.0, 0.1], "b": [1.0, 0.11], "c": [0.8, -0.6], "d": [-1.0, 0.0]}
+    store.add([text_node(id_, embedding=vector) for id_, vector in vectors.items()])
+    return store
+
+
+def test_mmr_returns_its_own_order_with_similarities_to_the_query(store: ChromaVectorStore) -> None:
+    result = store.query(VectorStoreQuery(query_embedding=[1.0, 0.0], similarity_top_k=3, mode=MMR))
+    assert result.ids == ["a", "c", "b"]
+    assert [node.node_id for node in result.nodes or []] == result.ids
+    assert result.similarities == pytest.approx([0.99504, 0.8, 0.99400], abs=1e-4)
+
+
+def test_mmr_with_fewer_nodes_than_asked_for_is_still_mmr(store: ChromaVectorStore) -> None:
+    """X6: the peer falls back to plain search without a word."""
+    query = VectorStoreQuery(query_embedding=[1.0, 0.0], similarity_top_k=10, mode=MMR)
+    assert store.query(query).ids == ["a", "c", "b", "d"]  # plain search: a, b, c, d
+    assert store.query(query, where_document={"$contains": "nowhere"}).ids == []
+
+
+def test_mmr_options(store: ChromaVectorStore) -> None:
+    query = VectorStoreQuery(query_embedding=[1.0, 0.0], similarity_top_k=3, mode=MMR)
+    assert store.query(query, mmr_threshold=1).ids == ["a", "b", "c"]
+    assert store.query(query, mmr_threshold=0.5, mmr_prefetch_k=3).ids == ["a", "c", "b"]
+    assert store.query(query, mmr_threshold=0.0, mmr_prefetch_factor=2).ids == ["a", "d", "c"]
+    assert store.query(query, mmr_threshold=0.0, mmr_prefetch_factor=1.0).ids == ["a", "c", "b"]
+    query.mmr_threshold = 1.0
+    assert store.query(query).ids == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("metric", ["cosine", "dot", "euclidean"])
+def test_a_threshold_of_1_is_plain_search_in_every_metric(metric: str) -> None:
+    store = ChromaVectorStore(metric=metric)  # type: ignore[arg-type]
+    vectors = np.random.default_rng(3).normal(size=(30, 4))
+    store.add([text_node(str(row), embedding=vector.tolist()) for row, vector in enumerate(vectors)])
+    plain = VectorStoreQuery(query_embedding=[1.0, 2.0, 0.5, 0.0], similarity_top_k=8)
+    diverse = VectorStoreQuery(query_embedding=[1.0, 2.0, 0.5, 0.0], similarity_top_k=8, mode=MMR)
+    assert store.query(diverse, mmr_threshold=1.0).ids == store.query(plain).ids
+    assert store.query(diverse, mmr_threshold=0.0).ids != store.query(plain).ids
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mmr_threshold": 1.5},
+        {"mmr_threshold": "much"},
+        {"mmr_threshold": True},
+        {"mmr_prefetch_factor": 0.5},
+        {"mmr_prefetch_k": 0},
+        {"mmr_prefetch_k": 5, "mmr_prefetch_factor": 2.0},
+        {"n_results": 3},
+    ],
+)
+def test_options_that_cannot_be_used_are_refused(store: ChromaVectorStore, options: dict[str, object]) -> None:
+    with pytest.raises(InvalidInputError):
+        store.query(VectorStoreQuery(query_embedding=[1.0, 0.0], mode=MMR), **options)
+
+
+@pytest.mark.parametrize("mode", [mode for mode in VectorStoreQueryMode if mode.value not in ("default", "mmr")])
+def test_modes_that_are_not_there_are_refused(store: ChromaVectorStore, mode: VectorStoreQueryMode) -> None:
+    """X: the peer searches dense without a word where hybrid was asked for."""
+    with pytest.raises(InvalidInputError, match=mode.value):
+        store.query(VectorStoreQuery(query_embedding=[1.0, 0.0], query_str="a", mode=mode))
+
+
+@pytest.mark.parametrize("embedding", [None, [], ["a", "b"], [[1.0], [1.0, 2.0]], [float("nan"), 0.0]])
+def test_a_query_without_a_usable_embedding_is_refused(store: ChromaVectorStore, embedding: object) -> None:
+    with pytest.raises(InvalidInputError):
+        store.query(VectorStoreQuery(query_embedding=embedding, query_str="a"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("top_k", [0, -1, 2.5])
+def test_a_count_below_one_is_refused(store: ChromaVectorStore, top_k: int) -> None:
+    with pytest.raises(InvalidInputError, match="similarity_top_k"):
+        store.query(VectorStoreQuery(query_embedding=[1.0, 0.0], similarity_top_k=top_k))

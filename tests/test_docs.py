@@ -1,0 +1,72 @@
+"""The README's code blocks and the docstrings' examples run, and print what they say they print."""
+
+from __future__ import annotations
+
+import contextlib
+import doctest
+import importlib
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+MODULES = ["retrieve_rerank", "retrieve_rerank.langchain", "retrieve_rerank.llama_index"]
+NUMBER = re.compile(r"-?\d+\.\d+")
+
+
+def public_objects() -> Iterator[tuple[str, object]]:
+    for module in MODULES:
+        package = importlib.import_module(module)
+        for name in package.__all__:
+            yield f"{module}.{name}", getattr(package, name)
+
+
+@pytest.mark.parametrize(("name", "thing"), [pytest.param(*item, id=item[0]) for item in public_objects()])
+def test_docstring_examples(name: str, thing: object, bi_encoder_path: Path, cross_encoder_path: Path) -> None:
+    module = importlib.import_module(thing.__module__)
+    names = {"bi_encoder_path": bi_encoder_path, "cross_encoder_path": cross_encoder_path}
+    tests = doctest.DocTestFinder(recurse=False).find(thing, name, module=module, extraglobs=names)
+    printed = io.StringIO()
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    for test in tests:
+        runner.run(test, out=printed.write)
+    assert runner.failures == 0, printed.getvalue()
+    example_needed = isinstance(thing, type) and not issubclass(thing, BaseException) and not is_protocol(thing)
+    if example_needed and name.rsplit(".", 1)[1] not in ("AddReport", "Timings"):
+        assert runner.tries > 0, f"{name} has no example"
+
+
+def is_protocol(thing: type) -> bool:
+    return bool(getattr(thing, "_is_protocol", False))
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=[f"block-{number}" for number in range(len(BLOCKS))])
+def test_readme_block(
+    block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, demo_paths: tuple[Path, Path]
+) -> None:
+    """A line `#> …` says what is printed; numbers with a point may differ a little between processors."""
+    monkeypatch.chdir(tmp_path)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(block, "README.md", "exec"), {"__name__": "__main__"})  # noqa: S102
+    promised = [line.removeprefix("#> ") for line in block.splitlines() if line.startswith("#> ")]
+    lines = [line.rstrip() for line in printed.getvalue().splitlines()]
+    assert [NUMBER.sub("#", line) for line in lines] == [NUMBER.sub("#", line) for line in promised]
+    for line, promise in zip(lines, promised, strict=True):
+        assert [float(number) for number in NUMBER.findall(line)] == [
+            pytest.approx(float(number), abs=0.02) for number in NUMBER.findall(promise)
+        ]
+
+
+def test_every_extra_that_an_error_names_exists() -> None:
+    named = set()
+    for file in (ROOT / "src").rglob("*.py"):
+        named |= set(re.findall(r'require\([^)]*extra="([a-z-]+)"', file.read_text(encoding="utf-8")))
+    offered = re.findall(r"^([a-z-]+) = \[", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert named
+    assert named <= set(offered)
