@@ -59,7 +59,7 @@ def test_readme_block(
     assert [NUMBER.sub("#", line) for line in lines] == [NUMBER.sub("#", line) for line in promised]
     for line, promise in zip(lines, promised, strict=True):
         assert [float(number) for number in NUMBER.findall(line)] == [
-            pytest.approx(float(number), abs=0.02) for number in NUMBER.findall(promise)
+            pytest.approx(float(number), abs=0.05) for number in NUMBER.findall(promise)
         ]
 
 

@@ -140,7 +140,7 @@ def save_language_model_reranker(folder: Path, *, seed: int = 7) -> Path:
     """Save a language model that answers yes or no, as Qwen3-Reranker does, with a chat template for the pair."""
     torch.manual_seed(seed)
     path = folder / "model"
-    settings = transformers.Qwen2Config(
+    settings = transformers.StableLmConfig(
         vocab_size=len(_VOCABULARY) + 2,
         hidden_size=WIDTH,
         num_hidden_layers=1,
@@ -153,10 +153,18 @@ def save_language_model_reranker(folder: Path, *, seed: int = 7) -> Path:
         eos_token_id=None,
         initializer_range=0.3,
     )
-    transformers.Qwen2ForCausalLM(settings).save_pretrained(path)
+    transformers.StableLmForCausalLM(settings).save_pretrained(path)
     file = path / "vocab.txt"
     file.write_text("\n".join([*_VOCABULARY, "yes", "no"]), encoding="utf-8")
-    tokenizer = transformers.BertTokenizerFast(str(file), model_max_length=POSITIONS, padding_side="left")
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=transformers.BertTokenizerFast(str(file)).backend_tokenizer,
+        model_max_length=POSITIONS,
+        padding_side="left",
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+    )
     tokenizer.chat_template = _CHAT
     tokenizer.save_pretrained(path)
     return path

@@ -46,12 +46,12 @@ def compare(key: str, operator: str, number: float) -> Where:
     """Return `key` "$lt", "$lte", "$gt" or "$gte" `number`."""
     if _is_whole(number):
         return {key: {operator: number}}
-    # Ints are compared with the next whole number; floats with the number, or its neighbour where equal counts.
-    if operator in ("$lt", "$lte"):
-        limit = number if operator == "$lt" else math.nextafter(number, math.inf)
-        return {"$or": [{key: {"$lt": limit}}, {key: {"$lte": math.floor(number)}}]}
-    limit = number if operator == "$gt" else math.nextafter(number, -math.inf)
-    return {"$or": [{key: {"$gt": limit}}, {key: {"$gte": math.ceil(number)}}]}
+    # Floats are compared with the number, and ints with the whole number before or after it.
+    below = operator in ("$lt", "$lte")
+    floats = {key: {"$lt" if below else "$gt": number}}
+    ints = {key: {"$lte": math.floor(number)}} if below else {key: {"$gte": math.ceil(number)}}
+    same = [equal(key, number, negated=False)] if operator in ("$lte", "$gte") else []
+    return {"$or": [floats, ints, *same]}
 
 
 def equal(key: str, value: Scalar, *, negated: bool) -> Where:

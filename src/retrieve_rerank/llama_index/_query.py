@@ -14,8 +14,8 @@ from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQu
 from retrieve_rerank.checks import check_count
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.indexes.collection import check_ids
-from retrieve_rerank.llama_index._convert import DOCUMENT_KEY
 from retrieve_rerank.llama_index._clauses import Condition
+from retrieve_rerank.llama_index._convert import DOCUMENT_KEY
 from retrieve_rerank.llama_index._filters import to_condition
 
 Vector = npt.NDArray[np.float32]
