@@ -28,7 +28,7 @@ import torch
 from retrieve_rerank import BiEncoder, ChromaIndex, CrossEncoder, Hit, Passage, RetrieveRerank, TruncationWarning
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-from demo_models import demo_models  # noqa: E402 - from the examples
+from demo_models import demo_models
 
 NDCG, RECALL = ir_measures.nDCG @ 10, ir_measures.R @ 100
 
@@ -111,7 +111,8 @@ def main() -> None:
         precision = f"{encoder.precision} bi-encoder, {cross_encoder.precision} cross-encoder"
         print(f"{platform.machine()}, {os.cpu_count()} cores, {precision}, fetch_k={arguments.fetch_k}")
         print(f"sentence-transformers {sentence_transformers.__version__}, torch {torch.__version__}\n")
-        print("| collection | documents | queries | R@100 | nDCG@10 dense | re-ranked | change | re-rank p50 | truncated |")
+        columns = "collection|documents|queries|R@100|nDCG@10 dense|re-ranked|change|re-rank p50|truncated"
+        print("| " + columns.replace("|", " | ") + " |")
         print("|---|---|---|---|---|---|---|---|---|")
         for folder in arguments.folders:
             print(measure(folder, encoder, cross_encoder, arguments.queries, arguments.fetch_k), flush=True)

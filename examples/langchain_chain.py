@@ -1,7 +1,7 @@
 """A LangChain (LCEL) chain with retrieve & re-rank: question in, answer with sources out.
 
-You see, for each question, the re-ranked sources with their relevance and where the first stage had them, and the answer
-of a stand-in for the LLM, which needs no key and quotes the best source. One line puts in a real one.
+You see, for each question, the re-ranked sources with their relevance and where the first stage had them, and the
+answer of a stand-in for the LLM, which needs no key and quotes the best source. One line puts in a real one.
 
     pip install "retrieve-rerank[langchain,demo]"
     python examples/langchain_chain.py ["your question about Python's statistics functions" ...]
@@ -30,7 +30,7 @@ from retrieve_rerank.langchain import (
     RetrieveRerankRetriever,
 )
 
-QUESTIONS = ["What is the most common value in my data?", "How do I fit a line through points?"]
+QUESTIONS = ["What is the most common value in my data?", "How do I shuffle a list?"]
 PROMPT = ChatPromptTemplate.from_template("Answer from these sources only:\n\n{context}\n\nQuestion: {question}")
 
 
@@ -60,12 +60,8 @@ def main() -> None:
     )
     llm: Runnable[PromptValue, AIMessage] = RunnableLambda(stand_in_llm)
     # llm = init_chat_model("openai:gpt-5-mini")  # a real one: pip install langchain langchain-openai
-    chain = RunnablePassthrough.assign(sources=lambda job: retriever.invoke(job["question"])).assign(
-        answer=RunnablePassthrough.assign(context=lambda job: context(job["sources"]))
-        | PROMPT
-        | llm
-        | StrOutputParser()
-    )
+    answer = RunnablePassthrough.assign(context=lambda job: context(job["sources"])) | PROMPT | llm | StrOutputParser()
+    chain = RunnablePassthrough.assign(sources=lambda job: retriever.invoke(job["question"])).assign(answer=answer)
     for question in sys.argv[1:] or QUESTIONS:
         result = chain.invoke({"question": question})
         print(f"\n{question}")

@@ -70,9 +70,7 @@ def test_saved_prompts_are_applied_and_are_different(tiny_dot_bi_encoder: Path) 
 @pytest.mark.parametrize("prompt", ["", "search: "])
 def test_a_given_prompt_wins_and_an_empty_one_switches_off(tiny_dot_bi_encoder: Path, prompt: str) -> None:
     expected = reference(tiny_dot_bi_encoder).encode([f"{prompt}rome"])
-    with BiEncoder(
-        tiny_dot_bi_encoder, precision="float32", query_prompt=prompt, document_prompt=prompt
-    ) as encoder:
+    with BiEncoder(tiny_dot_bi_encoder, precision="float32", query_prompt=prompt, document_prompt=prompt) as encoder:
         assert encoder.encode_queries(["rome"]) == close_to(expected)
         assert encoder.encode_documents(["rome"]) == close_to(expected)
 
@@ -106,7 +104,9 @@ def test_newlines_reach_the_tokenizer(tiny_bi_encoder: Path, monkeypatch: pytest
         seen: list[str] = []
         preprocess = type(model).preprocess
         monkeypatch.setattr(
-            type(model), "preprocess", lambda self, inputs, **more: seen.extend(inputs) or preprocess(self, inputs, **more)
+            type(model),
+            "preprocess",
+            lambda self, inputs, **more: seen.extend(inputs) or preprocess(self, inputs, **more),
         )
         encoder.encode_documents(["def f():\n\treturn 1\r\n"])
     assert seen == ["def f():\n\treturn 1\r\n"]

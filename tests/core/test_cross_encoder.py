@@ -142,7 +142,9 @@ def test_a_query_that_leaves_no_room_is_refused(model: CrossEncoder, words: int,
         with pytest.warns(TruncationWarning):
             assert model.score("paris " * words, ["rome bread"]).shape == (1,)
     else:
-        with pytest.raises(InvalidInputError, match=rf"the query has {words + 3} tokens .* reads 64 .*shorten the query"):
+        with pytest.raises(
+            InvalidInputError, match=rf"the query has {words + 3} tokens .* reads 64 .*shorten the query"
+        ):
             model.score("paris " * words, ["rome"])
 
 
@@ -254,12 +256,13 @@ def test_close_frees_the_model_and_a_later_call_loads_it_again(tiny_cross_encode
     model = CrossEncoder(tiny_cross_encoder, precision="float32")
     model.close()  # never used
     before = model.score(QUERY, TEXTS)
-    engine = weakref.ref(model._engine)
+    engine, thread = weakref.ref(model._engine), model._worker.run(threading.current_thread)
     assert "not loaded" not in repr(model)
     model.close()
     assert "not loaded" in repr(model)
     assert engine() is None
-    assert not [thread for thread in threading.enumerate() if str(tiny_cross_encoder) in thread.name and thread.is_alive()]
+    thread.join(5)
+    assert not thread.is_alive()
     assert np.array_equal(model.score(QUERY, TEXTS), before)
     model.close()
     model.close()

@@ -17,7 +17,9 @@ HEAVY = ["torch", "chromadb", "transformers", "sentence_transformers", "langchai
 def imported_after(script: str) -> set[str]:
     heavy = json.dumps(HEAVY)
     return set(
-        json.loads(run_python(f"{script}\nimport json, sys\nprint(json.dumps([m for m in {heavy} if m in sys.modules]))"))
+        json.loads(
+            run_python(f"{script}\nimport json, sys\nprint(json.dumps([m for m in {heavy} if m in sys.modules]))")
+        )
     )
 
 

@@ -148,5 +148,8 @@ def test_auto_says_what_it_chose_and_why(request: pytest.FixtureRequest, kind: s
 
 
 def test_the_fingerprint_does_not_depend_on_the_precision(tiny_bi_encoder: Path) -> None:
-    with BiEncoder(tiny_bi_encoder, precision="float32") as exact, BiEncoder(tiny_bi_encoder, precision="float16") as low:
+    with (
+        BiEncoder(tiny_bi_encoder, precision="float32") as exact,
+        BiEncoder(tiny_bi_encoder, precision="float16") as low,
+    ):
         assert exact.fingerprint == low.fingerprint

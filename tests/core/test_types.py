@@ -125,9 +125,10 @@ def test_html_shows_ranks_and_scores_and_cuts_long_texts() -> None:
 
 def test_html_leaves_out_what_is_not_known() -> None:
     hit = Hit(Passage("a", "x"), rank=1, score=math.nan)
-    assert "<td>1</td><td></td><td></td><td></td><td>a</td>" in SearchResult(
-        "q", (hit,), (hit,), Timings(0.0, 0.0)
-    )._repr_html_()
+    assert (
+        "<td>1</td><td></td><td></td><td></td><td>a</td>"
+        in SearchResult("q", (hit,), (hit,), Timings(0.0, 0.0))._repr_html_()
+    )
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def vectors_of(nodes: Sequence[BaseNode]) -> npt.NDArray[np.float32]:
     """Return the embeddings of `nodes`, an array (n, dimension).
 
     Raises:
-        InvalidInputError: If a node has none, or one of another length than the first node's.
+        InvalidInputError: If a node has none, one of another length than the first node's, or one with NaN.
     """
     for node in nodes:
         if not node.embedding:
@@ -109,7 +109,12 @@ def vectors_of(nodes: Sequence[BaseNode]) -> npt.NDArray[np.float32]:
                 f"the embedding of node {node.node_id!r} has {len(node.embedding)} numbers, that of node "
                 f"{nodes[0].node_id!r} has {len(nodes[0].embedding or [])}; embed all with one model"
             )
-    return np.asarray([node.embedding for node in nodes], dtype=np.float32)
+    vectors = np.asarray([node.embedding for node in nodes], dtype=np.float32)
+    finite = np.isfinite(vectors).all(axis=1)
+    if not finite.all():
+        bad = nodes[int(np.flatnonzero(~finite)[0])].node_id
+        raise InvalidInputError(f"the embedding of node {bad!r} holds NaN or infinity; check the model that made it")
+    return vectors
 
 
 def nodes_to_hits(nodes: Sequence[NodeWithScore], mode: MetadataMode) -> list[Hit]:
@@ -163,8 +168,8 @@ def _jsonable(value: object, what: str) -> Any:
         return to_jsonable_python(value, by_alias=False, fallback=_scalar)
     except (ValueError, TypeError) as error:
         raise InvalidInputError(
-            f"{what} is a {type(value).__name__}, which cannot be stored ({error}); give text, numbers, booleans, "
-            "None, dates, or lists and mappings of these"
+            f"{what} cannot be stored: {error}. Metadata are text, numbers, booleans, None, dates, and lists and "
+            "mappings of these"
         ) from error
 
 
@@ -172,4 +177,4 @@ def _scalar(value: object) -> object:
     # numpy's scalars are the one foreign kind that metadata often holds.
     if isinstance(value, np.generic):
         return value.item()
-    raise TypeError(type(value).__name__)
+    raise TypeError(f"a {type(value).__name__} has no form in JSON")
