@@ -22,12 +22,12 @@ from retrieve_rerank import Passage, split_paragraphs
 
 # Importing these opens a browser, prints, warns or needs a display; or they hold tables, tests, or what others hold.
 _SKIPPED_NAMES = """
-    antigravity this idlelib tkinter turtle turtledemo lib2to3 distutils encodings.* pydoc_data test *.test *.tests
+    antigravity this idlelib tkinter turtle turtledemo lib2to3 distutils asyncore encodings.* pydoc_data test *.test *.tests
     multiprocessing.dummy posix nt posixpath ntpath genericpath sre_compile sre_constants sre_parse
     xxlimited xxlimited_35 xxsubtype
 """
 _SKIPPED = frozenset(_SKIPPED_NAMES.split())
-SHORTEST = 25  # characters; a shorter docstring says no more than the name does
+SHORTEST = 20  # characters; a shorter docstring says no more than the name does
 LONGEST = 200  # tokens as `_tokens` guesses them; all-MiniLM-L6-v2 reads 256, and the guess may be low
 
 
@@ -123,7 +123,7 @@ def _documented(name: str, module: ModuleType) -> Iterator[tuple[str, str, str]]
         for key, value in sorted(vars(class_).items()):
             if key.startswith("_") or not (inspect.isroutine(value) or isinstance(value, property)):
                 continue
-            if isinstance(value.__doc__, str):
+            if isinstance(value.__doc__, str) and not value.__doc__.startswith("Alias for field"):  # of a named tuple
                 yield f"{path}.{key}", "method", value.__doc__
 
 

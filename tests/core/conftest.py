@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -49,7 +49,7 @@ def predict() -> Callable[..., object]:
 
 
 @pytest.fixture
-def counted_rows(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+def counted_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows of every forward pass of a BERT, in order."""
     import transformers
 
@@ -61,4 +61,4 @@ def counted_rows(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         return forward(self, input_ids, *arguments, **options)
 
     monkeypatch.setattr(transformers.BertModel, "forward", counting)
-    yield rows
+    return rows

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -97,19 +98,20 @@ def passages(*texts: str) -> list[Passage]:
     return [Passage(str(position), text) for position, text in enumerate(texts)]
 
 
-def run_python(script: str, *arguments: str, timeout: float = 60) -> str:
-    """Run a script in a process of its own, with warnings as errors, and return what it prints.
+def run_python(script: str, *arguments: str, timeout: float = 60, warnings: str = "error") -> str:
+    """Run a script in a process of its own, from the repository's root, and return what it prints.
 
     Raises:
         subprocess.TimeoutExpired: If it does not end in time.
         AssertionError: If it fails.
     """
     process = subprocess.run(
-        [sys.executable, "-W", "error", "-c", textwrap.dedent(script), *arguments],
+        [sys.executable, "-W", warnings, "-c", textwrap.dedent(script), *arguments],
         capture_output=True,
         text=True,
         timeout=timeout,
         check=False,
+        cwd=Path(__file__).parents[2],
     )
     assert process.returncode == 0, process.stderr
     return process.stdout

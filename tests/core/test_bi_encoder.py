@@ -81,7 +81,7 @@ def test_a_given_prompt_wins_and_an_empty_one_switches_off(tiny_dot_bi_encoder: 
         {"prompts": {"query": "query: ", "document": "passage: "}, "include_prompt": False},
         {"prompts": {"document": "the "}},
         *(
-            pytest.param(options, marks=pytest.mark.xfail(strict=True, reason="an empty saved prompt is passed over"))
+            pytest.param(options)
             for options in (
                 {"prompts": {"query": "", "document": "", "label": "the "}, "default_prompt_name": "label"},
                 {"prompts": {"label": "the "}, "default_prompt_name": "label"},

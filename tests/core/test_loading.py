@@ -39,12 +39,12 @@ def without_weights(path: Path, names: tuple[str, ...]) -> Path:
 
 
 def test_a_cross_encoder_is_no_bi_encoder(tiny_cross_encoder: Path) -> None:
-    with pytest.raises(ModelError, match="is a cross-encoder.*Use CrossEncoder"):
+    with pytest.raises(ModelError, match=r"is a cross-encoder.*Use CrossEncoder"):
         BiEncoder(tiny_cross_encoder).encode_queries(["a"])
 
 
 def test_a_bi_encoder_is_no_cross_encoder(tiny_bi_encoder: Path) -> None:
-    with pytest.raises(ModelError, match="is not a cross-encoder: it was saved as BertModel.*random"):
+    with pytest.raises(ModelError, match=r"is not a cross-encoder: it was saved as BertModel.*random"):
         CrossEncoder(tiny_bi_encoder).score("a", ["b"])
 
 

@@ -371,8 +371,17 @@ def _open_client(path: str | os.PathLike[str] | None) -> ClientAPI:
 
 
 def _same(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
-    # Equal is not enough: 1 == True == 1.0.
-    return left == right and json.dumps(left, sort_keys=True) == json.dumps(right, sort_keys=True)
+    # Equal is not enough, as 1 == True, and is too much, as Chroma may change the last digit of a float (whose exact
+    # value the record keeps elsewhere).
+    return json.dumps(_rounded(left), sort_keys=True) == json.dumps(_rounded(right), sort_keys=True)
+
+
+def _rounded(value: Any) -> Any:  # noqa: ANN401 - a JSON value
+    if isinstance(value, Mapping):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return f"{value:.14g}" if isinstance(value, float) else value
 
 
 def _records(rows: Mapping[str, Any]) -> list[Record]:

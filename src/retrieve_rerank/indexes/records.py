@@ -51,6 +51,16 @@ def to_record(passage: Passage, bookkeeping: Mapping[str, str] | None = None) ->
     """
     check_encodable(passage.id, "a passage's id")
     check_encodable(passage.text, f"the text of passage {passage.id!r}")
+    flat, rest = _split(passage)
+    if bookkeeping:
+        flat.update(bookkeeping)
+    elif rest:
+        flat[JSON_KEY] = _to_json(rest, passage)
+    return Record(passage.id, passage.text, flat)
+
+
+def _split(passage: Passage) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the metadata that Chroma stores as it is, and the rest."""
     flat: dict[str, Any] = {}
     rest: dict[str, Any] = {}
     for key, value in passage.metadata.items():
@@ -61,13 +71,27 @@ def to_record(passage: Passage, bookkeeping: Mapping[str, str] | None = None) ->
             )
         if key == JSON_KEY:
             raise InvalidInputError(f"the metadata key {JSON_KEY!r} (passage {passage.id!r}) is reserved; rename it")
-        plain = _plain(value, f"metadata[{key!r}] of passage {passage.id!r}")
-        (flat if _is_storable(key, plain) else rest)[key] = plain
-    if bookkeeping:
-        flat.update(bookkeeping)
-    elif rest:
-        flat[JSON_KEY] = json.dumps(rest)
-    return Record(passage.id, passage.text, flat)
+        check_encodable(key, f"a metadata key of passage {passage.id!r}")
+        try:
+            plain = _plain(value, f"metadata[{key!r}] of passage {passage.id!r}")
+        except RecursionError as error:
+            raise InvalidInputError(
+                f"metadata[{key!r}] of passage {passage.id!r} is nested without end; store a flatter value"
+            ) from error
+        if _is_storable(key, plain):
+            flat[key] = plain
+        if key not in flat or _is_rounded(plain):
+            rest[key] = plain
+    return flat, rest
+
+
+def _to_json(rest: Mapping[str, Any], passage: Passage) -> str:
+    try:
+        return json.dumps(rest)
+    except (RecursionError, ValueError) as error:
+        raise InvalidInputError(
+            f"the metadata {sorted(rest)} of passage {passage.id!r} cannot be written as JSON: {error}"
+        ) from error
 
 
 def user_metadata(stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,16 +113,22 @@ def _plain(value: object, where: str) -> Any:
     """Return `value` as plain JSON types, or raise InvalidInputError."""
     if isinstance(value, np.generic):
         value = value.item()
-    if value is None or isinstance(value, (bool, int, float)):
+    if value is None or isinstance(value, bool):
         return value
+    # Of a subclass, such as an enumeration, the value is stored, not what str() makes of it.
+    for kind in (int, float):
+        if isinstance(value, kind):
+            return value if type(value) is kind else kind(value)
     if isinstance(value, str):
         check_encodable(value, where)
-        return str(value)
+        return str.__str__(value)
     if isinstance(value, (list, tuple)):
         return [_plain(item, where) for item in value]
     if isinstance(value, Mapping):
         if not all(isinstance(key, str) for key in value):
             raise InvalidInputError(f"{where} holds a mapping whose keys are not all strings; convert them")
+        for key in value:
+            check_encodable(key, f"a key in {where}")
         return {key: _plain(item, where) for key, item in value.items()}
     raise InvalidInputError(
         f"{where} is a {type(value).__name__}, which cannot be stored; give text, a number, a boolean, None, or a list "
@@ -106,9 +136,16 @@ def _plain(value: object, where: str) -> Any:
     )
 
 
+def _is_rounded(value: object) -> bool:
+    """Whether Chroma may change the last digit of `value`; filters work all the same."""
+    if isinstance(value, list):
+        return any(_is_rounded(item) for item in value)
+    return isinstance(value, float) and float(f"{value:.15g}") != value
+
+
 def _is_storable(key: str, value: object) -> bool:
     """Whether Chroma stores `value` under `key` unchanged."""
-    if not key or key.startswith(("#", "$")) or key == "chroma:document":
+    if not key or key.startswith(("#", "$")) or key in ("chroma:document", NODE_KEY):
         return False
     if isinstance(value, list):
         kinds = {type(item) for item in value}
@@ -118,5 +155,5 @@ def _is_storable(key: str, value: object) -> bool:
     if isinstance(value, int):
         return value in _INT64
     if isinstance(value, float):
-        return math.isfinite(value)
+        return math.isfinite(value) and str(value) != "-0.0"  # which comes back as 0.0
     return isinstance(value, str)

@@ -232,8 +232,8 @@ class BiEncoder:
             return given
         model = self._loaded().model
         names = ("query",) if task == "query" else _DOCUMENT_PROMPTS
-        saved = [model.prompts[name] for name in (*names, model.default_prompt_name) if model.prompts.get(name)]
-        return str(saved[0]) if saved else ""
+        known = [name for name in (*names, model.default_prompt_name) if name in model.prompts]
+        return (model.prompts[known[0]] or "") if known else ""
 
     def _fingerprint(self) -> dict[str, str | int | float | bool]:
         if self._facts is None:

@@ -47,8 +47,10 @@ class Engine:
         """Return what a repr should say of a loaded model."""
         return f"{self.precision.name}: {self.precision.reason}, on {self.device}, max_length={self.max_length}"
 
-    def lengths(self, first: Sequence[str], second: Sequence[str] | None = None) -> list[int]:
-        """Return the untruncated number of tokens of each text, or pair of texts, special tokens included."""
+    def lengths(
+        self, first: Sequence[str], second: Sequence[str] | None = None, *, add_special_tokens: bool = True
+    ) -> list[int]:
+        """Return the untruncated number of tokens of each text, or pair of texts."""
         tokenizer: Any = self.model.tokenizer
         if not first:
             return []
@@ -58,6 +60,7 @@ class Engine:
         # Same thread as every other use of the tokenizer, so changing its truncation here disturbs nobody.
         encoded = tokenizer(
             *arguments,
+            add_special_tokens=add_special_tokens,
             truncation=False,
             padding=False,
             return_attention_mask=False,
@@ -118,21 +121,24 @@ class CrossEngine(Engine):
 
     def score(self, query: str, texts: list[str]) -> Scores:
         """Return the logits of `texts` (at least one) and which of them were cut."""
-        first = f"{self.prompt}{query}"
-        lengths = self.lengths([first] * len(texts), texts)
-        if self.max_length is not None:
-            room = self.max_length - self.lengths([first], [""])[0]
-            if room < 1:
-                raise InvalidInputError(
-                    f"the query has {self.max_length - room} tokens and this cross-encoder reads {self.max_length} in "
-                    "all, which leaves no room for a passage; shorten the query"
-                )
+        pairs = [(query, text) for text in texts]
         options: dict[str, Any] = {"prompt": self.prompt or None}
-        if "message" not in getattr(self.model[0], "modality_config", {}):
-            # The passage is the side that gives way: the library's own default cuts whichever is longer. Models with
-            # a chat template take the pair as one text, which has no second side.
+        if "message" in getattr(self.model[0], "modality_config", {}):
+            # A chat template makes one text of the pair, with words of its own and no second side to cut.
+            around = int(self.model.preprocess([(query, "")], **options)["input_ids"].shape[1])
+            lengths = [around + length for length in self.lengths(texts, add_special_tokens=False)]
+        else:
+            first = f"{self.prompt}{query}"
+            around = self.lengths([first], [""])[0]
+            lengths = self.lengths([first] * len(texts), texts)
+            # The passage is the side that gives way: the library's own default cuts whichever is longer.
             options["processing_kwargs"] = {"text": {"truncation": "only_second"}}
-        logits = self.run([(query, text) for text in texts], lengths, "scores", **options)
+        if self.max_length is not None and around >= self.max_length:
+            raise InvalidInputError(
+                f"the query has {around} tokens and this cross-encoder reads {self.max_length} in all, which leaves no "
+                "room for a passage; shorten the query"
+            )
+        logits = self.run(pairs, lengths, "scores", **options)
         truncated = [self.max_length is not None and length > self.max_length for length in lengths]
         return Scores(logits.reshape(-1).numpy(), truncated)
 

@@ -8,24 +8,31 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
-import httpx
 import huggingface_hub
 import sentence_transformers
 import torch
 from huggingface_hub import constants as hub_constants
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers.utils import logging
 
 from retrieve_rerank.errors import InvalidInputError, ModelError
 
+AnyModel: TypeAlias = "sentence_transformers.SentenceTransformer | sentence_transformers.CrossEncoder"
 Model = TypeVar("Model", sentence_transformers.SentenceTransformer, sentence_transformers.CrossEncoder)
+
+# What reading a broken checkpoint, or moving it to a device that is not there, ends in.
+_LOADING_ERRORS = (
+    *(OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, AttributeError, AssertionError),
+    SafetensorError,
+)
 
 _WEIGHTS, _WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -60,6 +67,8 @@ def load_bi_encoder(checkpoint: Checkpoint) -> sentence_transformers.SentenceTra
             "passage and has no embeddings. Use CrossEncoder for it, and a bi-encoder such as "
             "'sentence-transformers/multi-qa-mpnet-base-dot-v1' here"
         )
+    # The network's own pooler is often left out of a checkpoint: sentence embeddings do not use it.
+    _refuse_random_weights(model, checkpoint, "Get the complete checkpoint", unused="pooler.")
     return model
 
 
@@ -79,11 +88,7 @@ def load_cross_encoder(checkpoint: Checkpoint) -> sentence_transformers.CrossEnc
             f"{checkpoint.model!r} is not a cross-encoder: it was saved as {', '.join(names)}, which has no scoring "
             f"head, so its scores would come from random weights. {advice}"
         )
-    if missing := _missing_head(model, checkpoint):
-        raise ModelError(
-            f"the scoring head of {checkpoint.model!r} ({', '.join(missing)}) is not in its weights and was newly "
-            f"initialised, so its scores would be random. {advice}"
-        )
+    _refuse_random_weights(model, checkpoint, advice)
     if model.num_labels != 1:
         raise ModelError(
             f"{checkpoint.model!r} has {model.num_labels} labels; re-ranking needs a cross-encoder with one. {advice}"
@@ -105,7 +110,7 @@ def weights_digest(model: torch.nn.Module) -> str:
     return sha256(b"".join(sorted(parts))).hexdigest()[:16]
 
 
-def longest_input(model: sentence_transformers.SentenceTransformer | sentence_transformers.CrossEncoder) -> int | None:
+def longest_input(model: AnyModel) -> int | None:
     """Return how many tokens the network itself can take, or None where it has no limit."""
     transformer = model.transformers_model
     if transformer is None:
@@ -118,9 +123,7 @@ def longest_input(model: sentence_transformers.SentenceTransformer | sentence_tr
     return positions if isinstance(positions, int) and positions > 0 else None
 
 
-def set_longest_input(
-    model: sentence_transformers.SentenceTransformer | sentence_transformers.CrossEncoder, max_length: int | None
-) -> int | None:
+def set_longest_input(model: AnyModel, max_length: int | None) -> int | None:
     """Set how many tokens of a text `model` reads; None keeps what the checkpoint says. Return the limit in force.
 
     Raises:
@@ -129,7 +132,7 @@ def set_longest_input(
     limit = longest_input(model)
     if max_length is not None and limit is not None and max_length > limit:
         raise InvalidInputError(f"max_length is {max_length}, but this model has positions for {limit} tokens at most")
-    known = [value for value in (max_length or model.max_seq_length, limit) if value is not None]
+    known = [value for value in (max_length or model.max_seq_length, limit) if value and math.isfinite(value)]
     if not known or model.tokenizer is None:
         return None
     # A tokenizer without a limit of its own would otherwise hand the network more than it has positions for.
@@ -144,7 +147,7 @@ def _load(kind: Callable[..., Model], checkpoint: Checkpoint, what: str) -> Mode
         raise ModelError(f"there is no folder {str(folder)!r} to load a {what} from; check the path")
     offline = checkpoint.local_files_only or hub_constants.HF_HUB_OFFLINE
     # Without this question, every file that might exist is asked for with retries: a minute before the error.
-    unreachable = not local and not offline and not _hub_answers()
+    unreachable = None if local or offline else _hub_failure()
     try:
         with _quiet_loading():
             model = kind(
@@ -152,18 +155,18 @@ def _load(kind: Callable[..., Model], checkpoint: Checkpoint, what: str) -> Mode
                 device=checkpoint.device,
                 revision=checkpoint.revision,
                 cache_folder=checkpoint.cache_folder,
-                local_files_only=offline or unreachable,
+                local_files_only=offline or unreachable is not None,
                 token=checkpoint.token,
                 trust_remote_code=checkpoint.trust_remote_code,
                 model_kwargs={"dtype": "auto", "use_safetensors": True},
             )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, AttributeError) as error:
+    except _LOADING_ERRORS as error:
         if local:
             advice = "Is it a complete checkpoint, with config.json, a tokenizer and safetensors weights?"
-        elif unreachable:
+        elif unreachable is not None:
             advice = (
                 f"The model hub ({hub_constants.ENDPOINT}) cannot be reached and the model is not in the local cache. "
-                "Check the network, or give a folder"
+                f"Check the network, or give a folder. The network said: {_first_line(unreachable)}"
             )
         elif offline:
             advice = "Offline, only models in the local cache load: fetch it once while online, or give a folder"
@@ -177,12 +180,13 @@ def _looks_like_path(name: str) -> bool:
     return name.startswith((".", "~", os.sep)) or Path(name).is_absolute() or name.count("/") > 1 or "\\" in name
 
 
-def _hub_answers() -> bool:
+def _hub_failure() -> Exception | None:
+    """Return why the hub cannot be reached, or None if it answers."""
     try:
         huggingface_hub.get_session().head(hub_constants.ENDPOINT, timeout=5)
-    except (OSError, RuntimeError, httpx.HTTPError, httpx.InvalidURL):  # which of them depends on the hub client
-        return False
-    return True
+    except Exception as error:  # noqa: BLE001 - the hub client's HTTP library, and so its errors, depend on its version
+        return error
+    return None
 
 
 @contextlib.contextmanager
@@ -205,22 +209,38 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
 
 
-def _architectures(model: sentence_transformers.SentenceTransformer | sentence_transformers.CrossEncoder) -> list[str]:
+def _architectures(model: AnyModel) -> list[str]:
     return list(getattr(model.config, "architectures", None) or [])
 
 
-def _missing_head(model: sentence_transformers.CrossEncoder, checkpoint: Checkpoint) -> list[str]:
-    """Return the head's parameters if none of them is in the checkpoint's files."""
+def _refuse_random_weights(model: AnyModel, checkpoint: Checkpoint, advice: str, unused: str | None = None) -> None:
+    """Raise ModelError if parameters are not in the checkpoint's files, and so hold random numbers."""
     transformer = model.transformers_model
     saved = _saved_names(model, checkpoint)
     if transformer is None or not saved:
-        return []
-    base = f"{transformer.base_model_prefix}."
-    head = [name for name, _ in transformer.named_parameters() if not name.startswith(base)]
-    return [] if any(known.endswith(name) for name in head for known in saved) else head
+        return
+    # Old checkpoints name the two parts of a layer norm otherwise; a network may be saved with or without its prefix.
+    saved = {name.replace("gamma", "weight").replace("beta", "bias") for name in saved}
+    tails = {".".join(name.split(".")[start:]) for name in saved for start in range(name.count(".") + 1)}
+    names = [name for name, _ in transformer.named_parameters() if unused is None or not name.startswith(unused)]
+    missing = [name for name in names if name not in tails and not any(_is_tail(known, name) for known in saved)]
+    head = [name for name in missing if not name.startswith(f"{transformer.base_model_prefix}.")]
+    if len(missing) > len(names) / 2:  # the library loads them under other names: only the head tells
+        missing = head if unused is None else []
+    if missing:
+        what = "the scoring head of" if unused is None and len(head) == len(missing) else "a part of"
+        shown = ", ".join(missing[:4]) + (", …" if len(missing) > 4 else "")
+        raise ModelError(
+            f"{what} {checkpoint.model!r} ({shown}) is not in its weights and was newly initialised with random "
+            f"numbers, so its results would be random. {advice}"
+        )
 
 
-def _saved_names(model: sentence_transformers.CrossEncoder, checkpoint: Checkpoint) -> set[str]:
+def _is_tail(tail: str, name: str) -> bool:
+    return name.endswith(f".{tail}")
+
+
+def _saved_names(model: AnyModel, checkpoint: Checkpoint) -> set[str]:
     """Return the names of the saved tensors, read from the file's header; empty where it cannot be found."""
     index = _saved_file(model, checkpoint, _WEIGHTS_INDEX)
     if index is not None:
@@ -233,7 +253,7 @@ def _saved_names(model: sentence_transformers.CrossEncoder, checkpoint: Checkpoi
         return set(file.keys())
 
 
-def _saved_file(model: sentence_transformers.CrossEncoder, checkpoint: Checkpoint, name: str) -> Path | None:
+def _saved_file(model: AnyModel, checkpoint: Checkpoint, name: str) -> Path | None:
     folder = Path(checkpoint.model).expanduser()
     if folder.is_dir():
         return folder / name if (folder / name).is_file() else None

@@ -8,6 +8,7 @@ its shared default pool is ever used.
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import threading
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import ParamSpec, TypeVar
 
 from retrieve_rerank.errors import RetrieveRerankError
 
+_MINE = True
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -27,12 +29,13 @@ class Worker:
         self._name = name
         self._lock = threading.Lock()
         self._executor: ThreadPoolExecutor | None = None
-        self._thread: int | None = None
+        self._closing: ThreadPoolExecutor | None = None
+        self._here = threading.local()  # `mine` is set on our own thread only
         self._process = os.getpid()
 
     def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `call` on the thread and wait for its result."""
-        if threading.get_ident() == self._thread:  # already there: waiting for ourselves would never end
+        if getattr(self._here, "mine", False):  # already there: waiting for ourselves would never end
             return call(*args, **kwargs)
         return self._submit(call, *args, **kwargs).result()
 
@@ -43,11 +46,14 @@ class Worker:
     def close(self, last: Callable[[], None] | None = None) -> None:
         """Run `last` after what is queued, then let the thread end. A later call starts a new one."""
         with self._lock:
-            executor, self._executor, self._thread = self._executor, None, None
-        if executor is not None and os.getpid() == self._process:
-            if last is not None:
-                executor.submit(last).result()
+            executor, self._executor = self._executor, None
+            if executor is None or os.getpid() != self._process:
+                return
+            done = executor.submit(last) if last is not None else None
             executor.shutdown(wait=False)
+            self._closing = executor
+        if done is not None and not getattr(self._here, "mine", False):
+            done.result()
 
     def _submit(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         if os.getpid() != self._process:
@@ -58,8 +64,10 @@ class Worker:
             )
         with self._lock:
             if self._executor is None:
-                self._executor = ThreadPoolExecutor(1, self._name, initializer=self._remember_thread)
+                # The thread must not hold the worker, or it would outlive everybody who does.
+                remember = functools.partial(setattr, self._here, "mine", _MINE)
+                self._executor = ThreadPoolExecutor(1, self._name, initializer=remember)
+                if self._closing is not None:  # never two threads at once: the new one begins when the old one ends
+                    self._executor.submit(self._closing.shutdown)
+                    self._closing = None
             return self._executor.submit(call, *args, **kwargs)
-
-    def _remember_thread(self) -> None:
-        self._thread = threading.get_ident()

@@ -9,7 +9,7 @@ from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.types import Passage
 
 # Two line ends with nothing but white space between them.
-_BREAK = re.compile(r"(?:\r\n|\r|\n)[^\S\r\n]*(?:\r\n|\r|\n)\s*")
+_BREAK = re.compile(r"(?:\r\n|\r(?!\n)|\n)[^\S\r\n]*[\r\n]\s*")
 
 
 def split_paragraphs(text: str) -> list[Passage]:

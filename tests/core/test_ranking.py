@@ -1,0 +1,280 @@
+"""From logits to ranked hits."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retrieve_rerank import CrossEncoder, Hit, InvalidInputError, ModelError, Passage
+from retrieve_rerank.models.ranking import Ranker, ScorerRanker, as_ranker, sigmoid
+from tests.core.stubs import TableScorer
+
+TABLE = {"low": -2.0, "zero": 0.0, "high": 3.0, "also zero": 0.0, "nought": -0.0}
+
+
+class Answer:
+    """A scorer that gives one answer, whatever it is asked."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    def score(self, query: str, texts: Sequence[str]) -> Any:
+        return self.answer
+
+
+def rank(passages: Any, table: dict[str, float] | None = None, **options: Any) -> list[Hit]:
+    return as_ranker(TableScorer(TABLE if table is None else table)).rank("query", passages, **options)
+
+
+def ids(hits: Sequence[Hit]) -> list[str]:
+    return [hit.passage.id for hit in hits]
+
+
+def test_hits_are_sorted_by_logit_and_ranked_from_one() -> None:
+    hits = rank(["low", "high", "zero"])
+    assert [(hit.passage.text, hit.rank, hit.logit) for hit in hits] == [
+        ("high", 1, 3.0),
+        ("zero", 2, 0.0),
+        ("low", 3, -2.0),
+    ]
+    assert [hit.score for hit in hits] == [1 / (1 + math.exp(-3)), 0.5, 1 / (1 + math.exp(2))]
+
+
+def test_a_text_gets_its_position_as_id() -> None:
+    assert ids(rank(["low", "high", "zero"])) == ["1", "2", "0"]
+
+
+def test_ties_keep_the_order_of_the_input() -> None:
+    assert [hit.passage.text for hit in rank(["also zero", "nought", "low", "zero"])] == [
+        "also zero",
+        "nought",
+        "zero",
+        "low",
+    ]
+    many = {f"text {number}": 1.0 for number in range(100)}
+    assert ids(rank(list(many), many)) == [str(number) for number in range(100)]
+
+
+def test_texts_passages_and_hits_mix() -> None:
+    hit = Hit(Passage("found", "high", {"page": 3}), 7, 0.25, retrieval_rank=7, retrieval_score=0.25)
+    hits = rank([Passage("stored", "zero", {"page": 1}), "low", hit])
+    assert ids(hits) == ["found", "stored", "1"]
+    assert hits[0].passage is hit.passage
+    assert [(hit.retrieval_rank, hit.retrieval_score) for hit in hits] == [(7, 0.25), (None, None), (None, None)]
+
+
+def test_ranking_again_gives_the_same_and_drops_what_no_longer_holds() -> None:
+    once = rank(["low", "high"])
+    assert rank(once) == once
+    stale = Hit(Passage("a", "low"), 1, 0.9, 1, 0.5, 9.0, (0, 3), True)
+    assert rank([stale]) == [Hit(Passage("a", "low"), 1, sigmoid(-2.0), 1, 0.5, -2.0, None, False)]
+
+
+@pytest.mark.parametrize(
+    "kind", [list, tuple, iter, lambda items: (item for item in items), lambda items: dict.fromkeys(items)]
+)
+def test_any_iterable_of_passages_will_do(kind: Any) -> None:
+    assert [hit.passage.text for hit in rank(kind(["low", "high"]))] == ["high", "low"]
+
+
+def test_inputs_are_not_modified() -> None:
+    given = [Hit(Passage("a", "low", {"tags": ["x"]}), 1, 0.5, 1, 0.5), Passage("b", "high", {"n": 1}), "zero"]
+    before = copy.deepcopy(given)
+    rank(given, top_n=1, score_threshold=0.5)
+    assert given == before
+
+
+def test_equal_texts_are_scored_once_and_all_come_back() -> None:
+    scorer = TableScorer(TABLE)
+    hits = as_ranker(scorer).rank("query", ["low", Passage("a", "high"), "low", Hit(Passage("b", "high"), 1, 0.5)])
+    assert scorer.asked == [("query", ["low", "high"])]
+    assert ids(hits) == ["a", "b", "0", "2"]
+    assert [hit.rank for hit in hits] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("top_n", "expected"), [(None, 3), (1, 1), (2, 2), (3, 3), (99, 3), (np.int64(2), 2)])
+def test_top_n_cuts(top_n: Any, expected: int) -> None:
+    assert [hit.rank for hit in rank(["low", "high", "zero"], top_n=top_n)] == list(range(1, expected + 1))
+
+
+@pytest.mark.parametrize("top_n", [0, -1, True, False, 1.0, "1", math.inf])
+def test_an_unusable_top_n_is_refused_even_with_nothing_to_rank(top_n: Any) -> None:
+    with pytest.raises(InvalidInputError, match="top_n"):
+        rank([], top_n=top_n)
+
+
+@pytest.mark.parametrize(
+    ("threshold", "expected"),
+    [(None, 4), (0.0, 4), (0, 4), (0.3, 3), (0.5, 3), (0.500001, 1), (sigmoid(3.0), 1), (0.96, 0), (1.0, 0), (1, 0)],
+)
+def test_the_threshold_is_on_the_score_and_its_own_value_stays(threshold: float | None, expected: int) -> None:
+    hits = rank(["low", "high", "zero", "also zero"], score_threshold=threshold)
+    assert len(hits) == expected
+    assert [hit.rank for hit in hits] == list(range(1, expected + 1))
+
+
+def test_a_threshold_of_one_keeps_what_reaches_one() -> None:
+    assert len(rank(["sure", "nearly"], {"sure": 800.0, "nearly": 30.0}, score_threshold=1.0)) == 1
+
+
+def test_the_threshold_also_holds_before_top_n() -> None:
+    assert ids(rank(["low", "high", "zero"], score_threshold=0.5, top_n=5)) == ["1", "2"]
+    assert ids(rank(["low", "high", "zero"], score_threshold=0.5, top_n=1)) == ["1"]
+
+
+@pytest.mark.parametrize("threshold", [math.nan, 2, -0.1, "0.5", True])
+def test_an_unusable_threshold_is_refused_even_with_nothing_to_rank(threshold: Any) -> None:
+    with pytest.raises(InvalidInputError, match="score_threshold"):
+        rank([], score_threshold=threshold)
+
+
+def test_saturated_logits_keep_their_order_and_differ_in_score() -> None:
+    hits = rank(["a", "b", "c"], {"a": 30.0, "b": 31.0, "c": 29.0})
+    assert ids(hits) == ["1", "0", "2"]
+    assert hits[0].score > hits[1].score > hits[2].score
+    hits = rank(["a", "b"], {"a": 40.0, "b": 41.0})  # both scores round to 1.0, and the order still holds
+    assert ids(hits) == ["1", "0"]
+
+
+@pytest.mark.parametrize(
+    ("logit", "score"), [(1000.0, 1.0), (-1000.0, 0.0), (math.inf, 1.0), (-math.inf, 0.0), (0.0, 0.5)]
+)
+def test_scores_do_not_overflow(logit: float, score: float) -> None:
+    assert rank(["a"], {"a": logit})[0].score == score
+
+
+@given(st.floats(-700, 700), st.floats(-700, 700))
+def test_sigmoid_is_monotone_symmetric_and_in_range(left: float, right: float) -> None:
+    assert 0.0 <= sigmoid(left) <= 1.0
+    assert (sigmoid(left) <= sigmoid(right)) == (left <= right) or sigmoid(left) == sigmoid(right)
+    assert sigmoid(left) + sigmoid(-left) == pytest.approx(1.0, abs=1e-15)
+
+
+def test_scores_are_plain_python_numbers() -> None:
+    hit = rank([Hit(Passage("a", "high"), 1, 0.5, 1, 0.5)])[0]
+    assert (type(hit.score), type(hit.logit), type(hit.rank), type(hit.truncated)) == (float, float, int, bool)
+    assert json.loads(json.dumps([hit.score, hit.logit, hit.rank])) == [hit.score, hit.logit, hit.rank]
+
+
+@pytest.mark.parametrize("position", [0, 1, 3])
+def test_nan_has_no_rank(position: int) -> None:
+    table = {"a": 0.1, "b": 0.9, "c": 0.5, "d": 0.2}
+    name = "abcd"[position]
+    with pytest.raises(ModelError, match=rf"NaN for 1 of 4 passages \(first: '{position}'\)"):
+        rank(list(table), {**table, name: math.nan})
+
+
+@pytest.mark.parametrize(
+    "answer", [[1.0], [1.0, 2.0, 3.0], [[1.0], [2.0]], [[1.0, 2.0], [3.0, 4.0]], [], 1.0, None, np.zeros((2, 1))]
+)
+async def test_a_wrong_number_of_scores_is_an_error(answer: Any) -> None:
+    ranker = as_ranker(Answer(answer))
+    with pytest.raises(ModelError, match="given 2 texts and returned scores of shape"):
+        ranker.rank("query", ["a", "b"])
+    with pytest.raises(ModelError, match="given 2 texts"):
+        await ranker.arank("query", ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    "answer", [[2, 1], (2.0, 1.0), np.array([2.0, 1.0]), np.array([2, 1], np.int8), [np.float16(2), 1]]
+)
+def test_scores_may_come_in_any_numeric_form(answer: Any) -> None:
+    assert [hit.logit for hit in as_ranker(Answer(answer)).rank("query", ["a", "b"])] == [2.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("passages", "says"),
+    [
+        ("one text", "wrap one"),
+        (Passage("a", "text"), "wrap one"),
+        (Hit(Passage("a", "text"), 1, 0.5), "wrap one"),
+        (None, "NoneType"),
+        (5, "int"),
+        (["a", None], r"passages\[1\].*NoneType"),
+        ([("a", "text")], r"passages\[0\].*tuple"),
+        (b"bytes", r"passages\[0\].*int"),
+        (["a", "\ud800"], "passage '1' holds a lone surrogate"),
+        ([Passage("x", "\ud800")], "passage 'x' holds a lone surrogate"),
+    ],
+)
+def test_unusable_passages_are_refused(passages: Any, says: str) -> None:
+    with pytest.raises(InvalidInputError, match=says):
+        rank(passages)
+
+
+def test_nothing_to_rank_asks_nothing() -> None:
+    scorer = TableScorer({})
+    assert as_ranker(scorer).rank("query", []) == []
+    assert scorer.asked == []
+
+
+@pytest.mark.parametrize("query", ["", " ", None, 7])
+async def test_an_unusable_query_is_refused(query: Any) -> None:
+    ranker = as_ranker(TableScorer(TABLE))
+    with pytest.raises(InvalidInputError, match="query"):
+        ranker.rank(query, ["low"])
+    with pytest.raises(InvalidInputError, match="query"):
+        await ranker.arank(query, [])
+
+
+async def test_arank_does_as_rank_for_any_kind_of_scorer(tiny_cross_encoder: Path) -> None:
+    class Async(TableScorer):
+        async def ascore(self, query: str, texts: Sequence[str]) -> Any:
+            await asyncio.sleep(0)
+            return self.score(query, texts)
+
+    texts, options = ["low", "high", "zero", "high"], {"top_n": 2, "score_threshold": 0.1}
+    for scorer in (TableScorer(TABLE), Async(TABLE), CrossEncoder(tiny_cross_encoder)):
+        ranker = as_ranker(scorer)
+        assert await ranker.arank("query", texts, **options) == ranker.rank("query", texts, **options)
+        assert await ranker.arank("query", []) == []
+
+
+async def test_arank_of_a_scorer_without_async_does_not_block_the_loop() -> None:
+    class Slow(TableScorer):
+        def score(self, query: str, texts: Sequence[str]) -> Any:
+            time.sleep(0.3)
+            return super().score(query, texts)
+
+    waiting = asyncio.create_task(as_ranker(Slow(TABLE)).arank("query", ["low"]))
+    ticks = 0
+    while not waiting.done():
+        ticks += 1
+        await asyncio.sleep(0.01)
+    assert len(waiting.result()) == 1
+    assert ticks >= 10
+
+
+def test_our_model_ranks_itself_and_others_are_wrapped(tiny_cross_encoder: Path) -> None:
+    model, scorer = CrossEncoder(tiny_cross_encoder), TableScorer({})
+    assert as_ranker(model) is model
+    wrapped = as_ranker(scorer)
+    assert isinstance(wrapped, ScorerRanker)
+    assert isinstance(wrapped, Ranker)
+    assert wrapped.scorer is scorer
+
+
+@pytest.mark.parametrize("scorer", [None, "a name", object(), lambda query, texts: [1.0]])
+def test_what_cannot_score_is_refused(scorer: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"must have score\(query, texts\)"):
+        as_ranker(scorer)
+
+
+def test_the_real_path_ranks_by_the_models_own_logits(tiny_cross_encoder: Path) -> None:
+    texts = ["paris", "rome is in italy", "bread", "what is the word"]
+    with CrossEncoder(tiny_cross_encoder, precision="float32") as model:
+        logits = model.score("capital", texts).tolist()
+        hits = model.rank("capital", texts)
+    assert [hit.logit for hit in hits] == sorted(logits, reverse=True)
+    assert all(hit.logit == logits[int(hit.passage.id)] for hit in hits)

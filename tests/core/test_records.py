@@ -1,0 +1,258 @@
+"""A passage comes back from Chroma as it was."""
+
+from __future__ import annotations
+
+import datetime
+import enum
+import json
+import math
+from collections import OrderedDict
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from retrieve_rerank import ChromaIndex, InvalidInputError, Passage
+from retrieve_rerank.indexes.records import JSON_KEY, NODE_KEY, Record, to_record, user_metadata
+from tests.core.stubs import LetterEncoder, run_python
+
+
+class Colour(str, enum.Enum):
+    RED = "red"
+
+
+class Shouting(str):
+    def __str__(self) -> str:
+        return "LOUD"
+
+
+def there_and_back(metadata: dict[str, Any]) -> dict[str, Any]:
+    return dict(to_record(Passage("a", "text", metadata)).passage.metadata)
+
+
+def same(left: Any, right: Any) -> bool:
+    """Equal, with equal types all the way down: 1, 1.0 and True differ, and NaN equals NaN."""
+    return json.dumps(left, sort_keys=True) == json.dumps(right, sort_keys=True)
+
+
+scalars = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(st.characters(exclude_categories=("Cs",)), max_size=8),
+)
+values = st.recursive(
+    scalars,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(st.characters(exclude_categories=("Cs",)), max_size=4), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+keys = st.text(st.characters(exclude_categories=("Cs",)), max_size=6) | st.sampled_from(
+    ["", "#", "#document", "$and", "$", "chroma:document", "chroma", "hnsw:space", "_type", "document_id", "_node_type"]
+)
+metadatas = st.dictionaries(keys, values, max_size=5)
+
+
+def without_negative_zero(value: Any) -> bool:
+    if isinstance(value, float):
+        return not (value == 0 and math.copysign(1, value) < 0)
+    if isinstance(value, dict):
+        return all(map(without_negative_zero, value.values()))
+    return all(map(without_negative_zero, value)) if isinstance(value, list) else True
+
+
+@given(metadatas)
+def test_json_like_metadata_is_the_same_in_a_record(metadata: dict[str, Any]) -> None:
+    assert same(there_and_back(metadata), metadata)
+
+
+@pytest.fixture(scope="module")
+def index() -> ChromaIndex:
+    return ChromaIndex(LetterEncoder())
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(metadatas, min_size=1, max_size=4))
+def test_json_like_metadata_is_the_same_after_chroma(index: ChromaIndex, given_metadata: list[dict[str, Any]]) -> None:
+    # Minus zero in Chroma is a test of its own, below. The same ids again and again: each write replaces the last.
+    wanted = [metadata for metadata in given_metadata if without_negative_zero(metadata)]
+    passages = [Passage(f"{number}", f"text {number}", metadata) for number, metadata in enumerate(wanted)]
+    index.add(passages)
+    stored = index.get([passage.id for passage in passages])
+    for passage, found in zip(passages, stored, strict=True):
+        assert (found.id, found.text) == (passage.id, passage.text)
+        assert same(found.metadata, passage.metadata)
+    assert index.add(passages).unchanged == len(passages)
+
+
+@pytest.mark.xfail(strict=True, reason="SQLite forgets the sign, and the passage counts as changed for ever")
+def test_minus_zero_is_the_same_after_chroma(index: ChromaIndex) -> None:
+    index.add([Passage("zero", "text", {"x": -0.0})])
+    assert index.add([Passage("zero", "text", {"x": -0.0})]).unchanged == 1
+    assert math.copysign(1, index.get(["zero"])[0].metadata["x"]) == -1
+
+
+@pytest.mark.parametrize(
+    ("value", "plain"),
+    [
+        (np.int64(5), 5),
+        (np.float64(0.5), 0.5),
+        (np.float32(0.5), 0.5),
+        (np.bool_(True), True),
+        (np.str_("a"), "a"),
+        ((1, 2), [1, 2]),
+        ((), []),
+        ([np.int32(1), np.int32(2)], [1, 2]),
+        (OrderedDict(a=(1,)), {"a": [1]}),
+        (MappingProxyType({"a": 1}), {"a": 1}),
+    ],
+)
+def test_relatives_of_json_values_become_them(value: Any, plain: Any) -> None:
+    back = there_and_back({"key": value})["key"]
+    assert same(back, plain)
+    assert type(back) is type(plain)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param(Colour.RED, marks=pytest.mark.xfail(strict=True, reason="str() gives the member's name")),
+        pytest.param(Shouting("red"), marks=pytest.mark.xfail(strict=True, reason="str() asks the subclass")),
+    ],
+)
+def test_a_kind_of_string_is_stored_as_its_characters(value: str) -> None:
+    assert there_and_back({"key": value}) == {"key": "red"}
+
+
+@pytest.mark.xfail(strict=True, reason="'in range' counts to 2**64 for every kind of int but int itself")
+def test_a_kind_of_int_is_stored_at_once() -> None:
+    script = """
+        import enum
+        from retrieve_rerank import Passage
+        from retrieve_rerank.indexes.records import to_record
+        Level = enum.IntEnum("Level", "LOW HIGH")
+        print(to_record(Passage("a", "text", {"level": Level.HIGH})).metadata["level"] == 2)
+    """
+    assert run_python(script, timeout=4).strip() == "True"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b"bytes", {1, 2}, object(), 1j, datetime.date(2024, 1, 1), datetime.datetime(2024, 1, 1), np.array([1]), len],
+)
+@pytest.mark.parametrize("wrap", [lambda value: value, lambda value: [value], lambda value: {"deep": [value]}])
+def test_what_json_cannot_say_is_refused_with_its_place(value: Any, wrap: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"metadata\['key'\] of passage 'a' is a .*cannot be stored"):
+        there_and_back({"key": wrap(value)})
+
+
+@pytest.mark.parametrize(
+    ("metadata", "says"),
+    [
+        ({5: "x"}, "has the key 5; keys must be strings"),
+        ({None: "x"}, "has the key None"),
+        ({"key": {5: "x"}}, r"metadata\['key'\] .*keys are not all strings"),
+        ({"key": "\ud800"}, r"metadata\['key'\] .*surrogate"),
+        ({"key": ["fine", "\ud800"]}, r"metadata\['key'\] .*surrogate"),
+        ({JSON_KEY: "x"}, "reserved; rename it"),
+    ],
+)
+def test_unusable_metadata_is_refused(metadata: dict[Any, Any], says: str) -> None:
+    with pytest.raises(InvalidInputError, match=says):
+        there_and_back(metadata)
+
+
+@pytest.mark.xfail(strict=True, reason="keys are not looked at")
+@pytest.mark.parametrize("metadata", [{"half \ud800": 1}, {"key": {"half \ud800": 1}}])
+def test_a_lone_surrogate_in_a_key_is_refused_with_the_passage(metadata: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInputError, match=r"passage 'a'.*surrogate"):
+        there_and_back(metadata)
+
+
+def nested(depth: int) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
+def circular() -> dict[str, Any]:
+    value: list[Any] = []
+    value.append(value)
+    return {"key": value}
+
+
+@pytest.mark.xfail(strict=True, reason="Python's own errors come out", raises=(RecursionError, ValueError))
+@pytest.mark.parametrize("metadata", [circular(), nested(5000), {"key": 10**5000}], ids=["circular", "deep", "digits"])
+def test_metadata_that_json_has_no_end_for_is_refused(metadata: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInputError, match="passage 'a'"):
+        there_and_back(metadata)
+
+
+@pytest.mark.parametrize(
+    ("id_", "text", "says"), [("\ud800", "text", "id"), ("a", "half \udfff", "text of passage 'a'")]
+)
+def test_lone_surrogates_in_id_and_text_are_refused(id_: str, text: str, says: str) -> None:
+    with pytest.raises(InvalidInputError, match=f"{says}.*surrogate"):
+        to_record(Passage(id_, text))
+
+
+def test_values_that_chroma_can_filter_stay_visible_to_it() -> None:
+    metadata = {
+        "s": "x",
+        "i": 1,
+        "f": 0.5,
+        "b": True,
+        "l": ["x", "y"],
+        "n": None,
+        "d": {"k": 1},
+        "e": [],
+        "m": [1, "x"],
+    }
+    stored = dict(to_record(Passage("a", "text", metadata)).metadata)
+    assert json.loads(stored.pop(JSON_KEY)) == {"n": None, "d": {"k": 1}, "e": [], "m": [1, "x"]}
+    assert stored == {"s": "x", "i": 1, "f": 0.5, "b": True, "l": ["x", "y"]}
+
+
+def test_no_key_of_ours_is_stored_where_chroma_can_say_it_all() -> None:
+    assert dict(to_record(Passage("a", "text", {"x": 1})).metadata) == {"x": 1}
+    assert dict(to_record(Passage("a", "text")).metadata) == {}
+
+
+def test_the_callers_metadata_is_neither_kept_nor_changed() -> None:
+    metadata = {"tags": ["x"], "deep": {"k": [1]}}
+    record = to_record(Passage("a", "text", metadata))
+    metadata["tags"].append("y")
+    metadata["deep"]["k"].append(2)
+    assert dict(record.passage.metadata) == {"tags": ["x"], "deep": {"k": [1]}}
+
+
+def test_a_llama_index_node_gives_back_the_users_metadata() -> None:
+    node = {NODE_KEY: json.dumps({"metadata": {"x": {"y": 1}}}), "_node_type": "TextNode", "doc_id": "d", "x": "flat"}
+    assert user_metadata(node) == {"x": {"y": 1}}
+    assert Record("a", "text", node).passage == Passage("a", "text", {"x": {"y": 1}})
+
+
+@pytest.mark.parametrize("content", ["", "no json", "[1]", "3", '{"metadata": 5}', "{}"])
+def test_a_key_that_only_looks_like_llama_indexes_is_the_users(content: str) -> None:
+    assert there_and_back({NODE_KEY: content, "x": 1}) == {NODE_KEY: content, "x": 1}
+
+
+@pytest.mark.xfail(strict=True, reason="taken for a LlamaIndex node; all other keys are lost")
+def test_a_users_key_that_reads_like_a_node_is_the_users() -> None:
+    metadata = {NODE_KEY: '{"metadata": {"other": 1}}', "x": 1}
+    assert there_and_back(metadata) == metadata
+
+
+def test_bookkeeping_goes_beside_the_users_keys_and_wins() -> None:
+    record = to_record(
+        Passage("a", "text", {"x": 1, "doc_id": "user's"}), {"doc_id": "d", NODE_KEY: '{"metadata": {}}'}
+    )
+    assert record.metadata["doc_id"] == "d"
+    assert record.metadata["x"] == 1
