@@ -31,7 +31,7 @@ from retrieve_rerank.llama_index import (
     RetrieveRerankRetriever,
 )
 
-QUESTIONS = ["How do I copy a folder and everything in it?", "How do I loop over several lists one after the other?"]
+QUESTIONS = ["How do I copy a folder and everything in it?", "How do I make every combination of two items?"]
 
 
 def nodes() -> list[TextNode]:
@@ -51,7 +51,7 @@ def show(sources: list[NodeWithScore]) -> None:
     for source in sources:
         if isinstance(source, RerankedNode):
             moved = f"{source.retrieval_rank} → {source.rerank_rank}"
-            print(f"  {source.score:.2f}  {source.node_id:32} rank {moved}")
+            print(f"  {source.score:.2f}  {source.node_id:40} rank {moved}")
 
 
 def main() -> None:

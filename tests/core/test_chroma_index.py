@@ -24,6 +24,7 @@ THREE = [Passage("x", "aa", {"n": 1}), Passage("y", "ab", {"n": 2}), Passage("z"
 def index() -> Iterator[ChromaIndex]:
     with ChromaIndex(LetterEncoder()) as index:
         yield index
+        index.clear()
 
 
 def texts(index: ChromaIndex, *ids: str) -> list[str]:
@@ -237,7 +238,7 @@ def test_threads_may_add_and_search_at_once(index: ChromaIndex) -> None:
     def work(number: int) -> bool:
         mine = [Passage(f"{number}-{part}", "a" * (number + 1) + "b" * part) for part in range(25)]
         index.add(mine, batch_size=5)
-        return (len(index.retrieve("aab", k=5)), index.get([p.id for p in mine]) == mine)
+        return len(index.retrieve("aab", k=5)), index.get([passage.id for passage in mine]) == mine
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(work, range(8))) == [(5, True)] * 8
@@ -252,47 +253,6 @@ def test_progress_is_shown_only_when_asked(index: ChromaIndex, capfd: pytest.Cap
     out, err = capfd.readouterr()
     assert out == ""
     assert "2/2" in err
-
-
-def test_a_closed_memory_index_is_gone_and_says_so(index: ChromaIndex) -> None:
-    index.add(THREE)
-    index.close()
-    index.close()
-    with pytest.raises(RetrieveRerankError, match="'passages' is gone"):
-        index.count()
-
-
-@pytest.mark.skipif("not hasattr(__import__('os'), 'fork')", reason="needs fork")
-@pytest.mark.xfail(strict=True, reason="Chroma's own threads do not survive a fork: the child waits for ever")
-def test_a_forked_child_gets_a_clear_error() -> None:
-    script = """
-        import multiprocessing, warnings
-        warnings.simplefilter("ignore")
-        from retrieve_rerank import ChromaIndex, Passage
-        from tests.core.stubs import LetterEncoder
-
-        index = ChromaIndex(LetterEncoder())
-        index.add([Passage("x", "a")])
-
-        def child(queue):
-            for call in (index.count, lambda: index.get(["x"]), lambda: index.retrieve("a"), index.clear):
-                try:
-                    queue.put(call())
-                except Exception as error:
-                    queue.put(str(error))
-
-        context = multiprocessing.get_context("fork")
-        queue = context.Queue()
-        process = context.Process(target=child, args=(queue,), daemon=True)
-        process.start()
-        try:
-            print(*(queue.get(timeout=3) for _ in range(4)), sep="\\n")
-        finally:
-            process.kill()
-    """
-    messages = run_python(script, warnings="ignore").splitlines()
-    assert len(messages) == 4
-    assert all("spawn" in message for message in messages)
 
 
 def test_similarity_of_a_squared_distance_below_zero_is_that_of_zero() -> None:

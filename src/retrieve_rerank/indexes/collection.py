@@ -14,29 +14,27 @@ import re
 import threading
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import chromadb
 import numpy as np
 import numpy.typing as npt
-from chromadb.api import ClientAPI
-from chromadb.errors import ChromaError, InternalError, InvalidArgumentError, NotFoundError
 
 from retrieve_rerank.checks import check_count, check_texts
-from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, RetrieveRerankError
+from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.indexes.client import find_or_create, open_client, translated
 from retrieve_rerank.indexes.fingerprint import SPACES, Fingerprint, Identity, check_identity, to_metadata
 from retrieve_rerank.indexes.records import Record
 from retrieve_rerank.models.worker import Worker
 from retrieve_rerank.types import AddReport, Metric
 
+if TYPE_CHECKING:
+    import chromadb
+    from chromadb.api import ClientAPI
+
 Vectors = npt.NDArray[np.float32]
 Where = Mapping[str, Any]
 
-# Chroma searches this many neighbours. Its default of 100 finds 93 % of the true top 100; re-ranking wants them all.
-_EF_SEARCH = 200
 _READ_CHUNK = 10_000  # ids in one read; SQLite takes no more than about 32,000 variables
 _WRITE_CHUNK = 1_000  # passages encoded and written in one go: enough to sort by length, little to lose
 
@@ -106,23 +104,11 @@ class ChromaCollection:
             self.client: ClientAPI = cast("ClientAPI", handle._client)  # noqa: SLF001
             self._check(metric, fingerprint, assume_compatible=assume_compatible)
             return
-        self.client = client if client is not None else _open_client(path)
+        self.client = client if client is not None else open_client(path)
         # Chroma's in-memory store is one for the whole process: two indexes must not meet in it.
-        settings: Any = {"hnsw": {"space": SPACES[metric or "cosine"], "ef_search": _EF_SEARCH}}
         stored_name = f"{name}-{uuid.uuid4().hex}" if self._private else name
         with translated(f"collection {name!r}"):
-            try:
-                # None, not the default: that would attach an ONNX model and download it.
-                self.handle = self.client.get_collection(stored_name, embedding_function=None)
-            except (NotFoundError, ValueError) as error:
-                if isinstance(error, ValueError) and "does not exist" not in str(error):
-                    raise
-                self.handle = self.client.create_collection(
-                    stored_name,
-                    configuration=settings,
-                    metadata=to_metadata(fingerprint),
-                    embedding_function=None,
-                )
+            self.handle = find_or_create(self.client, stored_name, metric or "cosine", fingerprint)
         self._check(metric, fingerprint, assume_compatible=assume_compatible)
 
     def _check(self, metric: Metric | None, fingerprint: Fingerprint | None, *, assume_compatible: bool) -> None:
@@ -331,52 +317,13 @@ def check_ids(ids: Sequence[str]) -> list[str]:
     return wanted
 
 
-@contextmanager
-def translated(what: str) -> Iterator[None]:
-    """Turn Chroma's errors into ours, with its own words kept."""
-    try:
-        yield
-    except RetrieveRerankError:
-        raise
-    except NotFoundError as error:
-        raise RetrieveRerankError(f"{what} is gone, deleted by someone else: {error}. Open the index again") from error
-    except InvalidArgumentError as error:
-        if "dimension" in str(error):
-            raise IndexMismatchError(
-                f"{what} holds vectors of another length than the encoder makes: {error}. Open it with the encoder "
-                "that made it, or use another collection name"
-            ) from error
-        raise InvalidInputError(f"{what}: {error}") from error
-    except InternalError as error:
-        raise RetrieveRerankError(f"{what}: Chroma failed: {error}") from error
-    except (ChromaError, ValueError, TypeError) as error:
-        raise InvalidInputError(f"{what}: {error}") from error
-
-
-def _open_client(path: str | os.PathLike[str] | None) -> ClientAPI:
-    if path is None:
-        return chromadb.EphemeralClient()
-    # Chroma takes every spelling of a path for a store of its own, and two stores on one directory lose vectors.
-    folder = Path(path).expanduser().resolve()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".retrieve-rerank-{uuid.uuid4().hex}"
-        probe.touch()
-        probe.unlink()
-        return chromadb.PersistentClient(str(folder))
-    except (OSError, ChromaError, ValueError) as error:
-        raise InvalidInputError(
-            f"cannot open a Chroma index in {str(folder)!r}: {error}. Give a directory that can be written"
-        ) from error
-
-
 def _same(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
     # Equal is not enough, as 1 == True, and is too much, as Chroma may change the last digit of a float (whose exact
     # value the record keeps elsewhere).
     return json.dumps(_rounded(left), sort_keys=True) == json.dumps(_rounded(right), sort_keys=True)
 
 
-def _rounded(value: Any) -> Any:  # noqa: ANN401 - a JSON value
+def _rounded(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _rounded(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
-from langchain_core.vectorstores import VectorStore
-from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
-from retrieve_rerank.checks import check_count, check_query
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.indexes.chroma import adopt
-from retrieve_rerank.indexes.collection import ChromaCollection, Found, Vectors, Where
+from retrieve_rerank.indexes.collection import ChromaCollection, Where
 from retrieve_rerank.indexes.records import Record, to_record
 from retrieve_rerank.langchain._convert import EmbeddingsEncoder, to_document, to_encoder
+from retrieve_rerank.langchain._search import ChromaSearch, refuse
 from retrieve_rerank.models.worker import Worker
 from retrieve_rerank.types import Encoder, Metric, Passage
 
@@ -29,7 +26,7 @@ if TYPE_CHECKING:
     from chromadb.api import ClientAPI
 
 
-class ChromaVectorStore(VectorStore):
+class ChromaVectorStore(ChromaSearch):
     """Documents in a Chroma collection.
 
     A new collection gets the metric of the embedding model (cosine where the embeddings do not say) and carries the
@@ -89,11 +86,6 @@ class ChromaVectorStore(VectorStore):
         return self._embeddings
 
     @property
-    def metric(self) -> Metric:
-        """What vectors are compared by."""
-        return self.collection.metric
-
-    @property
     def _collection(self) -> chromadb.Collection:
         # The incumbent's name for it, which its users' code reaches for.
         return self.collection.handle
@@ -124,7 +116,7 @@ class ChromaVectorStore(VectorStore):
         Raises:
             InvalidInputError: If a text or its metadata cannot be stored, or the lists differ in length.
         """
-        _refuse(kwargs)
+        refuse(kwargs)
         encoder = self._needed_encoder()
         made: list[str] = []
         for batch in self.collection.batches(_records(texts, metadatas, ids, made), batch_size):
@@ -160,7 +152,7 @@ class ChromaVectorStore(VectorStore):
         Raises:
             InvalidInputError: If neither is given; `reset_collection` deletes everything.
         """
-        _refuse(kwargs)
+        refuse(kwargs)
         if ids is None and not where:
             raise InvalidInputError("delete() needs ids or where; to delete everything call reset_collection()")
         self.collection.delete(ids, where=where)
@@ -206,164 +198,6 @@ class ChromaVectorStore(VectorStore):
             "metadatas": [dict(passage.metadata) for passage in passages],
         }
 
-    # Searching: every method embeds, or not, and then calls `_found`.
-
-    def similarity_search(
-        self,
-        query: str,
-        k: int = 4,
-        filter: Where | None = None,
-        where_document: Where | None = None,
-        **kwargs: Any,
-    ) -> list[Document]:
-        """Return the `k` documents nearest to a query, nearest first.
-
-        Args:
-            query: Not empty.
-            k: How many at most.
-            filter: Chroma's filter on metadata, such as `{"source": "atlas"}`.
-            where_document: Chroma's filter on the text, such as `{"$contains": "France"}`.
-            **kwargs: None is known; an unknown one raises.
-        """
-        return [
-            document for document, _ in self.similarity_search_with_score(query, k, filter, where_document, **kwargs)
-        ]
-
-    async def asimilarity_search(
-        self,
-        query: str,
-        k: int = 4,
-        filter: Where | None = None,
-        where_document: Where | None = None,
-        **kwargs: Any,
-    ) -> list[Document]:
-        """As `similarity_search`, without blocking the event loop."""
-        found = await self.asimilarity_search_with_score(query, k, filter, where_document, **kwargs)
-        return [document for document, _ in found]
-
-    def similarity_search_with_score(
-        self,
-        query: str,
-        k: int = 4,
-        filter: Where | None = None,
-        where_document: Where | None = None,
-        **kwargs: Any,
-    ) -> list[tuple[Document, float]]:
-        """As `similarity_search`, with Chroma's distance: smaller is nearer.
-
-        For a similarity, larger is nearer, use `similarity_search_with_relevance_scores` or `ChromaRetriever`.
-        """
-        _refuse(kwargs)
-        return _with_distance(self._found(self._embed(query), k, filter, where_document))
-
-    async def asimilarity_search_with_score(
-        self,
-        query: str,
-        k: int = 4,
-        filter: Where | None = None,
-        where_document: Where | None = None,
-        **kwargs: Any,
-    ) -> list[tuple[Document, float]]:
-        """As `similarity_search_with_score`, without blocking the event loop."""
-        _refuse(kwargs)
-        return _with_distance(await self._afound(await self._aembed(query), k, filter, where_document))
-
-    def similarity_search_by_vector(
-        self,
-        embedding: list[float],
-        k: int = 4,
-        filter: Where | None = None,
-        where_document: Where | None = None,
-        **kwargs: Any,
-    ) -> list[Document]:
-        """Return the `k` documents nearest to a vector, nearest first."""
-        _refuse(kwargs)
-        return [document for document, _ in _with_distance(self._found([embedding], k, filter, where_document))]
-
-    async def asimilarity_search_by_vector(
-        self,
-        embedding: list[float],
-        k: int = 4,
-        filter: Where | None = None,
-        where_document: Where | None = None,
-        **kwargs: Any,
-    ) -> list[Document]:
-        """As `similarity_search_by_vector`, without blocking the event loop."""
-        _refuse(kwargs)
-        found = await self._afound([embedding], k, filter, where_document)
-        return [document for document, _ in _with_distance(found)]
-
-    def max_marginal_relevance_search(
-        self,
-        query: str,
-        k: int = 4,
-        fetch_k: int = 20,
-        lambda_mult: float = 0.5,
-        filter: Where | None = None,
-        where_document: Where | None = None,
-        **kwargs: Any,
-    ) -> list[Document]:
-        """Return documents that are near to a query and unlike one another, in the order in which they were chosen.
-
-        Args:
-            query: Not empty.
-            k: How many at most.
-            fetch_k: How many nearest documents to choose from.
-            lambda_mult: 1 looks at nearness only, 0 at diversity only.
-            filter: Chroma's filter on metadata.
-            where_document: Chroma's filter on the text.
-            **kwargs: None is known; an unknown one raises.
-        """
-        _refuse(kwargs)
-        vector = self._embed(query)
-        return _diverse(vector, self._found(vector, fetch_k, filter, where_document, with_vectors=True), k, lambda_mult)
-
-    async def amax_marginal_relevance_search(
-        self,
-        query: str,
-        k: int = 4,
-        fetch_k: int = 20,
-        lambda_mult: float = 0.5,
-        filter: Where | None = None,
-        where_document: Where | None = None,
-        **kwargs: Any,
-    ) -> list[Document]:
-        """As `max_marginal_relevance_search`, without blocking the event loop."""
-        vector = await self._aembed(query)
-        return await self.amax_marginal_relevance_search_by_vector(
-            vector[0].tolist(), k, fetch_k, lambda_mult, filter, where_document, **kwargs
-        )
-
-    def max_marginal_relevance_search_by_vector(
-        self,
-        embedding: list[float],
-        k: int = 4,
-        fetch_k: int = 20,
-        lambda_mult: float = 0.5,
-        filter: Where | None = None,
-        where_document: Where | None = None,
-        **kwargs: Any,
-    ) -> list[Document]:
-        """As `max_marginal_relevance_search`, for a vector."""
-        _refuse(kwargs)
-        vector = np.asarray([embedding], dtype=np.float32)
-        return _diverse(vector, self._found(vector, fetch_k, filter, where_document, with_vectors=True), k, lambda_mult)
-
-    async def amax_marginal_relevance_search_by_vector(
-        self,
-        embedding: list[float],
-        k: int = 4,
-        fetch_k: int = 20,
-        lambda_mult: float = 0.5,
-        filter: Where | None = None,
-        where_document: Where | None = None,
-        **kwargs: Any,
-    ) -> list[Document]:
-        """As `max_marginal_relevance_search_by_vector`, without blocking the event loop."""
-        call = self.max_marginal_relevance_search_by_vector
-        options: dict[str, Any] = {"filter": filter, "where_document": where_document, **kwargs}
-        return await self.collection.worker.arun(partial(call, embedding, k, fetch_k, lambda_mult, **options))
-
     # Making
 
     @classmethod
@@ -383,7 +217,7 @@ class ChromaVectorStore(VectorStore):
         **kwargs: Any,
     ) -> ChromaVectorStore:
         """Return a store with texts in it; see the class and `add_texts` for the arguments."""
-        _refuse(kwargs)
+        refuse(kwargs)
         store = cls(
             collection_name,
             embedding,
@@ -419,51 +253,6 @@ class ChromaVectorStore(VectorStore):
     def __repr__(self) -> str:
         return f"ChromaVectorStore({self.collection.name!r}, {self.metric}, embeddings={self._encoder!r})"
 
-    def _select_relevance_score_fn(self) -> Callable[[float], float]:
-        def relevance(distance: float) -> float:
-            similarity = self.collection.similarity(distance)
-            if self.metric == "dot":  # unbounded: squeezed, in order, around one half
-                return (1.0 + similarity / (1.0 + abs(similarity))) / 2.0
-            return min(1.0, max(0.0, similarity))
-
-        return relevance
-
-    def _needed_encoder(self) -> Encoder:
-        if self._encoder is None:
-            raise InvalidInputError(
-                "this store has no embeddings, and the call needs them; make it with embedding_function=, such as "
-                "BiEncoderEmbeddings()"
-            )
-        return self._encoder
-
-    def _embed(self, query: str) -> Vectors:
-        return self._needed_encoder().encode_queries([check_query(query)])
-
-    async def _aembed(self, query: str) -> Vectors:
-        encoder = self._needed_encoder()
-        aencode = getattr(encoder, "aencode_queries", None)
-        if aencode is None:
-            return await self.collection.worker.arun(self._embed, query)
-        vectors: Vectors = await aencode([check_query(query)])
-        return vectors
-
-    def _found(
-        self,
-        vectors: Vectors | list[list[float]],
-        k: int,
-        where: Where | None,
-        where_document: Where | None,
-        *,
-        with_vectors: bool = False,
-    ) -> list[Found]:
-        found = self.collection.query(vectors, k, where=where, where_document=where_document, with_vectors=with_vectors)
-        return found[0]
-
-    async def _afound(
-        self, vectors: Vectors | list[list[float]], k: int, where: Where | None, where_document: Where | None
-    ) -> list[Found]:
-        return await self.collection.worker.arun(self._found, vectors, k, where, where_document)
-
 
 def _records(
     texts: Iterable[str],
@@ -488,21 +277,3 @@ def _records(
         passage = Passage(str(uuid.uuid4()) if id_ is None else id_, text, metadata or {})
         made.append(passage.id)
         yield to_record(passage)
-
-
-def _with_distance(found: list[Found]) -> list[tuple[Document, float]]:
-    return [(to_document(item.record), item.distance) for item in found]
-
-
-def _diverse(vector: Vectors, found: list[Found], k: int, lambda_mult: float) -> list[Document]:
-    check_count(k, "k")
-    if not found:
-        return []
-    vectors: list[Any] = [item.vector for item in found]
-    chosen = maximal_marginal_relevance(vector[0], vectors, lambda_mult=lambda_mult, k=min(k, len(found)))
-    return [to_document(found[position].record) for position in chosen]
-
-
-def _refuse(options: dict[str, Any]) -> None:
-    if options:
-        raise InvalidInputError(f"unknown option {', '.join(map(repr, sorted(options)))}: check its spelling")

@@ -22,7 +22,8 @@ from llama_index.core.vector_stores.types import (
 
 from retrieve_rerank.errors import InvalidInputError, RemoteError
 from retrieve_rerank.indexes.chroma import adopt
-from retrieve_rerank.indexes.collection import ChromaCollection, Found, Plan, translated
+from retrieve_rerank.indexes.client import translated
+from retrieve_rerank.indexes.collection import ChromaCollection, Found, Plan
 from retrieve_rerank.indexes.fingerprint import Identity, check_identity
 from retrieve_rerank.llama_index._convert import (
     DOCUMENT_KEY,
