@@ -6,12 +6,12 @@ import asyncio
 import tempfile
 from pathlib import Path
 
-import retrieve_rerank
-import retrieve_rerank.langchain
-import retrieve_rerank.llama_index
 from langchain_core.documents import Document
 from llama_index.core.schema import NodeWithScore, TextNode
 
+import retrieve_rerank
+import retrieve_rerank.langchain
+import retrieve_rerank.llama_index
 from tests import tiny
 
 TEXTS = ["paris is the capital of france", "rome is the capital of italy", "bread is bread"]

@@ -9,9 +9,9 @@ the same candidates, and the cross-encoder orders them.
 
 from __future__ import annotations
 
-from demo_models import demo_models
 from langchain_core.vectorstores import InMemoryVectorStore, VectorStore
 
+from demo_models import demo_models
 from retrieve_rerank.langchain import (
     BiEncoderEmbeddings,
     ChromaVectorStore,

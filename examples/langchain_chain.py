@@ -15,7 +15,6 @@ import statistics
 import sys
 import textwrap
 
-from demo_models import demo_models
 from langchain_core.documents import Document
 from langchain_core.messages import AIMessage
 from langchain_core.output_parsers import StrOutputParser
@@ -23,6 +22,7 @@ from langchain_core.prompt_values import PromptValue
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import Runnable, RunnableLambda, RunnablePassthrough
 
+from demo_models import demo_models
 from retrieve_rerank.langchain import (
     BiEncoderEmbeddings,
     ChromaVectorStore,

@@ -12,23 +12,23 @@ import importlib
 import inspect
 import io
 import pkgutil
-import re
 import sys
 import warnings
 from collections.abc import Collection, Iterator
 from types import ModuleType
 
-from retrieve_rerank import Passage, split_paragraphs
+from retrieve_rerank import Passage
+from splitting import pieces
 
 # Importing these opens a browser, prints, warns or needs a display; or they hold tables, tests, or what others hold.
 _SKIPPED_NAMES = """
-    antigravity this idlelib tkinter turtle turtledemo lib2to3 distutils asyncore encodings.* pydoc_data test *.test *.tests
-    multiprocessing.dummy posix nt posixpath ntpath genericpath sre_compile sre_constants sre_parse
-    xxlimited xxlimited_35 xxsubtype
+    antigravity this idlelib tkinter turtle turtledemo lib2to3 distutils encodings.* pydoc_data test *.test *.tests
+    multiprocessing.dummy posix nt posixpath ntpath genericpath sre_compile sre_constants sre_parse xxlimited
+    xxlimited_35 xxsubtype aifc asynchat asyncore audioop cgi cgitb chunk crypt imghdr imp mailcap msilib nis nntplib
+    ossaudiodev pipes smtpd sndhdr spwd sunau telnetlib uu xdrlib
 """
 _SKIPPED = frozenset(_SKIPPED_NAMES.split())
 SHORTEST = 20  # characters; a shorter docstring says no more than the name does
-LONGEST = 200  # tokens as `_tokens` guesses them; all-MiniLM-L6-v2 reads 256, and the guess may be low
 
 
 def stdlib_passages(only: Collection[str] = ()) -> Iterator[Passage]:
@@ -38,39 +38,12 @@ def stdlib_passages(only: Collection[str] = ()) -> Iterator[Passage]:
         name = "os.path" if module.__name__ in ("posixpath", "ntpath") else module.__name__
         for path, kind, docstring in _documented(name, module):
             text = inspect.cleandoc(docstring).encode("utf-8", "replace").decode().strip()
-            if len(text) < SHORTEST or text in seen:
+            if len(text) < SHORTEST or not seen.isdisjoint((path, text)):
                 continue
-            seen.add(text)
+            seen.update((path, text))
             for number, piece in enumerate(pieces(text)):
                 id_ = f"{path}#{number}" if number else path
                 yield Passage(id_, f"{path}\n\n{piece}", {"kind": kind, "module": name, "name": path})
-
-
-def pieces(text: str) -> list[str]:
-    """Cut a text into pieces that the bi-encoder reads whole: between paragraphs, or lines, or words where it must."""
-    done: list[str] = []
-    for joint, unit in _units(text):
-        if done and _tokens(done[-1]) + _tokens(unit) <= LONGEST:
-            done[-1] += joint + unit
-        else:
-            done.append(unit)
-    return done
-
-
-def _units(text: str) -> Iterator[tuple[str, str]]:
-    """Yield what should stay together, each after what joins it to the one before."""
-    for paragraph in split_paragraphs(text):
-        if _tokens(paragraph.text) <= LONGEST:
-            yield "\n\n", paragraph.text
-            continue
-        for row, line in enumerate(paragraph.text.splitlines()):
-            for column, word in enumerate([line] if _tokens(line) <= LONGEST else line.split()):
-                yield " " if column else "\n" if row else "\n\n", word
-
-
-def _tokens(text: str) -> int:
-    """Guess how many tokens a text is: every mark or digit is one, and a long word is several."""
-    return sum(1 + len(word) // 6 for word in re.findall(r"[A-Za-z]+|[^A-Za-z\s]", text))
 
 
 def _modules(only: Collection[str]) -> Iterator[ModuleType]:

@@ -53,7 +53,7 @@ def test_readme_block(
     monkeypatch.chdir(tmp_path)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        exec(compile(block, "README.md", "exec"), {"__name__": "__main__"})  # noqa: S102
+        exec(compile(block, "README.md", "exec"), {"__name__": "__main__"})
     promised = [line.removeprefix("#> ") for line in block.splitlines() if line.startswith("#> ")]
     lines = [line.rstrip() for line in printed.getvalue().splitlines()]
     assert [NUMBER.sub("#", line) for line in lines] == [NUMBER.sub("#", line) for line in promised]

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from retrieve_rerank import AddReport, BiEncoder, ChromaIndex, Passage, RetrieveRerankError
-from tests.core.stubs import LetterEncoder, passages, run_python
+from retrieve_rerank import AddReport, BiEncoder, ChromaIndex, Passage
+from tests.core.stubs import LetterEncoder, passages
 
 THREE = [Passage("x", "aa", {"n": 1}), Passage("y", "ab", {"n": 2}), Passage("z", "cc", {"n": 3, "tags": ["t"]})]
 
@@ -225,7 +225,7 @@ async def test_async_does_not_block_the_loop_however_slow_the_encoder() -> None:
             return super().encode_queries(texts)
 
     with ChromaIndex(Slow()) as index:
-        index.add(THREE)
+        index.add(THREE[:2])
         waiting, ticks = asyncio.create_task(index.aretrieve("aa")), 0
         while not waiting.done():
             ticks += 1

@@ -11,7 +11,7 @@ from langchain_core.retrievers import BaseRetriever
 
 
 class WordEmbeddings(Embeddings):
-    """Counts of the words a, b and c; a query also has a fourth component of 0.5. Unlike the model's, not normalised."""
+    """Counts of the words a, b and c; a query also has a last component of 0.5. Not normalised."""
 
     def __init__(self, model: str = "words", size: int = 4) -> None:
         self.model = model

@@ -126,7 +126,7 @@ def test_the_call_is_traced() -> None:
 def test_concurrent_calls_share_one_model(tiny_cross_encoder: Path) -> None:
     """C10: 50 concurrent calls give what 50 serial ones give."""
     compressor = CrossEncoderReranker(model=CrossEncoder(tiny_cross_encoder), top_n=2)
-    queries = [f"what is {word}" for word in "paris rome bread word capital".split()] * 10
+    queries = [f"what is {word}" for word in ["paris", "rome", "bread", "word", "capital"]] * 10
 
     async def together() -> list[Any]:
         return await asyncio.gather(*(compressor.acompress_documents(documents(), query) for query in queries))

@@ -120,7 +120,7 @@ def test_another_metric_is_refused(tmp_path: Path) -> None:
 def test_another_model_is_refused(tmp_path: Path, tiny_bi_encoder: Path, tiny_dot_bi_encoder: Path) -> None:
     """V7: the stock store searches one model's vectors with another's of the same length."""
     ChromaVectorStore("passages", BiEncoderEmbeddings(model=str(tiny_bi_encoder)), tmp_path)
-    with pytest.raises(IndexMismatchError, match="made by another encoder: model was .*weights was"):
+    with pytest.raises(IndexMismatchError, match=r"made by another encoder: model was .*weights was"):
         ChromaVectorStore("passages", BiEncoderEmbeddings(model=str(tiny_dot_bi_encoder)), tmp_path, metric="cosine")
     ChromaVectorStore("words", WordEmbeddings("one"), tmp_path)
     with pytest.raises(IndexMismatchError, match="model was 'one', now 'two'"):

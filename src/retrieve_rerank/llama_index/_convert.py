@@ -142,7 +142,7 @@ def nodes_to_hits(nodes: Sequence[NodeWithScore], mode: MetadataMode) -> list[Hi
                 rank=position + 1,
                 score=math.nan,
                 retrieval_rank=rank,
-                retrieval_score=score,
+                retrieval_score=None if score is None else float(score),
             )
         )
     return hits
