@@ -19,6 +19,13 @@ def check_query(query: str) -> str:
     return query
 
 
+def check_queries(queries: Iterable[str]) -> list[str]:
+    """Return `queries` as a list, or raise InvalidInputError if it is no list or one of them is not usable."""
+    if isinstance(queries, (str, bytes)) or not isinstance(queries, Iterable):
+        raise InvalidInputError(f"queries must be a list of strings, got one {type(queries).__name__}; wrap it: [...]")
+    return [check_query(query) for query in queries]
+
+
 def check_texts(texts: Iterable[str], what: str = "texts") -> list[str]:
     """Return `texts` as a list, or raise InvalidInputError naming the first item that is not a usable string."""
     if isinstance(texts, (str, bytes)):

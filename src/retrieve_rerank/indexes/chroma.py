@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from tqdm.auto import tqdm
 
-from retrieve_rerank.checks import check_count, check_query
-from retrieve_rerank.errors import InvalidInputError
-from retrieve_rerank.indexes.collection import ChromaCollection, Found, Where
+from retrieve_rerank.checks import check_count, check_queries, check_query
+from retrieve_rerank.errors import IndexMismatchError, InvalidInputError
+from retrieve_rerank.indexes.collection import ChromaCollection, Found, Where, check_ids
 from retrieve_rerank.indexes.records import to_record
 from retrieve_rerank.types import AddReport, Encoder, Hit, Metric, Passage
 
@@ -104,19 +104,18 @@ class ChromaIndex:
             for batch in self.collection.batches(records, batch_size):
                 plan = self.collection.plan(batch)
                 if plan.records:
-                    texts = [record.text for record in plan.records]
-                    self.collection.write(plan, self.encoder.encode_documents(texts))
+                    self.collection.write(plan, self._encoded([record.text for record in plan.records]))
                 report += plan.report
                 bar.update(len(batch))
         return report
 
     def delete(self, ids: Sequence[str]) -> None:
         """Delete passages by id; ids that are not stored are no error."""
-        self.collection.delete(ids)
+        self.collection.delete(check_ids(ids))
 
     def get(self, ids: Sequence[str]) -> list[Passage]:
         """Return passages by id, in the order asked for; ids that are not stored are left out."""
-        return [record.passage for record in self.collection.read(ids)]
+        return [record.passage for record in self.collection.read(check_ids(ids))]
 
     def count(self) -> int:
         """Return the number of passages."""
@@ -146,7 +145,7 @@ class ChromaIndex:
         """
         check_count(k, "k")
         vectors = self.encoder.encode_queries([check_query(query)])
-        return self._hits(self.collection.query(vectors, k, where=where, where_document=where_document)[0])
+        return self._hits(self.collection.query(vectors, k, rows=1, where=where, where_document=where_document)[0])
 
     async def aretrieve(
         self, query: str, k: int = 100, *, where: Where | None = None, where_document: Where | None = None
@@ -160,18 +159,17 @@ class ChromaIndex:
             vectors = await worker.arun(self.encoder.encode_queries, [query])
         else:
             vectors = await aencode([query])
-        found = await worker.arun(self.collection.query, vectors, k, where=where, where_document=where_document)
+        found = await worker.arun(self.collection.query, vectors, k, rows=1, where=where, where_document=where_document)
         return self._hits(found[0])
 
     def retrieve_many(self, queries: Sequence[str], k: int = 100) -> list[list[Hit]]:
         """Find the passages nearest to each query: one encoding, one search. As `retrieve` for each."""
         check_count(k, "k")
-        if isinstance(queries, str):
-            raise InvalidInputError("queries must be a list of strings, got a single str; wrap it: [...]")
-        checked = [check_query(query) for query in queries]
+        checked = check_queries(queries)
         if not checked:
             return []
-        return [self._hits(found) for found in self.collection.query(self.encoder.encode_queries(checked), k)]
+        found = self.collection.query(self.encoder.encode_queries(checked), k, rows=len(checked))
+        return [self._hits(items) for items in found]
 
     def close(self) -> None:
         """Release the collection. An in-memory one is gone; the encoder is the caller's and stays."""
@@ -187,6 +185,16 @@ class ChromaIndex:
 
     def __repr__(self) -> str:
         return f"ChromaIndex({self.collection.name!r}, {self.metric}, encoder={self.encoder!r})"
+
+    def _encoded(self, texts: list[str]) -> npt.NDArray[np.float32]:
+        vectors = self.encoder.encode_documents(texts)
+        width = vectors.shape[1] if isinstance(vectors, np.ndarray) and vectors.ndim == 2 else None
+        if width not in (None, self.encoder.dimension):
+            raise IndexMismatchError(
+                f"the encoder made vectors of another length, {width}, than its dimension says, "
+                f"{self.encoder.dimension}; nothing of this batch was stored. Mend the encoder"
+            )
+        return vectors
 
     def _hits(self, found: list[Found]) -> list[Hit]:
         hits = []
@@ -208,8 +216,8 @@ def adopt(collection: ChromaCollection, encoder: Encoder) -> None:
     sample = collection.read(limit=1)
     if sample:
         stored = collection.vectors([sample[0].id])[sample[0].id]
-        made = encoder.encode_documents([sample[0].text])[0]
-        if stored.shape != made.shape or _cosine(stored, made) < 0.99:
+        made = np.asarray(encoder.encode_documents([sample[0].text])[0], np.float32)
+        if stored.shape != made.shape or not _alike(stored, made, collection.metric):
             warnings.warn(
                 f"collection {collection.name!r} does not say which encoder made it, and encoding one of its texts "
                 "again gave another vector: scores mean nothing if it was another encoder. If the texts were "
@@ -221,9 +229,14 @@ def adopt(collection: ChromaCollection, encoder: Encoder) -> None:
     collection.record_encoder(encoder.fingerprint)
 
 
-def _cosine(left: npt.NDArray[np.float32], right: npt.NDArray[np.float32]) -> float:
-    norm = float(np.linalg.norm(left) * np.linalg.norm(right))
-    return float(left @ right) / norm if norm else 0.0
+def _alike(left: npt.NDArray[np.float32], right: npt.NDArray[np.float32], metric: Metric) -> bool:
+    """Whether two vectors are one, but for the precision that they were computed in."""
+    norms = [float(np.linalg.norm(vector)) for vector in (left, right)]
+    if 0.0 in norms:
+        return norms == [0.0, 0.0]
+    if metric == "cosine":  # a store may have scaled them
+        left, right = left / norms[0], right / norms[1]
+    return float(np.linalg.norm(left - right)) < 0.14 * float(np.linalg.norm(right))  # 8 degrees
 
 
 def _checked(passage: Passage, position: int) -> Passage:

@@ -36,16 +36,16 @@ def open_client(path: str | os.PathLike[str] | None) -> ClientAPI:
     if path is None:
         return chromadb.EphemeralClient()
     # Chroma takes every spelling of a path for a store of its own, and two stores on one directory lose vectors.
-    folder = Path(path).expanduser().resolve()
     try:
+        folder = Path(path).expanduser().resolve()
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".retrieve-rerank-{uuid.uuid4().hex}"
         probe.touch()
         probe.unlink()
         return chromadb.PersistentClient(str(folder))
-    except (OSError, ChromaError, ValueError) as error:
+    except (OSError, ChromaError, ValueError, TypeError) as error:
         raise InvalidInputError(
-            f"cannot open a Chroma index in {str(folder)!r}: {error}. Give a directory that can be written"
+            f"cannot open a Chroma index in {str(path)!r}: {error}. Give a directory that can be written"
         ) from error
 
 

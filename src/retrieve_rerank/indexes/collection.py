@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from retrieve_rerank.checks import check_count, check_texts
-from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.errors import InvalidInputError, RetrieveRerankError
 from retrieve_rerank.indexes.client import find_or_create, open_client, translated
 from retrieve_rerank.indexes.fingerprint import SPACES, Fingerprint, Identity, check_identity, to_metadata
 from retrieve_rerank.indexes.records import Record
@@ -36,6 +36,7 @@ Vectors = npt.NDArray[np.float32]
 Where = Mapping[str, Any]
 
 _READ_CHUNK = 10_000  # ids in one read; SQLite takes no more than about 32,000 variables
+_MOST = 2**31 - 1  # results; Chroma counts them in 32 bits
 _WRITE_CHUNK = 1_000  # passages encoded and written in one go: enough to sort by length, little to lose
 
 
@@ -89,26 +90,29 @@ class ChromaCollection:
             raise InvalidInputError("give either a path or a client, not both: a client already knows where it stores")
         if metric is not None and metric not in SPACES:
             raise InvalidInputError(f"metric must be one of {', '.join(SPACES)}; got {metric!r}")
-        if handle is None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,510}[A-Za-z0-9]", name):
+        if handle is None and not (
+            isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,510}[A-Za-z0-9]", name)
+        ):
             raise InvalidInputError(
                 "a collection's name is 3 to 512 letters, digits, dots, dashes or underscores, with a letter or digit "
                 f"at both ends; got {name!r}"
             )
         self.name = name
+        self._process = os.getpid()
         self._lock = threading.RLock()
         self.worker = Worker(f"retrieve-rerank collection {name}")
         self._private = handle is None and path is None and client is None
         if handle is not None:
             # A live collection has no public way to its client, which knows the batch limit.
-            self.name, self.handle = handle.name, handle
+            self.name, self._handle = handle.name, handle
             self.client: ClientAPI = cast("ClientAPI", handle._client)  # noqa: SLF001
             self._check(metric, fingerprint, assume_compatible=assume_compatible)
             return
         self.client = client if client is not None else open_client(path)
         # Chroma's in-memory store is one for the whole process: two indexes must not meet in it.
-        stored_name = f"{name}-{uuid.uuid4().hex}" if self._private else name
+        stored_name = f"{name[:400]}-{uuid.uuid4().hex}" if self._private else name
         with translated(f"collection {name!r}"):
-            self.handle = find_or_create(self.client, stored_name, metric or "cosine", fingerprint)
+            self._handle = find_or_create(self.client, stored_name, metric or "cosine", fingerprint)
         self._check(metric, fingerprint, assume_compatible=assume_compatible)
 
     def _check(self, metric: Metric | None, fingerprint: Fingerprint | None, *, assume_compatible: bool) -> None:
@@ -119,6 +123,17 @@ class ChromaCollection:
             check_identity(self.name, found, metric, fingerprint)
         else:
             self.verified = True
+
+    @property
+    def handle(self) -> chromadb.Collection:
+        """Chroma's own object."""
+        if os.getpid() != self._process:
+            raise RetrieveRerankError(
+                f"collection {self.name!r} was opened in process {self._process} and cannot be used in its forked "
+                f"child {os.getpid()}, where Chroma would wait for ever. Open it in the child, or start processes with "
+                "multiprocessing.get_context('spawn')"
+            )
+        return self._handle
 
     @property
     def max_batch(self) -> int:
@@ -187,8 +202,7 @@ class ChromaCollection:
         offset: int | None = None,
     ) -> list[Record]:
         """Return records by id, in the order asked for and missing ones left out, or by filter, or all."""
-        options: dict[str, Any] = {"where": dict(where) if where else None, "include": ["documents", "metadatas"]}
-        options["where_document"] = dict(where_document) if where_document else None
+        options = {**_filters(where, where_document), "include": ["documents", "metadatas"]}
         with translated(f"collection {self.name!r}"):
             if ids is None:
                 return _records(self.handle.get(limit=limit, offset=offset, **options))
@@ -213,7 +227,7 @@ class ChromaCollection:
         with self._lock, translated(f"collection {self.name!r}"):
             if ids is None:
                 if where:
-                    self.handle.delete(where=dict(where))
+                    self.handle.delete(where=_filters(where, None)["where"])
                 return
             wanted = list(dict.fromkeys(check_ids(ids)))
             step = min(self.max_batch, _READ_CHUNK)
@@ -236,19 +250,27 @@ class ChromaCollection:
         vectors: npt.ArrayLike,
         k: int,
         *,
+        rows: int | None = None,
         where: Where | None = None,
         where_document: Where | None = None,
         ids: Sequence[str] | None = None,
         with_vectors: bool = False,
     ) -> list[list[Found]]:
-        """Return the `k` nearest records to each query vector (n, dimension), nearest first."""
-        array = self._checked(vectors, None)
+        """Return the `k` nearest records to each query vector, nearest first.
+
+        Args:
+            vectors: (n, dimension).
+            k: How many at most for each.
+            rows: What n must be, where the caller knows.
+            where: Chroma's filter on metadata.
+            where_document: Chroma's filter on the text.
+            ids: Records to search among; ids that are not stored are left out.
+            with_vectors: Whether to return the stored vectors.
+        """
+        array = self._checked(vectors, rows)
         if len(array) == 0:
             return []
-        options: dict[str, Any] = {
-            "where": dict(where) if where else None,
-            "where_document": dict(where_document) if where_document else None,
-        }
+        options = _filters(where, where_document)
         if ids is not None:
             # Chroma fails if one id is missing.
             options["ids"] = [record.id for record in self.read(ids)]
@@ -258,7 +280,7 @@ class ChromaCollection:
         with translated(f"collection {self.name!r}"):
             answer: Any = self.handle.query(
                 query_embeddings=array,
-                n_results=check_count(k, "k"),
+                n_results=min(check_count(k, "k"), _MOST),
                 include=include,
                 **options,
             )
@@ -293,16 +315,22 @@ class ChromaCollection:
 
     def drop(self) -> None:
         """Delete the collection itself."""
+        # Chroma leaves the list values of a deleted collection behind, for the next rows to find.
+        self.clear()
         with translated(f"collection {self.name!r}"):
             self.client.delete_collection(self.handle.name)
 
     def _checked(self, vectors: npt.ArrayLike, rows: int | None) -> Vectors:
-        array = np.asarray(vectors, dtype=np.float32)
-        if rows == len(array) == 0:
-            return array.reshape(0, 0)
+        try:
+            array = np.asarray(vectors, dtype=np.float32)
+        except (ValueError, TypeError) as error:
+            array = np.zeros(0, np.float32)
+            shape = f"something else: {error}"
+        else:
+            shape = str(array.shape)
         if array.ndim != 2 or (rows is not None and len(array) != rows):
             expected = "n" if rows is None else rows
-            raise InvalidInputError(f"expected vectors of shape ({expected}, dimension), got {array.shape}")
+            raise InvalidInputError(f"expected vectors of shape ({expected}, dimension), got {shape}")
         if not np.isfinite(array).all():
             bad = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
             raise InvalidInputError(f"vector {bad} holds NaN or infinity, which cannot be searched; check the encoder")
@@ -315,6 +343,13 @@ def check_ids(ids: Sequence[str]) -> list[str]:
     if "" in wanted:
         raise InvalidInputError(f"ids[{wanted.index('')}] is empty; an id must have at least one character")
     return wanted
+
+
+def _filters(where: Where | None, where_document: Where | None) -> dict[str, Any]:
+    for name, value in (("where", where), ("where_document", where_document)):
+        if value is not None and not isinstance(value, Mapping):
+            raise InvalidInputError(f"{name} must be a mapping such as {{'source': 'atlas'}}, got {value!r}")
+    return {"where": dict(where) if where else None, "where_document": dict(where_document) if where_document else None}
 
 
 def _same(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:

@@ -140,7 +140,10 @@ def _is_rounded(value: object) -> bool:
     """Whether Chroma may change the last digit of `value`; filters work all the same."""
     if isinstance(value, list):
         return any(_is_rounded(item) for item in value)
-    return isinstance(value, float) and float(f"{value:.15g}") != value
+    if not isinstance(value, float) or value == 0:
+        return False
+    # Its JSON reader is exact up to 15 digits near 1.
+    return not 1e-6 <= abs(value) < 1e15 or float(f"{value:.15g}") != value
 
 
 def _is_storable(key: str, value: object) -> bool:

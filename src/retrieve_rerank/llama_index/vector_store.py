@@ -336,7 +336,7 @@ class ChromaVectorStore(BasePydanticVectorStore):
         if not kept or not set(kept) <= set(node_ids):
             return node_ids
         # The index never forgets a node that was deleted: ids that are not stored say nothing.
-        return None
+        return node_ids if self._collection.read(sorted(set(node_ids) - set(kept))) else None
 
     def _similarity(self, item: Found) -> float:
         return self._collection.similarity(item.distance)

@@ -33,13 +33,13 @@ class Worker:
         self._here = threading.local()  # `mine` is set on our own thread only
         self._process = os.getpid()
 
-    def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    def run(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `call` on the thread and wait for its result."""
         if getattr(self._here, "mine", False):  # already there: waiting for ourselves would never end
             return call(*args, **kwargs)
         return self._submit(call, *args, **kwargs).result()
 
-    async def arun(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def arun(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `call` on the thread and await its result. A cancelled call that has not begun is dropped."""
         return await asyncio.wrap_future(self._submit(call, *args, **kwargs))
 
@@ -55,7 +55,7 @@ class Worker:
         if done is not None and not getattr(self._here, "mine", False):
             done.result()
 
-    def _submit(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+    def _submit(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         if os.getpid() != self._process:
             raise RetrieveRerankError(
                 f"{self._name} was made in process {self._process} and cannot be used in its forked child "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from retrieve_rerank.checks import check_count, check_query, check_threshold
+from retrieve_rerank.checks import check_count, check_queries, check_query, check_threshold
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.models.ranking import as_ranker
 from retrieve_rerank.models.worker import Worker
@@ -87,9 +87,7 @@ class RetrieveRerank:
 
     def search_many(self, queries: Sequence[str]) -> list[SearchResult]:
         """Find the best passages for each query. Queries are encoded and searched together where the retriever can."""
-        if isinstance(queries, str):
-            raise InvalidInputError("queries must be a list of strings, got a single str; wrap it: [...]")
-        checked = [check_query(query) for query in queries]
+        checked = check_queries(queries)
         retrieve_many = getattr(self.retriever, "retrieve_many", None)
         if retrieve_many is None or not checked:
             return [self.search(query) for query in checked]

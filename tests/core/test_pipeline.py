@@ -1,0 +1,287 @@
+"""The two stages in a row."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from retrieve_rerank import (
+    BiEncoder,
+    ChromaIndex,
+    CrossEncoder,
+    Hit,
+    InvalidInputError,
+    ModelError,
+    Passage,
+    RetrieveRerank,
+    SearchResult,
+    TruncationWarning,
+)
+from retrieve_rerank.models.ranking import sigmoid
+from tests.core.stubs import LetterEncoder, ListRetriever, TableScorer, found, passages
+
+TEXTS = ["a", "b", "c", "d"]
+TABLE = {"a": -1.0, "b": 2.0, "c": 0.0, "d": 3.0}
+
+
+def pipeline(**options: Any) -> RetrieveRerank:
+    return RetrieveRerank(ListRetriever(TEXTS), TableScorer(TABLE), **options)
+
+
+def found_texts(result: Sequence[Hit]) -> list[str]:
+    return [hit.passage.text for hit in result]
+
+
+def without_times(result: SearchResult) -> tuple[Any, ...]:
+    return result.query, result.hits, result.candidates, result.truncated_count, result.degraded
+
+
+class Everything(ListRetriever):
+    """A first stage with all the ways in."""
+
+    async def aretrieve(self, query: str, k: int, **options: object) -> list[Hit]:
+        return self.retrieve(query, k, **options)
+
+    def retrieve_many(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+        self.asked.append(("; ".join(queries), k, {"many": True}))
+        return [self.hits[:k] for _ in queries]
+
+
+def test_the_second_stage_decides_and_the_first_is_remembered() -> None:
+    result = pipeline(top_n=3).search("q")
+    assert result.query == "q"
+    assert found_texts(result) == ["d", "b", "c"]
+    assert [hit.rank for hit in result] == [1, 2, 3]
+    assert [hit.retrieval_rank for hit in result] == [4, 2, 3]
+    first = found(TEXTS)
+    assert [hit.retrieval_score for hit in result] == [first[place].retrieval_score for place in (3, 1, 2)]
+    assert [hit.score for hit in result] == [sigmoid(3.0), sigmoid(2.0), 0.5]
+    assert found_texts(result.candidates) == TEXTS
+    assert list(result.candidates) == found(TEXTS)
+    assert (result.truncated_count, result.degraded) == (0, None)
+
+
+def test_fetch_k_goes_to_the_first_stage_and_top_n_cuts_the_result() -> None:
+    search = pipeline(fetch_k=3, top_n=2)
+    result = search.search("q")
+    assert search.retriever.asked == [("q", 3, {})]
+    assert found_texts(result.candidates) == ["a", "b", "c"]
+    assert found_texts(result) == ["b", "c"]
+    assert len(pipeline(fetch_k=100).search("q")) == 4
+
+
+def test_the_defaults_are_the_documented_ones() -> None:
+    search = pipeline()
+    assert (search.fetch_k, search.top_n, search.score_threshold) == (100, 5, None)
+
+
+def test_all_candidates_are_scored_once_in_one_go() -> None:
+    search = pipeline(top_n=1)
+    search.search("q")
+    assert search.cross_encoder.asked == [("q", TEXTS)]
+
+
+@pytest.mark.parametrize(
+    ("threshold", "expected"),
+    [(None, "dbca"), (0.0, "dbca"), (0.5, "dbc"), (0.9, "d"), (0.99, ""), (1.0, "")],
+)
+def test_the_threshold_can_empty_the_result_and_the_candidates_stay(threshold: float | None, expected: str) -> None:
+    result = pipeline(score_threshold=threshold).search("q")
+    assert "".join(found_texts(result)) == expected
+    assert found_texts(result.candidates) == TEXTS
+    assert bool(result) is bool(expected)
+    assert repr(result).startswith(f"<SearchResult 'q': {len(expected)} of 4 candidates")
+
+
+def test_a_first_stage_that_finds_nothing_asks_no_scorer() -> None:
+    scorer = TableScorer({})
+    result = RetrieveRerank(ListRetriever([]), scorer).search("q")
+    assert (list(result), result.candidates, scorer.asked) == ([], (), [])
+
+
+@pytest.mark.parametrize("kind", [ListRetriever, Everything])
+async def test_options_of_a_search_go_to_the_first_stage(kind: type[ListRetriever]) -> None:
+    retriever = kind(TEXTS)
+    search = RetrieveRerank(retriever, TableScorer(TABLE), fetch_k=7)
+    search.search("q", where={"x": 1}, flag=True)
+    await search.asearch("r", where={"x": 2})
+    assert retriever.asked == [("q", 7, {"where": {"x": 1}, "flag": True}), ("r", 7, {"where": {"x": 2}})]
+
+
+@pytest.mark.xfail(strict=True, reason="an option that is named as an argument of the worker", raises=TypeError)
+async def test_an_option_may_have_any_name() -> None:
+    retriever = ListRetriever(TEXTS)
+    await RetrieveRerank(retriever, TableScorer(TABLE)).asearch("q", call=1)
+    assert retriever.asked[0][2] == {"call": 1}
+
+
+@pytest.mark.parametrize("kind", [ListRetriever, Everything])
+async def test_every_way_in_finds_the_same(kind: type[ListRetriever]) -> None:
+    search = RetrieveRerank(kind(TEXTS), TableScorer(TABLE), top_n=2, score_threshold=0.1)
+    queries = ["one", "two", "three"]
+    single = [without_times(search.search(query)) for query in queries]
+    assert [without_times(result) for result in search.search_many(queries)] == single
+    assert [without_times(await search.asearch(query)) for query in queries] == single
+    assert [without_times(result) for result in search.search_many(query for query in queries)] == single
+    assert search.search_many([]) == []
+
+
+def test_many_queries_are_retrieved_together_where_the_first_stage_can() -> None:
+    retriever = Everything(TEXTS)
+    RetrieveRerank(retriever, TableScorer(TABLE), fetch_k=9).search_many(["a", "b"])
+    assert retriever.asked == [("a; b", 9, {"many": True})]
+
+
+def test_a_first_stage_that_loses_a_query_is_an_error() -> None:
+    class Forgetful(Everything):
+        def retrieve_many(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+            return super().retrieve_many(queries, k)[1:]
+
+    with pytest.raises(ValueError, match="zip"):
+        RetrieveRerank(Forgetful(TEXTS), TableScorer(TABLE)).search_many(["a", "b"])
+
+
+async def test_times_are_those_of_each_stage() -> None:
+    class SlowRetriever(ListRetriever):
+        def retrieve(self, query: str, k: int, **options: object) -> list[Hit]:
+            time.sleep(0.1)
+            return super().retrieve(query, k, **options)
+
+    class SlowScorer(TableScorer):
+        def score(self, query: str, texts: Sequence[str]) -> Any:
+            time.sleep(0.2)
+            return super().score(query, texts)
+
+    search = RetrieveRerank(SlowRetriever(TEXTS), SlowScorer(TABLE))
+    start = time.perf_counter()
+    results = [search.search("q"), await search.asearch("q"), *search.search_many(["q"])]
+    for result in results:
+        assert result.timings.retrieve_seconds > 0.09
+        assert result.timings.rerank_seconds > 0.19
+    assert time.perf_counter() - start > sum(
+        result.timings.retrieve_seconds + result.timings.rerank_seconds for result in results
+    )
+
+
+async def test_async_does_not_block_the_loop_whatever_the_parts_can() -> None:
+    class SlowRetriever(ListRetriever):
+        def retrieve(self, query: str, k: int, **options: object) -> list[Hit]:
+            time.sleep(0.2)
+            return super().retrieve(query, k, **options)
+
+    class SlowScorer(TableScorer):
+        def score(self, query: str, texts: Sequence[str]) -> Any:
+            time.sleep(0.2)
+            return super().score(query, texts)
+
+    waiting = asyncio.create_task(RetrieveRerank(SlowRetriever(TEXTS), SlowScorer(TABLE)).asearch("q"))
+    ticks = 0
+    while not waiting.done():
+        ticks += 1
+        await asyncio.sleep(0.01)
+    assert found_texts(waiting.result()) == ["d", "b", "c", "a"]
+    assert ticks >= 15
+
+
+def test_the_caller_sees_its_own_hits_unchanged() -> None:
+    retriever = ListRetriever(TEXTS)
+    RetrieveRerank(retriever, TableScorer(TABLE)).search("q")
+    assert retriever.hits == found(TEXTS)
+
+
+def test_errors_of_either_stage_come_out() -> None:
+    class Down(ListRetriever):
+        def retrieve(self, query: str, k: int, **options: object) -> list[Hit]:
+            raise ConnectionError("no store")
+
+    with pytest.raises(ConnectionError, match="no store"):
+        RetrieveRerank(Down(TEXTS), TableScorer(TABLE)).search("q")
+    with pytest.raises(ModelError, match="NaN"):
+        RetrieveRerank(ListRetriever(TEXTS), TableScorer({**TABLE, "c": np.nan})).search("q")
+
+
+@pytest.mark.parametrize("query", ["", "  ", None, 5, "\ud800"])
+async def test_an_unusable_query_asks_nobody(query: Any) -> None:
+    search = pipeline()
+    for call in (search.search, lambda query: search.search_many(["fine", query])):
+        with pytest.raises(InvalidInputError, match="query"):
+            call(query)
+    with pytest.raises(InvalidInputError, match="query"):
+        await search.asearch(query)
+    assert search.retriever.asked == []
+
+
+@pytest.mark.parametrize(
+    "queries",
+    ["one text", pytest.param(None, marks=pytest.mark.xfail(strict=True, raises=TypeError, reason="not looked at"))],
+)
+def test_queries_that_are_no_list(queries: Any) -> None:
+    with pytest.raises(InvalidInputError, match="queries"):
+        pipeline().search_many(queries)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        *(
+            ({name: value}, name)
+            for name, value in itertools.product(("fetch_k", "top_n"), (0, -1, True, 1.5, None, "5"))
+        ),
+        *(({"score_threshold": value}, "score_threshold") for value in (2, -0.1, float("nan"), True, "0.5")),
+    ],
+)
+def test_unusable_settings(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(InvalidInputError, match=says):
+        pipeline(**options)
+
+
+@pytest.mark.parametrize("part", [None, "a name", object()])
+def test_parts_that_cannot_do_it(part: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"must have retrieve\(query, k\)"):
+        RetrieveRerank(part, TableScorer({}))
+    with pytest.raises(InvalidInputError, match=r"must have score\(query, texts\)"):
+        RetrieveRerank(ListRetriever([]), part)
+
+
+def test_the_repr_shows_the_settings() -> None:
+    shown = repr(RetrieveRerank(ListRetriever([]), CrossEncoder("a/b"), fetch_k=30, top_n=3, score_threshold=0.25))
+    assert "CrossEncoder('a/b', not loaded), fetch_k=30, top_n=3, score_threshold=0.25" in shown
+
+
+def test_an_index_is_filtered_through_the_pipeline() -> None:
+    with ChromaIndex(LetterEncoder()) as index:
+        index.add([Passage(text, text, {"n": number}) for number, text in enumerate(TEXTS)])
+        search = RetrieveRerank(index, TableScorer(TABLE))
+        assert found_texts(search.search("abc", where={"n": {"$lt": 2}})) == ["b", "a"]
+        assert found_texts(search.search("abc", where_document={"$contains": "c"})) == ["c"]
+
+
+async def test_real_models_end_to_end(tiny_bi_encoder: Path, tiny_cross_encoder: Path) -> None:
+    texts = ["paris is the capital of france", "rome", "bread", "bread " * 100, "what is the word"]
+    with (
+        BiEncoder(tiny_bi_encoder) as encoder,
+        CrossEncoder(tiny_cross_encoder) as model,
+        ChromaIndex(encoder) as index,
+    ):
+        with pytest.warns(TruncationWarning, match="1 of 5 texts"):
+            index.add(passages(*texts))
+        search = RetrieveRerank(index, model, top_n=2)
+        with pytest.warns(TruncationWarning, match="1 of 5 passages"):
+            result = search.search("capital of france")
+        with pytest.warns(TruncationWarning):
+            assert without_times(await search.asearch("capital of france")) == without_times(result)
+        with pytest.warns(TruncationWarning):
+            assert without_times(search.search_many(["capital of france"])[0]) == without_times(result)
+        with pytest.warns(TruncationWarning):
+            assert found_texts(result) == found_texts(model.rank("capital of france", texts, top_n=2))
+    assert len(result) == 2
+    assert len(result.candidates) == 5
+    assert result.truncated_count == 1
+    assert result[0].logit > result[1].logit
