@@ -31,14 +31,20 @@ def demo_models() -> tuple[Path, Path]:
 
     Raises:
         MissingDependencyError: If the demo extra is not installed.
-        ModelError: If a file is not the one that it should be.
+        ModelError: If a file is not the one that it should be, or the cache directory cannot be written.
     """
     bi_encoder = _bi_encoder()
     # The adapter's digest is in the name: a new adapter never meets an old merge.
     cross_encoder = cache_folder() / f"demo-cross-encoder-{ADAPTER_SHA256[:12]}"
     if not cross_encoder.is_dir():
         _check(ADAPTER / "adapter_model.safetensors", ADAPTER_SHA256, "Get the file from this project again")
-        _build(bi_encoder, cross_encoder)
+        try:
+            _build(bi_encoder, cross_encoder)
+        except OSError as error:
+            raise ModelError(
+                f"cannot write the demo re-ranker to {cross_encoder}: {error}. Set RETRIEVE_RERANK_CACHE to a folder "
+                "that can be written and has 200 MB to spare"
+            ) from error
     return bi_encoder, cross_encoder
 
 

@@ -1,8 +1,8 @@
 """Search inside one document with the cross-encoder alone: no index, no bi-encoder.
 
     pip install "retrieve-rerank[demo]"
-    python examples/in_document_search.py                                      # the Python reference, two questions
-    python examples/in_document_search.py notes.txt "When is the meeting?"     # your text, your questions
+    python examples/in_document_search.py                                    # Python on its try statement
+    python examples/in_document_search.py notes.txt "When is the meeting?"   # your text, your questions
 
 Every paragraph is read together with the question; you see the three most relevant, with the line each begins at. Good
 for up to some hundred paragraphs; beyond that, retrieve first (see quickstart.py).
@@ -22,7 +22,7 @@ from demo_models import demo_models
 from retrieve_rerank import CrossEncoder, RetrieveRerankError, split_paragraphs
 
 QUESTIONS = (
-    "When is the else clause of a loop executed?",
+    "When is the else clause executed?",
     "What happens to an exception if the finally clause executes a return statement?",
 )
 
@@ -30,14 +30,14 @@ QUESTIONS = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read the document, answer the questions. Returns the exit status."""
     parser = argparse.ArgumentParser(description="Search inside one document.")
-    parser.add_argument("file", nargs="?", help="a text file; without it: the Python reference on compound statements")
+    parser.add_argument("file", nargs="?", help="a text file; without it: the Python reference on the try statement")
     parser.add_argument("questions", nargs="*", metavar="QUESTION")
     parser.add_argument("--cross-encoder", metavar="MODEL", help="hub name or folder; default: the demo model")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     if options.file and not options.questions:
         parser.error(f'ask something: in_document_search.py {options.file} "a question"')
     try:
-        text = Path(options.file).read_text(encoding="utf-8-sig") if options.file else topics["compound"]
+        text = Path(options.file).read_text(encoding="utf-8-sig") if options.file else topics["try"]
         search(text, options.questions or QUESTIONS, options.cross_encoder or demo_models()[1])
     except (OSError, UnicodeError, RetrieveRerankError) as error:
         print(f"in_document_search: {error}", file=sys.stderr)

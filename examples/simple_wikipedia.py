@@ -47,7 +47,7 @@ def main() -> int:
     parser.add_argument("--index", type=Path, help="folder of the index; default: in the cache directory")
     parser.add_argument("--bi-encoder", metavar="MODEL", help="hub name or folder; default: the demo model")
     parser.add_argument("--cross-encoder", metavar="MODEL", help="hub name or folder; default: the demo model")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()  # the questions may come after --limit
     if not options.file.is_file():
         print(f"There is no file {options.file}. Get it here: {SOURCE}", file=sys.stderr)
         return 2
@@ -60,11 +60,7 @@ def main() -> int:
             print(f"\n{question}")
             for hit in search.search(question):
                 print(f"\n  {hit.rank}. {hit.passage.metadata['title']}: {hit.score:.3f} (was {hit.retrieval_rank})")
-                print(
-                    textwrap.fill(
-                        hit.passage.text.partition("\n\n")[2], 100, initial_indent="     ", subsequent_indent="     "
-                    )
-                )
+                print(textwrap.indent(textwrap.fill(hit.passage.text.partition("\n\n")[2], 100), " " * 5))
     except (OSError, RetrieveRerankError) as error:
         print(f"simple_wikipedia: {error}", file=sys.stderr)
         return 1

@@ -130,9 +130,9 @@ def save_headless(folder: Path, *, seed: int = 6) -> Path:
     return path
 
 
-_CHAT = (
-    "{% for m in messages %}{{ m['content'] }} {{ 'is' if m['role'] == 'query' else 'the' }} {% endfor %}"
-    "{% if add_generation_prompt %}what{% endif %}"
+_CHAT = (  # nine words around the query and the passage
+    "{% for m in messages %}{{ 'what is the' if m['role'] == 'query' else 'is the word of' }} {{ m['content'] }} "
+    "{% endfor %}is what"
 )
 
 

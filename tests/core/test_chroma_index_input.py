@@ -15,11 +15,6 @@ from retrieve_rerank import ChromaIndex, IndexMismatchError, InvalidInputError, 
 from tests.core.stubs import Broken, LetterEncoder, passages
 
 
-def later(*values: Any, reason: str = "Python's own error comes out", **options: Any) -> Any:
-    """Mark a case that does not work yet."""
-    return pytest.param(*values, marks=pytest.mark.xfail(strict=True, reason=reason, **options))
-
-
 @pytest.fixture
 def index() -> Iterator[ChromaIndex]:
     """An index of two passages, which must be as they were at the end of every test."""
@@ -36,13 +31,13 @@ def index() -> Iterator[ChromaIndex]:
 @pytest.mark.parametrize("query", ["", " \n", None, 5, b"a", ["a"], "\ud800"])
 async def test_an_unusable_query(index: ChromaIndex, query: Any) -> None:
     for call in (index.retrieve, lambda query: index.retrieve_many(["fine", query])):
-        with pytest.raises(InvalidInputError, match="query"):
+        with pytest.raises(InvalidInputError, match=r"query|queries\[1\]"):
             call(query)
     with pytest.raises(InvalidInputError, match="query"):
         await index.aretrieve(query)
 
 
-@pytest.mark.parametrize("queries", ["one text", later(None), later(5)])
+@pytest.mark.parametrize("queries", ["one text", None, 5])
 def test_queries_that_are_no_list(index: ChromaIndex, queries: Any) -> None:
     with pytest.raises(InvalidInputError, match="queries"):
         index.retrieve_many(queries)
@@ -61,7 +56,7 @@ async def test_an_unusable_k(index: ChromaIndex, k: Any) -> None:
         await index.aretrieve("a", k)
 
 
-@pytest.mark.parametrize("k", [10**6, 2**31, later(2**32, raises=OverflowError), later(10**30, raises=OverflowError)])
+@pytest.mark.parametrize("k", [10**6, 2**31, 2**32, 10**30])
 def test_a_k_of_any_size_returns_what_there_is(index: ChromaIndex, k: int) -> None:
     assert len(index.retrieve("a", k)) == 2
 
@@ -80,7 +75,7 @@ def test_a_k_of_any_size_returns_what_there_is(index: ChromaIndex, k: int) -> No
         ({"where_document": {"$contains": ""}}, "non-empty"),
         ({"where_document": {"$regex": "("}}, "regex"),
         ({"where_document": {"$foo": "a"}}, r"\$foo"),
-        *(later({name: value}, name) for name in ("where", "where_document") for value in ("text", 5)),
+        *(({name: value}, name) for name in ("where", "where_document") for value in ("text", 5)),
     ],
 )
 async def test_an_unusable_filter(index: ChromaIndex, filters: dict[str, Any], says: str) -> None:
@@ -127,7 +122,7 @@ def test_an_unusable_batch_size(index: ChromaIndex, given: list[Passage], size: 
         (["0", ""], r"ids\[1\] is empty"),
         (["\ud800"], "surrogate"),
         (5, "int"),
-        later(None, "NoneType", reason="None reads all and deletes nothing"),
+        (None, "NoneType"),
     ],
 )
 def test_unusable_ids(index: ChromaIndex, ids: Any, says: str) -> None:
@@ -161,26 +156,14 @@ def test_vectors_that_are_no_numbers(index: ChromaIndex, answer: str) -> None:
             call()
 
 
-@pytest.mark.parametrize(
-    "answer",
-    ["flat", "deep", "too few", "too many", *(later(name) for name in ("scalar", "ragged", "text", "nothing"))],
-)
+@pytest.mark.parametrize("answer", SHAPES)
 def test_vectors_of_a_wrong_shape_are_not_stored(index: ChromaIndex, answer: str) -> None:
     index.encoder.answer = SHAPES[answer]
     with pytest.raises(InvalidInputError, match=r"vectors of shape \(2, dimension\)"):
         index.add([Passage("0", "new"), Passage("x", "b")])
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        "flat",
-        "deep",
-        later("too few", reason="an IndexError, and fewer answers than queries"),
-        later("too many", reason="not noticed"),
-        *(later(name) for name in ("scalar", "ragged", "text", "nothing")),
-    ],
-)
+@pytest.mark.parametrize("answer", SHAPES)
 async def test_vectors_of_a_wrong_shape_find_nothing(index: ChromaIndex, answer: str) -> None:
     index.encoder.answer = SHAPES[answer]
     for call in (lambda: index.retrieve("a"), lambda: index.retrieve_many(["a", "b"])):
@@ -197,7 +180,6 @@ def test_vectors_of_another_width(index: ChromaIndex) -> None:
             call()
 
 
-@pytest.mark.xfail(strict=True, reason="the encoder's dimension is not compared with its vectors")
 def test_the_first_vectors_must_have_the_encoders_dimension() -> None:
     encoder = Broken()
     encoder.answer = lambda texts: np.ones((len(texts), 7))
@@ -241,7 +223,7 @@ def test_an_unknown_metric(metric: Any) -> None:
         ChromaIndex(LetterEncoder(metric))
 
 
-@pytest.mark.parametrize("name", ["", "ab", later(None, raises=TypeError), later(5, raises=TypeError)])
+@pytest.mark.parametrize("name", ["", "ab", None, 5])
 def test_an_unusable_collection_name(name: Any) -> None:
     with pytest.raises(InvalidInputError, match="collection's name"):
         ChromaIndex(LetterEncoder(), name)
@@ -270,7 +252,7 @@ def test_a_path_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
         ChromaIndex(LetterEncoder(), path=tmp_path)
 
 
-@pytest.mark.parametrize("path", [later(5, raises=TypeError), later("nul\0byte", raises=ValueError)])
+@pytest.mark.parametrize("path", [5, "nul\0byte"])
 def test_a_path_that_is_none(path: Any) -> None:
     with pytest.raises(InvalidInputError, match=r"path|Chroma index"):
         ChromaIndex(LetterEncoder(), path=path)

@@ -81,7 +81,6 @@ def test_indexes_in_memory_do_not_see_one_another() -> None:
     two.close()
 
 
-@pytest.mark.xfail(strict=True, reason="Chroma keeps the lists of a deleted collection and gives them to the next rows")
 def test_nothing_of_a_closed_index_comes_up_in_another() -> None:
     script = """
         from retrieve_rerank import ChromaIndex, Passage
@@ -201,7 +200,6 @@ def test_the_longest_name_is_taken_on_disk(tmp_path: Path) -> None:
     assert ChromaIndex(LetterEncoder(), "n" * 512, path=tmp_path).count() == 0
 
 
-@pytest.mark.xfail(strict=True, reason="the suffix that keeps it private makes it too long")
 def test_the_longest_name_is_taken_in_memory() -> None:
     assert ChromaIndex(LetterEncoder(), "n" * 512).count() == 0
 
@@ -237,7 +235,6 @@ def test_a_closed_memory_index_is_gone_and_says_so() -> None:
 
 
 @pytest.mark.skipif("not hasattr(__import__('os'), 'fork')", reason="needs fork")
-@pytest.mark.xfail(strict=True, reason="Chroma's own threads do not survive a fork: the child waits for ever")
 def test_a_forked_child_gets_a_clear_error() -> None:
     script = """
         import multiprocessing, warnings

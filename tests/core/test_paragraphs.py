@@ -27,11 +27,7 @@ TEXTS = st.text(alphabet=st.sampled_from("ab \t\n\r\u00a0\u2028é"), max_size=60
         ("one\n\n\n\n\ntwo", ["one", "two"]),
         ("\n\none\n\n", ["one"]),
         ("  one  \n\n  two  ", ["one", "two"]),
-        pytest.param(
-            "one\r\ntwo",
-            ["one\r\ntwo"],
-            marks=pytest.mark.xfail(strict=True, reason="one Windows line end counts as two: a blank line"),
-        ),
+        ("one\r\ntwo", ["one\r\ntwo"]),
     ],
 )
 def test_blank_lines_divide(text: str, paragraphs: list[str]) -> None:

@@ -115,7 +115,6 @@ async def test_options_of_a_search_go_to_the_first_stage(kind: type[ListRetrieve
     assert retriever.asked == [("q", 7, {"where": {"x": 1}, "flag": True}), ("r", 7, {"where": {"x": 2}})]
 
 
-@pytest.mark.xfail(strict=True, reason="an option that is named as an argument of the worker", raises=TypeError)
 async def test_an_option_may_have_any_name() -> None:
     retriever = ListRetriever(TEXTS)
     await RetrieveRerank(retriever, TableScorer(TABLE)).asearch("q", call=1)
@@ -211,17 +210,14 @@ def test_errors_of_either_stage_come_out() -> None:
 async def test_an_unusable_query_asks_nobody(query: Any) -> None:
     search = pipeline()
     for call in (search.search, lambda query: search.search_many(["fine", query])):
-        with pytest.raises(InvalidInputError, match="query"):
+        with pytest.raises(InvalidInputError, match=r"query|queries\[1\]"):
             call(query)
     with pytest.raises(InvalidInputError, match="query"):
         await search.asearch(query)
     assert search.retriever.asked == []
 
 
-@pytest.mark.parametrize(
-    "queries",
-    ["one text", pytest.param(None, marks=pytest.mark.xfail(strict=True, raises=TypeError, reason="not looked at"))],
-)
+@pytest.mark.parametrize("queries", ["one text", None, 5])
 def test_queries_that_are_no_list(queries: Any) -> None:
     with pytest.raises(InvalidInputError, match="queries"):
         pipeline().search_many(queries)

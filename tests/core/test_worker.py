@@ -156,7 +156,6 @@ def test_a_call_after_close_starts_a_new_thread() -> None:
     worker.close()
 
 
-@pytest.mark.xfail(strict=True, reason="the thread holds its worker through the initializer")
 def test_the_thread_of_a_worker_that_nobody_holds_ends() -> None:
     worker = Worker("w")
     thread = worker.run(threading.current_thread)
@@ -166,7 +165,6 @@ def test_the_thread_of_a_worker_that_nobody_holds_ends() -> None:
     assert not thread.is_alive()
 
 
-@pytest.mark.xfail(strict=True, reason="a call made while close waits runs beside the calls that close waits for")
 def test_a_call_during_close_does_not_run_beside_the_calls_before_it() -> None:
     worker = Worker("w")
     gate, running = threading.Event(), threading.Event()

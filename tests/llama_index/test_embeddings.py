@@ -121,7 +121,7 @@ async def test_many_callers_at_once_get_what_one_gets(asymmetric: BiEncoderEmbed
     np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
-def test_configuration_survives_dict_and_pickle(tiny_bi_encoder: Path) -> None:
+def test_configuration_survives_dict_and_pickle(tiny_bi_encoder: Path, caplog: pytest.LogCaptureFixture) -> None:
     settings = {
         "device": "cpu",
         "precision": "float32",
@@ -144,6 +144,7 @@ def test_configuration_survives_dict_and_pickle(tiny_bi_encoder: Path) -> None:
         np.testing.assert_array_equal(other.get_query_embedding(TEXT), model.get_query_embedding(TEXT))
     assert pickle.loads(pickle.dumps(model)).token == "secret"
     assert model.encoder.dimension == 16  # pickling leaves the model itself as it was
+    assert caplog.text == ""  # the framework logs what it could not pickle
 
 
 def test_the_token_is_shown_nowhere(tiny_bi_encoder: Path) -> None:

@@ -104,11 +104,12 @@ def test_a_wrong_number_of_scores_is_an_error() -> None:
 
 
 @pytest.mark.parametrize(("threshold", "kept"), [(None, "bcad"), (0.0, "bcad"), (0.5, "bc"), (0.51, "b"), (1.0, "")])
-def test_the_threshold_is_on_the_relevance_score(threshold: float | None, kept: str) -> None:
+async def test_the_threshold_is_on_the_relevance_score(threshold: float | None, kept: str) -> None:
     """L4: the peer has no threshold."""
     reranker = CrossEncoderRerank(TableScorer(LOGITS), score_threshold=threshold)
     result = reranker.postprocess_nodes(scored(*"abcd"), query_str="q")
     assert "".join(node.node_id for node in result) == kept
+    assert await reranker.apostprocess_nodes(scored(*"abcd"), query_str="q") == result
 
 
 def test_the_model_reads_as_much_as_it_can(tmp_path: Path) -> None:

@@ -79,6 +79,29 @@ def test_mmr_options(store: ChromaVectorStore) -> None:
 
 
 @pytest.mark.parametrize("metric", ["cosine", "dot", "euclidean"])
+def test_mmr_in_every_metric_is_by_that_metric(metric: str) -> None:
+    store = ChromaVectorStore(metric=metric)  # type: ignore[arg-type]
+    vectors = np.random.default_rng(5).normal(size=(12, 3))
+    vectors *= np.linspace(0.2, 3.0, 12)[:, np.newaxis]
+    query = np.array([1.0, 2.0, 0.5])
+    store.add([text_node(str(row), embedding=vector.tolist()) for row, vector in enumerate(vectors)])
+
+    def similarity(left: np.ndarray, right: np.ndarray) -> float:
+        if metric == "euclidean":
+            return float(1 / (1 + np.linalg.norm(left - right)))
+        return float(left @ right / (np.linalg.norm(left) * np.linalg.norm(right) if metric == "cosine" else 1.0))
+
+    relevance = [similarity(query, vector) for vector in vectors]
+    alike = [[similarity(left, right) for right in vectors] for left in vectors]
+    found = store.query(
+        VectorStoreQuery(query_embedding=query.tolist(), similarity_top_k=6, mode=MMR), mmr_threshold=0.4
+    )
+    chosen = by_hand(relevance, alike, 6, 0.4)
+    assert found.ids == [str(row) for row in chosen]
+    assert found.similarities == pytest.approx([relevance[row] for row in chosen], abs=1e-4)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "dot", "euclidean"])
 def test_a_threshold_of_1_is_plain_search_in_every_metric(metric: str) -> None:
     store = ChromaVectorStore(metric=metric)  # type: ignore[arg-type]
     vectors = np.random.default_rng(3).normal(size=(30, 4))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import json
+import math
 import threading
 import time
 import uuid
@@ -44,6 +45,13 @@ def chunk(id_: str, document: str | None, *, embedding: list[float] | None = Non
     return node
 
 
+def nested(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
 def ids(store: ChromaVectorStore) -> set[str]:
     return {node.node_id for node in store.get_nodes()}
 
@@ -72,6 +80,13 @@ def test_a_new_vector_for_the_same_text_is_stored(store: ChromaVectorStore) -> N
     store.add([text_node("n", "text", [1.0, 0.0])])
     store.add([text_node("n", "text", [0.0, 1.0])])
     assert store.query(VectorStoreQuery(query_embedding=[0.0, 1.0])).similarities == pytest.approx([1.0])
+
+
+def test_what_chroma_rounds_or_drops_comes_back_exactly(store: ChromaVectorStore) -> None:
+    store.add([text_node("n", embedding=[1.0, 0.0], long=0.1 + 0.2, infinite=math.inf, nan=math.nan, huge=2**80)])
+    metadata = store.get_nodes()[0].metadata
+    assert (metadata["long"], metadata["infinite"], metadata["huge"]) == (0.1 + 0.2, math.inf, 2**80)
+    assert math.isnan(metadata["nan"])
 
 
 def test_none_in_metadata_comes_back_as_none(store: ChromaVectorStore) -> None:
@@ -111,6 +126,8 @@ def test_adding_nothing_is_nothing(store: ChromaVectorStore) -> None:
         (lambda: text_node("bad", "\ud800", [1.0, 0.0]), "surrogate"),
         (lambda: text_node("bad", embedding=[1.0, 0.0], key="\ud800"), "surrogate"),
         (lambda: text_node("bad", embedding=[1.0, 0.0], thing=object()), r"metadata\['thing'\] of node 'bad'"),
+        (lambda: text_node("bad", embedding=[1.0, 0.0], deep=nested(100_000)), r"metadata\['deep'\] of node 'bad'"),
+        (lambda: text_node("", embedding=[1.0, 0.0]), "non-empty"),
         (lambda: Passage("bad", "text"), "must be a node"),
         (lambda: IndexNode(id_="bad", index_id="i", obj=object(), embedding=[1.0, 0.0]), "node 'bad' cannot be stored"),
     ],

@@ -208,7 +208,7 @@ class BiEncoderEmbedding(BaseEmbedding):
         return cast(Embedding, self._encoder.encode_queries([query])[0].tolist())
 
     async def _aget_query_embedding(self, query: str) -> Embedding:
-        return cast(Embedding, self._encoder.encode_queries([query])[0].tolist())
+        return cast(Embedding, (await self._encoder.aencode_queries([query]))[0].tolist())
 
     def _get_text_embedding(self, text: str) -> Embedding:
         return self._get_text_embeddings([text])[0]

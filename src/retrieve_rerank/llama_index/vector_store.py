@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import chromadb
 import numpy as np
-from chromadb.api import ClientAPI
-from chromadb.errors import ChromaError
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.schema import BaseNode, ImageNode, IndexNode
@@ -38,6 +35,10 @@ from retrieve_rerank.llama_index._filters import to_condition
 from retrieve_rerank.llama_index._query import Request, Vector, most_diverse, read_request
 from retrieve_rerank.llama_index.embeddings import BiEncoderEmbedding
 from retrieve_rerank.types import Metric
+
+if TYPE_CHECKING:
+    import chromadb
+    from chromadb.api import ClientAPI
 
 _KEPT_BY_INDEX: Any = {TYPE_KEY: {"$in": [ImageNode.class_name(), IndexNode.class_name()]}}
 
@@ -109,11 +110,7 @@ class ChromaVectorStore(BasePydanticVectorStore):
         assume_compatible: bool = False,
     ) -> None:
         if chroma_collection is not None:
-            if not isinstance(chroma_collection, chromadb.Collection):
-                raise InvalidInputError(
-                    f"chroma_collection must be a chromadb.Collection, got {type(chroma_collection).__name__}; make "
-                    "one with client.get_or_create_collection(name), or give collection_name and persist_dir"
-                )
+            _check_collection(chroma_collection)
             if persist_dir is not None or client is not None:
                 raise InvalidInputError("give either chroma_collection, or persist_dir or client, not both")
         if embed_model is not None and not isinstance(embed_model, BaseEmbedding):
@@ -171,11 +168,7 @@ class ChromaVectorStore(BasePydanticVectorStore):
             raise InvalidInputError("give either persist_dir, or host and port")
         if persist_dir is not None:
             return cls(collection_name=collection_name, persist_dir=persist_dir)
-        try:
-            client = chromadb.HttpClient(str(host), int(str(port)), ssl, headers)
-        except (ChromaError, ValueError) as error:
-            raise RemoteError(f"cannot reach a Chroma server at {host}:{port}: {error}") from error
-        return cls(collection_name=collection_name, client=client)
+        return cls(collection_name=collection_name, client=_connect(str(host), str(port), ssl=ssl, headers=headers))
 
     @property
     def client(self) -> chromadb.Collection:
@@ -349,3 +342,23 @@ class ChromaVectorStore(BasePydanticVectorStore):
         if self.metric == "cosine":
             products = products / np.maximum(np.linalg.norm(vectors, axis=1) * np.linalg.norm(vector), 1e-12)
         return cast(Vector, products)
+
+
+def _check_collection(collection: object) -> None:
+    import chromadb  # takes longer to import than a framework
+
+    if not isinstance(collection, chromadb.Collection):
+        raise InvalidInputError(
+            f"chroma_collection must be a chromadb.Collection, got {type(collection).__name__}; make one with "
+            "client.get_or_create_collection(name), or give collection_name and persist_dir"
+        )
+
+
+def _connect(host: str, port: str, *, ssl: bool, headers: dict[str, str] | None) -> ClientAPI:
+    import chromadb
+    from chromadb.errors import ChromaError
+
+    try:
+        return chromadb.HttpClient(host, int(port), ssl, headers)
+    except (ChromaError, ValueError) as error:
+        raise RemoteError(f"cannot reach a Chroma server at {host}:{port}: {error}") from error

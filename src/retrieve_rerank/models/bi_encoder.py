@@ -5,26 +5,25 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from retrieve_rerank.checks import check_count, check_texts
 from retrieve_rerank.errors import ModelError, TruncationWarning
-from retrieve_rerank.models.cross_encoder import check_model_arguments
+from retrieve_rerank.models.local import LocalModel
 from retrieve_rerank.models.precision import Precision
-from retrieve_rerank.models.worker import Worker
 from retrieve_rerank.types import Metric
 
 if TYPE_CHECKING:
     from retrieve_rerank.models.engine import BiEngine
+    from retrieve_rerank.models.loading import Checkpoint
 
 _DOCUMENT_PROMPTS = ("document", "passage", "corpus")  # the names that sentence-transformers looks for, in its order
 
 
-class BiEncoder:
+class BiEncoder(LocalModel["BiEngine"]):
     """Encodes queries and passages with a sentence-transformers bi-encoder.
 
     The model loads at the first call, once, and runs on a thread of its own: an instance may be shared by any number of
@@ -75,28 +74,23 @@ class BiEncoder:
         truncate_dim: int | None = None,
         max_length: int | None = None,
     ) -> None:
-        check_model_arguments(model, precision, max_length)
         if truncate_dim is not None:
             check_count(truncate_dim, "truncate_dim")
-        self.model = os.fspath(model)
-        self._settings: dict[str, Any] = {
-            "model": self.model,
-            "device": device,
-            "revision": revision,
-            "cache_folder": None if cache_folder is None else os.fspath(cache_folder),
-            "local_files_only": local_files_only,
-            "token": token,
-            "trust_remote_code": trust_remote_code,
-        }
-        self._asked_precision = precision
+        super().__init__(
+            model,
+            device=device,
+            precision=precision,
+            revision=revision,
+            cache_folder=cache_folder,
+            local_files_only=local_files_only,
+            token=token,
+            trust_remote_code=trust_remote_code,
+            max_length=max_length,
+        )
         self._query_prompt = query_prompt
         self._document_prompt = document_prompt
         self._normalize = normalize
         self._truncate_dim = truncate_dim
-        self._max_length = max_length
-        self._worker = Worker(f"retrieve-rerank {self.model}")
-        self._engine: BiEngine | None = None
-        self._limit: int | None = None
         self._facts: dict[str, str | int | float | bool] | None = None
 
     @property
@@ -123,21 +117,6 @@ class BiEncoder:
         `model` is there to be read. The query prompt is left out: it does not change what is stored.
         """
         return dict(self._worker.run(self._fingerprint))
-
-    @property
-    def precision(self) -> str:
-        """The precision that the model computes in. Loads the model."""
-        return self._worker.run(self._loaded).precision.name
-
-    @property
-    def device(self) -> str:
-        """The device that the model is on. Loads the model."""
-        return str(self._worker.run(self._loaded).device)
-
-    @property
-    def max_length(self) -> int | None:
-        """Tokens that the model reads of a text, prompt included; None is no limit. Loads the model."""
-        return self._worker.run(self._loaded).max_length
 
     def encode_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Encode queries, with the model's query prompt.
@@ -177,23 +156,6 @@ class BiEncoder:
     async def aencode_documents(self, texts: Sequence[str], *, show_progress: bool = False) -> npt.NDArray[np.float32]:
         """As `encode_documents`, without blocking the event loop."""
         return self._warned(*await self._worker.arun(self._encode_documents, check_texts(texts), show_progress))
-
-    def close(self) -> None:
-        """Free the model once the calls already made are done. A later call loads it again."""
-        self._worker.close(last=self._unload)
-
-    def __enter__(self) -> BiEncoder:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        if self._engine is None:
-            return f"BiEncoder({self.model!r}, not loaded)"
-        return f"BiEncoder({self.model!r}, {self._engine.describe()})"
 
     # Everything below runs on the worker's thread, but for `_warned`.
 
@@ -249,21 +211,14 @@ class BiEncoder:
             }
         return self._facts
 
-    def _loaded(self) -> BiEngine:
-        if self._engine is None:
-            from retrieve_rerank.models.engine import BiEngine
-            from retrieve_rerank.models.loading import Checkpoint, load_bi_encoder
+    def _load(self, checkpoint: Checkpoint) -> BiEngine:
+        from retrieve_rerank.models.engine import BiEngine
+        from retrieve_rerank.models.loading import load_bi_encoder
 
-            model = load_bi_encoder(Checkpoint(**self._settings))
-            self._engine = BiEngine(
-                model,
-                self._asked_precision,
-                self._max_length,
-                normalize=self._normalize,
-                truncate_dim=self._truncate_dim,
-            )
-            self._limit = self._engine.max_length
-        return self._engine
-
-    def _unload(self) -> None:
-        self._engine = None
+        return BiEngine(
+            load_bi_encoder(checkpoint),
+            self._asked_precision,
+            self._max_length,
+            normalize=self._normalize,
+            truncate_dim=self._truncate_dim,
+        )

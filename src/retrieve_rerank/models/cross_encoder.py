@@ -6,25 +6,25 @@ import importlib
 import os
 import warnings
 from collections.abc import Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from retrieve_rerank.checks import check_count, check_query, check_texts
-from retrieve_rerank.errors import InvalidInputError, TruncationWarning
-from retrieve_rerank.models.precision import Precision, check_precision
+from retrieve_rerank.checks import check_query, check_texts
+from retrieve_rerank.errors import TruncationWarning
+from retrieve_rerank.models.local import LocalModel
+from retrieve_rerank.models.precision import Precision
 from retrieve_rerank.models.ranking import Ranker, Scores
-from retrieve_rerank.models.worker import Worker
 
 if TYPE_CHECKING:
     from langchain_core.cross_encoders import BaseCrossEncoder
 
     from retrieve_rerank.models.engine import CrossEngine
+    from retrieve_rerank.models.loading import Checkpoint
 
 
-class CrossEncoder(Ranker):
+class CrossEncoder(LocalModel["CrossEngine"], Ranker):
     """Scores and ranks passages against a query with a sentence-transformers cross-encoder.
 
     The model loads at the first call, once, and runs on a thread of its own: an instance may be shared by any number of
@@ -69,38 +69,18 @@ class CrossEncoder(Ranker):
         prompt: str | None = None,
         max_length: int | None = None,
     ) -> None:
-        check_model_arguments(model, precision, max_length)
-        self.model = os.fspath(model)
-        self._settings: dict[str, Any] = {
-            "model": self.model,
-            "device": device,
-            "revision": revision,
-            "cache_folder": None if cache_folder is None else os.fspath(cache_folder),
-            "local_files_only": local_files_only,
-            "token": token,
-            "trust_remote_code": trust_remote_code,
-        }
-        self._asked_precision = precision
+        super().__init__(
+            model,
+            device=device,
+            precision=precision,
+            revision=revision,
+            cache_folder=cache_folder,
+            local_files_only=local_files_only,
+            token=token,
+            trust_remote_code=trust_remote_code,
+            max_length=max_length,
+        )
         self._prompt = prompt
-        self._max_length = max_length
-        self._worker = Worker(f"retrieve-rerank {self.model}")
-        self._engine: CrossEngine | None = None
-        self._limit: int | None = None  # the engine's max_length, for the warning, which must not wait for the thread
-
-    @property
-    def precision(self) -> str:
-        """The precision that the model computes in. Loads the model."""
-        return self._worker.run(self._loaded).precision.name
-
-    @property
-    def device(self) -> str:
-        """The device that the model is on. Loads the model."""
-        return str(self._worker.run(self._loaded).device)
-
-    @property
-    def max_length(self) -> int | None:
-        """Tokens of query and passage together that the model reads; None is no limit. Loads the model."""
-        return self._worker.run(self._loaded).max_length
 
     def score(self, query: str, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Score texts against a query.
@@ -134,23 +114,6 @@ class CrossEncoder(Ranker):
         adapter = importlib.import_module("retrieve_rerank.langchain")._convert.LangChainCrossEncoder(self)  # noqa: SLF001
         return cast("BaseCrossEncoder", adapter)
 
-    def close(self) -> None:
-        """Free the model once the calls already made are done. A later call loads it again."""
-        self._worker.close(last=self._unload)
-
-    def __enter__(self) -> CrossEncoder:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        if self._engine is None:
-            return f"CrossEncoder({self.model!r}, not loaded)"
-        return f"CrossEncoder({self.model!r}, {self._engine.describe()})"
-
     def _checked(self, query: str, texts: Sequence[str]) -> list[str]:
         check_query(query)
         return check_texts(texts)
@@ -183,25 +146,8 @@ class CrossEncoder(Ranker):
             )
         return scores
 
-    def _loaded(self) -> CrossEngine:
-        """Return the running model; called on the worker's thread only, so that it loads once."""
-        if self._engine is None:
-            from retrieve_rerank.models.engine import CrossEngine
-            from retrieve_rerank.models.loading import Checkpoint, load_cross_encoder
+    def _load(self, checkpoint: Checkpoint) -> CrossEngine:
+        from retrieve_rerank.models.engine import CrossEngine
+        from retrieve_rerank.models.loading import load_cross_encoder
 
-            model = load_cross_encoder(Checkpoint(**self._settings))
-            self._engine = CrossEngine(model, self._asked_precision, self._prompt, self._max_length)
-            self._limit = self._engine.max_length
-        return self._engine
-
-    def _unload(self) -> None:
-        self._engine = None
-
-
-def check_model_arguments(model: str | os.PathLike[str], precision: str, max_length: int | None) -> None:
-    """Raise InvalidInputError for arguments that no checkpoint could make right."""
-    if not isinstance(model, (str, os.PathLike)) or not os.fspath(model).strip():
-        raise InvalidInputError(f"model must be a hub name or a folder, got {model!r}")
-    check_precision(precision)
-    if max_length is not None:
-        check_count(max_length, "max_length")
+        return CrossEngine(load_cross_encoder(checkpoint), self._asked_precision, self._prompt, self._max_length)

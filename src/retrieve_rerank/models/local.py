@@ -1,0 +1,106 @@
+"""What both models share: settings, loading once, one thread, freeing."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from retrieve_rerank.checks import check_count
+from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.models.precision import Precision, check_precision
+from retrieve_rerank.models.worker import Worker
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from retrieve_rerank.models.engine import Engine
+    from retrieve_rerank.models.loading import Checkpoint
+
+E = TypeVar("E", bound="Engine")
+
+
+class LocalModel(ABC, Generic[E]):
+    """A model in this process, loaded at its first use and run on a thread of its own."""
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        *,
+        device: str | None,
+        precision: Precision,
+        revision: str | None,
+        cache_folder: str | os.PathLike[str] | None,
+        local_files_only: bool,
+        token: str | bool | None,
+        trust_remote_code: bool,
+        max_length: int | None,
+    ) -> None:
+        if not isinstance(model, (str, os.PathLike)) or not os.fspath(model).strip():
+            raise InvalidInputError(f"model must be a hub name or a folder, got {model!r}")
+        check_precision(precision)
+        if max_length is not None:
+            check_count(max_length, "max_length")
+        self.model = os.fspath(model)
+        self._settings: dict[str, Any] = {
+            "model": self.model,
+            "device": device,
+            "revision": revision,
+            "cache_folder": None if cache_folder is None else os.fspath(cache_folder),
+            "local_files_only": local_files_only,
+            "token": token,
+            "trust_remote_code": trust_remote_code,
+        }
+        self._asked_precision = precision
+        self._max_length = max_length
+        self._worker = Worker(f"retrieve-rerank {self.model}")
+        self._engine: E | None = None
+        self._limit: int | None = None  # the engine's max_length, for warnings, which must not wait for the thread
+
+    @property
+    def precision(self) -> str:
+        """The precision that the model computes in. Loads the model."""
+        return self._worker.run(self._loaded).precision.name
+
+    @property
+    def device(self) -> str:
+        """The device that the model is on. Loads the model."""
+        return str(self._worker.run(self._loaded).device)
+
+    @property
+    def max_length(self) -> int | None:
+        """Tokens that the model reads at once; None is no limit. Loads the model."""
+        return self._worker.run(self._loaded).max_length
+
+    def close(self) -> None:
+        """Free the model once the calls already made are done. A later call loads it again."""
+        self._worker.close(last=self._unload)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "not loaded" if self._engine is None else self._engine.describe()
+        return f"{type(self).__name__}({self.model!r}, {state})"
+
+    @abstractmethod
+    def _load(self, checkpoint: Checkpoint) -> E:
+        """Load the model; called on the worker's thread."""
+
+    def _loaded(self) -> E:
+        """Return the running model; called on the worker's thread only, so that it loads once."""
+        if self._engine is None:
+            from retrieve_rerank.models.loading import Checkpoint  # with all of torch behind it
+
+            self._engine = self._load(Checkpoint(**self._settings))
+            self._limit = self._engine.max_length
+        return self._engine
+
+    def _unload(self) -> None:
+        self._engine = None
