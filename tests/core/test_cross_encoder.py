@@ -112,11 +112,7 @@ def test_score_of_no_texts_is_an_empty_array(model: CrossEncoder) -> None:
     [
         ("tiny_cross_encoder", 3),
         ("tiny_roberta", 3),
-        pytest.param(
-            "tiny_language_model",
-            9,
-            marks=pytest.mark.xfail(strict=True, reason="the end of the template is cut, where the answer is read"),
-        ),
+        ("tiny_language_model", 9),
     ],
 )
 def test_a_long_passage_gives_way_and_the_query_is_never_cut(
