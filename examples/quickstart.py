@@ -73,11 +73,10 @@ def _run(options: argparse.Namespace) -> None:
             _answer(search, question)
     if options.cross_encoder is None:
         note = (
-            "The demo re-ranker is small and learned from questions about encyclopedia, forum and shop texts, so on "
-            "these docs it lifts some answers and buries others. For real work: --cross-encoder "
-            "cross-encoder/ms-marco-MiniLM-L6-v2, or a larger one."
+            "The demo re-ranker is small and learned from questions about encyclopedia, forum and shop texts: on these "
+            "docs it lifts some answers and buries others. For real work use a trained one:"
         )
-        print("\n" + textwrap.fill(note, _width()))
+        print(f"\n{textwrap.fill(note, _width())}\n    --cross-encoder cross-encoder/ms-marco-MiniLM-L6-v2")
 
 
 def _fill(index: ChromaIndex, complete: Path, modules: Sequence[str]) -> None:
@@ -111,7 +110,11 @@ def _questions(options: argparse.Namespace) -> Iterator[str]:
     while terminal or options.ask:
         if terminal:
             print("\nYour question (an empty line ends): ", end="", flush=True)
-        question = sys.stdin.readline().strip()
+        try:
+            question = sys.stdin.readline().strip()
+        except KeyboardInterrupt:
+            print()
+            return
         if not question:
             return
         yield question

@@ -118,14 +118,14 @@ def test_score_of_no_texts_is_an_empty_array(model: CrossEncoder) -> None:
 def test_a_long_passage_gives_way_and_the_query_is_never_cut(
     request: pytest.FixtureRequest, fixture: str, around: int
 ) -> None:
-    query = "paris " * 30
-    room = tiny.POSITIONS - around - 30
+    query = "paris " * 40  # longer than what is left for the passage
+    room = tiny.POSITIONS - around - 40
     with CrossEncoder(request.getfixturevalue(fixture), precision="float32") as model:
         fits = model.score(query, ["rome " * room])
         with pytest.warns(TruncationWarning):
             cut = model.score(query, ["rome " * room + "bread " * 100])
         assert cut == close_to(fits)
-        assert model.score("paris " * 29, ["rome " * room]) != close_to(fits)
+        assert model.score("paris " * 39, ["rome " * room]) != close_to(fits)
 
 
 def test_truncation_is_warned_of_once_with_counts_and_marked(model: CrossEncoder) -> None:
@@ -196,6 +196,14 @@ def test_prompts_saved_given_and_switched_off(tiny_cross_encoder: Path, tmp_path
     assert saved == close_to(plain.score("find the capital", ["rome", "paris"]))
     assert given == close_to(plain.score("what is the capital", ["rome", "paris"]))
     assert off == close_to(plain.score("capital", ["rome", "paris"]))
+
+
+def test_a_prompt_counts_towards_the_length(tiny_cross_encoder: Path) -> None:
+    with CrossEncoder(tiny_cross_encoder, prompt="the ") as model:
+        with pytest.warns(TruncationWarning, match="1 of 1"):
+            model.score("paris", ["word " * (tiny.POSITIONS - 3 - 1)])
+        with pytest.raises(InvalidInputError, match="the query has 64 tokens"):
+            model.score("paris " * 60, ["word"])
 
 
 @pytest.mark.parametrize("query", ["", "  ", None, 5, "\ud800"])
