@@ -1,8 +1,8 @@
 """Ask the documentation of Python's standard library: retrieve with a bi-encoder, re-rank with a cross-encoder.
 
     pip install "retrieve-rerank[demo]"
-    python examples/quickstart.py                                   # four questions, then yours
-    python examples/quickstart.py "How do I undo a commit in sqlite?"    # your question only
+    python examples/quickstart.py                                             # four questions, then yours
+    python examples/quickstart.py "Does a sort keep equal items in order?"    # your question only
 
 The first run reads the docstrings of the Python that runs it and indexes them: some 5,500 passages, a minute on two
 cores, with a progress bar. Later runs reuse that index and answer within seconds. For every question you see the best
@@ -82,10 +82,10 @@ def _run(options: argparse.Namespace) -> None:
 def _fill(index: ChromaIndex, complete: Path, modules: Sequence[str]) -> None:
     """Index the documentation, unless an earlier run has finished doing so."""
     if complete.exists() and index.count():
-        print(f"Index: {index.count():,} passages, reused from {complete.parent}")
+        print(f"Index of {index.count():,} passages reused:\n  {complete.parent}")
         return
     passages = list(stdlib_passages(modules))
-    print(f"Indexing {len(passages):,} passages into {complete.parent}, once:")
+    print(f"Indexing {len(passages):,} passages, this once:\n  {complete.parent}")
     start = time.perf_counter()
     report = index.add(passages, batch_size=256, show_progress=True)
     complete.touch()

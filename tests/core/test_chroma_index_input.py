@@ -211,7 +211,7 @@ def test_an_encoder_that_fails_leaves_the_index_as_it_was(index: ChromaIndex) ->
 
 @pytest.mark.parametrize("encoder", [None, "a model name", object(), lambda texts: texts])
 def test_what_is_no_encoder(encoder: Any) -> None:
-    with pytest.raises(InvalidInputError, match="must have encode_queries and encode_documents"):
+    with pytest.raises(InvalidInputError, match="the encoder lacks encode_queries, encode_documents"):
         ChromaIndex(encoder)
 
 

@@ -197,12 +197,10 @@ def test_a_collection_without_texts_is_warned_of(reopen: Make, tmp_path: Path, d
         assert reopen().get(["x"]) == [Passage("x", "")]
 
 
-def test_a_collection_of_another_width_is_warned_of(reopen: Make, tmp_path: Path) -> None:
+def test_a_collection_of_another_width_is_refused(reopen: Make, tmp_path: Path) -> None:
     plain(tmp_path, {}).add(ids=["x"], documents=["abc"], embeddings=[[1.0, 2.0]])
-    with pytest.warns(UserWarning, match="does not say which encoder"):
-        index = reopen()
-    with pytest.raises(IndexMismatchError, match="another length"):
-        index.retrieve("abc")
+    with pytest.raises(IndexMismatchError, match="another length, 2, than the encoder makes, 4"):
+        reopen()
 
 
 def test_a_collection_of_another_metric_is_refused(reopen: Make, tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -190,3 +192,41 @@ def test_empty_and_bad_input() -> None:
         reranker().compress_documents(documents(), " ")
     with pytest.raises(InvalidInputError, match=r"documents\[1\] must be a Document, got str"):
         reranker().compress_documents([Document("low"), "text"], "q")  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("template", ["{}", "{page_content", "{page_content.upper}", "{0}"])
+def test_a_template_that_cannot_be_filled_is_refused_at_once(template: str) -> None:
+    with pytest.raises(ValueError, match="text_template"):
+        reranker(text_template=template)
+
+
+def test_a_runnable_says_what_it_wants() -> None:
+    with pytest.raises(InvalidInputError, match="expected a mapping with 'query' and 'documents'"):
+        reranker().as_runnable().invoke({"question": "q"})  # type: ignore[typeddict-item]
+    with pytest.raises(InvalidInputError, match="got one NoneType"):
+        reranker().compress_documents(None, "q")  # type: ignore[arg-type]
+
+
+def test_ragged_scores_are_a_model_error() -> None:
+    model = TableCrossEncoder(SCORES, lambda scores: [[score] * position for position, score in enumerate(scores)])
+    with pytest.raises(ModelError, match="one number a pair"):
+        CrossEncoderReranker(model=model).compress_documents(documents(), "q")
+
+
+def test_settings_cannot_change_under_the_model() -> None:
+    other = TableCrossEncoder({text: -score for text, score in SCORES.items()})
+    changed = reranker().model_copy(update={"model": other})
+    assert [document.id for document in changed.compress_documents(documents(), "q")] == [
+        "id-low",
+        "id-middle",
+        "id-high",
+    ]
+    with pytest.raises(ValueError, match="frozen"):
+        reranker().top_n = 2
+
+
+def test_pickled_and_copied(tiny_cross_encoder: Path) -> None:
+    original = CrossEncoderReranker(model=str(tiny_cross_encoder), top_n=2)
+    expected = original.compress_documents(documents(), "paris")
+    for copied in (pickle.loads(pickle.dumps(original)), copy.deepcopy(original)):
+        assert copied.compress_documents(documents(), "paris") == expected

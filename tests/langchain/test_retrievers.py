@@ -172,3 +172,19 @@ def test_bad_stages_are_refused() -> None:
         pipeline("store")
     with pytest.raises(InvalidInputError, match="query is empty"):
         pipeline(store()).invoke("")
+
+
+def test_the_depth_reaches_a_retriever_that_is_wrapped() -> None:
+    base = ChromaRetriever(vectorstore=store(), k=1).with_config(tags=["x"])
+    assert ids(pipeline(base, top_n=2).invoke("a")) == ["2", "1"]
+    bound = store().as_retriever(search_kwargs={"k": 1}).bind(filter={"n": {"$lt": 2}})
+    assert ids(pipeline(bound, top_n=3).invoke("a")) == ["1", "0"]
+
+
+def test_scores_of_an_earlier_search_are_not_taken_for_this_ones() -> None:
+    stored = InMemoryVectorStore(WordEmbeddings())
+    earlier = {"retrieval_rank": 99, "retrieval_score": 0.99, "rerank_rank": 7, "relevance_score": 0.5}
+    stored.add_documents([Document(text, id=text, metadata=earlier) for text in ("a a a", "a a b")])
+    found = pipeline(stored).invoke("a")
+    assert [(document.id, document.metadata["retrieval_rank"]) for document in found] == [("a a b", 2), ("a a a", 1)]
+    assert all("retrieval_score" not in document.metadata for document in found)

@@ -323,3 +323,31 @@ def test_bad_input_is_refused_and_nothing_is_lost(call: Any, message: str) -> No
     with pytest.raises(InvalidInputError, match=message):
         call(stored)
     assert stored.get()["ids"] == ["kept"]
+
+
+async def test_a_search_does_not_wait_for_a_long_write() -> None:
+    class Slow(WordEmbeddings):
+        async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
+            await asyncio.sleep(0.1)
+            return self.embed_documents(texts)
+
+    stored = ChromaVectorStore(embedding_function=Slow())
+    stored.collection.write([], [])
+    task = asyncio.create_task(stored.aadd_texts(["a"] * 20, batch_size=2))
+    await asyncio.sleep(0.05)
+    start = time.perf_counter()
+    await stored.asimilarity_search("a")
+    assert time.perf_counter() - start < 0.5
+    assert not task.done()
+    assert len(await task) == stored.collection.count() == 20
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"collection_metadata": {"hnsw:space": "ip"}}, {"collection_configuration": {"hnsw": {"space": "ip"}}}],
+)
+def test_the_incumbents_ways_to_give_a_metric(options: dict[str, Any]) -> None:
+    assert store(**options).metric == "dot"
+    assert ChromaVectorStore.from_texts(["a"], WordEmbeddings(), **options).metric == "dot"
+    with pytest.raises(InvalidInputError, match="space must be one of"):
+        store(collection_metadata={"hnsw:space": "manhattan"})

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from chromadb.api import ClientAPI
 
 
+_ENCODER = ("encode_queries", "encode_documents", "dimension", "metric", "fingerprint")
+
+
 class ChromaIndex:
     """Passages in a Chroma collection, searched by an encoder's vectors.
 
@@ -61,10 +64,10 @@ class ChromaIndex:
         metric: Metric | None = None,
         assume_compatible: bool = False,
     ) -> None:
-        if not all(hasattr(encoder, name) for name in ("encode_queries", "encode_documents")):
+        missing = [name for name in _ENCODER if not hasattr(type(encoder), name) and not hasattr(encoder, name)]
+        if missing:
             raise InvalidInputError(
-                "the encoder must have encode_queries and encode_documents, as BiEncoder has; got "
-                f"{type(encoder).__name__}"
+                f"the encoder lacks {', '.join(missing)}, which BiEncoder has; got {type(encoder).__name__}"
             )
         self.encoder = encoder
         self.collection = ChromaCollection(
@@ -104,7 +107,7 @@ class ChromaIndex:
             for batch in self.collection.batches(records, batch_size):
                 plan = self.collection.plan(batch)
                 if plan.records:
-                    self.collection.write(plan, self._encoded([record.text for record in plan.records]))
+                    self.collection.write(plan.records, self._encoded([record.text for record in plan.records]))
                 report += plan.report
                 bar.update(len(batch))
         return report
@@ -217,7 +220,12 @@ def adopt(collection: ChromaCollection, encoder: Encoder) -> None:
     if sample:
         stored = collection.vectors([sample[0].id])[sample[0].id]
         made = np.asarray(encoder.encode_documents([sample[0].text])[0], np.float32)
-        if stored.shape != made.shape or not _alike(stored, made, collection.metric):
+        if stored.shape != made.shape:
+            raise IndexMismatchError(
+                f"collection {collection.name!r} holds vectors of another length, {len(stored)}, than the encoder "
+                f"makes, {len(made)}. Open it with the encoder that made it, or use another collection name"
+            )
+        if not _alike(stored, made, collection.metric):
             warnings.warn(
                 f"collection {collection.name!r} does not say which encoder made it, and encoding one of its texts "
                 "again gave another vector: scores mean nothing if it was another encoder. If the texts were "

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, RetrieveRerankError
+from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, RemoteError, RetrieveRerankError
 from retrieve_rerank.indexes.fingerprint import SPACES, Fingerprint, to_metadata
 from retrieve_rerank.types import Metric
 
@@ -37,6 +37,8 @@ def open_client(path: str | os.PathLike[str] | None) -> ClientAPI:
         return chromadb.EphemeralClient()
     # Chroma takes every spelling of a path for a store of its own, and two stores on one directory lose vectors.
     try:
+        if not os.fspath(path):
+            raise ValueError("the path is empty")
         folder = Path(path).expanduser().resolve()
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".retrieve-rerank-{uuid.uuid4().hex}"
@@ -68,6 +70,7 @@ def find_or_create(
 @contextmanager
 def translated(what: str) -> Iterator[None]:
     """Turn Chroma's errors into ours, with its own words kept."""
+    import httpx  # which Chroma's client for servers is built on
     from chromadb.errors import ChromaError, InternalError, InvalidArgumentError, NotFoundError
 
     try:
@@ -85,5 +88,7 @@ def translated(what: str) -> Iterator[None]:
         raise InvalidInputError(f"{what}: {error}") from error
     except InternalError as error:
         raise RetrieveRerankError(f"{what}: Chroma failed: {error}") from error
+    except httpx.HTTPError as error:
+        raise RemoteError(f"{what}: the Chroma server cannot be reached or failed: {error}") from error
     except (ChromaError, ValueError, TypeError) as error:
         raise InvalidInputError(f"{what}: {error}") from error

@@ -7,13 +7,15 @@ the default metric, merged metadata, ignored settings, batch limits, and two spe
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import re
 import threading
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from retrieve_rerank.checks import check_count, check_texts
-from retrieve_rerank.errors import InvalidInputError, RetrieveRerankError
+from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, RetrieveRerankError
 from retrieve_rerank.indexes.client import find_or_create, open_client, translated
 from retrieve_rerank.indexes.fingerprint import SPACES, Fingerprint, Identity, check_identity, to_metadata
 from retrieve_rerank.indexes.records import Record
@@ -51,10 +53,9 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What an upsert of some records has to do: those that need a vector, and the keys that each must lose."""
+    """What an upsert of some records has to do: those that need a vector, and what will have become of all."""
 
     records: Sequence[Record]
-    stale: Sequence[Mapping[str, None]]
     report: AddReport
 
 
@@ -101,7 +102,10 @@ class ChromaCollection:
         self._process = os.getpid()
         self._lock = threading.RLock()
         self.worker = Worker(f"retrieve-rerank collection {name}")
-        self._private = handle is None and path is None and client is None
+        private = handle is None and path is None and client is None
+        self._opened = handle is None and client is None
+        self._closed = False
+        self._drop_private: Callable[[], object] | None = None
         if handle is not None:
             # A live collection has no public way to its client, which knows the batch limit.
             self.name, self._handle = handle.name, handle
@@ -110,10 +114,18 @@ class ChromaCollection:
             return
         self.client = client if client is not None else open_client(path)
         # Chroma's in-memory store is one for the whole process: two indexes must not meet in it.
-        stored_name = f"{name[:400]}-{uuid.uuid4().hex}" if self._private else name
+        stored_name = f"{name[:400]}-{uuid.uuid4().hex}" if private else name
         with translated(f"collection {name!r}"):
             self._handle = find_or_create(self.client, stored_name, metric or "cosine", fingerprint)
-        self._check(metric, fingerprint, assume_compatible=assume_compatible)
+        if private:  # nobody else can reach it: it goes with this object
+            finalizer = weakref.finalize(self, _drop, self.client, stored_name)
+            finalizer.atexit = False
+            self._drop_private = finalizer
+        try:
+            self._check(metric, fingerprint, assume_compatible=assume_compatible)
+        except IndexMismatchError:
+            self.close()
+            raise
 
     def _check(self, metric: Metric | None, fingerprint: Fingerprint | None, *, assume_compatible: bool) -> None:
         found = Identity.read(self.handle.configuration_json, self.handle.metadata)
@@ -133,6 +145,8 @@ class ChromaCollection:
                 f"child {os.getpid()}, where Chroma would wait for ever. Open it in the child, or start processes with "
                 "multiprocessing.get_context('spawn')"
             )
+        if self._closed:
+            raise RetrieveRerankError(f"collection {self.name!r} was closed; open the index again")
         return self._handle
 
     @property
@@ -163,33 +177,32 @@ class ChromaCollection:
     def plan(self, records: Sequence[Record]) -> Plan:
         """Compare records (distinct ids, one batch) with what is stored."""
         stored = {record.id: record for record in self.read([record.id for record in records])}
-        changed, stale, added = [], [], 0
+        changed, added = [], 0
         for record in records:
             old = stored.get(record.id)
             if old is not None and old.text == record.text and _same(old.metadata, record.metadata):
                 continue
             added += old is None
             changed.append(record)
-            # Chroma merges metadata on upsert: a key goes only if it is set to None.
-            stale.append({key: None for key in (old.metadata if old else {}) if key not in record.metadata})
         report = AddReport(added, len(changed) - added, len(records) - len(changed))
-        return Plan(changed, stale, report)
+        return Plan(changed, report)
 
-    def write(self, plan: Plan, vectors: npt.ArrayLike) -> None:
-        """Store the records of `plan` with their vectors (n, dimension)."""
-        if not plan.records:
+    def write(self, records: Sequence[Record], vectors: npt.ArrayLike) -> None:
+        """Store records (distinct ids, one batch) with their vectors (n, dimension)."""
+        if not records:
             return
-        array = self._checked(vectors, len(plan.records))
-        metadatas: Any = [
-            {**stale, **record.metadata} or None for record, stale in zip(plan.records, plan.stale, strict=True)
-        ]
-        # A record that never had metadata must not send None values: Chroma takes those on known ids only.
+        array = self._checked(vectors, len(records))
+        ids = [record.id for record in records]
         with self._lock, translated(f"collection {self.name!r}"):
+            # Chroma merges metadata on upsert: a key goes only if it is set to None. What is there is read now and not
+            # when the upsert was planned, as another thread may have written since; and a new record must not send
+            # None values, which Chroma takes on known ids only.
+            old = {record.id: record.metadata for record in self.read(ids)}
+            metadatas: Any = [
+                {**dict.fromkeys(old.get(record.id, ())), **record.metadata} or None for record in records
+            ]
             self.handle.upsert(
-                ids=[record.id for record in plan.records],
-                embeddings=array,
-                documents=[record.text for record in plan.records],
-                metadatas=metadatas,
+                ids=ids, embeddings=array, documents=[record.text for record in records], metadatas=metadatas
             )
 
     def read(
@@ -307,18 +320,18 @@ class ChromaCollection:
         return 1.0 - distance
 
     def close(self) -> None:
-        """End the worker and drop a private in-memory collection."""
+        """End the worker, drop a private in-memory collection, and let go of a store that was opened here."""
         self.worker.close()
-        if self._private:
-            self._private = False
-            self.drop()
+        if self._drop_private is not None:
+            self._drop_private()
+        elif self._opened and not self._closed:
+            cast("Any", self.client).close()  # counted: the store itself closes with its last client
+        self._closed = self._closed or self._opened
 
     def drop(self) -> None:
         """Delete the collection itself."""
-        # Chroma leaves the list values of a deleted collection behind, for the next rows to find.
-        self.clear()
         with translated(f"collection {self.name!r}"):
-            self.client.delete_collection(self.handle.name)
+            _drop(self.client, self.handle.name)
 
     def _checked(self, vectors: npt.ArrayLike, rows: int | None) -> Vectors:
         try:
@@ -335,6 +348,17 @@ class ChromaCollection:
             bad = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
             raise InvalidInputError(f"vector {bad} holds NaN or infinity, which cannot be searched; check the encoder")
         return array
+
+
+def _drop(client: ClientAPI, name: str) -> None:
+    from chromadb.errors import NotFoundError
+
+    with contextlib.suppress(NotFoundError, ValueError):  # gone already
+        handle = client.get_collection(name, embedding_function=None)
+        # Chroma leaves the list values of a deleted collection behind, for the next rows to find.
+        while ids := handle.get(limit=_WRITE_CHUNK, include=[])["ids"]:
+            handle.delete(ids=ids)
+        client.delete_collection(name)
 
 
 def check_ids(ids: Sequence[str]) -> list[str]:
@@ -363,7 +387,7 @@ def _rounded(value: Any) -> Any:
         return {key: _rounded(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_rounded(item) for item in value]
-    return f"{value:.14g}" if isinstance(value, float) else value
+    return ["float", f"{value:.15g}"] if isinstance(value, float) else value
 
 
 def _records(rows: Mapping[str, Any]) -> list[Record]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,11 @@ from langchain_core.cross_encoders import BaseCrossEncoder
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 
-from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.errors import InvalidInputError, ModelError
 from retrieve_rerank.indexes.records import Record
+from retrieve_rerank.models.bi_encoder import BiEncoder
 from retrieve_rerank.models.cross_encoder import CrossEncoder
+from retrieve_rerank.models.worker import Worker
 from retrieve_rerank.types import Encoder, Hit, Metric, Passage
 
 Vectors = npt.NDArray[np.float32]
@@ -62,6 +64,21 @@ class EmbeddingsEncoder:
         """As `encode_queries`, by the embeddings' own async method where they have one."""
         return np.asarray([await self.embeddings.aembed_query(text) for text in texts], dtype=np.float32)
 
+    async def aencode_documents(self, texts: Sequence[str]) -> Vectors:
+        """As `encode_documents`, by the embeddings' own async method where they have one."""
+        return np.asarray(await self.embeddings.aembed_documents(list(texts)), dtype=np.float32)
+
+
+async def aencode_documents(encoder: Encoder, texts: list[str]) -> Vectors:
+    """Encode passages without blocking the event loop."""
+    if isinstance(encoder, (BiEncoder, EmbeddingsEncoder)):
+        return await encoder.aencode_documents(texts)
+    worker = Worker("retrieve-rerank encoding")
+    try:
+        return await worker.arun(encoder.encode_documents, texts)
+    finally:
+        worker.close()
+
 
 class LangChainCrossEncoder(BaseCrossEncoder):
     """Our cross-encoder as LangChain's: pairs in, logits out."""
@@ -90,7 +107,13 @@ class PairScorer:
     def score(self, query: str, texts: Sequence[str]) -> Vectors:
         """Return an array (len(texts),)."""
         # A list first: the stock class returns an array, or even a map object, where it promises a list.
-        return np.asarray(list(self.cross_encoder.score([(query, text) for text in texts])), dtype=np.float32)
+        scores = list(self.cross_encoder.score([(query, text) for text in texts]))
+        try:
+            return np.asarray(scores, dtype=np.float32)
+        except (ValueError, TypeError) as error:
+            raise ModelError(
+                f"{type(self.cross_encoder).__name__} must return one number a pair; its scores cannot be read: {error}"
+            ) from error
 
 
 def to_encoder(embeddings: Embeddings) -> Encoder:
@@ -125,6 +148,23 @@ def to_hits(documents: Sequence[Document], texts: Sequence[str]) -> list[Hit]:
     return hits
 
 
+def as_candidates(documents: Sequence[Document], *, scored: bool) -> list[Document]:
+    """Return a first stage's documents, marked with their ranks in it and free of an earlier search's scores.
+
+    Args:
+        documents: In the first stage's order.
+        scored: Whether the stage wrote their `retrieval_score`; what a stored document says of itself is no score.
+    """
+    old = {"relevance_score", "rerank_logit", "rerank_rank", "retrieval_rank"} | (
+        set() if scored else {"retrieval_score"}
+    )
+    marked = []
+    for rank, document in enumerate(checked_documents(documents), start=1):
+        metadata = {key: value for key, value in document.metadata.items() if key not in old}
+        marked.append(document.model_copy(update={"metadata": {**metadata, "retrieval_rank": rank}}))
+    return marked
+
+
 def to_reranked(document: Document, hit: Hit) -> Document:
     """Return a copy of `document` with the hit's scores, as plain numbers, in its metadata."""
     scores: dict[str, Any] = {
@@ -151,8 +191,8 @@ def to_document(record: Record) -> Document:
 
 def checked_documents(documents: Sequence[Document]) -> list[Document]:
     """Return `documents` as a list, or raise InvalidInputError naming the first item that is none."""
-    if isinstance(documents, (str, Document)):
-        raise InvalidInputError(f"documents must be a list of Document, got a single {type(documents).__name__}")
+    if isinstance(documents, (str, Document)) or not isinstance(documents, Iterable):
+        raise InvalidInputError(f"documents must be a list of Document, got one {type(documents).__name__}")
     items = list(documents)
     for position, item in enumerate(items):
         if not isinstance(item, Document):

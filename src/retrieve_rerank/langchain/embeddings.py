@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from langchain_core.embeddings import Embeddings
 from langchain_core.load import Serializable
@@ -11,6 +12,9 @@ from pydantic import AliasChoices, ConfigDict, Field, PrivateAttr, field_validat
 
 from retrieve_rerank.models.bi_encoder import BiEncoder
 from retrieve_rerank.models.precision import Precision
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class BiEncoderEmbeddings(Serializable, Embeddings):
@@ -28,7 +32,7 @@ class BiEncoderEmbeddings(Serializable, Embeddings):
     """
 
     model_config = ConfigDict(
-        extra="forbid", populate_by_name=True, arbitrary_types_allowed=True, protected_namespaces=()
+        extra="forbid", frozen=True, populate_by_name=True, arbitrary_types_allowed=True, protected_namespaces=()
     )
 
     model: str | BiEncoder = Field(
@@ -54,6 +58,13 @@ class BiEncoderEmbeddings(Serializable, Embeddings):
     @classmethod
     def _path_as_text(cls, value: object) -> object:
         return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy; one with other settings has an encoder of its own."""
+        copied = super().model_copy(update=update, deep=deep)
+        if update:
+            copied.model_post_init(None)
+        return copied
 
     def model_post_init(self, context: Any, /) -> None:
         """Build the encoder, which checks the settings and loads nothing yet."""

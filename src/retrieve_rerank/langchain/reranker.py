@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import Any, TypedDict
+from collections.abc import Mapping, Sequence
+from string import Formatter
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from langchain_core.callbacks import Callbacks
 from langchain_core.cross_encoders import BaseCrossEncoder
@@ -14,10 +15,14 @@ from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from pydantic import ConfigDict, PrivateAttr, field_validator
 
 from retrieve_rerank.checks import check_count, check_query, check_threshold
+from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.langchain._convert import PairScorer, checked_documents, render, to_hits, to_reranked
 from retrieve_rerank.models.cross_encoder import CrossEncoder
 from retrieve_rerank.models.ranking import Ranker, ScorerRanker
 from retrieve_rerank.types import Hit
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class RerankInput(TypedDict):
@@ -40,7 +45,7 @@ class CrossEncoderReranker(Serializable, BaseDocumentCompressor):
 
     The result holds copies, best first. Their metadata has, beside what was there, `relevance_score` (in [0, 1], means
     the same for every model), `rerank_logit`, `rerank_rank` and `retrieval_rank` (1-based), and `retrieval_score` where
-    the first stage gave one. `Document.id` stays.
+    the first stage gave one; documents that carry a `retrieval_rank` already keep it. `Document.id` stays.
 
     Example:
         >>> from langchain_core.documents import Document
@@ -52,7 +57,7 @@ class CrossEncoderReranker(Serializable, BaseDocumentCompressor):
         ('Paris is the capital of France.', 2, 1)
     """
 
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, protected_namespaces=())
 
     model: str | CrossEncoder | BaseCrossEncoder = "cross-encoder/ms-marco-MiniLM-L6-v2"
     top_n: int | None = 5
@@ -75,6 +80,27 @@ class CrossEncoderReranker(Serializable, BaseDocumentCompressor):
     @classmethod
     def _score_threshold(cls, value: float | None) -> float | None:
         return check_threshold(value)
+
+    @field_validator("text_template")
+    @classmethod
+    def _text_template(cls, value: str | None) -> str | None:
+        try:
+            names = [name for _, name, _, _ in Formatter().parse(value or "") if name is not None]
+        except ValueError as error:
+            raise InvalidInputError(f"text_template {value!r} cannot be read: {error}") from error
+        if wrong := [name for name in names if not name.isidentifier()]:
+            raise InvalidInputError(
+                f"text_template {value!r} may name metadata keys and page_content only, such as '{{title}}. "
+                f"{{page_content}}'; got {wrong[0]!r}"
+            )
+        return value
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy; one with another model ranks with that."""
+        copied = super().model_copy(update=update, deep=deep)
+        if update and "model" in update:
+            copied.model_post_init(None)
+        return copied
 
     def model_post_init(self, context: Any, /) -> None:
         """Build what ranks; a model given by name loads at its first use."""
@@ -126,6 +152,8 @@ class CrossEncoderReranker(Serializable, BaseDocumentCompressor):
         return RunnableLambda(rerank, arerank, name=type(self).__name__)
 
     def _prepare(self, job: RerankInput) -> tuple[list[Document], list[Hit]]:
+        if not isinstance(job, Mapping) or not {"query", "documents"} <= set(job):
+            raise InvalidInputError(f"expected a mapping with 'query' and 'documents', got {job!r:.200}")
         check_query(job["query"])
         documents = checked_documents(job["documents"])
         return documents, to_hits(documents, [render(document, self.text_template) for document in documents])

@@ -9,14 +9,14 @@ from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, Callba
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
-from langchain_core.runnables import Runnable
+from langchain_core.runnables import Runnable, RunnableBinding
 from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 from pydantic import ConfigDict, field_validator
 
 from retrieve_rerank.checks import check_count, check_query, check_threshold
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.indexes.collection import Where
-from retrieve_rerank.langchain._convert import with_metadata
+from retrieve_rerank.langchain._convert import as_candidates, with_metadata
 from retrieve_rerank.langchain.reranker import CrossEncoderReranker
 from retrieve_rerank.langchain.vectorstore import ChromaVectorStore
 from retrieve_rerank.models.cross_encoder import CrossEncoder
@@ -228,7 +228,7 @@ class RetrieveRerankRetriever(BaseRetriever):
         stage, limit, options = self._first_stage(fetch_k, first_stage_options)
         rerank = self._second_stage(top_n, score_threshold)
         candidates = stage.invoke(query, {"callbacks": run_manager.get_child("retrieve")}, **options)
-        job = {"query": query, "documents": candidates[:limit]}
+        job = {"query": query, "documents": as_candidates(candidates[:limit], scored=isinstance(stage, _SCORING))}
         return rerank.invoke(job, {"callbacks": run_manager.get_child("rerank")})
 
     async def _aget_relevant_documents(
@@ -245,7 +245,7 @@ class RetrieveRerankRetriever(BaseRetriever):
         stage, limit, options = self._first_stage(fetch_k, first_stage_options)
         rerank = self._second_stage(top_n, score_threshold)
         candidates = await stage.ainvoke(query, {"callbacks": run_manager.get_child("retrieve")}, **options)
-        job = {"query": query, "documents": candidates[:limit]}
+        job = {"query": query, "documents": as_candidates(candidates[:limit], scored=isinstance(stage, _SCORING))}
         return await rerank.ainvoke(job, {"callbacks": run_manager.get_child("rerank")})
 
     def _second_stage(self, top_n: int | None, score_threshold: float | None) -> Runnable[Any, list[Document]]:
@@ -259,6 +259,10 @@ class RetrieveRerankRetriever(BaseRetriever):
         """Return the first stage, set to find `fetch_k` documents; that number; and the options for its `invoke`."""
         limit = self.fetch_k if fetch_k is None else check_count(fetch_k, "fetch_k")
         base = self.base_retriever
+        if isinstance(base, RunnableBinding):  # what with_config and bind make
+            inner = self.model_copy(update={"base_retriever": base.bound})
+            stage, limit, options = inner._first_stage(limit, options)  # noqa: SLF001 - ourselves
+            return base.model_copy(update={"bound": stage}), limit, options
         if isinstance(base, ChromaVectorStore):
             return ChromaRetriever(vectorstore=base, k=limit), limit, options
         if isinstance(base, VectorStore):
@@ -288,7 +292,7 @@ class ScoredStoreRetriever(VectorStoreRetriever):
         try:
             scored = self.vectorstore.similarity_search_with_relevance_scores(query, **kwargs)
         except NotImplementedError:
-            return self.vectorstore.similarity_search(query, **kwargs)
+            return as_candidates(self.vectorstore.similarity_search(query, **kwargs), scored=False)
         return _with_relevance(scored)
 
     async def _aget_relevant_documents(
@@ -297,8 +301,11 @@ class ScoredStoreRetriever(VectorStoreRetriever):
         try:
             scored = await self.vectorstore.asimilarity_search_with_relevance_scores(query, **kwargs)
         except NotImplementedError:
-            return await self.vectorstore.asimilarity_search(query, **kwargs)
+            return as_candidates(await self.vectorstore.asimilarity_search(query, **kwargs), scored=False)
         return _with_relevance(scored)
+
+
+_SCORING = (ChromaRetriever, ScoredStoreRetriever)  # first stages that write each document's retrieval score
 
 
 def _with_relevance(scored: list[tuple[Document, float]]) -> list[Document]:

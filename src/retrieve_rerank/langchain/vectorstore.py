@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
@@ -15,8 +15,9 @@ from langchain_core.embeddings import Embeddings
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.indexes.chroma import adopt
 from retrieve_rerank.indexes.collection import ChromaCollection, Where
+from retrieve_rerank.indexes.fingerprint import SPACES
 from retrieve_rerank.indexes.records import Record, to_record
-from retrieve_rerank.langchain._convert import EmbeddingsEncoder, to_document, to_encoder
+from retrieve_rerank.langchain._convert import EmbeddingsEncoder, aencode_documents, to_document, to_encoder
 from retrieve_rerank.langchain._search import ChromaSearch, refuse
 from retrieve_rerank.models.worker import Worker
 from retrieve_rerank.types import Encoder, Metric, Passage
@@ -41,6 +42,8 @@ class ChromaVectorStore(ChromaSearch):
             object.
         metric: "cosine", "dot" or "euclidean", instead of the model's.
         assume_compatible: Open a collection that was made by another model or metric all the same.
+        collection_metadata: The incumbent's way to give a metric, `{"hnsw:space": "cosine"}`; nothing else is read.
+        collection_configuration: The other one, `{"hnsw": {"space": "cosine"}}`; nothing else is read.
 
     Raises:
         InvalidInputError: If the directory or the name cannot be used.
@@ -64,7 +67,10 @@ class ChromaVectorStore(ChromaSearch):
         *,
         metric: Metric | None = None,
         assume_compatible: bool = False,
+        collection_metadata: Mapping[str, Any] | None = None,
+        collection_configuration: Mapping[str, Any] | None = None,
     ) -> None:
+        metric = metric or _asked_metric(collection_metadata, collection_configuration)
         self._embeddings = embedding_function
         self._encoder: Encoder | None = None if embedding_function is None else to_encoder(embedding_function)
         # Embeddings that do not know their metric follow the collection's.
@@ -122,7 +128,8 @@ class ChromaVectorStore(ChromaSearch):
         for batch in self.collection.batches(_records(texts, metadatas, ids, made), batch_size):
             plan = self.collection.plan(batch)
             if plan.records:
-                self.collection.write(plan, encoder.encode_documents([record.text for record in plan.records]))
+                vectors = encoder.encode_documents([record.text for record in plan.records])
+                self.collection.write(plan.records, vectors)
         return made
 
     async def aadd_texts(
@@ -134,9 +141,17 @@ class ChromaVectorStore(ChromaSearch):
         batch_size: int | None = None,
         **kwargs: Any,
     ) -> list[str]:
-        """As `add_texts`, without blocking the event loop."""
-        call = partial(self.add_texts, texts, metadatas, ids, batch_size=batch_size, **kwargs)
-        return await self.collection.worker.arun(call)
+        """As `add_texts`, without blocking the event loop, or searches for longer than one batch takes to write."""
+        refuse(kwargs)
+        encoder = self._needed_encoder()
+        made: list[str] = []
+        arun = self.collection.worker.arun
+        for batch in self.collection.batches(_records(texts, metadatas, ids, made), batch_size):
+            plan = await arun(self.collection.plan, batch)
+            if plan.records:
+                changed = [record.text for record in plan.records]
+                await arun(self.collection.write, plan.records, await aencode_documents(encoder, changed))
+        return made
 
     def update_document(self, document_id: str, document: Document) -> None:
         """Replace one document."""
@@ -213,6 +228,8 @@ class ChromaVectorStore(ChromaSearch):
         client: ClientAPI | None = None,
         metric: Metric | None = None,
         assume_compatible: bool = False,
+        collection_metadata: Mapping[str, Any] | None = None,
+        collection_configuration: Mapping[str, Any] | None = None,
         batch_size: int | None = None,
         **kwargs: Any,
     ) -> ChromaVectorStore:
@@ -225,6 +242,8 @@ class ChromaVectorStore(ChromaSearch):
             client,
             metric=metric,
             assume_compatible=assume_compatible,
+            collection_metadata=collection_metadata,
+            collection_configuration=collection_configuration,
         )
         store.add_texts(texts, metadatas, ids, batch_size=batch_size)
         return store
@@ -252,6 +271,16 @@ class ChromaVectorStore(ChromaSearch):
 
     def __repr__(self) -> str:
         return f"ChromaVectorStore({self.collection.name!r}, {self.metric}, embeddings={self._encoder!r})"
+
+
+def _asked_metric(metadata: Mapping[str, Any] | None, configuration: Mapping[str, Any] | None) -> Metric | None:
+    space = ((configuration or {}).get("hnsw") or {}).get("space") or (metadata or {}).get("hnsw:space")
+    if space is None:
+        return None
+    for metric, name in SPACES.items():
+        if name == space:
+            return metric
+    raise InvalidInputError(f"the space must be one of {', '.join(SPACES.values())}; got {space!r}")
 
 
 def _records(

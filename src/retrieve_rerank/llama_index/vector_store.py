@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -20,7 +20,7 @@ from llama_index.core.vector_stores.types import (
 from retrieve_rerank.errors import InvalidInputError, RemoteError
 from retrieve_rerank.indexes.chroma import adopt
 from retrieve_rerank.indexes.client import translated
-from retrieve_rerank.indexes.collection import ChromaCollection, Found, Plan
+from retrieve_rerank.indexes.collection import ChromaCollection, Found
 from retrieve_rerank.indexes.fingerprint import Identity, check_identity
 from retrieve_rerank.llama_index._convert import (
     DOCUMENT_KEY,
@@ -288,13 +288,8 @@ class ChromaVectorStore(BasePydanticVectorStore):
         records = [node_to_record(node) for node in distinct]
         row = {record.id: position for position, record in enumerate(records)}
         for batch in self._collection.batches(records):
-            plan = self._collection.plan(batch)
-            # The plan leaves out records that have not changed; their vectors may have.
-            stale: Mapping[str, Mapping[str, None]] = {
-                record.id: keys for record, keys in zip(plan.records, plan.stale, strict=True)
-            }
-            whole = Plan(batch, [stale.get(record.id, {}) for record in batch], plan.report)
-            self._collection.write(whole, vectors[[row[record.id] for record in batch]])
+            # All of them: of a record that has not changed, the vector may have.
+            self._collection.write(batch, vectors[[row[record.id] for record in batch]])
 
     def _search(self, request: Request) -> VectorStoreQueryResult:
         found = self._collection.query(

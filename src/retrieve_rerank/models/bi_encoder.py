@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
@@ -11,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from retrieve_rerank.checks import check_count, check_texts
-from retrieve_rerank.errors import ModelError, TruncationWarning
+from retrieve_rerank.errors import ModelError, warn_truncated
 from retrieve_rerank.models.local import LocalModel
 from retrieve_rerank.models.precision import Precision
 from retrieve_rerank.types import Metric
@@ -180,11 +179,9 @@ class BiEncoder(LocalModel["BiEngine"]):
 
     def _warned(self, vectors: npt.NDArray[np.float32], cut: int) -> npt.NDArray[np.float32]:
         if cut:
-            warnings.warn(
+            warn_truncated(
                 f"{cut} of {len(vectors)} texts are longer than {self.model!r} reads ({self._limit} tokens); their "
-                "ends are not in the vectors. Split them into shorter passages",
-                TruncationWarning,
-                stacklevel=3,
+                "ends are not in the vectors. Split them into shorter passages"
             )
         return vectors
 

@@ -85,6 +85,16 @@ class LocalModel(ABC, Generic[E]):
     ) -> None:
         self.close()
 
+    def __getstate__(self) -> dict[str, Any]:
+        # The settings are the object; the thread, the loaded model and the secret stay behind.
+        state = {**self.__dict__, "_engine": None, "_settings": {**self._settings, "token": None}}
+        del state["_worker"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._worker = Worker(f"retrieve-rerank {self.model}")
+
     def __repr__(self) -> str:
         state = "not loaded" if self._engine is None else self._engine.describe()
         return f"{type(self).__name__}({self.model!r}, {state})"

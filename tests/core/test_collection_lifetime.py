@@ -1,0 +1,101 @@
+"""What becomes of a collection when many write it, when it is closed, and when nobody holds it any more."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+import shutil
+import socket
+import threading
+from pathlib import Path
+
+import chromadb
+import pytest
+
+from retrieve_rerank import BiEncoder, ChromaIndex, CrossEncoder, Passage, RemoteError, RetrieveRerankError
+from retrieve_rerank.indexes.client import translated
+from tests.core.stubs import LetterEncoder
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [(1.0, "1"), ("0.5", 0.5), ([1.0], ["1"]), (1700000000.12345, 1700000000.12346), (1, True), (1, 1.0)],
+)
+def test_a_value_that_only_looks_the_same_is_stored(old: object, new: object) -> None:
+    with ChromaIndex(LetterEncoder()) as index:
+        index.add([Passage("x", "a", {"v": old})])
+        assert index.add([Passage("x", "a", {"v": new})]).updated == 1
+        stored = index.get(["x"])[0].metadata["v"]
+        assert (stored, type(stored)) == (new, type(new))
+
+
+def test_two_threads_that_write_one_passage_do_not_mix_its_metadata() -> None:
+    class Meeting(LetterEncoder):
+        """Both threads have planned their write before either one writes."""
+
+        barrier = threading.Barrier(2, timeout=10)
+
+        def encode_documents(self, texts):  # type: ignore[no-untyped-def]
+            self.barrier.wait()
+            return super().encode_documents(texts)
+
+    index = ChromaIndex(Meeting())
+    threads = [threading.Thread(target=index.add, args=([Passage("x", name, {name: 1})],)) for name in ("a", "b")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    stored = index.get(["x"])[0]
+    assert dict(stored.metadata) == {stored.text: 1}
+
+
+def test_a_closed_store_lets_go_of_its_directory(tmp_path: Path) -> None:
+    folder = tmp_path / "index"
+    index = ChromaIndex(LetterEncoder(), path=folder)
+    index.add([Passage("x", "a")])
+    index.close()
+    index.close()
+    with pytest.raises(RetrieveRerankError, match="was closed; open the index again"):
+        index.count()
+    shutil.rmtree(folder)
+    with ChromaIndex(LetterEncoder(), path=folder) as again:
+        assert again.count() == 0
+        assert again.add([Passage("x", "a"), Passage("y", "b")]).added == 2
+
+
+def test_an_index_in_memory_goes_with_the_last_that_holds_it() -> None:
+    client = chromadb.EphemeralClient()
+    gc.collect()
+    before = client.count_collections()
+    index = ChromaIndex(LetterEncoder())
+    index.add([Passage("x", "a")])
+    assert client.count_collections() == before + 1
+    del index
+    gc.collect()
+    assert client.count_collections() == before
+
+
+def test_a_server_that_is_gone_is_a_remote_error() -> None:
+    import httpx
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with (
+        pytest.raises(RemoteError, match="collection 'x': the Chroma server cannot be reached"),
+        translated("collection 'x'"),
+    ):
+        httpx.get(f"http://127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize("kind", [BiEncoder, CrossEncoder])
+def test_models_travel_as_their_settings(kind: type, tiny_bi_encoder: Path, tiny_cross_encoder: Path) -> None:
+    path = tiny_bi_encoder if kind is BiEncoder else tiny_cross_encoder
+    model = kind(path, max_length=32, token="hf_secret")
+    assert model.max_length == 32  # loaded
+    dumped = pickle.dumps(model)
+    assert b"hf_secret" not in dumped
+    for copied in (pickle.loads(dumped), copy.copy(model), copy.deepcopy(model)):
+        assert "not loaded" in repr(copied)
+        assert copied.max_length == 32
