@@ -263,3 +263,25 @@ def test_a_forked_child_gets_a_clear_error() -> None:
     messages = run_python(script, warnings="ignore").splitlines()
     assert len(messages) == 4
     assert all("spawn" in message for message in messages)
+
+
+@pytest.mark.skipif("not hasattr(__import__('os'), 'fork')", reason="needs fork")
+@pytest.mark.xfail(strict=True, reason="closing asks Chroma, which waits for ever in a forked child")
+@pytest.mark.parametrize("end", ["index.close()", "globals().pop('index')"])
+def test_a_forked_child_may_close_or_drop_what_it_was_given(end: str) -> None:
+    script = f"""
+        import os, signal, warnings
+        warnings.simplefilter("ignore")
+        from retrieve_rerank import ChromaIndex, Passage
+        from tests.core.stubs import LetterEncoder
+
+        index = ChromaIndex(LetterEncoder())
+        index.add([Passage("x", "a")])
+        child = os.fork()
+        if child == 0:
+            signal.alarm(3)  # ends the child, should it wait
+            {end}
+            os._exit(0)
+        print(os.waitpid(child, 0)[1], index.count())
+    """
+    assert run_python(script, warnings="ignore").strip() == "0 1"

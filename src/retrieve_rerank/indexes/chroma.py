@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from retrieve_rerank.checks import check_count, check_queries, check_query
 from retrieve_rerank.errors import IndexMismatchError, InvalidInputError
 from retrieve_rerank.indexes.collection import ChromaCollection, Found, Where, check_ids
-from retrieve_rerank.indexes.records import to_record
+from retrieve_rerank.indexes.records import Record, to_record
 from retrieve_rerank.types import AddReport, Encoder, Hit, Metric, Passage
 
 if TYPE_CHECKING:
@@ -102,14 +102,22 @@ class ChromaIndex:
             raise InvalidInputError(f"passages must be an iterable of Passage, got {type(passages).__name__}")
         total = len(passages) if isinstance(passages, Sized) else None
         report = AddReport()
-        records = (to_record(_checked(passage, position)) for position, passage in enumerate(passages))
+        read = 0
+
+        def records() -> Iterator[Record]:
+            nonlocal read
+            for passage in passages:
+                yield to_record(_checked(passage, read))
+                read += 1
+
         with tqdm(total=total, disable=not show_progress, unit="passage", desc="Indexing") as bar:
-            for batch in self.collection.batches(records, batch_size):
+            for batch in self.collection.batches(records(), batch_size):
                 plan = self.collection.plan(batch)
                 if plan.records:
                     self.collection.write(plan.records, self._encoded([record.text for record in plan.records]))
                 report += plan.report
-                bar.update(len(batch))
+                bar.update(read - bar.n)  # repeated ids are read, too
+            bar.update(read - bar.n)
         return report
 
     def delete(self, ids: Sequence[str]) -> None:

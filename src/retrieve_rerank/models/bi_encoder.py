@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _DOCUMENT_PROMPTS = ("document", "passage", "corpus")  # the names that sentence-transformers looks for, in its order
 
+_SPLIT, _SHORTEN = "Split them into shorter passages", "Shorten the queries"
+
 
 class BiEncoder(LocalModel["BiEngine"]):
     """Encodes queries and passages with a sentence-transformers bi-encoder.
@@ -130,7 +132,7 @@ class BiEncoder(LocalModel["BiEngine"]):
             InvalidInputError: If an item is not a usable string.
             ModelError: If the model cannot be loaded or gives NaN.
         """
-        return self._warned(*self._worker.run(self._encode_queries, check_texts(texts)))
+        return self._warned(*self._worker.run(self._encode_queries, check_texts(texts)), _SHORTEN)
 
     def encode_documents(self, texts: Sequence[str], *, show_progress: bool = False) -> npt.NDArray[np.float32]:
         """Encode passages, with the model's document prompt.
@@ -150,7 +152,7 @@ class BiEncoder(LocalModel["BiEngine"]):
 
     async def aencode_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """As `encode_queries`, without blocking the event loop."""
-        return self._warned(*await self._worker.arun(self._encode_queries, check_texts(texts)))
+        return self._warned(*await self._worker.arun(self._encode_queries, check_texts(texts)), _SHORTEN)
 
     async def aencode_documents(self, texts: Sequence[str], *, show_progress: bool = False) -> npt.NDArray[np.float32]:
         """As `encode_documents`, without blocking the event loop."""
@@ -177,11 +179,11 @@ class BiEncoder(LocalModel["BiEngine"]):
             )
         return vectors, cut
 
-    def _warned(self, vectors: npt.NDArray[np.float32], cut: int) -> npt.NDArray[np.float32]:
+    def _warned(self, vectors: npt.NDArray[np.float32], cut: int, advice: str = _SPLIT) -> npt.NDArray[np.float32]:
         if cut:
             warn_truncated(
                 f"{cut} of {len(vectors)} texts are longer than {self.model!r} reads ({self._limit} tokens); their "
-                "ends are not in the vectors. Split them into shorter passages"
+                f"ends are not in the vectors. {advice}"
             )
         return vectors
 
