@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
-import threading
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +13,7 @@ import pytest
 import sentence_transformers
 
 from retrieve_rerank import CrossEncoder, InvalidInputError, ModelError, TruncationWarning
-from retrieve_rerank.models import loading
 from tests import tiny
-from tests.core.stubs import run_python
 
 Predict = Callable[..., Any]
 
@@ -231,69 +226,6 @@ def test_logits_that_are_no_numbers_are_an_error(model: CrossEncoder) -> None:
     network.classifier.bias.data[:] = float("nan")
     with pytest.raises(ModelError, match="NaN for 2 of 2 passages"):
         model.rank(QUERY, ["a", "b"])
-
-
-def test_many_threads_get_what_one_would_and_the_model_loads_once(
-    tiny_cross_encoder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loads: list[object] = []
-    load = loading.load_cross_encoder
-    monkeypatch.setattr(loading, "load_cross_encoder", lambda checkpoint: loads.append(checkpoint) or load(checkpoint))
-    texts = many_texts()
-    jobs = [(f"query {number} {'rome ' * (number % 5)}", texts[number : number + 9]) for number in range(32)]
-    serial = CrossEncoder(tiny_cross_encoder, precision="float32")
-    expected = [serial.score(*job) for job in jobs]
-    loads.clear()
-    with CrossEncoder(tiny_cross_encoder, precision="float32") as model, ThreadPoolExecutor(8) as pool:
-        assert np.array_equal(list(pool.map(lambda job: model.score(*job), jobs)), expected)
-    assert len(loads) == 1
-
-
-async def test_fifty_tasks_get_what_one_would_and_the_loop_goes_on(model: CrossEncoder) -> None:
-    texts = many_texts()
-    jobs = [(f"query {number}", texts[number : number + 20]) for number in range(50)]
-    ticks = 0
-
-    async def tick() -> None:
-        nonlocal ticks
-        while True:
-            await asyncio.sleep(0.002)
-            ticks += 1
-
-    ticking = asyncio.create_task(tick())
-    results = await asyncio.gather(*(model.arank(*job) for job in jobs))
-    ticking.cancel()
-    assert ticks > 10
-    assert results == [model.rank(*job) for job in jobs]
-    scores = await model.ascore(QUERY, TEXTS)
-    assert np.array_equal(scores, model.score(QUERY, TEXTS))
-
-
-def test_close_frees_the_model_and_a_later_call_loads_it_again(tiny_cross_encoder: Path) -> None:
-    import weakref
-
-    model = CrossEncoder(tiny_cross_encoder, precision="float32")
-    model.close()  # never used
-    before = model.score(QUERY, TEXTS)
-    engine, thread = weakref.ref(model._engine), model._worker.run(threading.current_thread)
-    assert "not loaded" not in repr(model)
-    model.close()
-    assert "not loaded" in repr(model)
-    assert engine() is None
-    thread.join(5)
-    assert not thread.is_alive()
-    assert np.array_equal(model.score(QUERY, TEXTS), before)
-    model.close()
-    model.close()
-
-
-def test_the_interpreter_ends_although_a_model_is_open(tiny_cross_encoder: Path) -> None:
-    script = """
-        import sys
-        from retrieve_rerank import CrossEncoder
-        print(len(CrossEncoder(sys.argv[1]).score("a", ["b", "c"])))
-    """
-    assert run_python(script, str(tiny_cross_encoder)).strip() == "2"
 
 
 def test_the_default_model_is_the_documented_one() -> None:

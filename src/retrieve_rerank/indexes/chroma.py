@@ -107,8 +107,9 @@ class ChromaIndex:
         def records() -> Iterator[Record]:
             nonlocal read
             for passage in passages:
-                yield to_record(_checked(passage, read))
+                record = to_record(_checked(passage, read))
                 read += 1
+                yield record
 
         with tqdm(total=total, disable=not show_progress, unit="passage", desc="Indexing") as bar:
             for batch in self.collection.batches(records(), batch_size):
