@@ -266,7 +266,6 @@ def test_a_forked_child_gets_a_clear_error() -> None:
 
 
 @pytest.mark.skipif("not hasattr(__import__('os'), 'fork')", reason="needs fork")
-@pytest.mark.xfail(strict=True, reason="closing asks Chroma, which waits for ever in a forked child")
 @pytest.mark.parametrize("end", ["index.close()", "globals().pop('index')"])
 def test_a_forked_child_may_close_or_drop_what_it_was_given(end: str) -> None:
     script = f"""

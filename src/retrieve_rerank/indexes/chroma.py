@@ -230,6 +230,7 @@ def adopt(collection: ChromaCollection, encoder: Encoder) -> None:
         stored = collection.vectors([sample[0].id])[sample[0].id]
         made = np.asarray(encoder.encode_documents([sample[0].text])[0], np.float32)
         if stored.shape != made.shape:
+            collection.close()
             raise IndexMismatchError(
                 f"collection {collection.name!r} holds vectors of another length, {len(stored)}, than the encoder "
                 f"makes, {len(made)}. Open it with the encoder that made it, or use another collection name"

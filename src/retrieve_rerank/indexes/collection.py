@@ -25,7 +25,7 @@ import numpy.typing as npt
 from retrieve_rerank.checks import check_count, check_texts
 from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, RetrieveRerankError
 from retrieve_rerank.indexes.client import find_or_create, open_client, translated
-from retrieve_rerank.indexes.fingerprint import SPACES, Fingerprint, Identity, check_identity, to_metadata
+from retrieve_rerank.indexes.fingerprint import SPACES, Fingerprint, Identity, check_format, check_identity, to_metadata
 from retrieve_rerank.indexes.records import Record
 from retrieve_rerank.models.worker import Worker
 from retrieve_rerank.types import AddReport, Metric
@@ -118,7 +118,7 @@ class ChromaCollection:
         with translated(f"collection {name!r}"):
             self._handle = find_or_create(self.client, stored_name, metric or "cosine", fingerprint)
         if private:  # nobody else can reach it: it goes with this object
-            finalizer = weakref.finalize(self, _drop, self.client, stored_name)
+            finalizer = weakref.finalize(self, _drop, self.client, stored_name, os.getpid())
             finalizer.atexit = False
             self._drop_private = finalizer
         try:
@@ -131,6 +131,7 @@ class ChromaCollection:
         found = Identity.read(self.handle.configuration_json, self.handle.metadata)
         self.metric = found.metric
         self.verified = fingerprint is None or found.fingerprint is not None
+        check_format(self.name, found)
         if not assume_compatible:
             check_identity(self.name, found, metric, fingerprint)
         else:
@@ -321,6 +322,8 @@ class ChromaCollection:
 
     def close(self) -> None:
         """End the worker, drop a private in-memory collection, and let go of a store that was opened here."""
+        if os.getpid() != self._process:
+            return  # a forked child has nothing of its own to let go of, and Chroma would not answer
         self.worker.close()
         if self._drop_private is not None:
             self._drop_private()
@@ -331,7 +334,7 @@ class ChromaCollection:
     def drop(self) -> None:
         """Delete the collection itself."""
         with translated(f"collection {self.name!r}"):
-            _drop(self.client, self.handle.name)
+            _drop(self.client, self.handle.name, os.getpid())
 
     def _checked(self, vectors: npt.ArrayLike, rows: int | None) -> Vectors:
         try:
@@ -350,7 +353,9 @@ class ChromaCollection:
         return array
 
 
-def _drop(client: ClientAPI, name: str) -> None:
+def _drop(client: ClientAPI, name: str, process: int) -> None:
+    if os.getpid() != process:  # in a forked child Chroma would wait for ever
+        return
     from chromadb.errors import NotFoundError
 
     with contextlib.suppress(NotFoundError, ValueError):  # gone already

@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -220,9 +221,11 @@ def _refuse_random_weights(model: AnyModel, checkpoint: Checkpoint, advice: str,
     if transformer is None or not saved:
         return
     # Old checkpoints name the two parts of a layer norm otherwise; a network may be saved with or without its prefix.
-    saved = {name.replace("gamma", "weight").replace("beta", "bias") for name in saved}
+    saved = {re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name)) for name in saved}
     tails = {".".join(name.split(".")[start:]) for name in saved for start in range(name.count(".") + 1)}
-    names = [name for name, _ in transformer.named_parameters() if unused is None or not name.startswith(unused)]
+    # Experts are merged while they load, so their names tell nothing.
+    names = [name for name, _ in transformer.named_parameters() if "experts" not in name]
+    names = [name for name in names if unused is None or not name.startswith(unused)]
     missing = [name for name in names if name not in tails and not any(_is_tail(known, name) for known in saved)]
     head = [name for name in missing if not name.startswith(f"{transformer.base_model_prefix}.")]
     if len(missing) > len(names) / 2:  # the library loads them under other names: only the head tells
