@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # Chroma searches this many neighbours. Its default of 100 finds 93 % of the true top 100; re-ranking wants them all.
 _EF_SEARCH = 200
+_DROP_CHUNK = 1_000  # records deleted in one call
 
 
 def open_client(path: str | os.PathLike[str] | None) -> ClientAPI:
@@ -65,6 +66,26 @@ def find_or_create(
         return client.create_collection(
             name, configuration=settings, metadata=to_metadata(fingerprint), embedding_function=None
         )
+
+
+def drop_collection(client: ClientAPI, name: str, process: int) -> None:
+    """Delete a collection and everything in it; one that is gone is no error.
+
+    Args:
+        client: Where it is.
+        name: Its name.
+        process: The process that opened the client; elsewhere, nothing is done.
+    """
+    if os.getpid() != process:  # in a forked child Chroma would wait for ever
+        return
+    from chromadb.errors import NotFoundError
+
+    with suppress(NotFoundError, ValueError):  # gone already
+        handle = client.get_collection(name, embedding_function=None)
+        # Chroma leaves the list values of a deleted collection behind, for the next rows to find.
+        while ids := handle.get(limit=_DROP_CHUNK, include=[])["ids"]:
+            handle.delete(ids=ids)
+        client.delete_collection(name)
 
 
 @contextmanager

@@ -7,8 +7,6 @@ the default metric, merged metadata, ignored settings, batch limits, and two spe
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
 import os
 import re
@@ -24,7 +22,7 @@ import numpy.typing as npt
 
 from retrieve_rerank.checks import check_count, check_texts
 from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, RetrieveRerankError
-from retrieve_rerank.indexes.client import find_or_create, open_client, translated
+from retrieve_rerank.indexes.client import drop_collection, find_or_create, open_client, translated
 from retrieve_rerank.indexes.fingerprint import SPACES, Fingerprint, Identity, check_format, check_identity, to_metadata
 from retrieve_rerank.indexes.records import Record
 from retrieve_rerank.models.worker import Worker
@@ -118,7 +116,7 @@ class ChromaCollection:
         with translated(f"collection {name!r}"):
             self._handle = find_or_create(self.client, stored_name, metric or "cosine", fingerprint)
         if private:  # nobody else can reach it: it goes with this object
-            finalizer = weakref.finalize(self, _drop, self.client, stored_name, os.getpid())
+            finalizer = weakref.finalize(self, drop_collection, self.client, stored_name, os.getpid())
             finalizer.atexit = False
             self._drop_private = finalizer
         try:
@@ -181,7 +179,7 @@ class ChromaCollection:
         changed, added = [], 0
         for record in records:
             old = stored.get(record.id)
-            if old is not None and old.text == record.text and _same(old.metadata, record.metadata):
+            if old is not None and record.equals(old):
                 continue
             added += old is None
             changed.append(record)
@@ -334,7 +332,7 @@ class ChromaCollection:
     def drop(self) -> None:
         """Delete the collection itself."""
         with translated(f"collection {self.name!r}"):
-            _drop(self.client, self.handle.name, os.getpid())
+            drop_collection(self.client, self.handle.name, os.getpid())
 
     def _checked(self, vectors: npt.ArrayLike, rows: int | None) -> Vectors:
         try:
@@ -353,19 +351,6 @@ class ChromaCollection:
         return array
 
 
-def _drop(client: ClientAPI, name: str, process: int) -> None:
-    if os.getpid() != process:  # in a forked child Chroma would wait for ever
-        return
-    from chromadb.errors import NotFoundError
-
-    with contextlib.suppress(NotFoundError, ValueError):  # gone already
-        handle = client.get_collection(name, embedding_function=None)
-        # Chroma leaves the list values of a deleted collection behind, for the next rows to find.
-        while ids := handle.get(limit=_WRITE_CHUNK, include=[])["ids"]:
-            handle.delete(ids=ids)
-        client.delete_collection(name)
-
-
 def check_ids(ids: Sequence[str]) -> list[str]:
     """Return `ids` as a list, or raise InvalidInputError if one is not a non-empty string."""
     wanted = check_texts(ids, "ids")
@@ -379,20 +364,6 @@ def _filters(where: Where | None, where_document: Where | None) -> dict[str, Any
         if value is not None and not isinstance(value, Mapping):
             raise InvalidInputError(f"{name} must be a mapping such as {{'source': 'atlas'}}, got {value!r}")
     return {"where": dict(where) if where else None, "where_document": dict(where_document) if where_document else None}
-
-
-def _same(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
-    # Equal is not enough, as 1 == True, and is too much, as Chroma may change the last digit of a float (whose exact
-    # value the record keeps elsewhere).
-    return json.dumps(_rounded(left), sort_keys=True) == json.dumps(_rounded(right), sort_keys=True)
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _rounded(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_rounded(item) for item in value]
-    return ["float", f"{value:.15g}"] if isinstance(value, float) else value
 
 
 def _records(rows: Mapping[str, Any]) -> list[Record]:

@@ -38,6 +38,15 @@ class Record:
         """The passage with the user's own metadata, whoever wrote the record."""
         return Passage(self.id, self.text, user_metadata(self.metadata))
 
+    def equals(self, stored: Record) -> bool:
+        """Whether Chroma, asked for this record, would give `stored`.
+
+        Equal is not enough, as 1 == True, and is too much, as Chroma may change the last digit of a float, whose
+        exact value the record keeps elsewhere.
+        """
+        mine, theirs = (json.dumps(_comparable(record.metadata), sort_keys=True) for record in (self, stored))
+        return self.text == stored.text and mine == theirs
+
 
 def to_record(passage: Passage, bookkeeping: Mapping[str, str] | None = None) -> Record:
     """Return `passage` as a record.
@@ -134,6 +143,14 @@ def _plain(value: object, where: str) -> Any:
         f"{where} is a {type(value).__name__}, which cannot be stored; give text, a number, a boolean, None, or a list "
         "or mapping of these (a date as .isoformat())"
     )
+
+
+def _comparable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _comparable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_comparable(item) for item in value]
+    return ["float", f"{value:.15g}"] if isinstance(value, float) else value
 
 
 def _is_rounded(value: object) -> bool:
