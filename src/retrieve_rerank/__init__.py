@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from retrieve_rerank.errors import (
+        DegradedWarning,
         IndexLockedError,
         IndexMismatchError,
         InvalidInputError,
@@ -33,6 +34,7 @@ _ROOMS = {
     "BiEncoder": "models.bi_encoder",
     "ChromaIndex": "indexes.chroma",
     "CrossEncoder": "models.cross_encoder",
+    "DegradedWarning": "errors",
     "Encoder": "types",
     "Hit": "types",
     "IndexLockedError": "errors",
@@ -57,6 +59,7 @@ __all__ = [
     "BiEncoder",
     "ChromaIndex",
     "CrossEncoder",
+    "DegradedWarning",
     "Encoder",
     "Hit",
     "IndexLockedError",

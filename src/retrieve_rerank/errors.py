@@ -61,12 +61,16 @@ class TruncationWarning(UserWarning):
     """Some texts were longer than the model reads; the rest of them was not seen."""
 
 
-def warn_truncated(message: str) -> None:
+class DegradedWarning(UserWarning):
+    """A part of the search failed, and the result is what the rest could give."""
+
+
+def warn_caller(message: str, category: type[Warning]) -> None:
     """Warn where the user's code called this package, however deep inside it the warning arises."""
     level, frame = 1, sys._getframe(0)  # noqa: SLF001 - warnings has no other way before Python 3.12
     while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] == __package__:
         level, frame = level + 1, frame.f_back
-    warnings.warn(message, TruncationWarning, stacklevel=level)
+    warnings.warn(message, category, stacklevel=level)
 
 
 def require(package: str, *, extra: str) -> ModuleType:

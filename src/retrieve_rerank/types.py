@@ -62,6 +62,8 @@ class Hit:
         logit: The cross-encoder's raw output; None where it did not score this passage.
         window: Character span of the text that won, where the passage was scored in windows.
         truncated: Whether part of the text was not seen by the cross-encoder.
+        retrieval_ranks: Where several retrievers were fused: the 1-based rank in the list of each, in their order; None
+            where a retriever did not find the passage. Else empty.
 
     Example:
         >>> Hit(Passage("a", "text"), rank=1, score=0.9).retrieval_rank is None
@@ -76,6 +78,7 @@ class Hit:
     logit: float | None = None
     window: tuple[int, int] | None = None
     truncated: bool = False
+    retrieval_ranks: tuple[int | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from retrieve_rerank.checks import check_count, check_texts
-from retrieve_rerank.errors import ModelError, warn_truncated
+from retrieve_rerank.errors import ModelError, TruncationWarning, warn_caller
 from retrieve_rerank.models.local import LocalModel
 from retrieve_rerank.models.precision import Precision
 from retrieve_rerank.types import Metric
@@ -181,9 +181,10 @@ class BiEncoder(LocalModel["BiEngine"]):
 
     def _warned(self, vectors: npt.NDArray[np.float32], cut: int, advice: str = _SPLIT) -> npt.NDArray[np.float32]:
         if cut:
-            warn_truncated(
+            warn_caller(
                 f"{cut} of {len(vectors)} texts are longer than {self.model!r} reads ({self._limit} tokens); their "
-                f"ends are not in the vectors. {advice}"
+                f"ends are not in the vectors. {advice}",
+                TruncationWarning,
             )
         return vectors
 

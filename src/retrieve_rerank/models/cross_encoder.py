@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from retrieve_rerank.checks import check_query, check_texts
-from retrieve_rerank.errors import warn_truncated
+from retrieve_rerank.errors import TruncationWarning, warn_caller
 from retrieve_rerank.models.local import LocalModel
 from retrieve_rerank.models.precision import Precision
 from retrieve_rerank.models.ranking import Ranker, Scores
@@ -136,10 +136,11 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
 
     def _warned(self, scores: Scores) -> Scores:
         if cut := sum(scores.truncated):
-            warn_truncated(
+            warn_caller(
                 f"{cut} of {len(scores.truncated)} passages are longer than {self.model!r} reads "
                 f"({self._limit} tokens with the query); their ends were not scored. Split them into shorter "
-                "passages"
+                "passages",
+                TruncationWarning,
             )
         return scores
 
