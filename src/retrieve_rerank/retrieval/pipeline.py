@@ -9,6 +9,7 @@ from retrieve_rerank.checks import check_count, check_queries, check_query, chec
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.models.ranking import as_ranker
 from retrieve_rerank.models.worker import Worker
+from retrieve_rerank.retrieval.source import Source
 from retrieve_rerank.types import Hit, Retriever, Scorer, SearchResult, Timings
 
 
@@ -54,13 +55,16 @@ class RetrieveRerank:
         self.top_n = check_count(top_n, "top_n")
         self.score_threshold = check_threshold(score_threshold)
         self._ranker = as_ranker(cross_encoder)
-        self._worker = Worker("retrieve-rerank first stage")
+        self._source = Source(retriever, Worker("retrieve-rerank first stage").arun)
 
-    def search(self, query: str, **first_stage_options: object) -> SearchResult:
+    def search(self, query: str, *, rewrites: Sequence[str] = (), **first_stage_options: object) -> SearchResult:
         """Find the best passages for a query.
 
         Args:
             query: Not empty.
+            rewrites: The query in other words. The first stage looks for each of them too, and what they find is fused
+                (see `fuse`): a candidate's `retrieval_ranks` are its ranks for the query and for each rewrite. The
+                cross-encoder scores against the query.
             **first_stage_options: Handed to the retriever, such as `where=` for `ChromaIndex`.
 
         Raises:
@@ -69,32 +73,35 @@ class RetrieveRerank:
         """
         check_query(query)
         start = time.perf_counter()
-        candidates = self.retriever.retrieve(query, self.fetch_k, **first_stage_options)
+        candidates = self._source.retrieve_fused(query, rewrites, self.fetch_k, first_stage_options)
         return self._rerank(query, candidates, time.perf_counter() - start)
 
-    async def asearch(self, query: str, **first_stage_options: object) -> SearchResult:
+    async def asearch(self, query: str, *, rewrites: Sequence[str] = (), **first_stage_options: object) -> SearchResult:
         """As `search`, without blocking the event loop."""
         check_query(query)
         start = time.perf_counter()
-        aretrieve = getattr(self.retriever, "aretrieve", None)
-        if aretrieve is None:
-            candidates = await self._worker.arun(self.retriever.retrieve, query, self.fetch_k, **first_stage_options)
-        else:
-            candidates = await aretrieve(query, self.fetch_k, **first_stage_options)
-        retrieved = time.perf_counter()
-        hits = await self._ranker.arank(query, candidates)
-        return self._result(query, candidates, hits, retrieved - start, time.perf_counter() - retrieved)
+        candidates = await self._source.aretrieve_fused(query, rewrites, self.fetch_k, first_stage_options)
+        return await self._arerank(query, candidates, time.perf_counter() - start)
 
-    def search_many(self, queries: Sequence[str]) -> list[SearchResult]:
-        """Find the best passages for each query. Queries are encoded and searched together where the retriever can."""
+    def search_many(self, queries: Sequence[str], **first_stage_options: object) -> list[SearchResult]:
+        """As `search` for each query. Queries are encoded and searched together where the retriever can."""
         checked = check_queries(queries)
-        retrieve_many = getattr(self.retriever, "retrieve_many", None)
-        if retrieve_many is None or not checked:
-            return [self.search(query) for query in checked]
+        if not (checked and self._source.takes_many):
+            return [self.search(query, rewrites=(), **first_stage_options) for query in checked]
         start = time.perf_counter()
-        found = retrieve_many(checked, self.fetch_k)
+        found = self._source.retrieve_many(checked, self.fetch_k, first_stage_options)
         share = (time.perf_counter() - start) / len(checked)
         return [self._rerank(query, candidates, share) for query, candidates in zip(checked, found, strict=True)]
+
+    async def asearch_many(self, queries: Sequence[str], **first_stage_options: object) -> list[SearchResult]:
+        """As `search_many`, without blocking the event loop."""
+        checked = check_queries(queries)
+        if not (checked and self._source.takes_many):
+            return [await self.asearch(query, rewrites=(), **first_stage_options) for query in checked]
+        start = time.perf_counter()
+        found = await self._source.aretrieve_many(checked, self.fetch_k, first_stage_options)
+        share = (time.perf_counter() - start) / len(checked)
+        return [await self._arerank(query, candidates, share) for query, candidates in zip(checked, found, strict=True)]
 
     def __repr__(self) -> str:
         return (
@@ -105,6 +112,11 @@ class RetrieveRerank:
     def _rerank(self, query: str, candidates: Sequence[Hit], retrieve_seconds: float) -> SearchResult:
         start = time.perf_counter()
         hits = self._ranker.rank(query, candidates)
+        return self._result(query, candidates, hits, retrieve_seconds, time.perf_counter() - start)
+
+    async def _arerank(self, query: str, candidates: Sequence[Hit], retrieve_seconds: float) -> SearchResult:
+        start = time.perf_counter()
+        hits = await self._ranker.arank(query, candidates)
         return self._result(query, candidates, hits, retrieve_seconds, time.perf_counter() - start)
 
     def _result(
