@@ -81,14 +81,20 @@ def check_mmr(mmr_lambda: float | None, mmr_pool: int | None, k: int) -> int:
         if mmr_pool is not None:
             raise InvalidInputError("mmr_pool is what mmr_lambda chooses from; give mmr_lambda, too, or neither")
         return k
-    if isinstance(mmr_lambda, bool) or not isinstance(mmr_lambda, Real) or not 0 <= mmr_lambda <= 1:
-        raise InvalidInputError(
-            f"mmr_lambda must be a number from 0 (as diverse as can be) to 1 (by relevance alone), got {mmr_lambda!r}"
-        )
+    check_diversity(mmr_lambda, "mmr_lambda")
     pool = PREFETCH_FACTOR * k if mmr_pool is None else check_count(mmr_pool, "mmr_pool")
     if pool < k:
         raise InvalidInputError(f"mmr_pool must be at least k, {k}, of which the results are chosen; got {pool}")
     return pool
+
+
+def check_diversity(value: float, name: str) -> float:
+    """Return `value` as a float in [0, 1], or raise InvalidInputError."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 1:
+        raise InvalidInputError(
+            f"{name} must be a number from 0 (as diverse as can be) to 1 (by relevance alone), got {value!r}"
+        )
+    return float(value)
 
 
 def _cosine(vectors: Vector, vector: Vector) -> Vector:

@@ -148,16 +148,19 @@ def to_hits(documents: Sequence[Document], texts: Sequence[str]) -> list[Hit]:
     return hits
 
 
-def as_candidates(documents: Sequence[Document], *, scored: bool) -> list[Document]:
+def as_candidates(documents: Sequence[Document], *, scored: bool, fused: bool = False) -> list[Document]:
     """Return a first stage's documents, marked with their ranks in it and free of an earlier search's scores.
 
     Args:
         documents: In the first stage's order.
         scored: Whether the stage wrote their `retrieval_score`; what a stored document says of itself is no score.
+        fused: The same for their `retrieval_ranks`.
     """
     old = {"relevance_score", "rerank_logit", "rerank_rank", "retrieval_rank"} | (
         set() if scored else {"retrieval_score"}
     )
+    if not fused:
+        old.add("retrieval_ranks")
     marked = []
     for rank, document in enumerate(checked_documents(documents), start=1):
         metadata = {key: value for key, value in document.metadata.items() if key not in old}

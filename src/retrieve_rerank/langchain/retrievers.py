@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
-from langchain_core.runnables import Runnable
+from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.vectorstores import VectorStore
 from pydantic import ConfigDict, field_validator
 
 from retrieve_rerank.checks import check_count, check_query, check_threshold
 from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.langchain.chroma_retriever import ChromaRetriever
 from retrieve_rerank.langchain.first_stage import FirstStage, first_stage
+from retrieve_rerank.langchain.fusion import afind, find
 from retrieve_rerank.langchain.reranker import CrossEncoderReranker
 from retrieve_rerank.models.cross_encoder import CrossEncoder
 
@@ -29,6 +32,11 @@ class RetrieveRerankRetriever(BaseRetriever):
         top_n: How many documents to return at most; `invoke(query, top_n=…)` overrides it. The re-ranker's own `top_n`
             is not used.
         score_threshold: Documents whose relevance score is below are left out; None takes the re-ranker's own.
+
+    `invoke(query, rewrites=[…])` gives the query in other words, too: the first stage looks for each of them, and what
+    they find is fused (see `retrieve_rerank.fuse`; documents without ids by their text). The query itself decides the
+    re-ranking.
+    `batch` searches all queries in one go where the first stage is a `ChromaVectorStore` or a `ChromaRetriever`.
 
     Other options of `invoke`, such as `filter=…`, go to the first stage. The first stage and the re-ranking are traced
     as runs under the retriever's run. For the result's metadata see `CrossEncoderReranker`.
@@ -77,6 +85,29 @@ class RetrieveRerankRetriever(BaseRetriever):
     def _score_threshold(cls, value: float | None) -> float | None:
         return check_threshold(value)
 
+    def batch(
+        self,
+        inputs: list[str],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[list[Document]]:
+        """As `invoke` for each query, each a run of its own; see the class for what is done in one go."""
+        return super().batch(inputs, config, return_exceptions=return_exceptions, **self._together(inputs, kwargs))
+
+    async def abatch(
+        self,
+        inputs: list[str],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[list[Document]]:
+        """As `batch`, without blocking the event loop."""
+        options = self._together(inputs, kwargs)
+        return await super().abatch(inputs, config, return_exceptions=return_exceptions, **options)
+
     def _get_relevant_documents(
         self,
         query: str,
@@ -85,12 +116,13 @@ class RetrieveRerankRetriever(BaseRetriever):
         top_n: int | None = None,
         fetch_k: int | None = None,
         score_threshold: float | None = None,
+        rewrites: Sequence[str] = (),
         **first_stage_options: Any,
     ) -> list[Document]:
         check_query(query)
         stage = self._first_stage(fetch_k, first_stage_options)
         rerank = self._second_stage(top_n, score_threshold)
-        candidates = stage.invoke(query, run_manager.get_child("retrieve"))
+        candidates = find(stage, query, rewrites, run_manager.get_child("retrieve"))
         return rerank.invoke({"query": query, "documents": candidates}, {"callbacks": run_manager.get_child("rerank")})
 
     async def _aget_relevant_documents(
@@ -101,12 +133,13 @@ class RetrieveRerankRetriever(BaseRetriever):
         top_n: int | None = None,
         fetch_k: int | None = None,
         score_threshold: float | None = None,
+        rewrites: Sequence[str] = (),
         **first_stage_options: Any,
     ) -> list[Document]:
         check_query(query)
         stage = self._first_stage(fetch_k, first_stage_options)
         rerank = self._second_stage(top_n, score_threshold)
-        candidates = await stage.ainvoke(query, run_manager.get_child("retrieve"))
+        candidates = await afind(stage, query, rewrites, run_manager.get_child("retrieve"))
         return await rerank.ainvoke(
             {"query": query, "documents": candidates}, {"callbacks": run_manager.get_child("rerank")}
         )
@@ -115,6 +148,18 @@ class RetrieveRerankRetriever(BaseRetriever):
         limit = self.top_n if top_n is None else check_count(top_n, "top_n")
         threshold = self.score_threshold if score_threshold is None else score_threshold
         return self.reranker.as_runnable(top_n=limit, score_threshold=threshold)
+
+    def _together(self, queries: list[str], options: dict[str, Any]) -> dict[str, Any]:
+        """Return the options with a search of all queries among them, where the first stage can do that."""
+        if options.get("rewrites"):  # these are what is searched in one go
+            return options
+        try:
+            stage = self._first_stage(options.get("fetch_k"), options)
+        except InvalidInputError:  # raised again for each query
+            return options
+        if not isinstance(stage.asked, ChromaRetriever):
+            return options
+        return {**options, "together": stage.asked.together(queries, {**stage.options, "fetch_k": None})}
 
     def _first_stage(self, fetch_k: int | None, options: dict[str, Any]) -> FirstStage:
         limit = self.fetch_k if fetch_k is None else check_count(fetch_k, "fetch_k")

@@ -14,7 +14,7 @@ from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQu
 from retrieve_rerank.checks import check_count
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.indexes.collection import check_ids
-from retrieve_rerank.indexes.mmr import PREFETCH_FACTOR
+from retrieve_rerank.indexes.mmr import PREFETCH_FACTOR, check_diversity
 from retrieve_rerank.llama_index._clauses import Condition
 from retrieve_rerank.llama_index._convert import DOCUMENT_KEY
 from retrieve_rerank.llama_index._filters import to_condition
@@ -69,7 +69,8 @@ def read_request(query: VectorStoreQuery, options: Mapping[str, Any]) -> Request
     diversity, fetch = None, k
     if query.mode is VectorStoreQueryMode.MMR:
         given = options.get("mmr_threshold")
-        diversity = _share(query.mmr_threshold if given is None else given)
+        threshold = query.mmr_threshold if given is None else given
+        diversity = 0.5 if threshold is None else check_diversity(threshold, "mmr_threshold")
         fetch = _prefetch(k, options)
     # VectorStoreIndex passes an empty list where it has no restriction.
     node_ids = check_ids(query.node_ids) if query.node_ids else None
@@ -94,13 +95,3 @@ def _prefetch(k: int, options: Mapping[str, Any]) -> int:
     if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 1 <= factor < math.inf:
         raise InvalidInputError(f"mmr_prefetch_factor must be a number >= 1, got {factor!r}")
     return int(k * factor)
-
-
-def _share(threshold: object) -> float:
-    if threshold is None:
-        return 0.5
-    if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
-        raise InvalidInputError(
-            f"mmr_threshold must be a number from 0 (as diverse as can be) to 1 (by relevance alone), got {threshold!r}"
-        )
-    return float(threshold)

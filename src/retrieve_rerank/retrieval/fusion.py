@@ -121,17 +121,17 @@ def fuse_by(
     return fused if k is None else fused[: check_count(k, "k")]
 
 
-def check_weights(weights: Iterable[float] | None, count: int) -> tuple[float, ...]:
-    """Return one weight a list, or raise InvalidInputError if they cannot be used."""
+def check_weights(weights: Iterable[float] | None, count: int | None) -> tuple[float, ...]:
+    """Return one weight a list, or raise InvalidInputError if they cannot be used; a `count` of None is not known."""
     if weights is None:
-        return (1.0,) * count
+        return (1.0,) * (count or 0)
     given = list(weights) if isinstance(weights, Iterable) and not isinstance(weights, str) else [weights]
     for position, weight in enumerate(given):
         # A weight that is NaN fails the comparison, too.
         if isinstance(weight, bool) or not isinstance(weight, Real) or not 0 <= weight < math.inf:
             raise InvalidInputError(f"weights[{position}] must be a number >= 0, got {weight!r}")
     checked = tuple(map(float, given))
-    if len(checked) != count:
+    if count is not None and len(checked) != count:
         raise InvalidInputError(f"there must be one weight a retriever: {count}, got {len(checked)}")
     if checked and not 0 < sum(checked) < math.inf:
         raise InvalidInputError(f"the weights' sum must be finite and above 0, so that something counts; got {checked}")
