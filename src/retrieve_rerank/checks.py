@@ -73,3 +73,12 @@ def check_threshold(value: float | None) -> float | None:
             f"score_threshold is compared with the relevance score, which lies in [0, 1]; got {value!r}"
         )
     return float(value)
+
+
+def check_time_budget(value: float | None) -> float | None:
+    """Return `value` as seconds, 0 or more, or None; else raise InvalidInputError."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value) or value < 0:
+        raise InvalidInputError(f"time_budget is a number of seconds, 0 or more; got {value!r}")
+    return float(value)

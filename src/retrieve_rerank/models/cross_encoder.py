@@ -81,6 +81,11 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
         )
         self._prompt = prompt
 
+    @property
+    def settings(self) -> dict[str, str | int | bool | None]:
+        """The arguments that this model was made with, but for the token: `CrossEncoder(**settings)` makes another."""
+        return {**super().settings, "prompt": self._prompt}
+
     def score(self, query: str, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Score texts against a query.
 

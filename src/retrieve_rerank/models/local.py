@@ -59,6 +59,23 @@ class LocalModel(ABC, Generic[E]):
         self._limit: int | None = None  # the engine's max_length, for warnings, which must not wait for the thread
 
     @property
+    def settings(self) -> dict[str, str | int | bool | None]:
+        """The arguments that this model was made with, but for the token: `CrossEncoder(**settings)` makes another."""
+        shown = {name: value for name, value in self._settings.items() if name != "token"}
+        return {**shown, "precision": self._asked_precision, "max_length": self._max_length}
+
+    @property
+    def loaded_precision(self) -> str | None:
+        """The precision that the model computes in, or None before its first use. Loads nothing and never waits."""
+        engine = self._engine
+        return None if engine is None else engine.precision.name
+
+    def redacted(self, text: str) -> str:
+        """Return `text` without this model's token, for messages that leave the process."""
+        token = self._settings["token"]
+        return text.replace(token, "***") if isinstance(token, str) and token else text
+
+    @property
     def precision(self) -> str:
         """The precision that the model computes in. Loads the model."""
         return self._worker.run(self._loaded).precision.name

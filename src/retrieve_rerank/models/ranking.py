@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from retrieve_rerank.checks import check_count, check_encodable, check_query, check_threshold
 from retrieve_rerank.errors import InvalidInputError, ModelError
+from retrieve_rerank.models.scales import Scale, check_scale, scaled
 from retrieve_rerank.models.worker import Worker
 from retrieve_rerank.types import Hit, Passage, Scorer
 
@@ -20,7 +21,7 @@ from retrieve_rerank.types import Hit, Passage, Scorer
 class Scores:
     """What a scorer says about some texts, in their order: logits (n,) and whether each text was seen whole."""
 
-    logits: npt.NDArray[np.float32]
+    logits: npt.NDArray[np.floating]
     truncated: Sequence[bool]
 
 
@@ -74,31 +75,42 @@ class Ranker(ABC):
 
 
 class ScorerRanker(Ranker):
-    """Ranks by any `Scorer`; what it returns is taken as logits."""
+    """Ranks by any `Scorer`, whose scores are logits or probabilities."""
 
-    def __init__(self, scorer: Scorer) -> None:
+    def __init__(self, scorer: Scorer, scores: Scale = "logits") -> None:
         self.scorer = scorer
+        self._scaled = scaled(scorer, scores)
         self._worker = Worker(f"retrieve-rerank {type(scorer).__name__}")
 
     def _score(self, query: str, texts: list[str]) -> Scores:
-        return Scores(np.asarray(self.scorer.score(query, texts), dtype=np.float32), [False] * len(texts))
+        return Scores(self._scaled.score(query, texts), [False] * len(texts))
 
     async def _ascore(self, query: str, texts: list[str]) -> Scores:
-        ascore = getattr(self.scorer, "ascore", None)
+        ascore = getattr(self._scaled, "ascore", None)
         if ascore is None:
             return await self._worker.arun(self._score, query, texts)
-        return Scores(np.asarray(await ascore(query, texts), dtype=np.float32), [False] * len(texts))
+        return Scores(await ascore(query, texts), [False] * len(texts))
 
 
-def as_ranker(scorer: Scorer) -> Ranker:
-    """Return `scorer` as something that ranks."""
+def as_ranker(scorer: Scorer, scores: Scale = "logits") -> Ranker:
+    """Return `scorer` as something that ranks.
+
+    Args:
+        scorer: Our `CrossEncoder`, or anything with `score(query, texts)`.
+        scores: What the latter returns.
+    """
+    check_scale(scores)
     if isinstance(scorer, Ranker):
+        if scores != "logits":
+            raise InvalidInputError(
+                f'scores="{scores}" is for other scorers: a {type(scorer).__name__} ranks by logits already'
+            )
         return scorer
     if not callable(getattr(scorer, "score", None)):
         raise InvalidInputError(
             f"the cross-encoder must have score(query, texts), as CrossEncoder has; got {type(scorer).__name__}"
         )
-    return ScorerRanker(scorer)
+    return ScorerRanker(scorer, scores)
 
 
 def sigmoid(logit: float) -> float:

@@ -33,6 +33,9 @@ class Worker:
         self._here = threading.local()  # `mine` is set on our own thread only
         self._process = os.getpid()
 
+    def __reduce__(self) -> tuple[type[Worker], tuple[str]]:
+        return Worker, (self._name,)  # pickled and copied as a worker of its own
+
     def run(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `call` on the thread and wait for its result."""
         if getattr(self._here, "mine", False):  # already there: waiting for ourselves would never end
