@@ -75,10 +75,10 @@ def check_threshold(value: float | None) -> float | None:
     return float(value)
 
 
-def check_time_budget(value: float | None) -> float | None:
-    """Return `value` as seconds, 0 or more, or None; else raise InvalidInputError."""
+def check_seconds(value: float | None, name: str) -> float | None:
+    """Return `value` as a float above 0 or None, or raise InvalidInputError."""
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value) or value < 0:
-        raise InvalidInputError(f"time_budget is a number of seconds, 0 or more; got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf:
+        raise InvalidInputError(f"{name} must be a number of seconds above 0, or None for no limit; got {value!r}")
     return float(value)

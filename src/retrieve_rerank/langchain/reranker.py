@@ -14,7 +14,7 @@ from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializa
 from pydantic import ConfigDict, PrivateAttr, field_serializer, field_validator
 from typing_extensions import TypedDict
 
-from retrieve_rerank.checks import check_count, check_query, check_threshold, check_time_budget
+from retrieve_rerank.checks import check_count, check_query, check_seconds, check_threshold
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.langchain._convert import (
     LangChainCrossEncoder,
@@ -110,7 +110,7 @@ class CrossEncoderReranker(Serializable, BaseDocumentCompressor):
     @field_validator("time_budget", mode="before")
     @classmethod
     def _time_budget(cls, value: float | None) -> float | None:
-        return check_time_budget(value)
+        return check_seconds(value, "time_budget")
 
     @field_validator("text_template")
     @classmethod
@@ -185,7 +185,7 @@ class CrossEncoderReranker(Serializable, BaseDocumentCompressor):
             for name, value in {
                 "top_n": None if top_n is None else check_count(top_n, "top_n"),
                 "score_threshold": check_threshold(score_threshold),
-                "time_budget": check_time_budget(time_budget),
+                "time_budget": check_seconds(time_budget, "time_budget"),
                 "on_error": on_error,
             }.items()
             if value is not None

@@ -12,7 +12,7 @@ from langchain_core.runnables import Runnable
 from langchain_core.vectorstores import VectorStore
 from pydantic import ConfigDict, field_serializer, field_validator
 
-from retrieve_rerank.checks import check_count, check_query, check_threshold, check_time_budget
+from retrieve_rerank.checks import check_count, check_query, check_seconds, check_threshold
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.langchain._travel import packed, unpacked, written
 from retrieve_rerank.langchain.first_stage import FirstStage, first_stage
@@ -91,7 +91,7 @@ class RetrieveRerankRetriever(BaseRetriever):
     @field_validator("time_budget", mode="before")
     @classmethod
     def _time_budget(cls, value: float | None) -> float | None:
-        return check_time_budget(value)
+        return check_seconds(value, "time_budget")
 
     @field_serializer("base_retriever", when_used="json")
     def _written(self, value: object) -> Any:

@@ -14,7 +14,7 @@ from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRan
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 
-from retrieve_rerank.checks import check_count, check_query, check_threshold, check_time_budget
+from retrieve_rerank.checks import check_count, check_query, check_seconds, check_threshold
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.llama_index._convert import hits_to_nodes, nodes_to_hits
 from retrieve_rerank.models.cross_encoder import CrossEncoder
@@ -147,7 +147,7 @@ class CrossEncoderRerank(BaseNodePostprocessor):
             model=name,
             scorer=kind,
             scores=scores,
-            time_budget=check_time_budget(time_budget),
+            time_budget=check_seconds(time_budget, "time_budget"),
             on_error=check_on_error(on_error),
             top_n=check_count(top_n, "top_n"),
             score_threshold=check_threshold(score_threshold),

@@ -12,7 +12,7 @@ from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.schema import NodeWithScore, QueryBundle
 
-from retrieve_rerank.checks import check_count, check_query, check_time_budget
+from retrieve_rerank.checks import check_count, check_query, check_seconds
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.llama_index.postprocessor import CrossEncoderRerank
 from retrieve_rerank.models.worker import Worker
@@ -91,7 +91,7 @@ class RetrieveRerankRetriever(BaseRetriever):
         self.reranker = reranker
         self.fetch_k = check_count(fetch_k, "fetch_k")
         self.top_n = check_count(top_n, "top_n")
-        self.time_budget = check_time_budget(time_budget)
+        self.time_budget = check_seconds(time_budget, "time_budget")
         self.on_error = None if on_error is None else check_on_error(on_error)
         self._worker = Worker("retrieve-rerank first stage")
         super().__init__(callback_manager=callback_manager, verbose=verbose)

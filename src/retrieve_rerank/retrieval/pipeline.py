@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from retrieve_rerank.checks import check_count, check_queries, check_query, check_threshold, check_time_budget
+from retrieve_rerank.checks import check_count, check_queries, check_query, check_seconds, check_threshold
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.models.ranking import as_ranker
 from retrieve_rerank.models.scales import Scale
@@ -66,7 +66,7 @@ class RetrieveRerank:
         self.fetch_k = check_count(fetch_k, "fetch_k")
         self.top_n = check_count(top_n, "top_n")
         self.score_threshold = check_threshold(score_threshold)
-        self.time_budget = check_time_budget(time_budget)
+        self.time_budget = check_seconds(time_budget, "time_budget")
         self.on_error = check_on_error(on_error)
         self._ranker = as_ranker(cross_encoder, scores)
         self._worker = Worker("retrieve-rerank first stage")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from retrieve_rerank.checks import check_count, check_query, check_threshold, check_time_budget
+from retrieve_rerank.checks import check_count, check_query, check_seconds, check_threshold
 from retrieve_rerank.errors import DegradedWarning, InvalidInputError, warn_caller
 from retrieve_rerank.models.local import LocalModel
 from retrieve_rerank.models.ranking import Ranker, ScorerRanker
@@ -92,7 +92,7 @@ class SecondStage:
         if self.top_n is not None:
             check_count(self.top_n, "top_n")
         check_threshold(self.score_threshold)
-        check_time_budget(self.time_budget)
+        check_seconds(self.time_budget, "time_budget")
         check_on_error(self.on_error)
 
     def run(self, query: str, candidates: Sequence[Hit], *, spent: float = 0.0) -> Reranked:
