@@ -26,7 +26,7 @@ from retrieve_rerank.langchain._convert import (
     to_reranked,
 )
 from retrieve_rerank.langchain._travel import packed, unpacked, written
-from retrieve_rerank.models.cross_encoder import CrossEncoder
+from retrieve_rerank.models.cross_encoder import MAX_WINDOWS, CrossEncoder, LongPassages
 from retrieve_rerank.models.ranking import Ranker, as_ranker
 from retrieve_rerank.models.scales import Scale
 from retrieve_rerank.retrieval.second_stage import OnError, Reranked, SecondStage
@@ -51,6 +51,9 @@ class CrossEncoderReranker(Serializable, BaseDocumentCompressor):
         top_n: How many documents to keep; None keeps all.
         score_threshold: Documents whose relevance score is below are left out; 0.0 leaves out none. Documents that the
             model did not score stay.
+        long_passages: What is done with a document that is longer than the model reads with the query: "truncate" scores
+            its beginning, "windows" the best of overlapping windows. For a model given by name, as is the next.
+        max_windows: How many windows of one document are scored at most.
         text_template: What the model reads of a document, such as "{title}. {page_content}", filled from the
             metadata, whose keys every document must have; None reads the page content.
         time_budget: Seconds that a call may take, never more than one batch over. Documents that were not scored in
@@ -85,6 +88,8 @@ class CrossEncoderReranker(Serializable, BaseDocumentCompressor):
     model: str | CrossEncoder | BaseCrossEncoder = "cross-encoder/ms-marco-MiniLM-L6-v2"
     top_n: int | None = 5
     score_threshold: float | None = None
+    long_passages: LongPassages = "truncate"
+    max_windows: int = MAX_WINDOWS
     text_template: str | None = None
     time_budget: float | None = None
     on_error: OnError = "raise"
@@ -96,6 +101,11 @@ class CrossEncoderReranker(Serializable, BaseDocumentCompressor):
     @classmethod
     def _model(cls, value: object) -> object:
         return os.fspath(value) if isinstance(value, os.PathLike) else unpacked(value)
+
+    @field_validator("max_windows", mode="before")
+    @classmethod
+    def _max_windows(cls, value: int) -> int:
+        return check_count(value, "max_windows")
 
     @field_validator("top_n", mode="before")
     @classmethod
@@ -132,9 +142,9 @@ class CrossEncoderReranker(Serializable, BaseDocumentCompressor):
         return {"model": packed(self.model)}
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """Return a copy; one with another model ranks with that."""
+        """Return a copy; one with another model, or another way to use it, ranks with that."""
         copied = super().model_copy(update=update, deep=deep)
-        if update and {"model", "scores"} & set(update):
+        if update and {"model", "scores", "long_passages", "max_windows"} & set(update):
             copied.model_post_init(None)
         return copied
 
@@ -142,10 +152,16 @@ class CrossEncoderReranker(Serializable, BaseDocumentCompressor):
         """Build what ranks; a model given by name loads at its first use."""
         super().model_post_init(context)
         model = self.model.cross_encoder if isinstance(self.model, LangChainCrossEncoder) else self.model
-        if isinstance(model, BaseCrossEncoder):
-            self._ranker = as_ranker(PairScorer(model), self.scores)
-        else:
-            self._ranker = as_ranker(model if isinstance(model, CrossEncoder) else CrossEncoder(model), self.scores)
+        if isinstance(model, str):
+            made = CrossEncoder(model, long_passages=self.long_passages, max_windows=self.max_windows)
+            self._ranker = as_ranker(made, self.scores)
+            return
+        if (self.long_passages, self.max_windows) != ("truncate", MAX_WINDOWS):
+            raise InvalidInputError(
+                "long_passages and max_windows can be given with a model's name only; set them where the "
+                f"{type(model).__name__} is made"
+            )
+        self._ranker = as_ranker(PairScorer(model) if isinstance(model, BaseCrossEncoder) else model, self.scores)
 
     def compress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None

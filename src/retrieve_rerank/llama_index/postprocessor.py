@@ -17,7 +17,7 @@ from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 from retrieve_rerank.checks import check_count, check_query, check_seconds, check_threshold
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.llama_index._convert import hits_to_nodes, nodes_to_hits
-from retrieve_rerank.models.cross_encoder import CrossEncoder
+from retrieve_rerank.models.cross_encoder import MAX_WINDOWS, CrossEncoder, LongPassages
 from retrieve_rerank.models.precision import Precision
 from retrieve_rerank.models.ranking import Ranker, as_ranker
 from retrieve_rerank.models.scales import Scale, scorer_name
@@ -25,6 +25,9 @@ from retrieve_rerank.retrieval.second_stage import OnError, Reranked, SecondStag
 from retrieve_rerank.types import Scorer
 
 _MODEL = "cross-encoder/ms-marco-MiniLM-L6-v2"
+
+# What the settings of a model given by name are where they are not given.
+_UNSET = (None, False, "auto", "truncate", MAX_WINDOWS)
 
 dispatcher = get_dispatcher(__name__)
 
@@ -61,6 +64,8 @@ class CrossEncoderRerank(BaseNodePostprocessor):
         trust_remote_code: As in `CrossEncoder`.
         prompt: As in `CrossEncoder`.
         max_length: As in `CrossEncoder`.
+        long_passages: As in `CrossEncoder`.
+        max_windows: As in `CrossEncoder`.
         scorer: The kind of scorer that this was made with, which `to_dict` writes down where it was no `CrossEncoder`.
             Not to be given: such a dictionary is not enough to make one of.
         callback_manager: LlamaIndex's callbacks.
@@ -98,6 +103,8 @@ class CrossEncoderRerank(BaseNodePostprocessor):
     trust_remote_code: bool = Field(frozen=True)
     prompt: str | None = Field(frozen=True)
     max_length: int | None = Field(frozen=True)
+    long_passages: LongPassages = Field(frozen=True)
+    max_windows: int = Field(frozen=True)
 
     _ranker: Ranker = PrivateAttr()
     _spent: float = PrivateAttr(default=0.0)  # seconds of the time budget that are gone when a call begins
@@ -121,6 +128,8 @@ class CrossEncoderRerank(BaseNodePostprocessor):
         trust_remote_code: bool = False,
         prompt: str | None = None,
         max_length: int | None = None,
+        long_passages: LongPassages = "truncate",
+        max_windows: int = MAX_WINDOWS,
         scorer: str | None = None,
         callback_manager: CallbackManager | None = None,
     ) -> None:
@@ -134,6 +143,8 @@ class CrossEncoderRerank(BaseNodePostprocessor):
             "trust_remote_code": trust_remote_code,
             "prompt": prompt,
             "max_length": max_length,
+            "long_passages": long_passages,
+            "max_windows": max_windows,
         }
         if scorer is not None and isinstance(model, (str, os.PathLike)):
             raise InvalidInputError(
@@ -237,7 +248,7 @@ def _ranker_of(
     if isinstance(model, (str, os.PathLike)):
         encoder = CrossEncoder(model, **settings)
         return encoder.model, as_ranker(encoder, scores), None
-    given = [name for name, value in settings.items() if value not in (None, False, "auto")]
+    given = [name for name, value in settings.items() if value not in _UNSET]
     if given:
         raise InvalidInputError(
             f"{', '.join(given)} can be given with a model's name only; set it where the {type(model).__name__} is made"

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from retrieve_rerank.models.loading import Checkpoint
 
 LongPassages = Literal["truncate", "windows"]
+MAX_WINDOWS = 16
 
 
 class CrossEncoder(LocalModel["CrossEngine"], Ranker):
@@ -76,7 +77,7 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
         prompt: str | None = None,
         max_length: int | None = None,
         long_passages: LongPassages = "truncate",
-        max_windows: int = 16,
+        max_windows: int = MAX_WINDOWS,
     ) -> None:
         if long_passages not in get_args(LongPassages):
             raise InvalidInputError(
