@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from langchain_core.callbacks import Callbacks
 from langchain_core.cross_encoders import BaseCrossEncoder
@@ -51,8 +51,8 @@ class CrossEncoderReranker(Serializable, BaseDocumentCompressor):
         top_n: How many documents to keep; None keeps all.
         score_threshold: Documents whose relevance score is below are left out; 0.0 leaves out none. Documents that the
             model did not score stay.
-        long_passages: What is done with a document that is longer than the model reads with the query: "truncate" scores
-            its beginning, "windows" the best of overlapping windows. For a model given by name, as is the next.
+        long_passages: What is done with a document that is longer than the model reads: "truncate" scores its
+            beginning, "windows" the best of overlapping windows. For a model given by name, as is the next.
         max_windows: How many windows of one document are scored at most.
         text_template: What the model reads of a document, such as "{title}. {page_content}", filled from the
             metadata, whose keys every document must have; None reads the page content.
@@ -241,13 +241,17 @@ class RerankStep(RunnableSerializable[RerankInput, list[Document]]):
             **kwargs: LangChain's; none is known.
         """
         # The run ends with the facts beside the documents: they are known at its end only.
-        return self._call_with_config(self._rerank, input, config, spent=spent)["documents"]  # type: ignore[no-any-return]
+        rerank: Any = self._rerank
+        outputs: Any = self._call_with_config(rerank, input, config, spent=spent)
+        return cast("list[Document]", outputs["documents"])
 
     async def ainvoke(
         self, input: RerankInput, config: RunnableConfig | None = None, *, spent: float = 0.0, **kwargs: Any
     ) -> list[Document]:
         """As `invoke`, without blocking the event loop."""
-        return (await self._acall_with_config(self._arerank, input, config, spent=spent))["documents"]  # type: ignore[no-any-return]
+        rerank: Any = self._arerank
+        outputs: Any = await self._acall_with_config(rerank, input, config, spent=spent)
+        return cast("list[Document]", outputs["documents"])
 
     def _rerank(self, job: RerankInput, *, spent: float) -> dict[str, Any]:
         documents, texts = self._prepare(job)

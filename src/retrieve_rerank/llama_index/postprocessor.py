@@ -196,16 +196,14 @@ class CrossEncoderRerank(BaseNodePostprocessor):
     def after(self, seconds: float) -> CrossEncoderRerank:
         """Return this re-ranker with that much of its time budget gone when a call begins."""
         copied = self.model_copy()
-        copied._spent = seconds
+        copied._spent = seconds  # noqa: SLF001 - a copy of our own
         return copied
 
     def _second_stage(self) -> SecondStage:
         return SecondStage(self._ranker, self.top_n, self.score_threshold, self.time_budget, self.on_error)
 
     @contextmanager
-    def _reported(
-        self, query: str, nodes: list[NodeWithScore]
-    ) -> Iterator[Callable[[Reranked], list[NodeWithScore]]]:
+    def _reported(self, query: str, nodes: list[NodeWithScore]) -> Iterator[Callable[[Reranked], list[NodeWithScore]]]:
         """Emit the start and, however the block ends, the end; the block's result goes through the yielded function."""
         result: list[NodeWithScore] = list(nodes)  # what the end event has if the block fails
         tags: dict[str, Any] = {}

@@ -45,7 +45,8 @@ class ScaledScorer:
             numbers = np.asarray(given, dtype=np.float64)
         except (ValueError, TypeError) as error:
             raise ModelError(
-                f"{scorer_name(self.scorer)} must return one number a pair of query and text; its scores cannot be read: {error}"
+                f"{scorer_name(self.scorer)} must return one number a pair of query and text; its scores cannot be "
+                f"read: {error}"
             ) from error
         if self.scores == "probabilities":
             return self._logits(numbers)

@@ -111,8 +111,8 @@ class SecondStage:
             return call.late()
         try:
             # All candidates are ranked, then cut: how many were truncated is a fact about all of them.
-            ranked = self.ranker.rank(query, candidates, **call.limit())
-        except Exception as error:  # noqa: BLE001 - whatever a model or a server raises, the first stage's order stands
+            ranked = self.ranker.rank(query, candidates, time_budget=call.left)
+        except Exception as error:  # whatever a model or a server raises, the first stage's order stands
             if self.on_error == "raise":
                 raise
             return call.failed(error)
@@ -124,8 +124,8 @@ class SecondStage:
         if call.left is not None and call.left <= 0:
             return call.late()
         try:
-            ranked = await self.ranker.arank(query, candidates, **call.limit())
-        except Exception as error:  # noqa: BLE001 - as above
+            ranked = await self.ranker.arank(query, candidates, time_budget=call.left)
+        except Exception as error:
             if self.on_error == "raise":
                 raise
             return call.failed(error)
@@ -146,9 +146,6 @@ class _Call:
         self.candidates = candidates
         self.start = time.perf_counter()
         self.left = None if stage.time_budget is None else stage.time_budget - spent
-
-    def limit(self) -> dict[str, float]:
-        return {} if self.left is None else {"time_budget": self.left}
 
     def ranked(self, hits: Sequence[Hit]) -> Reranked:
         """Return what the ranker gave."""
