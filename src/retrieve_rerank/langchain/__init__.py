@@ -4,7 +4,8 @@ from retrieve_rerank.errors import require
 
 require("langchain_core.retrievers", extra="langchain")
 
-from retrieve_rerank.langchain.chroma_retriever import ChromaRetriever  # noqa: E402 - after the guard
+from retrieve_rerank.langchain._load import load  # noqa: E402 - after the guard
+from retrieve_rerank.langchain.chroma_retriever import ChromaRetriever  # noqa: E402
 from retrieve_rerank.langchain.embeddings import BiEncoderEmbeddings  # noqa: E402
 from retrieve_rerank.langchain.hybrid_retriever import HybridRetriever  # noqa: E402
 from retrieve_rerank.langchain.reranker import CrossEncoderReranker  # noqa: E402
@@ -18,4 +19,5 @@ __all__ = [
     "CrossEncoderReranker",
     "HybridRetriever",
     "RetrieveRerankRetriever",
+    "load",
 ]

@@ -11,13 +11,14 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
 from langchain_core.runnables import RunnableConfig
-from pydantic import ConfigDict, field_validator
+from pydantic import ConfigDict, field_serializer, field_validator
 
 from retrieve_rerank.checks import check_count, check_query
 from retrieve_rerank.indexes.collection import Found, Where
 from retrieve_rerank.indexes.mmr import check_diversity
 from retrieve_rerank.langchain._convert import to_document, with_metadata
 from retrieve_rerank.langchain._dense import DenseSearch, Together
+from retrieve_rerank.langchain._travel import packed, unpacked, written
 from retrieve_rerank.langchain.vectorstore import ChromaVectorStore
 
 _SEARCH_OPTIONS = ("k", "filter", "where_document", "lambda_mult", "fetch_k")
@@ -61,6 +62,25 @@ class ChromaRetriever(BaseRetriever):
     score_threshold: float | None = None
     lambda_mult: float | None = None
     fetch_k: int | None = None
+
+    @field_validator("vectorstore", mode="before")
+    @classmethod
+    def _vectorstore(cls, value: object) -> object:
+        return unpacked(value)
+
+    @field_serializer("vectorstore", when_used="json")
+    def _written(self, value: object) -> Any:
+        return written(value)
+
+    @classmethod
+    def is_lc_serializable(cls) -> bool:
+        """Whether `dumpd` writes this down; `retrieve_rerank.langchain.load` reads it."""
+        return True
+
+    @property
+    def lc_attributes(self) -> dict[str, Any]:
+        """What `dumpd` writes instead of the fields of these names."""
+        return {"vectorstore": packed(self.vectorstore)}
 
     @field_validator("k", mode="before")
     @classmethod
