@@ -155,6 +155,18 @@ class BM25Index:
         found = self.collection.search(check_queries(queries), k, where=where, where_document=where_document)
         return [_hits(items) for items in found]
 
+    async def aretrieve_many(
+        self,
+        queries: Sequence[str],
+        k: int = 100,
+        *,
+        where: Where | None = None,
+        where_document: Where | None = None,
+    ) -> list[list[Hit]]:
+        """As `retrieve_many`, without blocking the event loop."""
+        call = partial(self.retrieve_many, queries, k, where=where, where_document=where_document)
+        return await self.collection.worker.arun(call)
+
     def save(self) -> None:
         """Write what has changed to the directory. Killed at any moment, it leaves the old index or the new one.
 

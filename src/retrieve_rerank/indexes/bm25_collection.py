@@ -135,7 +135,7 @@ class BM25Collection:
         with self._lock:
             self._follow()
             changed = self._unsaved or self.count() > 0
-            self._start()
+            self._start(self._k1, self._b)
             self._unsaved = changed
 
     def read(
@@ -196,11 +196,13 @@ class BM25Collection:
         if os.getpid() != self._process or self._closed:
             return
         with self._lock:
-            if self._folder is not None and self._unsaved:
-                self.save()
-            self.worker.close()
-            self._start()
-            self._closed = True
+            try:
+                if self._folder is not None and self._unsaved:
+                    self.save()
+            finally:
+                self.worker.close()
+                self._start()
+                self._closed = True
 
     def __del__(self) -> None:
         # Nobody else can save it any more. An object that failed to be made has no `_closed`.
@@ -210,9 +212,9 @@ class BM25Collection:
 
     # Below, the lock is held.
 
-    def _start(self) -> None:
+    def _start(self, k1: float = _K1, b: float = _B) -> None:
         """Forget every record."""
-        self._take(Content(self._analyzer.facts, _K1, _B, [], Postings.empty(), Columns.empty()))
+        self._take(Content(self._analyzer.facts, k1, b, [], Postings.empty(), Columns.empty()))
 
     def _read_again(self, folder: IndexFolder) -> None:
         """Take over what the directory holds."""
@@ -284,9 +286,20 @@ class BM25Collection:
             if self._stale:
                 postings = postings.without(np.frombuffer(self._alive, np.bool_))
                 self._stale = False
-            self._postings = postings.weighed(self._alive.count(True), slots, self._k1, self._b)
-            self._scorer = Scorer(self._postings, slots)
+            self._postings = postings
+            if slots > 2 * self._alive.count(True) + _BATCH:
+                self._compact()
+            self._postings = self._postings.weighed(self._alive.count(True), len(self._alive), self._k1, self._b)
+            self._scorer = Scorer(self._postings, len(self._alive))
         return self._scorer
+
+    def _compact(self) -> None:
+        """Give up empty slots, which nothing refers to any more. Who still reads the old columns has them."""
+        alive = np.frombuffer(self._alive, np.bool_)
+        self._columns = self._columns.kept(np.flatnonzero(alive))
+        self._postings = self._postings.renumbered(alive)
+        self._alive = bytearray(b"\1") * len(self._columns.ids)
+        self._slots = None
 
 
 def _found(scores: Floats, columns: Columns, k: int, matches: Matches | None) -> Found:

@@ -48,6 +48,15 @@ class Columns:
         """Return columns of nothing."""
         return cls(PackedTexts(), PackedTexts(), PackedTexts())
 
+    def kept(self, slots: Ints) -> Columns:
+        """Return columns of the records in `slots` alone, in memory."""
+        return Columns(
+            *(
+                PackedTexts(b"".join(column.kept(slots.tolist())), column.ends(slots))
+                for column in (self.ids, self.texts, self.metadata)
+            )
+        )
+
     def append(self, record: Record) -> None:
         """Give a record the next slot."""
         self.ids.append(record.id)

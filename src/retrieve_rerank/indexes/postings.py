@@ -115,10 +115,13 @@ class Scorer:
             "indptr": postings.starts,
             "num_docs": slots,
         }
+        self._slots = slots
+        self._words = len(postings.starts) - 1
 
     def scores(self, words: Sequence[int]) -> Floats:
         """Return the score of every slot, an array (slots,), for the words of a query, by number."""
-        scores: Floats = self._bm25.get_scores_from_ids(words)
+        known = [word for word in words if word < self._words]
+        scores: Floats = self._bm25.get_scores_from_ids(known) if known else np.zeros(self._slots, np.float32)
         return scores
 
 

@@ -95,7 +95,7 @@ class Analyzer:
         if self._tokenizer is None:
             return _find_words(text.lower())
         words = self._tokenizer(text)
-        if isinstance(words, str) or not all(isinstance(word, str) for word in words):
+        if not isinstance(words, (list, tuple)) or not all(isinstance(word, str) for word in words):
             raise InvalidInputError(f"the tokenizer must return a list of strings, got {words!r}")
         return list(words)
 
@@ -163,7 +163,7 @@ def language_name(language: str | None) -> str | None:
     name = _CODES.get(language.lower(), language.lower()) if isinstance(language, str) else None
     if name in names:
         return name
-    codes = {name: code for code, name in reversed(_CODES.items())}
+    codes = {name: code for code, name in _CODES.items()}
     offered = ", ".join(f"{name} ({codes[name]})" if name in codes else name for name in sorted(names))
     raise InvalidInputError(
         f"there is no stemmer for the language {language!r}; there is {offered}. None takes words as they are, in any "
