@@ -180,14 +180,14 @@ class BM25Collection:
             if not self._unsaved:
                 return
             self._fresh()
-            alive = None if all(self._alive) else np.flatnonzero(np.frombuffer(self._alive, np.bool_))
-            postings, stems = self._postings, list(self._vocabulary.stems)
-            if alive is not None:
-                postings = postings.renumbered(np.frombuffer(self._alive, np.bool_))
-                used = np.diff(postings.starts) > 0
-                postings = postings.with_words(used)
-                stems = [stem for stem, is_used in zip(stems, used.tolist(), strict=True) if is_used]
-            content = Content(self._analyzer.facts, self._k1, self._b, stems, postings, self._columns)
+            postings, alive = self._postings, None
+            if not all(self._alive):
+                mask = np.frombuffer(self._alive, np.bool_)
+                postings, alive = postings.renumbered(mask), np.flatnonzero(mask)
+            used = np.diff(postings.starts) > 0
+            # There may be more stems than that: of a batch that could not be stored.
+            stems = [stem for stem, is_used in zip(self._vocabulary.stems, used.tolist(), strict=False) if is_used]
+            content = Content(self._analyzer.facts, self._k1, self._b, stems, postings.with_words(used), self._columns)
             self._folder.save(content, alive)
             self._read_again(self._folder)  # what was in memory is let go of
 
