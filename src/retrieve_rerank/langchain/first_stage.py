@@ -17,6 +17,7 @@ from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.langchain._convert import as_candidates, with_metadata
+from retrieve_rerank.langchain.bm25_retriever import BM25Retriever
 from retrieve_rerank.langchain.chroma_retriever import ChromaRetriever
 from retrieve_rerank.langchain.vectorstore import ChromaVectorStore
 
@@ -88,7 +89,8 @@ def first_stage(base: Base, fetch_k: int, options: dict[str, Any]) -> FirstStage
         if "k" in type(base).model_fields:
             base = base.model_copy(update={"k": fetch_k})
     fused = getattr(base, "fuses", False) is True
-    return FirstStage(base, options, fetch_k, scored=fused or isinstance(base, ChromaRetriever), fused=fused)
+    scored = fused or isinstance(base, (BM25Retriever, ChromaRetriever))
+    return FirstStage(base, options, fetch_k, scored=scored, fused=fused)
 
 
 class ScoredStoreRetriever(VectorStoreRetriever):
