@@ -145,7 +145,8 @@ class ChromaIndex:
         Args:
             query: Not empty.
             k: How many at most.
-            where: Chroma's filter on metadata, such as `{"source": "atlas"}` or `{"year": {"$gte": 2020}}`.
+            where: Chroma's filter on metadata, such as `{"source": "atlas"}` or `{"year": {"$gte": 2020}}`. Numbers
+                compare exactly. For a value from outside write `{"user": {"$eq": value}}`, which takes no operator.
             where_document: Chroma's filter on the text, such as `{"$contains": "France"}`.
 
         Returns:

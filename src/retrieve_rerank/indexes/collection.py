@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from retrieve_rerank.checks import check_count, check_texts
 from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, RetrieveRerankError
+from retrieve_rerank.indexes.clauses import Where, exact
 from retrieve_rerank.indexes.client import drop_collection, find_or_create, open_client, translated
 from retrieve_rerank.indexes.fingerprint import SPACES, Fingerprint, Identity, check_format, check_identity, to_metadata
 from retrieve_rerank.indexes.records import Record
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from chromadb.api import ClientAPI
 
 Vectors = npt.NDArray[np.float32]
-Where = Mapping[str, Any]
 
 _READ_CHUNK = 10_000  # ids in one read; SQLite takes no more than about 32,000 variables
 _MOST = 2**31 - 1  # results; Chroma counts them in 32 bits
@@ -243,8 +243,9 @@ class ChromaCollection:
                 return
             wanted = list(dict.fromkeys(check_ids(ids)))
             step = min(self.max_batch, _READ_CHUNK)
+            options = {"where": _filters(where, None)["where"]}
             for start in range(0, len(wanted), step):
-                self.handle.delete(ids=wanted[start : start + step], where=dict(where) if where else None)
+                self.handle.delete(ids=wanted[start : start + step], **options)
 
     def clear(self) -> None:
         """Delete every record; the collection, its metric and its encoder stay."""
@@ -363,7 +364,11 @@ def _filters(where: Where | None, where_document: Where | None) -> dict[str, Any
     for name, value in (("where", where), ("where_document", where_document)):
         if value is not None and not isinstance(value, Mapping):
             raise InvalidInputError(f"{name} must be a mapping such as {{'source': 'atlas'}}, got {value!r}")
-    return {"where": dict(where) if where else None, "where_document": dict(where_document) if where_document else None}
+    # An empty one is no filter.
+    return {
+        "where": exact(where) if where else None,
+        "where_document": dict(where_document) if where_document else None,
+    }
 
 
 def _records(rows: Mapping[str, Any]) -> list[Record]:
