@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from enum import Enum
 from typing import Any
@@ -24,7 +23,7 @@ RECORDS: dict[str, dict[str, Any]] = {
     "bare": {},
     **{
         f"{place} {value!r}": {"k": value, **({"j": other} if place % 2 else {})}
-        for place, (value, other) in enumerate(zip(VALUES, itertools.islice(itertools.cycle(SCALARS), 5, None)))
+        for place, (value, other) in enumerate(zip(VALUES, [*SCALARS[5:], *SCALARS], strict=False))
     },
 }
 

@@ -1,7 +1,7 @@
 """The filter language on metadata, which is Chroma's, checked and made to mean what it says.
 
-`{key: value}` and `{key: {operator: value}}`, joined by `{"$and": [...]}` and `{"$or": [...]}`, with two or more clauses
-in the list. Operators:
+`{key: value}` and `{key: {operator: value}}`, and two or more of these in `{"$and": [...]}` and `{"$or": [...]}`.
+Operators:
 
     $eq, $ne                            text, a number or a boolean; {key: value} is short for $eq
     $gt, $gte, $lt, $lte                a number

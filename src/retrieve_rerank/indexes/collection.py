@@ -310,14 +310,8 @@ class ChromaCollection:
         return results
 
     def similarity(self, distance: float) -> float:
-        """Return a distance as similarity, larger is better.
-
-        Cosine space: cosine similarity. Dot space: dot product. Euclidean space: 1 / (1 + distance), where Chroma
-        gives the squared distance.
-        """
-        if self.metric == "euclidean":
-            return 1.0 / (1.0 + math.sqrt(max(0.0, distance)))
-        return 1.0 - distance
+        """Return a distance as similarity, larger is better; see `to_similarity`."""
+        return to_similarity(distance, self.metric)
 
     def close(self) -> None:
         """End the worker, drop a private in-memory collection, and let go of a store that was opened here."""
@@ -350,6 +344,15 @@ class ChromaCollection:
             bad = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
             raise InvalidInputError(f"vector {bad} holds NaN or infinity, which cannot be searched; check the encoder")
         return array
+
+
+def to_similarity(distance: float, metric: Metric) -> float:
+    """Return a distance of Chroma's as similarity, larger is better.
+
+    Cosine space: cosine similarity. Dot space: dot product. Euclidean space: 1 / (1 + distance), where Chroma gives the
+    squared distance.
+    """
+    return 1.0 / (1.0 + math.sqrt(max(0.0, distance))) if metric == "euclidean" else 1.0 - distance
 
 
 def check_ids(ids: Sequence[str]) -> list[str]:
