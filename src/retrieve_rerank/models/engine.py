@@ -105,6 +105,8 @@ class Engine:
             batch = left.pop()
             rows = self._forward([inputs[position] for position in batch], output, options)
             if rows is not None:
+                if len(rows) != len(batch):
+                    raise ModelError(f"the model was given {len(batch)} texts and returned {len(rows)} rows for them")
                 yield batch, rows
                 continue
             widest = max(seen[position] for position in batch)
