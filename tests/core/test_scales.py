@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -85,14 +84,9 @@ def test_logits_that_look_like_probabilities_are_mentioned_once() -> None:
     ranker.rank("q", ["a", "b"])  # a second warning would be an error here
 
 
-@pytest.mark.parametrize("scores", [(0.1, 1.1), (-0.1, 0.5), (0.0, 1.0), (0.5, math.nan)])
+@pytest.mark.parametrize("scores", [(0.1, 1.1), (-0.1, 0.5), (0.0, 1.0)])
 def test_what_is_clearly_no_probability_is_not_mentioned(scores: tuple[float, ...]) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        try:
-            as_ranker(Given(*scores)).rank("q", ["a", "b"])
-        except ModelError as error:
-            assert "NaN" in str(error)
+    as_ranker(Given(*scores)).rank("q", ["a", "b"])  # a warning would be an error here
 
 
 def test_one_text_says_nothing_about_the_scale() -> None:

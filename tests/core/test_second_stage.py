@@ -67,15 +67,14 @@ def test_raise_raises_the_cause_itself() -> None:
     assert caught.value is cause
 
 
-async def test_the_first_stages_order_is_marked_and_warned_of_once() -> None:
+def test_the_first_stages_order_is_marked_and_warned_of_once() -> None:
     degraded = stage(Failing(ValueError("broken\nbadly")), top_n=3, score_threshold=0.99, on_error="retrieval_order")
     candidates = found(TEXTS)
-    for run in (degraded.run, degraded.arun):
+    for run in (degraded.run, lambda *given: asyncio.run(degraded.arun(*given))):
         with pytest.warns(
             DegradedWarning, match="re-ranking failed: ValueError: broken badly; the result is"
         ) as warned:
             result = run("q", candidates)
-            result = await result if asyncio.iscoroutine(result) else result
         assert len(warned) == 1
         assert names(result.hits) == "abc"  # no threshold: there are no scores to compare with it
         assert [(hit.rank, hit.retrieval_rank, hit.score, hit.retrieval_score, hit.logit) for hit in result.hits] == [
