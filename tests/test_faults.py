@@ -254,6 +254,7 @@ def faulty_model(tiny_cross_encoder: Path, fault: Fault, monkeypatch: pytest.Mon
     """Our own model, whose forward pass fails."""
     import transformers
 
+    monkeypatch.setattr("retrieve_rerank.models.batching._CPU_TOKENS", 64)  # several batches
     kind = transformers.BertForSequenceClassification
     forward = kind.forward
 
@@ -272,7 +273,7 @@ def faulty_model(tiny_cross_encoder: Path, fault: Fault, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("call", ["sync", "async"])
-@pytest.mark.parametrize("at", ["first", "last"])
+@pytest.mark.parametrize("at", BATCHES)
 @pytest.mark.parametrize("kind", ["raises", "gives NaN"])
 @pytest.mark.parametrize("door", DOORS, ids=lambda door: door.__name__)
 def test_our_own_model_fails(
@@ -281,7 +282,7 @@ def test_our_own_model_fails(
     expected = faulty_model.rank("q", TEXTS)
     batches, fault.calls, fault.kind = fault.calls, 0, kind
     assert batches > 2
-    fault.at = 0 if at == "first" else batches - 1
+    fault.at = {"first": 0, "middle": batches // 2, "last": batches - 1}[at]
     with pytest.raises((OutOfMemory, ModelError), match=r"no memory left|NaN"):
         caller(door, call, faulty_model)()
     fault.calls = 0
