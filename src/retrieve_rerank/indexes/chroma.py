@@ -153,7 +153,8 @@ class ChromaIndex:
         Args:
             query: Not empty.
             k: How many at most.
-            where: Chroma's filter on metadata, such as `{"source": "atlas"}` or `{"year": {"$gte": 2020}}`.
+            where: Chroma's filter on metadata, such as `{"source": "atlas"}` or `{"year": {"$gte": 2020}}`. Numbers
+                compare exactly. For a value from outside write `{"user": {"$eq": value}}`, which takes no operator.
             where_document: Chroma's filter on the text, such as `{"$contains": "France"}`.
             mmr_lambda: Find passages that are near to the query and unlike one another, by maximal marginal relevance:
                 the weight of nearness against novelty in [0, 1]. The order of the hits is that in which they were
