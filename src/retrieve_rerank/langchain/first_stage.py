@@ -100,7 +100,7 @@ def first_stage(base: Base, fetch_k: int, options: dict[str, Any]) -> FirstStage
             )
         if "k" in type(base).model_fields:
             base = base.model_copy(update={"k": fetch_k})
-    return FirstStage(base, options, fetch_k, _score_key(base), fused=getattr(base, "fuses", False) is True)
+    return FirstStage(base, options, fetch_k, _score_key(base), fused=getattr(type(base), "fuses", False) is True)
 
 
 class ScoredStoreRetriever(VectorStoreRetriever):

@@ -58,8 +58,9 @@ class HybridRetriever(BaseRetriever):
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
-    score_key: ClassVar[str] = "retrieval_score"  # see `first_stage`
-    fuses: ClassVar[bool] = True  # tells a stage after it that scores and ranks are of this search
+    # They tell a stage after it that these are of this search.
+    score_key: ClassVar[str] = "retrieval_score"
+    fuses: ClassVar[bool] = True
 
     retrievers: Sequence[Runnable[str, list[Document]] | VectorStore]
     weights: Sequence[float] | None = None

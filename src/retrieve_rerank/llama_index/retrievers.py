@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextvars
-import copy
 import time
-from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
@@ -14,19 +11,10 @@ from llama_index.core.schema import NodeWithScore, QueryBundle
 
 from retrieve_rerank.checks import check_count, check_query, check_seconds
 from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.llama_index.first_stage import Index, aask, ask, check_retriever, first_stage
 from retrieve_rerank.llama_index.postprocessor import CrossEncoderRerank
 from retrieve_rerank.models.worker import Worker
 from retrieve_rerank.retrieval.second_stage import OnError, check_on_error
-
-# Where LlamaIndex's retrievers keep how many nodes they return; there is no common interface.
-_TOP_K = ("similarity_top_k", "_similarity_top_k")
-
-
-class Index(Protocol):
-    """What makes a retriever of itself: LlamaIndex's indexes."""
-
-    def as_retriever(self) -> BaseRetriever:
-        """Return a retriever."""
 
 
 class RetrieveRerankRetriever(BaseRetriever):
@@ -78,10 +66,7 @@ class RetrieveRerankRetriever(BaseRetriever):
         callback_manager: CallbackManager | None = None,
         verbose: bool = False,
     ) -> None:
-        if not isinstance(retriever, BaseRetriever) and not callable(getattr(retriever, "as_retriever", None)):
-            raise InvalidInputError(
-                f"retriever must be a LlamaIndex retriever or an index, got {type(retriever).__name__}"
-            )
+        check_retriever(retriever, "retriever")
         if not isinstance(reranker, CrossEncoderRerank):
             raise InvalidInputError(
                 f"reranker must be a CrossEncoderRerank, got {type(reranker).__name__}; make one: "
@@ -99,32 +84,14 @@ class RetrieveRerankRetriever(BaseRetriever):
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         bundle = _checked(query_bundle)
         start = time.perf_counter()
-        candidates = self._first_stage().retrieve(replace(bundle))[: self.fetch_k]
+        candidates = ask(first_stage(self.retriever, self.fetch_k), bundle, self.fetch_k)
         return self._second_stage(start).postprocess_nodes(candidates, query_bundle=bundle)
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         bundle = _checked(query_bundle)
         start = time.perf_counter()
-        first = self._first_stage()
-        if type(first)._aretrieve is BaseRetriever._aretrieve:  # noqa: SLF001 - the only way to know
-            # It would run its sync method on the event loop. The thread sees the caller's context: spans stay nested.
-            context = contextvars.copy_context()
-            candidates = await self._worker.arun(context.run, first.retrieve, replace(bundle))
-        else:
-            candidates = await first.aretrieve(replace(bundle))
-        return await self._second_stage(start).apostprocess_nodes(candidates[: self.fetch_k], query_bundle=bundle)
-
-    def _first_stage(self) -> BaseRetriever:
-        """Return a first stage for one call. An index is asked for one each time, as it may have grown."""
-        given = self.retriever
-        retriever = copy.copy(given) if isinstance(given, BaseRetriever) else given.as_retriever()
-        for name in _TOP_K:
-            described = getattr(type(retriever), name, None)
-            read_only = isinstance(described, property) and described.fset is None
-            if hasattr(retriever, name) and not read_only:
-                setattr(retriever, name, self.fetch_k)
-                break
-        return retriever
+        candidates = await aask(first_stage(self.retriever, self.fetch_k), bundle, self.fetch_k, self._worker.arun)
+        return await self._second_stage(start).apostprocess_nodes(candidates, query_bundle=bundle)
 
     def _second_stage(self, start: float) -> CrossEncoderRerank:
         # A copy for one call shares the model and nothing else.
