@@ -174,6 +174,9 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
     def _score_many(self, scorings: Sequence[Scoring]) -> None:
         self._worker.run_until(None, self._score_here, *scorings)
 
+    async def _ascore_many(self, scorings: Sequence[Scoring]) -> None:
+        await self._worker.arun_until(None, self._score_here, *scorings)
+
     def _score_here(self, *scorings: Scoring) -> None:
         if any(scoring.texts for scoring in scorings):
             self._loaded().score(scorings)
