@@ -143,7 +143,7 @@ def euclidean(value: float) -> float:
 class Engine:
     make: Callable[[Any, Path], Any]
     score: Callable[[float], float] = cosine
-    filter: Callable[[str], dict[str, Any]] = lambda topic: {"filter": {"topic": topic}}  # noqa: E731
+    filter: Callable[[str], dict[str, Any]] = lambda topic: {"filter": {"topic": topic}}
 
 
 def _fill(store: Any) -> Any:
