@@ -104,6 +104,8 @@ class Engine:
             batch = left.pop()
             rows = self._forward([inputs[position] for position in batch], output, options)
             if rows is not None:
+                if len(rows) != len(batch):
+                    raise ModelError(f"the model was given {len(batch)} texts and returned {len(rows)} rows for them")
                 yield batch, rows
                 continue
             widest = max(seen[position] for position in batch)
@@ -162,6 +164,14 @@ class CrossEngine(Engine):
             keep_head_exact(model)
         self.prompt = _saved_prompt(model) if prompt is None else prompt
         self.max_windows = max_windows
+        self._chat = "message" in getattr(model[0], "modality_config", {})
+        if self.prompt and self._chat:
+            plain, told = (ChatReading(model, "a", given, None) for given in ("", self.prompt))
+            if plain.around == told.around:
+                raise InvalidInputError(
+                    "the chat template of this cross-encoder has no place for an instruction, so prompt would change "
+                    "nothing; leave it out, or put what it says into the query"
+                )
 
     def score(self, scoring: Scoring) -> None:
         """Score texts batch by batch, as long as somebody waits for them."""
@@ -206,8 +216,7 @@ class CrossEngine(Engine):
         return Cut(pieces, lengths, tuple(taken), truncated)
 
     def _reading(self, query: str) -> Reading:
-        chat = "message" in getattr(self.model[0], "modality_config", {})
-        reading = (ChatReading if chat else PairReading)(self._cross_encoder, query, self.prompt, self.max_length)
+        reading = (ChatReading if self._chat else PairReading)(self._cross_encoder, query, self.prompt, self.max_length)
         if self.max_length is not None and reading.around >= self.max_length:
             raise InvalidInputError(
                 f"the query has {reading.around} tokens and this cross-encoder reads {self.max_length} in all, which "
