@@ -74,6 +74,10 @@ class BiEncoderEmbeddings(Serializable, Embeddings):
         """What `dumpd` writes instead of the fields of these names."""
         return {"model": packed(self.model)}
 
+    def __getstate__(self) -> dict[Any, Any]:
+        state = super().__getstate__()
+        return {**state, "__dict__": {**state["__dict__"], "token": None}}  # no secret in a pickle
+
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Return a copy; one with other settings has an encoder of its own."""
         copied = super().model_copy(update=update, deep=deep)

@@ -191,7 +191,7 @@ class CrossEncoderRerank(BaseNodePostprocessor):
         state = super().__getstate__()
         if "_ranker" not in (state["__pydantic_private__"] or {}):
             raise InvalidInputError(f"this re-ranker's {self.model} cannot be pickled, so it cannot either")
-        return state
+        return {**state, "__dict__": {**state["__dict__"], "token": None}}  # no secret in a pickle
 
     def after(self, seconds: float) -> CrossEncoderRerank:
         """Return this re-ranker with that much of its time budget gone when a call begins."""

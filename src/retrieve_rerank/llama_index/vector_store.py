@@ -299,6 +299,11 @@ class ChromaVectorStore(BasePydanticVectorStore):
         """Release the collection. An in-memory one that this object made is gone."""
         self._collection.close()
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Raises where there is no directory; the base class would leave the collection out without a word.
+        self._collection.__reduce__()
+        return super().__getstate__()
+
     def _write(self, nodes: list[BaseNode]) -> None:
         distinct = list({node.node_id: node for node in nodes}.values())
         # Everything is checked before anything is written.
