@@ -22,8 +22,9 @@ from retrieve_rerank.testing.running import Answer  # noqa: E402
 from retrieve_rerank.testing.vector_store import VectorStoreContract  # noqa: E402
 from retrieve_rerank.types import Encoder, Metric, Passage, Scorer  # noqa: E402
 
-SCORE_KEYS = ("relevance_score", "retrieval_score")
-_WRITTEN = {"relevance_score", "retrieval_score", "rerank_logit", "rerank_rank", "retrieval_rank", "retrieval_ranks"}
+_SCORE_KEYS = ("relevance_score", "retrieval_score")
+# What re-rankers and retrievers write into the metadata; the rest is the user's.
+_WRITTEN = {*_SCORE_KEYS, "rerank_logit", "rerank_rank", "rerank_degraded", "retrieval_rank", "retrieval_ranks"}
 
 
 class ScorerCrossEncoder(BaseCrossEncoder):
@@ -132,7 +133,7 @@ class LangChainRetrieverContract(RetrieverContract):
 
     def read(self, outputs: Sequence[Any]) -> list[Answer]:
         first = outputs[0].metadata if outputs else {}
-        return _answers(outputs, SCORE_KEYS, "rerank_rank" if "rerank_rank" in first else "retrieval_rank")
+        return _answers(outputs, _SCORE_KEYS, "rerank_rank" if "rerank_rank" in first else "retrieval_rank")
 
 
 class LangChainVectorStoreContract(VectorStoreContract):

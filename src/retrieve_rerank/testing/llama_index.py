@@ -137,6 +137,8 @@ class LlamaIndexVectorStoreContract(VectorStoreContract):
         []
     """
 
+    embeds = False
+
     def using(self, encoder: Encoder, store: Any) -> Any:
         """Return `store`; its nodes and queries are embedded by the encoder. For `make`."""
         self._encoder = encoder

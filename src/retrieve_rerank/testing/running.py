@@ -107,11 +107,11 @@ def refused(call: Callable[[], object], what: str) -> Exception:
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and what it came from."""
+    """Yield an error and what a traceback shows that it came from."""
     seen: BaseException | None = error
     while seen is not None:
         yield seen
-        seen = seen.__cause__ or seen.__context__
+        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
 
 
 def within(seconds: float, call: Callable[[], T]) -> T:
