@@ -80,25 +80,32 @@ def _outcome(check: Callable[[], None]) -> str:
     return "pass"
 
 
+# What pytest shows of a failure ends at the check, not in the helpers below: they hide themselves.
+
+
 def not_applicable(reason: str) -> NoReturn:
     """Leave a check that says nothing about this component; pytest counts it as skipped."""
+    __tracebackhide__ = True
     raise unittest.SkipTest(reason)
 
 
 def needs(condition: object, reason: str) -> None:
     """Leave a check unless the component has what it is about."""
+    __tracebackhide__ = True
     if not condition:
         not_applicable(reason)
 
 
 def expect(condition: object, complaint: str) -> None:
     """Fail the check with `complaint` unless the condition holds."""
+    __tracebackhide__ = True
     if not condition:
         raise AssertionError(complaint)
 
 
 def refused(call: Callable[[], object], what: str) -> Exception:
     """Return the error that `call` raises, or fail the check: `what` was let through."""
+    __tracebackhide__ = True
     try:
         answer = call()
     except Exception as error:  # noqa: BLE001 - any error is a refusal
