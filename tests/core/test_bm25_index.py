@@ -157,10 +157,7 @@ def test_upsert_replaces_text_and_metadata(index: BM25Index) -> None:
 def test_metadata_come_back_as_they_were(index: BM25Index, metadata: dict[str, Any]) -> None:
     index.add([Passage("x", "alpha", metadata)])
     found = index.get(["x"])[0].metadata
-    assert (found, repr(found)) == (metadata, repr(found))
-    assert [(key, type(value)) for key, value in sorted(found.items())] == [
-        (key, type(value)) for key, value in sorted(metadata.items())
-    ]
+    assert repr(sorted(found.items())) == repr(sorted(metadata.items()))  # which tells 1 from True and 0.0 from -0.0
     assert index.retrieve("alpha")[0].passage.metadata == metadata
 
 

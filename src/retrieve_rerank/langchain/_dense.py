@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from retrieve_rerank.checks import check_query
 from retrieve_rerank.errors import InvalidInputError
-from retrieve_rerank.indexes.collection import Found, Vectors, Where
+from retrieve_rerank.indexes.clauses import Where
+from retrieve_rerank.indexes.collection import Found, Vectors
 from retrieve_rerank.indexes.mmr import check_mmr, diverse
 from retrieve_rerank.langchain._search import ChromaSearch
 
