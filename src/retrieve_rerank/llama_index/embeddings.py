@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -195,6 +195,22 @@ class BiEncoderEmbedding(BaseEmbedding):
                 await cache.aput(key=query, val={str(uuid.uuid4()): found[0]}, collection=_CACHED_QUERIES)
             return found[0]
 
+    def get_query_embeddings(self, queries: Sequence[str]) -> list[Embedding]:
+        """Embed queries in one call of the encoder; one by one where there is a cache or a rate limiter."""
+        if self.embeddings_cache is not None or self.rate_limiter is not None or not queries:
+            return [self.get_query_embedding(query) for query in queries]
+        with self._reported(*queries) as found:
+            found += self._encoder.encode_queries(queries).tolist()
+            return found
+
+    async def aget_query_embeddings(self, queries: Sequence[str]) -> list[Embedding]:
+        """As `get_query_embeddings`, without blocking the event loop."""
+        if self.embeddings_cache is not None or self.rate_limiter is not None or not queries:
+            return [await self.aget_query_embedding(query) for query in queries]
+        with self._reported(*queries) as found:
+            found += (await self._encoder.aencode_queries(queries)).tolist()
+            return found
+
     def __getstate__(self) -> dict[str, Any]:
         # The base class deletes what it cannot pickle from the dictionaries of the object itself. Give it a copy, and
         # nothing to complain about: the constructor makes a new encoder from the fields.
@@ -224,12 +240,12 @@ class BiEncoderEmbedding(BaseEmbedding):
         return cast("list[Embedding]", (await self._encoder.aencode_documents(texts)).tolist())
 
     @contextmanager
-    def _reported(self, query: str) -> Iterator[list[Embedding]]:
-        """Emit the base class's events around the block, which puts the vector into the yielded list."""
+    def _reported(self, *queries: str) -> Iterator[list[Embedding]]:
+        """Emit the base class's events around the block, which puts the vectors into the yielded list."""
         found: list[Embedding] = []
         model = self.to_payload()
         dispatcher.event(EmbeddingStartEvent(model_dict=model))
         with self.callback_manager.event(CBEventType.EMBEDDING, payload={EventPayload.SERIALIZED: model}) as event:
             yield found
-            event.on_end(payload={EventPayload.CHUNKS: [query], EventPayload.EMBEDDINGS: found})
-        dispatcher.event(EmbeddingEndEvent(chunks=[query], embeddings=found))
+            event.on_end(payload={EventPayload.CHUNKS: list(queries), EventPayload.EMBEDDINGS: found})
+        dispatcher.event(EmbeddingEndEvent(chunks=list(queries), embeddings=found))
