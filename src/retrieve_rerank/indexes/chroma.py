@@ -14,7 +14,8 @@ from tqdm.auto import tqdm
 
 from retrieve_rerank.checks import check_count, check_queries, check_query
 from retrieve_rerank.errors import IndexMismatchError, InvalidInputError
-from retrieve_rerank.indexes.collection import ChromaCollection, Found, Where, check_ids
+from retrieve_rerank.indexes.clauses import Where
+from retrieve_rerank.indexes.collection import ChromaCollection, Found, check_ids
 from retrieve_rerank.indexes.records import Record, to_record
 from retrieve_rerank.types import AddReport, Encoder, Hit, Metric, Passage
 

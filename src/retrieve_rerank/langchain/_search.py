@@ -13,7 +13,8 @@ from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
 from retrieve_rerank.checks import check_count, check_query
 from retrieve_rerank.errors import InvalidInputError
-from retrieve_rerank.indexes.collection import ChromaCollection, Found, Vectors, Where
+from retrieve_rerank.indexes.clauses import Where
+from retrieve_rerank.indexes.collection import ChromaCollection, Found, Vectors
 from retrieve_rerank.langchain._convert import to_document
 from retrieve_rerank.types import Encoder, Metric
 

@@ -12,7 +12,7 @@ from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
 from pydantic import ConfigDict, field_validator
 
 from retrieve_rerank.checks import check_count
-from retrieve_rerank.indexes.collection import Where
+from retrieve_rerank.indexes.clauses import Where
 from retrieve_rerank.langchain._convert import with_metadata
 from retrieve_rerank.langchain.vectorstore import ChromaVectorStore
 
