@@ -21,13 +21,13 @@ class SearchServer:
     """What was asked, and what a search answers.
 
     Attributes:
-        scores: The score of each document that a search finds, by id, best first.
+        scores: The score of each document that a search finds, by id, best first; None where it was not scored.
         product: "elasticsearch" or "opensearch", which say so differently.
         asked: Method, path and body of each request.
         stored: What was indexed, by id.
     """
 
-    scores: Mapping[str, float]
+    scores: Mapping[str, float | None]
     product: str
     asked: list[tuple[str, str, Any]] = field(default_factory=list)
     stored: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -58,11 +58,16 @@ class SearchServer:
                 if id_ in self.stored
             ]
             total = {"value": len(hits), "relation": "eq"}
+            best = max(filter(None, self.scores.values()), default=None)
             return 200, {
                 "took": 1,
                 "timed_out": False,
                 "_shards": {"total": 1, "successful": 1, "skipped": 0, "failed": 0},
-                "hits": {"total": total, "max_score": max(self.scores.values(), default=None), "hits": hits},
+                "hits": {
+                    "total": total,
+                    "max_score": max(filter(None, self.scores.values()), default=None),
+                    "hits": hits,
+                },
             }
         if method == "HEAD":
             return 200 if self.stored else 404, None
@@ -70,7 +75,7 @@ class SearchServer:
 
 
 @contextmanager
-def search_server(scores: Mapping[str, float], product: str) -> Iterator[SearchServer]:
+def search_server(scores: Mapping[str, float | None], product: str) -> Iterator[SearchServer]:
     """Run a server on a free port of this machine."""
     state = SearchServer(scores, product)
 
