@@ -1,0 +1,22 @@
+"""Does re-ranking help on your data, and what does it cost?
+
+`load_dataset` reads questions with judgements, `evaluate` runs your pipelines on them, and the `Evaluation` answers.
+"""
+
+from retrieve_rerank.evaluation.dataset import Dataset
+from retrieve_rerank.evaluation.evaluation import Evaluation
+from retrieve_rerank.evaluation.questions import sample_questions
+from retrieve_rerank.evaluation.reading import load_dataset
+from retrieve_rerank.evaluation.results import Comparison, Latency, System
+from retrieve_rerank.evaluation.running import evaluate
+
+__all__ = [
+    "Comparison",
+    "Dataset",
+    "Evaluation",
+    "Latency",
+    "System",
+    "evaluate",
+    "load_dataset",
+    "sample_questions",
+]
