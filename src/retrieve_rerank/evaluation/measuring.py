@@ -116,6 +116,12 @@ def _notes_on_first_stage(
     if strange:
         share = strange / sum(map(len, stage.hits.values()))
         said.append(f"{share:.0%} of what {system.name!r} found is not among the dataset's passages.")
+    count = getattr(stage.retriever, "count", None)
+    if callable(count) and (there := count()) < len(dataset.passages):
+        said.append(
+            f"{system.name!r} searches {counted(there, 'passage')}, and the dataset has {len(dataset.passages)}: it "
+            "cannot find the others."
+        )
     if dataset.weak is not None and (
         given := sum(_gives_away(stage.hits[query], query, dataset) for query in stage.hits)
     ):

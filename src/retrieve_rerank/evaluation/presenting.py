@@ -149,7 +149,10 @@ def _row(evaluation: Evaluation, system: System, change: Comparison | None) -> l
 def _notes(evaluation: Evaluation) -> Sequence[str]:
     size = f"{counted(len(evaluation.judgements), 'question')}, {counted(evaluation.passages, 'passage')}"
     machine = ", ".join(f"{name} {value}" for name, value in evaluation.machine.items())
-    systems = [f"{system.name}: {system.description}" for system in evaluation.systems]
+    described: dict[str, list[str]] = {}
+    for system in evaluation.systems:
+        described.setdefault(system.description, []).append(system.name)
+    systems = [f"{', '.join(names)}: {description}" for description, names in described.items()]
     weak = [_WEAK.format(weak=evaluation.weak)] if evaluation.weak else []
     method = _METHOD.format(resamples=evaluation.resamples, seed=evaluation.seed)
     return [f"{evaluation.dataset}: {size}.", *weak, *evaluation.notes, method, *systems, f"Measured with {machine}."]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from retrieve_rerank.checks import check_count
 from retrieve_rerank.errors import InvalidInputError
@@ -59,9 +59,7 @@ def sample_questions(
     questions: dict[str, str] = {}
     cut: list[Passage] = []
     for passage in whole:
-        title = _title(passage)
-        # A title that several have, such as the chunks of one document, tells none of them from the others.
-        question, rest = _split(passage.text, title if titles[title] == 1 else "")
+        question, rest = _split(passage.text, _title(passage), titles)
         if question:
             questions[passage.id] = question
         cut.append(Passage(passage.id, rest, passage.metadata))
@@ -87,16 +85,22 @@ def _title(passage: Passage) -> str:
     return title.strip() if isinstance(title, str) else ""
 
 
-def _split(text: str, title: str) -> tuple[str, str]:
+def _split(text: str, title: str, titles: Mapping[str, int]) -> tuple[str, str]:
     """Return the question of a text, empty if it has none, and the text without it."""
-    if title:
-        question, rest = title, text.lstrip()
-        while rest[: len(title)].casefold() == title.casefold():  # some corpora repeat it
-            rest = rest[len(title) :].lstrip(_AROUND)
+    body = text.lstrip()
+    while title and body[: len(title)].casefold() == title.casefold():  # some corpora repeat it
+        body = body[len(title) :].lstrip(_AROUND)
+    if title and titles[title] == 1:
+        question, rest = title, body
     else:
-        begun = text.lstrip(_AROUND)
-        end = next((match.end() for match in _END.finditer(begun) if match.end() >= _SHORTEST), len(begun))
-        question, rest = begun[:end].strip(), begun[end:].lstrip(_AROUND)
+        # A title that several have, such as the chunks of one document, tells none of them from the others. It stays.
+        front = text[: len(text) - len(body)]
+        body = body.lstrip(_AROUND)
+        end = next((match.end() for match in _END.finditer(body) if match.end() >= _SHORTEST), len(body))
+        question, rest = body[:end].strip(), body[end:].lstrip(_AROUND)
+        if not rest:
+            return "", text
+        rest = f"{front}{rest}"
     if not _SHORTEST <= len(question) <= _LONGEST or len(rest) < _REST:
         return "", text
     return question, rest
