@@ -15,6 +15,7 @@ import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -100,6 +101,10 @@ class ChromaCollection:
         self._process = os.getpid()
         self._lock = threading.RLock()
         self.worker = Worker(f"retrieve-rerank collection {name}")
+        # What opens it again, for pickling and for configurations that are written down.
+        self.folder: str | None = None
+        self.assume_compatible = assume_compatible
+        self._fingerprint = fingerprint
         private = handle is None and path is None and client is None
         self._opened = handle is None and client is None
         self._closed = False
@@ -111,6 +116,8 @@ class ChromaCollection:
             self._check(metric, fingerprint, assume_compatible=assume_compatible)
             return
         self.client = client if client is not None else open_client(path)
+        if path is not None:
+            self.folder = str(Path(path).expanduser().resolve())
         # Chroma's in-memory store is one for the whole process: two indexes must not meet in it.
         stored_name = f"{name[:400]}-{uuid.uuid4().hex}" if private else name
         with translated(f"collection {name!r}"):
@@ -134,6 +141,14 @@ class ChromaCollection:
             check_identity(self.name, found, metric, fingerprint)
         else:
             self.verified = True
+
+    def __reduce__(self) -> tuple[Callable[..., ChromaCollection], tuple[Any, ...]]:
+        if self.folder is None:
+            raise InvalidInputError(
+                f"collection {self.name!r} is in memory or a client's: it cannot be pickled or copied, as nothing says "
+                "where it is. Give it a directory"
+            )
+        return _reopened, (self.name, self.folder, self.metric, self._fingerprint, self.assume_compatible)
 
     @property
     def handle(self) -> chromadb.Collection:
@@ -349,6 +364,18 @@ class ChromaCollection:
             bad = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
             raise InvalidInputError(f"vector {bad} holds NaN or infinity, which cannot be searched; check the encoder")
         return array
+
+
+def _reopened(
+    name: str,
+    folder: str,
+    metric: Metric,
+    fingerprint: Fingerprint | None,
+    assume_compatible: bool,  # noqa: FBT001 - pickle gives positions
+) -> ChromaCollection:
+    return ChromaCollection(
+        name, path=folder, metric=metric, fingerprint=fingerprint, assume_compatible=assume_compatible
+    )
 
 
 def check_ids(ids: Sequence[str]) -> list[str]:

@@ -32,22 +32,28 @@ class FirstStage:
         options: For its `invoke`.
         fetch_k: How many documents are wanted.
         scored: Whether it writes each document's `retrieval_score`.
+        fused: Whether it writes each document's `retrieval_ranks`.
     """
 
     asked: Runnable[str, list[Document]]
     options: dict[str, Any]
     fetch_k: int
     scored: bool = False
+    fused: bool = False
 
     def invoke(self, query: str, callbacks: BaseCallbackManager) -> list[Document]:
         """Return copies of the candidates, best first, marked with their ranks."""
         found = self.asked.invoke(query, {"callbacks": callbacks}, **self.options)
-        return as_candidates(found[: self.fetch_k], scored=self.scored)
+        return self.candidates(found)
 
     async def ainvoke(self, query: str, callbacks: BaseCallbackManager) -> list[Document]:
         """As `invoke`, by the first stage's own async method."""
         found = await self.asked.ainvoke(query, {"callbacks": callbacks}, **self.options)
-        return as_candidates(found[: self.fetch_k], scored=self.scored)
+        return self.candidates(found)
+
+    def candidates(self, found: list[Document]) -> list[Document]:
+        """Return copies of what it found, marked with their ranks."""
+        return as_candidates(found[: self.fetch_k], scored=self.scored, fused=self.fused)
 
 
 def first_stage(base: Base, fetch_k: int, options: dict[str, Any]) -> FirstStage:
@@ -81,7 +87,8 @@ def first_stage(base: Base, fetch_k: int, options: dict[str, Any]) -> FirstStage
             )
         if "k" in type(base).model_fields:
             base = base.model_copy(update={"k": fetch_k})
-    return FirstStage(base, options, fetch_k, scored=isinstance(base, ChromaRetriever))
+    fused = getattr(base, "fuses", False) is True
+    return FirstStage(base, options, fetch_k, scored=fused or isinstance(base, ChromaRetriever), fused=fused)
 
 
 class ScoredStoreRetriever(VectorStoreRetriever):

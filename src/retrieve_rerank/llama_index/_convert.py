@@ -148,16 +148,19 @@ def nodes_to_hits(nodes: Sequence[NodeWithScore], mode: MetadataMode) -> list[Hi
     return hits
 
 
-def hits_to_nodes(hits: Sequence[Hit], nodes: Sequence[NodeWithScore]) -> list[RerankedNode]:
+def hits_to_nodes(
+    hits: Sequence[Hit], nodes: Sequence[NodeWithScore], degraded: str | None = None
+) -> list[RerankedNode]:
     """Return ranked hits as new objects around the nodes that `nodes_to_hits` made them of."""
     return [
         RerankedNode(
             node=nodes[hit.passage.metadata[_POSITION]].node,
-            score=hit.score,
+            score=None if math.isnan(hit.score) else hit.score,
             logit=hit.logit,
             retrieval_score=hit.retrieval_score,
             retrieval_rank=hit.retrieval_rank,
             rerank_rank=hit.rank,
+            degraded=degraded,
         )
         for hit in hits
     ]

@@ -13,11 +13,13 @@ class RerankedNode(NodeWithScore):
 
     Attributes:
         node: The very node that was retrieved.
-        score: Relevance in [0, 1]: the sigmoid of `logit`.
-        logit: The cross-encoder's raw output: what `rerank_rank` is by.
+        score: Relevance in [0, 1]: the sigmoid of `logit`. Where the cross-encoder did not score the node, the first
+            stage's score.
+        logit: The cross-encoder's raw output: what `rerank_rank` is by. None where it did not score the node.
         retrieval_score: The first stage's score, if it gave one. Re-ranking again keeps the first stage's.
         retrieval_rank: 1-based rank in the first stage.
         rerank_rank: 1-based rank after re-ranking.
+        degraded: Why the call that this node comes from did not score every node; None if it did.
 
     Example:
         >>> from llama_index.core.schema import TextNode
@@ -31,6 +33,7 @@ class RerankedNode(NodeWithScore):
     retrieval_score: float | None = None
     retrieval_rank: int | None = None
     rerank_rank: int | None = None
+    degraded: str | None = None
 
     @classmethod
     def class_name(cls) -> str:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextvars
 import copy
+import time
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.schema import NodeWithScore, QueryBundle
 
-from retrieve_rerank.checks import check_count, check_query
+from retrieve_rerank.checks import check_count, check_query, check_seconds
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.llama_index.postprocessor import CrossEncoderRerank
 from retrieve_rerank.models.worker import Worker
+from retrieve_rerank.retrieval.second_stage import OnError, check_on_error
 
 # Where LlamaIndex's retrievers keep how many nodes they return; there is no common interface.
 _TOP_K = ("similarity_top_k", "_similarity_top_k")
@@ -38,6 +40,11 @@ class RetrieveRerankRetriever(BaseRetriever):
         reranker: Orders the candidates.
         fetch_k: How many candidates the first stage is asked for.
         top_n: How many nodes to return at most; goes before the re-ranker's own.
+        time_budget: Seconds that the whole search may take: what the first stage leaves is the re-ranker's, whose own
+            budget is not used then. The first stage is never cut off. None takes the re-ranker's own, for the
+            re-ranking alone.
+        on_error: What happens when the re-ranking fails, as in `CrossEncoderRerank`; None takes the re-ranker's own. A
+            first stage that fails raises in any case.
         callback_manager: LlamaIndex's callbacks.
         verbose: Whether LlamaIndex prints which objects of index nodes it enters.
 
@@ -66,6 +73,8 @@ class RetrieveRerankRetriever(BaseRetriever):
         *,
         fetch_k: int = 100,
         top_n: int = 5,
+        time_budget: float | None = None,
+        on_error: OnError | None = None,
         callback_manager: CallbackManager | None = None,
         verbose: bool = False,
     ) -> None:
@@ -82,16 +91,20 @@ class RetrieveRerankRetriever(BaseRetriever):
         self.reranker = reranker
         self.fetch_k = check_count(fetch_k, "fetch_k")
         self.top_n = check_count(top_n, "top_n")
+        self.time_budget = check_seconds(time_budget, "time_budget")
+        self.on_error = None if on_error is None else check_on_error(on_error)
         self._worker = Worker("retrieve-rerank first stage")
         super().__init__(callback_manager=callback_manager, verbose=verbose)
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         bundle = _checked(query_bundle)
+        start = time.perf_counter()
         candidates = self._first_stage().retrieve(replace(bundle))[: self.fetch_k]
-        return self._second_stage().postprocess_nodes(candidates, query_bundle=bundle)
+        return self._second_stage(start).postprocess_nodes(candidates, query_bundle=bundle)
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         bundle = _checked(query_bundle)
+        start = time.perf_counter()
         first = self._first_stage()
         if type(first)._aretrieve is BaseRetriever._aretrieve:  # noqa: SLF001 - the only way to know
             # It would run its sync method on the event loop. The thread sees the caller's context: spans stay nested.
@@ -99,7 +112,7 @@ class RetrieveRerankRetriever(BaseRetriever):
             candidates = await self._worker.arun(context.run, first.retrieve, replace(bundle))
         else:
             candidates = await first.aretrieve(replace(bundle))
-        return await self._second_stage().apostprocess_nodes(candidates[: self.fetch_k], query_bundle=bundle)
+        return await self._second_stage(start).apostprocess_nodes(candidates[: self.fetch_k], query_bundle=bundle)
 
     def _first_stage(self) -> BaseRetriever:
         """Return a first stage for one call. An index is asked for one each time, as it may have grown."""
@@ -113,9 +126,15 @@ class RetrieveRerankRetriever(BaseRetriever):
                 break
         return retriever
 
-    def _second_stage(self) -> CrossEncoderRerank:
+    def _second_stage(self, start: float) -> CrossEncoderRerank:
         # A copy for one call shares the model and nothing else.
-        return self.reranker.model_copy(update={"top_n": self.top_n})
+        changed: dict[str, Any] = {"top_n": self.top_n}
+        if self.on_error is not None:
+            changed["on_error"] = self.on_error
+        if self.time_budget is None:
+            return self.reranker.model_copy(update=changed)
+        changed["time_budget"] = self.time_budget
+        return self.reranker.model_copy(update=changed).after(time.perf_counter() - start)
 
 
 def _checked(bundle: QueryBundle) -> QueryBundle:
