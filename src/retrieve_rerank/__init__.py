@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         RetrieveRerankError,
         TruncationWarning,
     )
+    from retrieve_rerank.indexes.bm25 import BM25Index
     from retrieve_rerank.indexes.chroma import ChromaIndex
     from retrieve_rerank.models.bi_encoder import BiEncoder
     from retrieve_rerank.models.cross_encoder import CrossEncoder
@@ -33,6 +34,7 @@ __version__ = "0.1.0"
 
 _ROOMS = {
     "AddReport": "types",
+    "BM25Index": "indexes.bm25",
     "BiEncoder": "models.bi_encoder",
     "ChromaIndex": "indexes.chroma",
     "CrossEncoder": "models.cross_encoder",
@@ -60,6 +62,7 @@ _ROOMS = {
 
 __all__ = [
     "AddReport",
+    "BM25Index",
     "BiEncoder",
     "ChromaIndex",
     "CrossEncoder",

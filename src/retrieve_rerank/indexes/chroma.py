@@ -16,7 +16,7 @@ from retrieve_rerank.checks import check_queries, check_query
 from retrieve_rerank.errors import IndexMismatchError, InvalidInputError
 from retrieve_rerank.indexes.collection import ChromaCollection, Found, Where, check_ids
 from retrieve_rerank.indexes.mmr import check_mmr, diverse
-from retrieve_rerank.indexes.records import Record, to_record
+from retrieve_rerank.indexes.records import Record, check_passage, check_passages, to_record
 from retrieve_rerank.types import AddReport, Encoder, Hit, Metric, Passage
 
 if TYPE_CHECKING:
@@ -99,8 +99,7 @@ class ChromaIndex:
         Raises:
             InvalidInputError: If a passage cannot be stored; it names the passage.
         """
-        if isinstance(passages, (Passage, str)) or not isinstance(passages, Iterable):
-            raise InvalidInputError(f"passages must be an iterable of Passage, got {type(passages).__name__}")
+        check_passages(passages)
         total = len(passages) if isinstance(passages, Sized) else None
         report = AddReport()
         read = 0
@@ -108,7 +107,7 @@ class ChromaIndex:
         def records() -> Iterator[Record]:
             nonlocal read
             for passage in passages:
-                record = to_record(_checked(passage, read))
+                record = to_record(check_passage(passage, read))
                 read += 1
                 yield record
 
@@ -153,7 +152,8 @@ class ChromaIndex:
         Args:
             query: Not empty.
             k: How many at most.
-            where: Chroma's filter on metadata, such as `{"source": "atlas"}` or `{"year": {"$gte": 2020}}`.
+            where: Chroma's filter on metadata, such as `{"source": "atlas"}` or `{"year": {"$gte": 2020}}`. Numbers
+                compare exactly. For a value from outside write `{"user": {"$eq": value}}`, which takes no operator.
             where_document: Chroma's filter on the text, such as `{"$contains": "France"}`.
             mmr_lambda: Find passages that are near to the query and unlike one another, by maximal marginal relevance:
                 the weight of nearness against novelty in [0, 1]. The order of the hits is that in which they were
@@ -324,11 +324,3 @@ def _alike(left: npt.NDArray[np.float32], right: npt.NDArray[np.float32], metric
     if metric == "cosine":  # a store may have scaled them
         left, right = left / norms[0], right / norms[1]
     return float(np.linalg.norm(left - right)) < 0.14 * float(np.linalg.norm(right))  # 8 degrees
-
-
-def _checked(passage: Passage, position: int) -> Passage:
-    if not isinstance(passage, Passage):
-        raise InvalidInputError(
-            f"passages[{position}] must be a Passage, got {type(passage).__name__}; make one: Passage(id, text)"
-        )
-    return passage

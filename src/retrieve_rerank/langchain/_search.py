@@ -42,7 +42,8 @@ class ChromaSearch(VectorStore):
         Args:
             query: Not empty.
             k: How many at most.
-            filter: Chroma's filter on metadata, such as `{"source": "atlas"}`.
+            filter: Chroma's filter on metadata, such as `{"source": "atlas"}`. Numbers compare exactly. For a value
+                from outside write `{"user": {"$eq": value}}`, which takes no operator.
             where_document: Chroma's filter on the text, such as `{"$contains": "France"}`.
             **kwargs: None is known; an unknown one raises.
         """

@@ -1,8 +1,8 @@
 """What stands for a model or a store in a configuration that is written down, and how it comes back.
 
 LangChain writes down its own objects. Ours that are none (`CrossEncoder`, `BiEncoder`, `ChromaVectorStore`) become a
-mapping of their class and their arguments, without the token; objects that nothing can be made of again become a mapping
-that says so when it is read.
+mapping of their class and their arguments, without the token; objects that nothing can be made of again become a
+mapping that says so when it is read.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
@@ -55,6 +55,8 @@ class ChromaRetriever(BaseRetriever):
     """
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+    score_key: ClassVar[str] = "retrieval_score"  # see `first_stage`
 
     vectorstore: ChromaVectorStore
     k: int = 100

@@ -58,6 +58,7 @@ class HybridRetriever(BaseRetriever):
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
+    score_key: ClassVar[str] = "retrieval_score"  # see `first_stage`
     fuses: ClassVar[bool] = True  # tells a stage after it that scores and ranks are of this search
 
     retrievers: Sequence[Runnable[str, list[Document]] | VectorStore]

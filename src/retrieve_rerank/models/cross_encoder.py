@@ -161,7 +161,7 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
         return check_texts(texts)
 
     def _logits(self, texts: list[str], scoring: Scoring, scores: Scores) -> npt.NDArray[np.float32]:
-        self._tell(scores)
+        self._tell(int(scores.truncated.sum()), len(scoring.texts))
         at = {text: position for position, text in enumerate(scoring.texts)}
         return scores.logits[[at[text] for text in texts]].astype(np.float32)
 
@@ -171,9 +171,12 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
     async def _ascore(self, scoring: Scoring) -> None:
         await self._worker.arun_until(scoring.deadline, self._score_here, scoring)
 
-    def _score_here(self, scoring: Scoring) -> None:
-        if scoring.texts:
-            self._loaded().score(scoring)
+    def _score_many(self, scorings: Sequence[Scoring]) -> None:
+        self._worker.run_until(None, self._score_here, *scorings)
+
+    def _score_here(self, *scorings: Scoring) -> None:
+        if any(scoring.texts for scoring in scorings):
+            self._loaded().score(scorings)
 
     def _ready(self) -> None:
         if not self._is_loaded():
@@ -183,9 +186,9 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
         if not self._is_loaded():
             await self._worker.arun(self._loaded)
 
-    def _tell(self, scores: Scores) -> None:
-        if cut := int(scores.truncated.sum()):
-            many = f"{cut} of {len(scores.truncated)} passages"
+    def _tell(self, truncated: int, count: int) -> None:
+        if truncated:
+            many = f"{truncated} of {count} passages"
             if self._long_passages == "truncate":
                 what = (
                     f"{many} are longer than {self.model!r} reads ({self._limit} tokens with the query); their ends "

@@ -36,7 +36,7 @@ def relevant_label(config: Any, name: str) -> int:
     told = {found for found in (_relevant(id2label), _relevant(label2id)) if found is not None}
     if len(told) != 1:
         raise ModelError(
-            f"{name!r} has two labels, and its config does not say which of them means relevant: id2label is "
+            f"{name!r} has 2 labels, and its config does not say which of them means relevant: id2label is "
             f"{id2label}, label2id {label2id}. Expected names such as 'not_relevant' and 'relevant', 'no' and 'yes', "
             "'false' and 'true', 'negative' and 'positive'. Find out which one it is and name them in its config.json: "
             '"id2label": {"0": "not_relevant", "1": "relevant"}'
