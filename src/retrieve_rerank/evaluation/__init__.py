@@ -9,14 +9,17 @@ from retrieve_rerank.evaluation.questions import sample_questions
 from retrieve_rerank.evaluation.reading import load_dataset
 from retrieve_rerank.evaluation.results import Comparison, Latency, System
 from retrieve_rerank.evaluation.running import evaluate
+from retrieve_rerank.evaluation.runs import StoredRun, load_run
 
 __all__ = [
     "Comparison",
     "Dataset",
     "Evaluation",
     "Latency",
+    "StoredRun",
     "System",
     "evaluate",
     "load_dataset",
+    "load_run",
     "sample_questions",
 ]

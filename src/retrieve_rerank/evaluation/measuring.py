@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _TOP = 10  # where unjudged passages are counted
 _TIE = 1e-9
+_UNUSED = ("score_threshold", "time_budget")  # settings of a pipeline that cut what is measured here
 _FEW = 30  # questions, below which only large differences can show
 
 
@@ -30,7 +31,7 @@ def measure(stage: Stage, dataset: Dataset, measures: Sequence[str]) -> System:
     return System(
         name=stage.name,
         baseline=None if first is None else first.name,
-        description=repr(stage.retriever if first is None else _scorer(stage)),
+        description=repr(stage.retriever if stage.search is None else stage.search.cross_encoder),
         fetch_k=stage.fetch_k,
         run=run,
         per_query=values,
@@ -100,8 +101,9 @@ def notes(
                 f"{system.name!r} brings unjudged passages up: {system.mean_unjudged:.1f} of the top {_TOP}, against "
                 f"{before.mean_unjudged:.1f} before. They count as not relevant, so its gain may be underestimated."
             )
-        if stage.settings:
-            said.append(f"{system.name!r} was measured without its {' and '.join(stage.settings)}.")
+        unused = [setting for setting in _UNUSED if getattr(stage.search, setting) is not None]
+        if unused:
+            said.append(f"{system.name!r} was measured without its {' and '.join(unused)}.")
     return tuple(said)
 
 
@@ -135,10 +137,6 @@ def _notes_on_first_stage(
 def _gives_away(hits: Sequence[Hit], query: str, dataset: Dataset) -> bool:
     relevance, question = dataset.judgements[query], dataset.queries[query].casefold()
     return any(relevance.get(hit.passage.id, 0) > 0 and question in hit.passage.text.casefold() for hit in hits)
-
-
-def _scorer(stage: Stage) -> object:
-    return getattr(stage.ranker, "scorer", stage.ranker)  # what the user gave, not what it is wrapped in
 
 
 def _means(values: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

@@ -20,7 +20,8 @@ _WEAK = (
 _METHOD = (
     "Intervals: 95 %, paired bootstrap over questions. p: paired randomisation test, two-sided, corrected by Holm's "
     "method for the number of re-ranked systems; {resamples} resamples, seed {seed}. Ceiling: what a perfect "
-    "re-ranking of the same candidates would reach. ≈: in part computed from times measured for another pipeline."
+    "re-ranking of the same candidates would reach. ≈: in part from times measured earlier, for another pipeline or "
+    "from the cache."
 )
 
 

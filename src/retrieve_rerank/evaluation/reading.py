@@ -9,6 +9,7 @@ from pathlib import Path
 
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.evaluation.dataset import Dataset
+from retrieve_rerank.evaluation.lines import columns, lines
 from retrieve_rerank.types import Passage
 
 
@@ -55,26 +56,10 @@ def load_dataset(folder: str | os.PathLike[str], *, qrels: str | os.PathLike[str
     )
 
 
-def _lines(file: Path) -> Iterator[tuple[str, str]]:
-    """Yield the lines of a file that are not blank, each with its place, for messages."""
-    if not file.is_file():
-        raise InvalidInputError(f"{file} is missing; a dataset needs corpus.jsonl, queries.jsonl and judgements")
-    # "\n" only: a text may hold U+2028 and the like, and a header written by a spreadsheet begins with a BOM.
-    with file.open("rb") as lines:
-        for number, raw in enumerate(lines, start=1):
-            place = f"{file}, line {number}"
-            try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise InvalidInputError(f"{place} is not UTF-8: {error}") from error
-            if line.strip():
-                yield place, line.rstrip("\r\n")
-
-
 def _records(file: Path) -> Iterator[tuple[str, str, dict[str, object]]]:
     """Yield the records of a file of JSON lines, each with its place and its id; no id twice."""
     seen: dict[str, str] = {}
-    for place, line in _lines(file):
+    for place, line in lines(file):
         try:
             record = json.loads(line)
         except ValueError as error:
@@ -129,9 +114,8 @@ def _qrels_file(folder: Path, qrels: str | os.PathLike[str] | None) -> Path:
 def _judgements(file: Path) -> dict[str, dict[str, int]]:
     judgements: dict[str, dict[str, int]] = {}
     first = True
-    for place, line in _lines(file):
-        # With tabs, ids may hold spaces; TREC's own files are columns with any white space between.
-        cells = [cell.strip() for cell in line.split("\t")] if "\t" in line else line.split()
+    for place, line in lines(file):
+        cells = columns(line)
         if len(cells) not in (3, 4):
             raise InvalidInputError(
                 f"{place} must have 3 columns (question, passage, relevance) or 4 (question, anything, passage, "

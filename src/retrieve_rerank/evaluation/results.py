@@ -18,8 +18,8 @@ class Latency:
     Attributes:
         p50: The median.
         p95: Nineteen of twenty questions took less.
-        estimated: Whether some of the passages had been scored for another pipeline already, so that their share of
-            the time was computed from the seconds a passage took there.
+        estimated: Whether some of the passages had been scored already, for another pipeline or in the cache, so that
+            what they took there was counted.
 
     Example:
         >>> from retrieve_rerank.evaluation import Latency

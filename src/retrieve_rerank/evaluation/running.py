@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 from tqdm.auto import tqdm
@@ -15,11 +17,10 @@ from retrieve_rerank.evaluation.dataset import Dataset
 from retrieve_rerank.evaluation.evaluation import Evaluation
 from retrieve_rerank.evaluation.measures import check_measures
 from retrieve_rerank.evaluation.measuring import compare, measure, notes
-from retrieve_rerank.models.ranking import Ranker, as_ranker
+from retrieve_rerank.evaluation.store import Score, ScoreStore, key_of, open_store
+from retrieve_rerank.models.ranking import Ranker
 from retrieve_rerank.retrieval.pipeline import RetrieveRerank
 from retrieve_rerank.types import Hit, Retriever
-
-_UNUSED = ("score_threshold", "time_budget")  # settings of a pipeline that cut what is measured here
 
 
 def evaluate(
@@ -30,6 +31,7 @@ def evaluate(
     fetch_k: int = 100,
     resamples: int = 10_000,
     seed: int = 0,
+    cache: str | os.PathLike[str] | None = None,
     show_progress: bool = False,
 ) -> Evaluation:
     """Measure what each pipeline's first stage finds, what re-ranking makes of it, and what that costs.
@@ -48,6 +50,8 @@ def evaluate(
         fetch_k: Depth of first stages that are given alone.
         resamples: Of the bootstrap and of the randomisation test.
         seed: Of both.
+        cache: An SQLite file that keeps every score, by the cross-encoder's `fingerprint`, question and text; made if
+            missing. Broken off and run again, or run with a further pipeline, an evaluation reads only what is new.
         show_progress: Show a bar on stderr.
 
     Returns:
@@ -74,7 +78,8 @@ def evaluate(
     names = check_measures(measures)
     check_count(resamples, "resamples")
     plan = _plan(pipelines, check_count(fetch_k, "fetch_k"))
-    _run(plan, dataset, show_progress=show_progress)
+    with nullcontext() if cache is None else open_store(cache) as store:
+        _run(plan, dataset, store, show_progress=show_progress)
     systems = [measure(stage, dataset, names) for stage in plan]
     return Evaluation(
         dataset=dataset.name,
@@ -92,14 +97,13 @@ def evaluate(
 
 @dataclass(slots=True)
 class Stage:
-    """One row while it runs: a first stage, or the re-ranking (`ranker`) of another row's candidates (`first`)."""
+    """One row while it runs: a first stage, or the re-ranking (`search`) of another row's candidates (`first`)."""
 
     name: str
     retriever: Retriever
     fetch_k: int
-    ranker: Ranker | None = None
+    search: RetrieveRerank | None = None
     first: Stage | None = None
-    settings: tuple[str, ...] = ()  # of the pipeline, which have no effect here
     hits: dict[str, list[Hit]] = field(default_factory=dict)  # by question id
     seconds: list[float] = field(default_factory=list)  # by question
     pairs: int = 0
@@ -108,30 +112,44 @@ class Stage:
 
 
 @dataclass(slots=True)
-class _Read:
-    """What one cross-encoder has read for the current question: logit and truncation by text, and the time it took."""
+class _Reader:
+    """One cross-encoder and what it has read for the current question."""
 
-    known: dict[str, tuple[float, bool]] = field(default_factory=dict)
-    seconds: float = 0.0
+    ranker: Ranker
+    store: ScoreStore | None
+    fingerprint: str
+    query: str = ""
+    known: dict[str, Score] = field(default_factory=dict)  # by text
 
     def rank(self, stage: Stage, query: str, candidates: Sequence[Hit]) -> list[Hit]:
+        """Return candidates in the cross-encoder's order, having it read what it has not."""
+        if query != self.query:
+            self.query, self.known = query, {}
         texts = dict.fromkeys(hit.passage.text for hit in candidates)
-        new = [hit for hit in candidates if hit.passage.text not in self.known]
-        if new and stage.ranker is not None:
-            start = time.perf_counter()
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", TruncationWarning)  # counted instead
-                ranked = stage.ranker.rank(query, new)
-            self.seconds += time.perf_counter() - start
-            for hit in ranked:
-                if hit.logit is None:
-                    raise InvalidInputError(f"the cross-encoder of {stage.name!r} left passages unscored")
-                self.known[hit.passage.text] = (hit.logit, hit.truncated)
-        stage.estimated |= len({hit.passage.text for hit in new}) < len(texts)
-        stage.seconds.append(self.seconds * len(texts) / len(self.known) if texts else 0.0)
+        unknown = [text for text in texts if text not in self.known]
+        if self.store is not None:
+            self.known.update(self.store.get(self.fingerprint, query, unknown))
+        new = self._read([hit for hit in candidates if hit.passage.text not in self.known])
+        self.known.update(new)
+        stage.estimated |= len(new) < len(texts)
+        stage.seconds.append(sum(self.known[text].seconds for text in texts))
         stage.pairs += len(texts)
-        stage.truncated += sum(self.known[text][1] for text in texts)
-        return sorted(candidates, key=lambda hit: -self.known[hit.passage.text][0])
+        stage.truncated += sum(self.known[text].truncated for text in texts)
+        return sorted(candidates, key=lambda hit: -self.known[hit.passage.text].logit)
+
+    def _read(self, candidates: Sequence[Hit]) -> dict[str, Score]:
+        if not candidates:
+            return {}
+        start = time.perf_counter()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TruncationWarning)  # counted instead
+            ranked = self.ranker.rank(self.query, candidates)
+        texts = {hit.passage.text for hit in ranked}
+        share = (time.perf_counter() - start) / len(texts)
+        scores = {hit.passage.text: Score(hit.logit, hit.truncated, share) for hit in ranked if hit.logit is not None}
+        if self.store is not None:
+            self.store.put(self.fingerprint, self.query, scores)
+        return scores
 
 
 def _plan(pipelines: Mapping[str, RetrieveRerank | Retriever], fetch_k: int) -> list[Stage]:
@@ -153,12 +171,9 @@ def _plan(pipelines: Mapping[str, RetrieveRerank | Retriever], fetch_k: int) -> 
             search = searches[names[0]]
             firsts[key] = Stage(f"first stage of {', '.join(names)}", search.retriever, search.fetch_k)
     plan = list(firsts.values())
-    rankers: dict[int, Ranker] = {}
     for name, search in searches.items():
-        ranker = rankers.setdefault(id(search.cross_encoder), as_ranker(search.cross_encoder))
         first = firsts[id(search.retriever), search.fetch_k]
-        unused = tuple(setting for setting in _UNUSED if getattr(search, setting, None) is not None)
-        plan.append(Stage(name, search.retriever, search.fetch_k, ranker, first, unused))
+        plan.append(Stage(name, search.retriever, search.fetch_k, search, first))
     if len({stage.name for stage in plan}) < len(plan):
         raise InvalidInputError(f"two systems have one name: {sorted(stage.name for stage in plan)}; rename a pipeline")
     return plan
@@ -178,13 +193,14 @@ def _check_pipelines(pipelines: Mapping[str, RetrieveRerank | Retriever]) -> Non
             )
 
 
-def _run(plan: list[Stage], dataset: Dataset, *, show_progress: bool) -> None:
+def _run(plan: list[Stage], dataset: Dataset, store: ScoreStore | None, *, show_progress: bool) -> None:
     """Fill the rows' hits and times: all first stages, and then, if they can have found something, the re-ranking."""
     ids: dict[str, list[str]] = {}
     for query in sorted(dataset.judgements):
         ids.setdefault(dataset.queries[query], []).append(query)
+    readers = _readers(plan, store)
     firsts = [stage for stage in plan if stage.first is None]
-    for text in tqdm(ids, disable=not show_progress, unit="question", desc="Retrieving"):
+    for text, queries in tqdm(ids.items(), disable=not show_progress, unit="question", desc="Retrieving"):
         for stage in firsts:
             start = time.perf_counter()
             found = stage.retriever.retrieve(text, stage.fetch_k)
@@ -192,18 +208,26 @@ def _run(plan: list[Stage], dataset: Dataset, *, show_progress: bool) -> None:
             distinct: dict[str, Hit] = {}
             for hit in found:
                 distinct.setdefault(hit.passage.id, hit)  # at its best place
-            stage.hits.update((query, list(distinct.values())) for query in ids[text])
+            stage.hits.update((query, list(distinct.values())) for query in queries)
     for stage in firsts:
         _check_found(stage, dataset)
-    if len(firsts) == len(plan):
-        return
-    for text, queries in tqdm(ids.items(), disable=not show_progress, unit="question", desc="Re-ranking"):
-        read: dict[int, _Read] = {}
+    for text, queries in tqdm(ids.items(), disable=not (show_progress and readers), unit="question", desc="Re-ranking"):
         for stage in plan:
-            if stage.first is not None:
-                reading = read.setdefault(id(stage.ranker), _Read())
-                hits = reading.rank(stage, text, stage.first.hits[queries[0]])
+            if stage.search is not None and stage.first is not None:
+                reader = readers[id(stage.search.cross_encoder)]
+                hits = reader.rank(stage, text, stage.first.hits[queries[0]])
                 stage.hits.update((query, hits) for query in queries)
+
+
+def _readers(plan: list[Stage], store: ScoreStore | None) -> dict[int, _Reader]:
+    """Return a reader a cross-encoder, by its identity."""
+    readers: dict[int, _Reader] = {}
+    for stage in plan:
+        if stage.search is not None and id(stage.search.cross_encoder) not in readers:
+            model = stage.search.cross_encoder
+            fingerprint = "" if store is None else key_of(stage.name, model)
+            readers[id(model)] = _Reader(stage.search.ranker, store, fingerprint)
+    return readers
 
 
 def _check_found(stage: Stage, dataset: Dataset) -> None:
