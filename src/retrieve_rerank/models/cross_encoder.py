@@ -108,6 +108,18 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
             "max_windows": self._max_windows,
         }
 
+    @property
+    def fingerprint(self) -> dict[str, str | int | float | bool]:
+        """Facts that tell this model's scores from another's, `weights` being a digest of them. Loads the model."""
+        engine = self._worker.run(self._loaded)
+        return {
+            "weights": engine.weights,
+            "precision": engine.precision.name,
+            "max_length": engine.max_length or 0,
+            "prompt": engine.prompt,
+            "max_windows": engine.max_windows or 0,
+        }
+
     def score(self, query: str, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Score texts against a query.
 

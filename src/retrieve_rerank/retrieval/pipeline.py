@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from retrieve_rerank.checks import check_count, check_queries, check_query, check_seconds, check_threshold
 from retrieve_rerank.errors import InvalidInputError
-from retrieve_rerank.models.ranking import as_ranker
+from retrieve_rerank.models.ranking import Ranker, as_ranker
 from retrieve_rerank.models.scales import Scale
 from retrieve_rerank.models.worker import Worker
 from retrieve_rerank.retrieval.second_stage import OnError, Reranked, SecondStage, check_on_error
@@ -71,6 +71,11 @@ class RetrieveRerank:
         self.on_error = check_on_error(on_error)
         self._ranker = as_ranker(cross_encoder, scores)
         self._source = Source(retriever, Worker("retrieve-rerank first stage").arun)
+
+    @property
+    def ranker(self) -> Ranker:
+        """What orders the candidates: the cross-encoder, with its scores as logits."""
+        return self._ranker
 
     def search(
         self,
