@@ -180,7 +180,7 @@ def test_a_call_during_close_does_not_run_beside_the_calls_before_it() -> None:
     running.wait(5)
     closer = threading.Thread(target=worker.close, args=(lambda: None,))
     closer.start()
-    while worker._executor is not None and closer.is_alive():  # until close has begun
+    while worker._lane is not None and closer.is_alive():  # until close has begun
         time.sleep(0.001)
     late = threading.Thread(target=worker.run, args=(lambda: overlapped.append(running.is_set()),))
     late.start()
