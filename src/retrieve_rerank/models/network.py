@@ -90,6 +90,8 @@ def replace_network(
         expected = transformer.model(**features)[output].numpy()
     file = runtime.locate(NetworkFiles(checkpoint, transformer.model, features, output, weights), precision)
     transformer.model = torch.nn.Identity()  # two copies of the weights are never in memory at once
+    choice: Choice
+    session: Session
     choice, session = runtime.load(file, precision)
     if unknown := set(session.inputs) - set(_INPUTS):
         raise ModelError(
@@ -97,7 +99,7 @@ def replace_network(
             "to give; remove it, and another is exported"
         )
     transformer.model = Network(session, config, output)
-    transformer.model_forward_params = None  # hand over all features: the file says which it takes
+    transformer.model_forward_params = set(_INPUTS)  # all that there are: the file says which it takes
     values = transformer.model(**features)[output].numpy()
     _compare(values, expected, features["attention_mask"].numpy(), choice)
     return choice

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -30,6 +31,8 @@ _FORMAT = 1
 _OPSET = 17
 # What a file needs beside it: weights of large networks, and OpenVINO's.
 _COMPANIONS = {".onnx": (".onnx_data", ".onnx.data"), ".xml": (".bin",)}
+
+_EXPORTING = threading.RLock()  # torch exports one network at a time
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,12 @@ class NetworkFiles:
         if file.is_file():
             return file
         require("onnx", extra="onnx")
+        with _EXPORTING:
+            if not file.is_file():
+                self._keep(folder, make)
+        return file
+
+    def _keep(self, folder: Path, make: Callable[[Path], None]) -> None:
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-", ignore_cleanup_errors=True) as made:
@@ -123,7 +132,6 @@ class NetworkFiles:
                 f"cannot keep an ONNX file of {self.model!r} in {folder.parent}: {error}. Give a cache_folder that "
                 "can be written and has room, or a model with a file onnx/model.onnx"
             ) from error
-        return file
 
     def _export(self, to: Path) -> None:
         to.parent.mkdir()
