@@ -17,6 +17,7 @@ from llama_index.core.storage.kvstore.types import BaseKVStore
 
 from retrieve_rerank.checks import check_count
 from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.models.backend import Backend
 from retrieve_rerank.models.bi_encoder import BiEncoder
 from retrieve_rerank.models.precision import Precision
 
@@ -42,6 +43,7 @@ class BiEncoderEmbedding(BaseEmbedding):
         model: Another name for `model_name`.
         device: As in `BiEncoder`.
         precision: As in `BiEncoder`.
+        backend: As in `BiEncoder`.
         revision: As in `BiEncoder`.
         cache_folder: As in `BiEncoder`.
         local_files_only: As in `BiEncoder`.
@@ -74,6 +76,7 @@ class BiEncoderEmbedding(BaseEmbedding):
     model_name: str = Field(frozen=True)
     device: str | None = Field(frozen=True)
     precision: Precision = Field(frozen=True)
+    backend: Backend = Field(frozen=True)
     revision: str | None = Field(frozen=True)
     cache_folder: str | None = Field(frozen=True)
     local_files_only: bool = Field(frozen=True)
@@ -95,6 +98,7 @@ class BiEncoderEmbedding(BaseEmbedding):
         model: str | os.PathLike[str] | None = None,
         device: str | None = None,
         precision: Precision = "auto",
+        backend: Backend = "torch",
         revision: str | None = None,
         cache_folder: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
@@ -121,6 +125,7 @@ class BiEncoderEmbedding(BaseEmbedding):
         settings: dict[str, Any] = {
             "device": device,
             "precision": precision,
+            "backend": backend,
             "revision": revision,
             "cache_folder": None if cache_folder is None else os.fspath(cache_folder),
             "local_files_only": local_files_only,

@@ -17,6 +17,7 @@ from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 from retrieve_rerank.checks import check_count, check_query, check_seconds, check_threshold
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.llama_index._convert import hits_to_nodes, nodes_to_hits
+from retrieve_rerank.models.backend import Backend
 from retrieve_rerank.models.cross_encoder import MAX_WINDOWS, CrossEncoder, LongPassages
 from retrieve_rerank.models.precision import Precision
 from retrieve_rerank.models.ranking import Ranker, as_ranker
@@ -57,6 +58,7 @@ class CrossEncoderRerank(BaseNodePostprocessor):
         scores: What a scorer that is no `CrossEncoder` returns: "logits", or "probabilities" in [0, 1].
         device: As in `CrossEncoder`; this and all below are for a model given by name.
         precision: As in `CrossEncoder`.
+        backend: As in `CrossEncoder`.
         revision: As in `CrossEncoder`.
         cache_folder: As in `CrossEncoder`.
         local_files_only: As in `CrossEncoder`.
@@ -96,6 +98,7 @@ class CrossEncoderRerank(BaseNodePostprocessor):
     scorer: str | None = Field(frozen=True)
     device: str | None = Field(frozen=True)
     precision: Precision = Field(frozen=True)
+    backend: Backend = Field(frozen=True)
     revision: str | None = Field(frozen=True)
     cache_folder: str | None = Field(frozen=True)
     local_files_only: bool = Field(frozen=True)
@@ -121,6 +124,7 @@ class CrossEncoderRerank(BaseNodePostprocessor):
         scores: Scale = "logits",
         device: str | None = None,
         precision: Precision = "auto",
+        backend: Backend = "torch",
         revision: str | None = None,
         cache_folder: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
@@ -136,6 +140,7 @@ class CrossEncoderRerank(BaseNodePostprocessor):
         settings: dict[str, Any] = {
             "device": device,
             "precision": precision,
+            "backend": backend,
             "revision": revision,
             "cache_folder": None if cache_folder is None else os.fspath(cache_folder),
             "local_files_only": local_files_only,

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from retrieve_rerank.checks import check_count, check_query, check_texts
 from retrieve_rerank.errors import InvalidInputError, TruncationWarning, warn_caller
+from retrieve_rerank.models.backend import Backend
 from retrieve_rerank.models.local import LocalModel
 from retrieve_rerank.models.precision import Precision
 from retrieve_rerank.models.ranking import Ranker
@@ -37,7 +38,11 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
         model: A hub name or a folder. The checkpoint must have a trained head with one logit.
         device: "cpu", "cuda", "cuda:1", "mps"; None takes the best there is.
         precision: "auto" takes bfloat16 (or float16) where the processor or GPU computes in it, else float32.
-            Logits always leave in float32. `precision` says what was chosen.
+            Logits always leave in float32. `precision` says what was chosen. "int8" is smaller and coarser than all
+            others, and needs another backend.
+        backend: What computes the network: "torch", or on the processor "onnx" (ONNX Runtime: "float32", "int8") or
+            "openvino" ("float32", "bfloat16", "int8"). A file of the network beside the checkpoint (onnx/, openvino/)
+            is taken, or else one is exported once and kept in `cache_folder`, which needs the extra of that name.
         revision: Branch, tag or commit on the hub.
         cache_folder: Where downloads are kept; None is the hub client's default.
         local_files_only: Never ask the hub.
@@ -69,6 +74,7 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
         *,
         device: str | None = None,
         precision: Precision = "auto",
+        backend: Backend = "torch",
         revision: str | None = None,
         cache_folder: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
@@ -87,6 +93,7 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
             model,
             device=device,
             precision=precision,
+            backend=backend,
             revision=revision,
             cache_folder=cache_folder,
             local_files_only=local_files_only,
