@@ -54,6 +54,7 @@ class BiEncoderEmbeddings(Serializable, Embeddings):
     normalize: bool | None = None
     truncate_dim: int | None = None
     max_length: int | None = None
+    batch_tokens: int | None = None
 
     _encoder: BiEncoder = PrivateAttr()
 

@@ -54,6 +54,7 @@ class BiEncoderEmbedding(BaseEmbedding):
         normalize: As in `BiEncoder`.
         truncate_dim: As in `BiEncoder`.
         max_length: As in `BiEncoder`.
+        batch_tokens: As in `BiEncoder`.
         embed_batch_size: Nodes in one call of the encoder, at most 2048. The encoder makes its own, smaller, batches.
         callback_manager: LlamaIndex's callbacks.
         num_workers: Batches that an async call hands over at once. One model computes one batch at a time all the same.
@@ -87,6 +88,7 @@ class BiEncoderEmbedding(BaseEmbedding):
     normalize: bool | None = Field(frozen=True)
     truncate_dim: int | None = Field(frozen=True)
     max_length: int | None = Field(frozen=True)
+    batch_tokens: int | None = Field(frozen=True)
     rate_limiter: Any = Field(default=None, exclude=True)  # older versions of the base class have no such field
 
     _encoder: BiEncoder = PrivateAttr()
@@ -109,6 +111,7 @@ class BiEncoderEmbedding(BaseEmbedding):
         normalize: bool | None = None,
         truncate_dim: int | None = None,
         max_length: int | None = None,
+        batch_tokens: int | None = None,
         embed_batch_size: int = 512,
         callback_manager: CallbackManager | None = None,
         num_workers: int | None = None,
@@ -136,6 +139,7 @@ class BiEncoderEmbedding(BaseEmbedding):
             "normalize": normalize,
             "truncate_dim": truncate_dim,
             "max_length": max_length,
+            "batch_tokens": batch_tokens,
         }
         encoder = BiEncoder(chosen, **settings)  # checks its arguments; loads nothing yet
         super().__init__(

@@ -66,6 +66,7 @@ class CrossEncoderRerank(BaseNodePostprocessor):
         trust_remote_code: As in `CrossEncoder`.
         prompt: As in `CrossEncoder`.
         max_length: As in `CrossEncoder`.
+        batch_tokens: As in `CrossEncoder`.
         long_passages: As in `CrossEncoder`.
         max_windows: As in `CrossEncoder`.
         scorer: The kind of scorer that this was made with, which `to_dict` writes down where it was no `CrossEncoder`.
@@ -106,6 +107,7 @@ class CrossEncoderRerank(BaseNodePostprocessor):
     trust_remote_code: bool = Field(frozen=True)
     prompt: str | None = Field(frozen=True)
     max_length: int | None = Field(frozen=True)
+    batch_tokens: int | None = Field(frozen=True)
     long_passages: LongPassages = Field(frozen=True)
     max_windows: int = Field(frozen=True)
 
@@ -132,6 +134,7 @@ class CrossEncoderRerank(BaseNodePostprocessor):
         trust_remote_code: bool = False,
         prompt: str | None = None,
         max_length: int | None = None,
+        batch_tokens: int | None = None,
         long_passages: LongPassages = "truncate",
         max_windows: int = MAX_WINDOWS,
         scorer: str | None = None,
@@ -148,6 +151,7 @@ class CrossEncoderRerank(BaseNodePostprocessor):
             "trust_remote_code": trust_remote_code,
             "prompt": prompt,
             "max_length": max_length,
+            "batch_tokens": batch_tokens,
             "long_passages": long_passages,
             "max_windows": max_windows,
         }

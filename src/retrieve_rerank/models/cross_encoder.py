@@ -50,6 +50,8 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
         trust_remote_code: Run code that comes with the checkpoint. Only for repositories whose code you have read.
         prompt: Instruction put before the pair; None takes the model's saved prompt, "" takes none.
         max_length: Tokens of query and passage together; None takes the model's own limit.
+        batch_tokens: Tokens, with padding, that are computed in one batch; None takes what suits the device. Texts are
+            batched by length, and results do not depend on it. Less takes less memory, more may keep a large GPU busier.
         long_passages: What is done with a passage that is longer than the model reads with the query. "truncate" scores
             its beginning; "windows" cuts it into overlapping windows at sentence borders, scores each, and keeps the
             best. Either way the query is never cut, and what was not read is reported.
@@ -82,6 +84,7 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
         trust_remote_code: bool = False,
         prompt: str | None = None,
         max_length: int | None = None,
+        batch_tokens: int | None = None,
         long_passages: LongPassages = "truncate",
         max_windows: int = MAX_WINDOWS,
     ) -> None:
@@ -100,6 +103,7 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
             token=token,
             trust_remote_code=trust_remote_code,
             max_length=max_length,
+            batch_tokens=batch_tokens,
         )
         self._prompt = prompt
         self._long_passages: LongPassages = long_passages
