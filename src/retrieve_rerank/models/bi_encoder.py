@@ -50,8 +50,8 @@ class BiEncoder(LocalModel["BiEngine"]):
         normalize: Scale vectors to length 1 (True), leave them as they are (False), or do as the model does (None).
         truncate_dim: Keep the first dimensions only, for models trained for it.
         max_length: Tokens that are read of a text; None takes the model's own limit.
-        batch_tokens: Tokens, with padding, that are computed in one batch; None takes what suits the device. Texts are
-            batched by length, and results do not depend on it. Less takes less memory, more may keep a large GPU busier.
+        batch_tokens: Tokens, with padding, that are computed in one batch; None takes what suits the device. Results do
+            not depend on it. Less takes less memory, more may keep a large GPU busier.
 
     Raises:
         ModelError: At the first use, if the checkpoint cannot be loaded or is not a bi-encoder.

@@ -50,8 +50,8 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
         trust_remote_code: Run code that comes with the checkpoint. Only for repositories whose code you have read.
         prompt: Instruction put before the pair; None takes the model's saved prompt, "" takes none.
         max_length: Tokens of query and passage together; None takes the model's own limit.
-        batch_tokens: Tokens, with padding, that are computed in one batch; None takes what suits the device. Texts are
-            batched by length, and results do not depend on it. Less takes less memory, more may keep a large GPU busier.
+        batch_tokens: Tokens, with padding, that are computed in one batch; None takes what suits the device. Results do
+            not depend on it. Less takes less memory, more may keep a large GPU busier.
         long_passages: What is done with a passage that is longer than the model reads with the query. "truncate" scores
             its beginning; "windows" cuts it into overlapping windows at sentence borders, scores each, and keeps the
             best. Either way the query is never cut, and what was not read is reported.
