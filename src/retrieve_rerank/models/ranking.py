@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -67,17 +66,7 @@ class Ranker(ABC):
             ModelError: If the model gives NaN or a wrong number of scores.
         """
         job = _Job(query, passages, top_n, score_threshold, time_budget)
-        if not job.texts:
-            return []
-        if job.time_budget is not None:
-            self._ready()
-        scoring = job.scoring()
-        try:
-            self._score(scoring)
-        finally:
-            scores = scoring.finish()
-        self._tell(scores)
-        return job.hits(scores)
+        return job.hits(self._scores(query, job.texts, job.time_budget))
 
     async def arank(
         self,
@@ -90,20 +79,36 @@ class Ranker(ABC):
     ) -> list[Hit]:
         """As `rank`, without blocking the event loop. A cancelled call stops after the batch under way."""
         job = _Job(query, passages, top_n, score_threshold, time_budget)
-        if not job.texts:
-            return []
-        if job.time_budget is not None:
-            await self._aready()
-        scoring = job.scoring()
+        return job.hits(await self._ascores(query, job.texts, job.time_budget))
+
+    def _scores(self, query: str, texts: Sequence[str], time_budget: float | None = None) -> Scores:
+        """Score texts that are all different, and warn of what the caller should know."""
+        if texts:
+            self._ready()
+        scoring = Scoring(query, texts, time_budget)
         try:
-            await self._ascore(scoring)
+            if texts:
+                self._score(scoring)
         finally:
             scores = scoring.finish()
         self._tell(scores)
-        return job.hits(scores)
+        return scores
+
+    async def _ascores(self, query: str, texts: Sequence[str], time_budget: float | None = None) -> Scores:
+        """As `_scores`, without blocking the event loop."""
+        if texts:
+            await self._aready()
+        scoring = Scoring(query, texts, time_budget)
+        try:
+            if texts:
+                await self._ascore(scoring)
+        finally:
+            scores = scoring.finish()
+        self._tell(scores)
+        return scores
 
     def _ready(self) -> None:  # noqa: B027 - most have nothing to do
-        """Do what must be done once, before the clock of a time budget starts."""
+        """Do what must be done once, before the clock of a time budget starts. Not to be given up."""
 
     async def _aready(self) -> None:  # noqa: B027
         """As `_ready`, without blocking the event loop."""
@@ -195,7 +200,7 @@ class _Job:
         score_threshold: float | None,
         time_budget: float | None,
     ) -> None:
-        self.query = check_query(query)
+        check_query(query)
         self.top_n = None if top_n is None else check_count(top_n, "top_n")
         self.threshold = check_threshold(score_threshold)
         self.time_budget = check_seconds(time_budget, "time_budget")
@@ -207,12 +212,6 @@ class _Job:
         for candidate in self.candidates:
             check_encodable(candidate.passage.text, f"passage {candidate.passage.id!r}")
         self.texts = list(dict.fromkeys(candidate.passage.text for candidate in self.candidates))
-
-    def scoring(self) -> Scoring:
-        """Start the clock."""
-        return Scoring(
-            self.query, self.texts, None if self.time_budget is None else time.monotonic() + self.time_budget
-        )
 
     def hits(self, scores: Scores) -> list[Hit]:
         at = {text: position for position, text in enumerate(self.texts)}
