@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrieve_rerank.models.batching import pack, token_budget
+from retrieve_rerank.models.batching import consecutive, pack, token_budget
 
 lengths_of_texts = st.lists(st.integers(0, 600), max_size=60)
 
@@ -56,3 +58,12 @@ def test_batches_worked_out_by_hand(lengths: list[int], budget: int, batches: li
 
 def test_a_gpu_gets_larger_batches_than_a_processor() -> None:
     assert token_budget(torch.device("cuda")) > token_budget(torch.device("cpu")) >= 512
+
+
+@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 100))
+def test_consecutive_groups_keep_the_order_and_the_budget(lengths: list[int], budget: int) -> None:
+    groups = consecutive(lengths, budget)
+    assert [position for group in groups for position in group] == list(range(len(lengths)))
+    assert all(len(group) == 1 or sum(lengths[position] for position in group) <= budget for group in groups)
+    for group, following in pairwise(groups):  # none is smaller than it must be
+        assert sum(lengths[position] for position in group) + lengths[following[0]] > budget
