@@ -24,6 +24,8 @@ import numpy.typing as npt
 
 from retrieve_rerank.checks import check_count, check_texts
 from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, RetrieveRerankError
+from retrieve_rerank.indexes.clauses import Where as Where  # other modules take it from here
+from retrieve_rerank.indexes.clauses import exact
 from retrieve_rerank.indexes.client import drop_collection, find_or_create, open_client, translated
 from retrieve_rerank.indexes.fingerprint import SPACES, Fingerprint, Identity, check_format, check_identity, to_metadata
 from retrieve_rerank.indexes.records import Record
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
     from chromadb.api import ClientAPI
 
 Vectors = npt.NDArray[np.float32]
-Where = Mapping[str, Any]
 
 _READ_CHUNK = 10_000  # ids in one read; SQLite takes no more than about 32,000 variables
 _MOST = 2**31 - 1  # results; Chroma counts them in 32 bits
@@ -265,8 +266,9 @@ class ChromaCollection:
                 return
             wanted = list(dict.fromkeys(check_ids(ids)))
             step = min(self.max_batch, _READ_CHUNK)
+            options = {"where": _filters(where, None)["where"]}
             for start in range(0, len(wanted), step):
-                self.handle.delete(ids=wanted[start : start + step], where=dict(where) if where else None)
+                self.handle.delete(ids=wanted[start : start + step], **options)
 
     def clear(self) -> None:
         """Delete every record; the collection, its metric and its encoder stay."""
@@ -331,14 +333,8 @@ class ChromaCollection:
         return results
 
     def similarity(self, distance: float) -> float:
-        """Return a distance as similarity, larger is better.
-
-        Cosine space: cosine similarity. Dot space: dot product. Euclidean space: 1 / (1 + distance), where Chroma
-        gives the squared distance.
-        """
-        if self.metric == "euclidean":
-            return 1.0 / (1.0 + math.sqrt(max(0.0, distance)))
-        return 1.0 - distance
+        """Return a distance as similarity, larger is better; see `to_similarity`."""
+        return to_similarity(distance, self.metric)
 
     def close(self) -> None:
         """End the worker, drop a private in-memory collection, and let go of a store that was opened here."""
@@ -373,6 +369,15 @@ class ChromaCollection:
         return array
 
 
+def to_similarity(distance: float, metric: Metric) -> float:
+    """Return a distance of Chroma's as similarity, larger is better.
+
+    Cosine space: cosine similarity. Dot space: dot product. Euclidean space: 1 / (1 + distance), where Chroma gives the
+    squared distance.
+    """
+    return 1.0 / (1.0 + math.sqrt(max(0.0, distance))) if metric == "euclidean" else 1.0 - distance
+
+
 def check_ids(ids: Sequence[str]) -> list[str]:
     """Return `ids` as a list, or raise InvalidInputError if one is not a non-empty string."""
     wanted = check_texts(ids, "ids")
@@ -385,7 +390,11 @@ def _filters(where: Where | None, where_document: Where | None) -> dict[str, Any
     for name, value in (("where", where), ("where_document", where_document)):
         if value is not None and not isinstance(value, Mapping):
             raise InvalidInputError(f"{name} must be a mapping such as {{'source': 'atlas'}}, got {value!r}")
-    return {"where": dict(where) if where else None, "where_document": dict(where_document) if where_document else None}
+    # An empty one is no filter.
+    return {
+        "where": exact(where) if where else None,
+        "where_document": dict(where_document) if where_document else None,
+    }
 
 
 def _records(rows: Mapping[str, Any]) -> list[Record]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 from string import Formatter
 from typing import Any
 
@@ -13,7 +15,7 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 
 from retrieve_rerank.errors import InvalidInputError
-from retrieve_rerank.indexes.records import Record
+from retrieve_rerank.indexes.records import Record, to_record
 from retrieve_rerank.models.bi_encoder import BiEncoder
 from retrieve_rerank.models.cross_encoder import CrossEncoder
 from retrieve_rerank.models.scales import scorer_name
@@ -148,14 +150,17 @@ def to_hits(documents: Sequence[Document], texts: Sequence[str]) -> list[Hit]:
     return hits
 
 
-def as_candidates(documents: Sequence[Document], *, scored: bool) -> list[Document]:
+def as_candidates(documents: Sequence[Document], *, scored: bool, fused: bool = False) -> list[Document]:
     """Return a first stage's documents, marked with their ranks in it and free of an earlier search's scores.
 
     Args:
         documents: In the first stage's order.
         scored: Whether the stage wrote their `retrieval_score`; what a stored document says of itself is no score.
+        fused: The same for their `retrieval_ranks`.
     """
     old = {*RERANK_KEYS, "retrieval_rank"} | (set() if scored else {"retrieval_score"})
+    if not fused:
+        old.add("retrieval_ranks")
     marked = []
     for rank, document in enumerate(checked_documents(documents), start=1):
         metadata = {key: value for key, value in document.metadata.items() if key not in old}
@@ -197,7 +202,32 @@ def to_document(record: Record) -> Document:
     return Document(page_content=passage.text, metadata=dict(passage.metadata), id=passage.id)
 
 
-def checked_documents(documents: Sequence[Document]) -> list[Document]:
+def new_records(
+    texts: Iterable[str],
+    metadatas: Iterable[dict[str, Any]] | None,
+    ids: Iterable[str | None] | None,
+    made: list[str],
+) -> Iterator[Record]:
+    """Yield one record a text, writing its id into `made`."""
+    if isinstance(texts, str):
+        raise InvalidInputError("texts must be an iterable of strings, got a single str; wrap it: [...]")
+    missing = object()
+    columns = [column for column in (metadatas, ids) if column is not None]
+    for position, (text, *rest) in enumerate(zip_longest(texts, *columns, fillvalue=missing)):
+        if any(item is missing for item in (text, *rest)):
+            raise InvalidInputError(
+                f"texts, metadatas and ids must be equally long, but one of them ends after {position} items"
+            )
+        metadata: Any = rest.pop(0) if metadatas is not None else None
+        id_: Any = rest.pop(0) if ids is not None else None
+        if not isinstance(text, str):
+            raise InvalidInputError(f"texts[{position}] must be a string, got {type(text).__name__}")
+        passage = Passage(str(uuid.uuid4()) if id_ is None else id_, text, metadata or {})
+        made.append(passage.id)
+        yield to_record(passage)
+
+
+def checked_documents(documents: Iterable[Document]) -> list[Document]:
     """Return `documents` as a list, or raise InvalidInputError naming the first item that is none."""
     if isinstance(documents, (str, Document)) or not isinstance(documents, Iterable):
         raise InvalidInputError(f"documents must be a list of Document, got one {type(documents).__name__}")

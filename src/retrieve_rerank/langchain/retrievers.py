@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
-from langchain_core.runnables import Runnable
+from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.vectorstores import VectorStore
 from pydantic import ConfigDict, field_serializer, field_validator
 
 from retrieve_rerank.checks import check_count, check_query, check_seconds, check_threshold
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.langchain._travel import packed, unpacked, written
+from retrieve_rerank.langchain.chroma_retriever import ChromaRetriever
 from retrieve_rerank.langchain.first_stage import FirstStage, first_stage
+from retrieve_rerank.langchain.fusion import afind, find
 from retrieve_rerank.langchain.reranker import CrossEncoderReranker
 from retrieve_rerank.models.cross_encoder import CrossEncoder
 from retrieve_rerank.retrieval.second_stage import OnError
@@ -37,6 +40,11 @@ class RetrieveRerankRetriever(BaseRetriever):
             re-ranking alone; `invoke(query, time_budget=…)` overrides it.
         on_error: What happens when the re-ranking fails, as in `CrossEncoderReranker`; None takes the re-ranker's own.
             A first stage that fails raises in any case.
+
+    `invoke(query, rewrites=[…])` gives the query in other words, too: the first stage looks for each of them, and what
+    they find is fused (see `retrieve_rerank.fuse`; documents without ids by their text). The query itself decides the
+    re-ranking.
+    `batch` searches all queries in one go where the first stage is a `ChromaVectorStore` or a `ChromaRetriever`.
 
     Other options of `invoke`, such as `filter=…`, go to the first stage. The first stage and the re-ranking are traced
     as runs under the retriever's run. For the result's metadata see `CrossEncoderReranker`.
@@ -107,6 +115,29 @@ class RetrieveRerankRetriever(BaseRetriever):
         """What `dumpd` writes instead of the fields of these names."""
         return {"base_retriever": packed(self.base_retriever)}
 
+    def batch(
+        self,
+        inputs: list[str],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[list[Document]]:
+        """As `invoke` for each query, each a run of its own; see the class for what is done in one go."""
+        return super().batch(inputs, config, return_exceptions=return_exceptions, **self._together(inputs, kwargs))
+
+    async def abatch(
+        self,
+        inputs: list[str],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[list[Document]]:
+        """As `batch`, without blocking the event loop."""
+        options = self._together(inputs, kwargs)
+        return await super().abatch(inputs, config, return_exceptions=return_exceptions, **options)
+
     def _get_relevant_documents(
         self,
         query: str,
@@ -116,13 +147,14 @@ class RetrieveRerankRetriever(BaseRetriever):
         fetch_k: int | None = None,
         score_threshold: float | None = None,
         time_budget: float | None = None,
+        rewrites: Sequence[str] = (),
         **first_stage_options: Any,
     ) -> list[Document]:
         check_query(query)
         stage = self._first_stage(fetch_k, first_stage_options)
         rerank = self._second_stage(top_n, score_threshold, time_budget)
         start = time.perf_counter()
-        candidates = stage.invoke(query, run_manager.get_child("retrieve"))
+        candidates = find(stage, query, rewrites, run_manager.get_child("retrieve"))
         return rerank.invoke(
             {"query": query, "documents": candidates},
             {"callbacks": run_manager.get_child("rerank")},
@@ -138,13 +170,14 @@ class RetrieveRerankRetriever(BaseRetriever):
         fetch_k: int | None = None,
         score_threshold: float | None = None,
         time_budget: float | None = None,
+        rewrites: Sequence[str] = (),
         **first_stage_options: Any,
     ) -> list[Document]:
         check_query(query)
         stage = self._first_stage(fetch_k, first_stage_options)
         rerank = self._second_stage(top_n, score_threshold, time_budget)
         start = time.perf_counter()
-        candidates = await stage.ainvoke(query, run_manager.get_child("retrieve"))
+        candidates = await afind(stage, query, rewrites, run_manager.get_child("retrieve"))
         return await rerank.ainvoke(
             {"query": query, "documents": candidates},
             {"callbacks": run_manager.get_child("rerank")},
@@ -165,6 +198,18 @@ class RetrieveRerankRetriever(BaseRetriever):
         """Return the seconds since `start` if they count: the re-ranker's own budget is for the re-ranking alone."""
         whole = self.time_budget is not None or time_budget is not None
         return time.perf_counter() - start if whole else 0.0
+
+    def _together(self, queries: list[str], options: dict[str, Any]) -> dict[str, Any]:
+        """Return the options with a search of all queries among them, where the first stage can do that."""
+        if options.get("rewrites"):  # these are what is searched in one go
+            return options
+        try:
+            stage = self._first_stage(options.get("fetch_k"), options)
+        except InvalidInputError:  # raised again for each query
+            return options
+        if not isinstance(stage.asked, ChromaRetriever):
+            return options
+        return {**options, "together": stage.asked.together(queries, {**stage.options, "fetch_k": None})}
 
     def _first_stage(self, fetch_k: int | None, options: dict[str, Any]) -> FirstStage:
         limit = self.fetch_k if fetch_k is None else check_count(fetch_k, "fetch_k")

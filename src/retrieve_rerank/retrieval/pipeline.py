@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 from retrieve_rerank.checks import check_count, check_queries, check_query, check_seconds, check_threshold
 from retrieve_rerank.errors import InvalidInputError
-from retrieve_rerank.models.ranking import as_ranker
+from retrieve_rerank.models.ranking import Ranker, as_ranker
 from retrieve_rerank.models.scales import Scale
 from retrieve_rerank.models.worker import Worker
 from retrieve_rerank.retrieval.second_stage import OnError, Reranked, SecondStage, check_on_error
+from retrieve_rerank.retrieval.source import Options, Source
 from retrieve_rerank.types import Hit, Retriever, Scorer, SearchResult, Timings
 
 
@@ -69,12 +70,18 @@ class RetrieveRerank:
         self.time_budget = check_seconds(time_budget, "time_budget")
         self.on_error = check_on_error(on_error)
         self._ranker = as_ranker(cross_encoder, scores)
-        self._worker = Worker("retrieve-rerank first stage")
+        self._source = Source(retriever, Worker("retrieve-rerank first stage").arun)
+
+    @property
+    def ranker(self) -> Ranker:
+        """What orders the candidates: the cross-encoder, with its scores as logits."""
+        return self._ranker
 
     def search(
         self,
         query: str,
         *,
+        rewrites: Sequence[str] = (),
         top_n: int | None = None,
         score_threshold: float | None = None,
         time_budget: float | None = None,
@@ -84,6 +91,9 @@ class RetrieveRerank:
 
         Args:
             query: Not empty.
+            rewrites: The query in other words. The first stage looks for each of them too, and what they find is fused
+                (see `fuse`): a candidate's `retrieval_ranks` are its ranks for the query and for each rewrite. The
+                cross-encoder scores against the query.
             top_n: Instead of the pipeline's own, for this search; so are the two below. None keeps that.
             score_threshold: As for the class.
             time_budget: As for the class.
@@ -94,16 +104,13 @@ class RetrieveRerank:
             ModelError: If a model cannot be loaded or gives unusable numbers.
         """
         check_query(query)
-        stage = self._second_stage(top_n, score_threshold, time_budget)
-        start = time.perf_counter()
-        candidates = self.retriever.retrieve(query, self.fetch_k, **first_stage_options)
-        spent = time.perf_counter() - start
-        return _result(query, candidates, spent, stage.run(query, candidates, spent=spent))
+        return self._one(query, rewrites, self._second_stage(top_n, score_threshold, time_budget), first_stage_options)
 
     async def asearch(
         self,
         query: str,
         *,
+        rewrites: Sequence[str] = (),
         top_n: int | None = None,
         score_threshold: float | None = None,
         time_budget: float | None = None,
@@ -112,38 +119,69 @@ class RetrieveRerank:
         """As `search`, without blocking the event loop."""
         check_query(query)
         stage = self._second_stage(top_n, score_threshold, time_budget)
-        start = time.perf_counter()
-        aretrieve = getattr(self.retriever, "aretrieve", None)
-        if aretrieve is None:
-            candidates = await self._worker.arun(self.retriever.retrieve, query, self.fetch_k, **first_stage_options)
-        else:
-            candidates = await aretrieve(query, self.fetch_k, **first_stage_options)
-        spent = time.perf_counter() - start
-        return _result(query, candidates, spent, await stage.arun(query, candidates, spent=spent))
+        return await self._aone(query, rewrites, stage, first_stage_options)
 
-    def search_many(self, queries: Sequence[str]) -> list[SearchResult]:
-        """Find the best passages for each query. Queries are encoded and searched together where the retriever can.
+    def search_many(
+        self,
+        queries: Sequence[str],
+        *,
+        top_n: int | None = None,
+        score_threshold: float | None = None,
+        time_budget: float | None = None,
+        **first_stage_options: object,
+    ) -> list[SearchResult]:
+        """As `search` for each query, in common batches where the retriever and the cross-encoder can.
 
-        A time budget is each query's own: its share of the common first stage, and its re-ranking.
+        The times of a result are its share of what all took. A time budget is each query's own: its share of the common
+        first stage, and its re-ranking, which is then done by itself.
         """
         checked = check_queries(queries)
-        retrieve_many = getattr(self.retriever, "retrieve_many", None)
-        if retrieve_many is None or not checked:
-            return [self.search(query) for query in checked]
-        stage = self._second_stage()
+        stage = self._second_stage(top_n, score_threshold, time_budget)
+        if not (checked and self._source.takes_many):
+            return [self._one(query, (), stage, first_stage_options) for query in checked]
         start = time.perf_counter()
-        found = retrieve_many(checked, self.fetch_k)
+        found = self._source.retrieve_many(checked, self.fetch_k, first_stage_options)
         share = (time.perf_counter() - start) / len(checked)
-        return [
-            _result(query, candidates, share, stage.run(query, candidates, spent=share))
-            for query, candidates in zip(checked, found, strict=True)
-        ]
+        reranked = stage.run_many(checked, found, spent=share)
+        return [_result(query, hits, share, done) for query, hits, done in zip(checked, found, reranked, strict=True)]
+
+    async def asearch_many(
+        self,
+        queries: Sequence[str],
+        *,
+        top_n: int | None = None,
+        score_threshold: float | None = None,
+        time_budget: float | None = None,
+        **first_stage_options: object,
+    ) -> list[SearchResult]:
+        """As `search_many`, without blocking the event loop."""
+        checked = check_queries(queries)
+        stage = self._second_stage(top_n, score_threshold, time_budget)
+        if not (checked and self._source.takes_many):
+            return [await self._aone(query, (), stage, first_stage_options) for query in checked]
+        start = time.perf_counter()
+        found = await self._source.aretrieve_many(checked, self.fetch_k, first_stage_options)
+        share = (time.perf_counter() - start) / len(checked)
+        reranked = await stage.arun_many(checked, found, spent=share)
+        return [_result(query, hits, share, done) for query, hits, done in zip(checked, found, reranked, strict=True)]
 
     def __repr__(self) -> str:
         return (
             f"RetrieveRerank({self.retriever!r}, {self.cross_encoder!r}, fetch_k={self.fetch_k}, top_n={self.top_n}, "
             f"score_threshold={self.score_threshold}, time_budget={self.time_budget}, on_error={self.on_error!r})"
         )
+
+    def _one(self, query: str, rewrites: Sequence[str], stage: SecondStage, options: Options) -> SearchResult:
+        start = time.perf_counter()
+        candidates = self._source.retrieve_fused(query, rewrites, self.fetch_k, options)
+        spent = time.perf_counter() - start
+        return _result(query, candidates, spent, stage.run(query, candidates, spent=spent))
+
+    async def _aone(self, query: str, rewrites: Sequence[str], stage: SecondStage, options: Options) -> SearchResult:
+        start = time.perf_counter()
+        candidates = await self._source.aretrieve_fused(query, rewrites, self.fetch_k, options)
+        spent = time.perf_counter() - start
+        return _result(query, candidates, spent, await stage.arun(query, candidates, spent=spent))
 
     def _second_stage(
         self, top_n: int | None = None, score_threshold: float | None = None, time_budget: float | None = None
