@@ -147,16 +147,11 @@ class ChromaCollection:
     def __reduce__(self) -> tuple[Callable[[], ChromaCollection], tuple[()]]:
         if self.folder is None:
             raise InvalidInputError(
-                f"collection {self.name!r} is in memory or a client's: it cannot be pickled or copied, as nothing says "
-                "where it is. Give it a directory"
+                f"collection {self.name!r} is in memory or a client's: it cannot be pickled or copied. Give it a "
+                "directory"
             )
-        settings: dict[str, Any] = {
-            "path": self.folder,
-            "metric": self.metric,
-            "fingerprint": self._fingerprint,
-            "assume_compatible": self.assume_compatible,
-        }
-        return partial(ChromaCollection, self.name, **settings), ()
+        made = partial(ChromaCollection, self.name, path=self.folder, metric=self.metric)
+        return partial(made, fingerprint=self._fingerprint, assume_compatible=self.assume_compatible), ()
 
     @property
     def handle(self) -> chromadb.Collection:
