@@ -11,8 +11,6 @@ from tests.contracts.lookup import LetterScorer, LookupCrossEncoder, tiny_path
 
 
 class TestCrossEncoder(RerankerContract):
-    can_miscount = False
-
     def make(self, scorer, *, top_n=None, score_threshold=None):
         return LookupCrossEncoder(scorer)
 

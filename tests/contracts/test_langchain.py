@@ -24,7 +24,6 @@ from tests.langchain.stubs import ListRetriever
 class TestCrossEncoderReranker(LangChainRerankerContract):
     """Over our own cross-encoder."""
 
-    can_miscount = False
     tolerance = 1e-2  # by name, a model computes in bfloat16 where the processor does
 
     def make(self, scorer, *, top_n=None, score_threshold=None):

@@ -23,8 +23,6 @@ from tests.llama_index.stubs import ListRetriever
 class TestCrossEncoderRerank(LlamaIndexRerankerContract):
     """Over our own cross-encoder."""
 
-    can_miscount = False
-
     def make(self, scorer, *, top_n=None, score_threshold=None):
         keep = 100 if top_n is None else top_n
         return CrossEncoderRerank(LookupCrossEncoder(scorer), keep, score_threshold=score_threshold)
