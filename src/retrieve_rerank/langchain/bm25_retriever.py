@@ -79,18 +79,17 @@ class BM25Retriever(BaseRetriever):
     def _path(cls, value: object) -> object:
         return os.fspath(value) if isinstance(value, os.PathLike) else value
 
-    def model_post_init(self, context: Any, /) -> None:
-        """Open the index."""
-        super().model_post_init(context)
-        self._collection = BM25Collection(
-            self.path, self.language, tokenizer=self.preprocess_func, k1=self.k1, b=self.b
-        )
+    if not TYPE_CHECKING:  # checkers read the arguments off the fields
+
+        def __init__(self, **fields: Any) -> None:
+            super().__init__(**fields)
+            self._open()  # not in a validator, where pydantic would make our errors its own
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Return a copy on the same index; one with another path or language has an index of its own."""
         copied = super().model_copy(update=update)  # deep or not: an index is not copied
         if _MAKES_THE_INDEX & set(update or ()):
-            copied.model_post_init(None)
+            copied._open()  # noqa: SLF001 - one of its own class
         return copied
 
     @classmethod
@@ -186,6 +185,11 @@ class BM25Retriever(BaseRetriever):
     def close(self) -> None:
         """Release the index. One without a path is gone."""
         self._collection.close()
+
+    def _open(self) -> None:
+        self._collection = BM25Collection(
+            self.path, self.language, tokenizer=self.preprocess_func, k1=self.k1, b=self.b
+        )
 
     def _get_relevant_documents(
         self,
