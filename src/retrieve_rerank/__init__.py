@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from retrieve_rerank.indexes.chroma import ChromaIndex
     from retrieve_rerank.models.bi_encoder import BiEncoder
     from retrieve_rerank.models.cross_encoder import CrossEncoder
+    from retrieve_rerank.retrieval.fusion import fuse
+    from retrieve_rerank.retrieval.hybrid import HybridRetriever
     from retrieve_rerank.retrieval.paragraphs import split_paragraphs
     from retrieve_rerank.retrieval.pipeline import RetrieveRerank
     from retrieve_rerank.types import AddReport, Encoder, Hit, Passage, Retriever, Scorer, SearchResult, Timings
@@ -39,6 +41,7 @@ _ROOMS = {
     "DegradedWarning": "errors",
     "Encoder": "types",
     "Hit": "types",
+    "HybridRetriever": "retrieval.hybrid",
     "IndexLockedError": "errors",
     "IndexMismatchError": "errors",
     "InvalidInputError": "errors",
@@ -53,6 +56,7 @@ _ROOMS = {
     "SearchResult": "types",
     "Timings": "types",
     "TruncationWarning": "errors",
+    "fuse": "retrieval.fusion",
     "split_paragraphs": "retrieval.paragraphs",
 }
 
@@ -65,6 +69,7 @@ __all__ = [
     "DegradedWarning",
     "Encoder",
     "Hit",
+    "HybridRetriever",
     "IndexLockedError",
     "IndexMismatchError",
     "InvalidInputError",
@@ -79,6 +84,7 @@ __all__ = [
     "SearchResult",
     "Timings",
     "TruncationWarning",
+    "fuse",
     "split_paragraphs",
 ]
 

@@ -22,6 +22,7 @@ from retrieve_rerank.langchain import (
     ChromaRetriever,
     ChromaVectorStore,
     CrossEncoderReranker,
+    HybridRetriever,
     RetrieveRerankRetriever,
 )
 
@@ -106,6 +107,33 @@ class TestBM25Retriever(RetrieversIntegrationTests):
     @property
     def retriever_constructor_params(self) -> dict[str, Any]:
         return {"path": self.path}
+
+    @property
+    def retriever_query_example(self) -> str:
+        return "what is the capital of france"
+
+
+class TestHybridRetriever(RetrieversIntegrationTests):
+    @pytest.fixture(autouse=True)
+    def _stores(self, tiny_bi_encoder: Path, tiny_dot_bi_encoder: Path) -> Iterator[None]:
+        ids = [str(number) for number in range(len(TEXTS))]
+        type(self).stores = [
+            ChromaVectorStore.from_texts(TEXTS, BiEncoderEmbeddings(model=str(path)), ids=ids)
+            for path in (tiny_bi_encoder, tiny_dot_bi_encoder)
+        ]
+        yield
+        for store in type(self).stores:
+            store.close()
+
+    stores: list[ChromaVectorStore]
+
+    @property
+    def retriever_constructor(self) -> type[HybridRetriever]:
+        return HybridRetriever
+
+    @property
+    def retriever_constructor_params(self) -> dict[str, Any]:
+        return {"retrievers": self.stores}
 
     @property
     def retriever_query_example(self) -> str:

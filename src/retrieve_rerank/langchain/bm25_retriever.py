@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
@@ -16,8 +16,8 @@ from pydantic import ConfigDict, Field, PrivateAttr, field_validator
 from retrieve_rerank.checks import check_count, check_query
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.indexes.bm25_collection import BM25Collection
+from retrieve_rerank.indexes.clauses import Where
 from retrieve_rerank.indexes.collection import check_ids
-from retrieve_rerank.indexes.matching import Where
 from retrieve_rerank.langchain._convert import checked_documents, new_records, to_document, with_metadata
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ class BM25Retriever(BaseRetriever):
     """
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+    score_key: ClassVar[str] = "retrieval_score"  # see `first_stage`
 
     k: int = 4
     path: str | None = None

@@ -12,7 +12,8 @@ from langchain_core.embeddings import Embeddings
 
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.indexes.chroma import adopt
-from retrieve_rerank.indexes.collection import ChromaCollection, Where
+from retrieve_rerank.indexes.clauses import Where
+from retrieve_rerank.indexes.collection import ChromaCollection
 from retrieve_rerank.indexes.fingerprint import SPACES
 from retrieve_rerank.langchain._convert import (
     EmbeddingsEncoder,

@@ -202,7 +202,8 @@ class BiEncoderEmbedding(BaseEmbedding):
             slim = self.model_copy()
             slim.__pydantic_private__ = None
             return slim.__getstate__()
-        return super().__getstate__()
+        state = super().__getstate__()
+        return {**state, "__dict__": {**state["__dict__"], "token": None}}  # no secret in a pickle
 
     def _get_query_embedding(self, query: str) -> Embedding:
         return cast(Embedding, self._encoder.encode_queries([query])[0].tolist())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
@@ -22,6 +22,7 @@ from retrieve_rerank.indexes.chroma import adopt
 from retrieve_rerank.indexes.client import translated
 from retrieve_rerank.indexes.collection import ChromaCollection, Found
 from retrieve_rerank.indexes.fingerprint import Identity, check_identity
+from retrieve_rerank.indexes.mmr import diverse
 from retrieve_rerank.llama_index._convert import (
     DOCUMENT_KEY,
     NO_DOCUMENT,
@@ -32,7 +33,7 @@ from retrieve_rerank.llama_index._convert import (
     vectors_of,
 )
 from retrieve_rerank.llama_index._filters import to_condition
-from retrieve_rerank.llama_index._query import Request, Vector, most_diverse, read_request
+from retrieve_rerank.llama_index._query import Request, read_request
 from retrieve_rerank.llama_index.embeddings import BiEncoderEmbedding
 from retrieve_rerank.types import Metric
 
@@ -300,10 +301,8 @@ class ChromaVectorStore(BasePydanticVectorStore):
             ids=self._restriction(request.node_ids),
             with_vectors=request.diversity is not None,
         )[0]
-        if request.diversity is not None and found:
-            vectors = np.stack([cast(Vector, item.vector) for item in found])
-            relevance = [self._similarity(item) for item in found]
-            found = most_diverse(found, vectors, relevance, self._alike, request.k, request.diversity)
+        if request.diversity is not None:
+            found = diverse(self._collection, found, request.k, request.diversity)
         return VectorStoreQueryResult(
             nodes=[record_to_node(item.record) for item in found],
             similarities=[self._similarity(item) for item in found],
@@ -328,15 +327,6 @@ class ChromaVectorStore(BasePydanticVectorStore):
 
     def _similarity(self, item: Found) -> float:
         return self._collection.similarity(item.distance)
-
-    def _alike(self, vectors: Vector, vector: Vector) -> Vector:
-        """Return the similarity of vectors (n, dimension) to one, by the collection's metric."""
-        if self.metric == "euclidean":
-            return cast(Vector, 1.0 / (1.0 + np.linalg.norm(vectors - vector, axis=1)))
-        products = vectors @ vector
-        if self.metric == "cosine":
-            products = products / np.maximum(np.linalg.norm(vectors, axis=1) * np.linalg.norm(vector), 1e-12)
-        return cast(Vector, products)
 
 
 def _check_collection(collection: object) -> None:

@@ -95,6 +95,17 @@ class BiEncoder(LocalModel["BiEngine"]):
         self._facts: dict[str, str | int | float | bool] | None = None
 
     @property
+    def settings(self) -> dict[str, str | int | bool | None]:
+        """The arguments that this model was made with, but for the token: `BiEncoder(**settings)` makes another."""
+        return {
+            **super().settings,
+            "query_prompt": self._query_prompt,
+            "document_prompt": self._document_prompt,
+            "normalize": self._normalize,
+            "truncate_dim": self._truncate_dim,
+        }
+
+    @property
     def dimension(self) -> int:
         """Length of every vector. Loads the model."""
         return cast(int, self.fingerprint["dimension"])

@@ -74,10 +74,10 @@ def load_bi_encoder(checkpoint: Checkpoint) -> sentence_transformers.SentenceTra
 
 
 def load_cross_encoder(checkpoint: Checkpoint) -> sentence_transformers.CrossEncoder:
-    """Load a cross-encoder with one logit.
+    """Load a cross-encoder with one label or two.
 
     Raises:
-        ModelError: If there is no such model, it cannot be loaded, its head is missing, or it has several labels.
+        ModelError: If there is no such model, it cannot be loaded, its head is missing, or it has more labels.
     """
     model: sentence_transformers.CrossEncoder = _load(sentence_transformers.CrossEncoder, checkpoint, "cross-encoder")
     advice = "Give a trained cross-encoder such as 'cross-encoder/ms-marco-MiniLM-L6-v2'"
@@ -90,9 +90,10 @@ def load_cross_encoder(checkpoint: Checkpoint) -> sentence_transformers.CrossEnc
             f"head, so its scores would come from random weights. {advice}"
         )
     _refuse_random_weights(model, checkpoint, advice)
-    if model.num_labels != 1:
+    if model.num_labels not in (1, 2):
         raise ModelError(
-            f"{checkpoint.model!r} has {model.num_labels} labels; re-ranking needs a cross-encoder with one. {advice}"
+            f"{checkpoint.model!r} has {model.num_labels} labels; re-ranking needs a cross-encoder with one, or with "
+            f"two of which its config names the relevant one. {advice}"
         )
     return model
 

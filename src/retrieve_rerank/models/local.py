@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -56,7 +57,25 @@ class LocalModel(ABC, Generic[E]):
         self._max_length = max_length
         self._worker = Worker(f"retrieve-rerank {self.model}")
         self._engine: E | None = None
+        self._home: threading.Thread | None = None  # where the engine was loaded
         self._limit: int | None = None  # the engine's max_length, for warnings, which must not wait for the thread
+
+    @property
+    def settings(self) -> dict[str, str | int | bool | None]:
+        """The arguments that this model was made with, but for the token: `CrossEncoder(**settings)` makes another."""
+        shown = {name: value for name, value in self._settings.items() if name != "token"}
+        return {**shown, "precision": self._asked_precision, "max_length": self._max_length}
+
+    @property
+    def loaded_precision(self) -> str | None:
+        """The precision that the model computes in, or None before its first use. Loads nothing and never waits."""
+        engine = self._engine
+        return None if engine is None else engine.precision.name
+
+    def redacted(self, text: str) -> str:
+        """Return `text` without this model's token, for messages that leave the process."""
+        token = self._settings["token"]
+        return text.replace(token, "***") if isinstance(token, str) and token else text
 
     @property
     def precision(self) -> str:
@@ -87,7 +106,7 @@ class LocalModel(ABC, Generic[E]):
 
     def __getstate__(self) -> dict[str, Any]:
         # The settings are the object; the thread, the loaded model and the secret stay behind.
-        state = {**self.__dict__, "_engine": None, "_settings": {**self._settings, "token": None}}
+        state = {**self.__dict__, "_engine": None, "_home": None, "_settings": {**self._settings, "token": None}}
         del state["_worker"]
         return state
 
@@ -105,12 +124,19 @@ class LocalModel(ABC, Generic[E]):
 
     def _loaded(self) -> E:
         """Return the running model; called on the worker's thread only, so that it loads once."""
-        if self._engine is None:
+        here = threading.current_thread()
+        # A thread that took over from one that hangs takes its own copy: the other may still be in the middle of it.
+        if self._engine is None or self._home is not here:
             from retrieve_rerank.models.loading import Checkpoint  # with all of torch behind it
 
-            self._engine = self._load(Checkpoint(**self._settings))
+            self._engine = None
+            self._engine, self._home = self._load(Checkpoint(**self._settings)), here
             self._limit = self._engine.max_length
         return self._engine
 
+    def _is_loaded(self) -> bool:
+        """Whether the next call finds the model loaded. A guess from any thread, good enough to start a clock by."""
+        return self._engine is not None and self._home is self._worker.thread
+
     def _unload(self) -> None:
-        self._engine = None
+        self._engine, self._home = None, None
