@@ -122,7 +122,8 @@ class BM25Retriever(BaseRetriever):
         Args:
             texts: What to store.
             metadatas: One a text.
-            ids: One a text; a text without one gets a random one. Of equal ids the last wins.
+            ids: One a text; a text without one gets a random one, and is stored twice if given twice. Of equal ids
+                the last wins.
             bm25_params: `{"k1": …, "b": …}`, either or both.
             preprocess_func: As for the class.
             k: As for the class.
