@@ -4,13 +4,14 @@ filters in each store's own language that choose in the store."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import pytest_asyncio
 from langchain_core.documents import Document
 from langchain_core.vectorstores import InMemoryVectorStore
 from llama_index.core import StorageContext, VectorStoreIndex
@@ -22,13 +23,14 @@ from retrieve_rerank import langchain as lc
 from retrieve_rerank import llama_index as li
 
 pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),  # Milvus' async client works on one event loop
     # At import: the store classes that these tests are about have no other home.
     pytest.mark.filterwarnings("ignore:`langchain-community` is being sunset:DeprecationWarning"),
 ]
 
 TEXTS = {
     "bread": "Flour, water, salt and yeast are all it takes to bake a loaf of bread.",
-    "sourdough": "A sourdough starter is flour and water in which wild yeast lives; it raises bread without bought yeast.",
+    "sourdough": "A sourdough starter is flour and water in which wild yeast lives, enough to raise bread.",
     "oven": "Heat the oven for half an hour before the loaf goes in, so that the crust sets quickly.",
     "toast": "Toast is bread that was browned by heat, often eaten at breakfast.",
     "cake": "A sponge cake needs eggs, sugar, butter and flour in equal weights.",
@@ -73,7 +75,7 @@ TEXTS = {
 TOPICS = ["kitchen"] * 10 + ["places"] * 10 + ["space"] * 8 + ["nature"] * 5 + ["code"] * 9
 METADATAS = [{"name": name, "topic": topic} for name, topic in zip(TEXTS, TOPICS, strict=True)]
 QUERIES = ["What do I need to bake bread?", "Which city is the capital of Australia?", "Why do two threads hang?"]
-# Of these topics only few passages are near: a filter after the fact would starve.
+# No passage of this topic is near the first query: a filter after the fact would starve.
 RARE = "nature"
 
 
@@ -260,15 +262,16 @@ def engine(request: pytest.FixtureRequest) -> Engine:
     return ENGINES[request.param]
 
 
-@pytest.fixture(scope="module")
-def store(
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def store(
     engine: Engine, models: tuple[BiEncoder, CrossEncoder], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Any]:
+) -> AsyncIterator[Any]:
     made = engine.make(lc.BiEncoderEmbeddings(model=models[0]), tmp_path_factory.mktemp("store"))
     yield made
-    client = getattr(made, "client", None)
-    if client is not None:
-        client.close()
+    for name in ("client", "aclient"):
+        closed = getattr(made, name).close() if hasattr(made, name) else None
+        if closed is not None:
+            await closed
 
 
 def answer(documents: list[Document]) -> Answer:
@@ -315,9 +318,17 @@ async def test_langchain_the_same_answers(
 
 @pytest.mark.parametrize("shape", ["store", "its retriever", "set on its retriever"])
 async def test_langchain_a_filter_chooses_in_the_store(
-    shape: str, engine: Engine, store: Any, models: tuple[BiEncoder, CrossEncoder]
+    shape: str,
+    engine: Engine,
+    store: Any,
+    models: tuple[BiEncoder, CrossEncoder],
+    cosines: dict[str, dict[str, float]],
 ) -> None:
-    """All five match, and none of them is among the five that are nearest without the filter."""
+    """All five that match are found, though not all are among the twenty, let alone the five, that are nearest."""
+    nearest = sorted(TEXTS, key=lambda name: -cosines[QUERIES[0]][name])
+    matching = [name for name, topic in zip(TEXTS, TOPICS, strict=True) if topic == RARE]
+    assert not set(matching) & set(nearest[:5])
+    assert set(matching) - set(nearest[:20])
     chosen = engine.filter(RARE)
     base = store
     if shape != "store":
@@ -353,8 +364,8 @@ def _filled(vector_store: Any, embed_model: Any) -> VectorStoreIndex:
 
 
 @pytest.fixture(scope="module", params=[_simple, _ours_in_llama_index], ids=["simple", "ours"])
-def index(request: pytest.FixtureRequest, models: tuple[BiEncoder, CrossEncoder]) -> VectorStoreIndex:
-    return request.param(li.BiEncoderEmbedding(models[0]))
+def index(request: pytest.FixtureRequest, bi_encoder_path: Path) -> VectorStoreIndex:
+    return request.param(li.BiEncoderEmbedding(bi_encoder_path, precision="float32"))
 
 
 def node_answer(nodes: list[Any]) -> Answer:

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from retrieve_rerank import BiEncoder, ChromaIndex, CrossEncoder, InvalidInputError, ModelError, RetrieveRerank
-from retrieve_rerank.errors import TruncationWarning
+from retrieve_rerank import (
+    BiEncoder,
+    ChromaIndex,
+    CrossEncoder,
+    DegradedWarning,
+    Hit,
+    InvalidInputError,
+    ModelError,
+    RetrieveRerank,
+    SearchResult,
+    TruncationWarning,
+)
 from retrieve_rerank.models.ranking import ScorerRanker
-from tests.core.stubs import TableScorer, passages
+from tests.core.stubs import ListRetriever, TableScorer, passages
 
 QUERIES = ["capital of france", "bread", "what is the capital of italy", "rome"]
 TEXTS = ["paris is the capital of france", "rome is the capital of italy", "bread is bread", "the word is the word"]
@@ -117,3 +128,48 @@ def test_search_many_reads_all_queries_together(
     assert counted_rows == [4, 16]  # the queries, then all pairs
     assert [result.query for result in together] == QUERIES
     assert all(len(result.candidates) == 4 and result.timings.rerank_seconds > 0 for result in together)
+
+
+async def test_async_gives_the_same(tiny_bi_encoder: Path, model: CrossEncoder, counted_rows: list[int]) -> None:
+    lists = [TEXTS, [], TEXTS[1:], TEXTS[::-1]]
+    assert await model.arank_many(QUERIES, lists, top_n=2) == model.rank_many(QUERIES, lists, top_n=2)
+    scorer = ScorerRanker(TableScorer({"a": 1.0, "b": 2.0}))
+    assert await scorer.arank_many(["q", "r"], [["a", "b"], []]) == scorer.rank_many(["q", "r"], [["a", "b"], []])
+    with ChromaIndex(BiEncoder(tiny_bi_encoder, precision="float32")) as index:
+        index.add(passages(*TEXTS))
+        search = RetrieveRerank(index, model, top_n=2)
+        counted_rows.clear()
+        results = await search.asearch_many(QUERIES)
+        assert counted_rows == [4, 16]
+        assert [result.hits for result in results] == [result.hits for result in search.search_many(QUERIES)]
+
+
+class Choosy(TableScorer):
+    """Fails for one query."""
+
+    def score(self, query: str, texts: Sequence[str]) -> Any:
+        if query == "bad":
+            raise RuntimeError("no answer to this one")
+        return super().score(query, texts)
+
+
+@pytest.mark.parametrize("way", ["sync", "async"])
+async def test_a_query_that_fails_degrades_alone(way: str) -> None:
+    class Many(ListRetriever):
+        def retrieve_many(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+            return [self.hits[:k] for _ in queries]
+
+    def pipeline(on_error: str) -> RetrieveRerank:
+        return RetrieveRerank(Many(["a", "b"]), Choosy({"a": 1.0, "b": 2.0}), on_error=on_error)
+
+    async def ask(search: RetrieveRerank) -> list[SearchResult]:
+        queries = ["good", "bad", "better"]
+        return search.search_many(queries) if way == "sync" else await search.asearch_many(queries)
+
+    with pytest.raises(RuntimeError, match="no answer"):
+        await ask(pipeline("raise"))
+    with pytest.warns(DegradedWarning, match="no answer") as caught:
+        results = await ask(pipeline("retrieval_order"))
+    assert len(caught) == 1
+    assert [result.degraded is not None for result in results] == [False, True, False]
+    assert [[hit.passage.text for hit in result] for result in results] == [["b", "a"], ["a", "b"], ["b", "a"]]

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import contextvars
+import json
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document
+from langchain_core.load import dumpd
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import RunnableLambda
 from langchain_core.vectorstores import InMemoryVectorStore
 
 from retrieve_rerank import DegradedWarning, InvalidInputError, RetrieveRerankError, fuse
 from retrieve_rerank.langchain import (
+    BiEncoderEmbeddings,
     ChromaRetriever,
     ChromaVectorStore,
     CrossEncoderReranker,
     HybridRetriever,
     RetrieveRerankRetriever,
+    load,
 )
 from tests.core.stubs import found
 from tests.langchain.stubs import ListRetriever, TableCrossEncoder, WordEmbeddings
@@ -260,6 +265,31 @@ def test_a_hybrid_in_a_hybrid() -> None:
     inner = HybridRetriever(retrievers=[listed("ab"), listed("bc")])
     documents = HybridRetriever(retrievers=[inner, listed("c")]).invoke("q", k=2)
     assert (ids(documents), ranks(documents)) == ("bc", [[1, None], [None, 1]])
+
+
+# Written down
+
+
+def test_it_comes_back_from_what_was_written_down(tiny_bi_encoder: Path, tmp_path: Path) -> None:
+    embeddings = BiEncoderEmbeddings(model=str(tiny_bi_encoder))
+    stores = [ChromaVectorStore(name, embeddings, tmp_path) for name in ("one", "two")]
+    for place, store in enumerate(stores):
+        store.add_texts(["paris", "rome", "bread"][place:], ids=["0", "1", "2"][place:])
+    retrievers = [stores[0], ChromaRetriever(vectorstore=stores[1], k=2)]
+    hybrid = HybridRetriever(retrievers=retrievers, weights=[1, 2], rrf_k=5, k=3, on_error="skip")
+    dumped = json.loads(json.dumps(dumpd(hybrid)))
+    restored = load(dumped)
+    assert type(restored) is HybridRetriever
+    assert restored.invoke("rome") == hybrid.invoke("rome")
+    assert list(restored.weights or ()) == [1.0, 2.0]
+    assert (restored.rrf_k, restored.k, restored.on_error) == (5, 3, "skip")
+    again = HybridRetriever.model_validate(json.loads(hybrid.model_dump_json()))
+    assert again.invoke("rome") == hybrid.invoke("rome")
+
+
+def test_what_cannot_be_written_down_says_so_when_it_is_read() -> None:
+    with pytest.raises(ValueError, match="ListRetriever in it, which cannot be written down"):
+        load(dumpd(HybridRetriever(retrievers=[listed("a")])))
 
 
 # What cannot be used

@@ -92,27 +92,6 @@ class TestChromaRetriever(RetrieversIntegrationTests):
         return "what is the capital of france"
 
 
-class TestBM25Retriever(RetrieversIntegrationTests):
-    @pytest.fixture(autouse=True)
-    def _index(self, tmp_path: Path) -> None:
-        type(self).path = tmp_path
-        BM25Retriever.from_texts(TEXTS, path=tmp_path)
-
-    path: Path
-
-    @property
-    def retriever_constructor(self) -> type[BM25Retriever]:
-        return BM25Retriever
-
-    @property
-    def retriever_constructor_params(self) -> dict[str, Any]:
-        return {"path": self.path}
-
-    @property
-    def retriever_query_example(self) -> str:
-        return "what is the capital of france"
-
-
 class TestHybridRetriever(RetrieversIntegrationTests):
     @pytest.fixture(autouse=True)
     def _stores(self, tiny_bi_encoder: Path, tiny_dot_bi_encoder: Path) -> Iterator[None]:
@@ -134,6 +113,27 @@ class TestHybridRetriever(RetrieversIntegrationTests):
     @property
     def retriever_constructor_params(self) -> dict[str, Any]:
         return {"retrievers": self.stores}
+
+    @property
+    def retriever_query_example(self) -> str:
+        return "what is the capital of france"
+
+
+class TestBM25Retriever(RetrieversIntegrationTests):
+    @pytest.fixture(autouse=True)
+    def _index(self, tmp_path: Path) -> None:
+        type(self).path = tmp_path
+        BM25Retriever.from_texts(TEXTS, path=tmp_path)
+
+    path: Path
+
+    @property
+    def retriever_constructor(self) -> type[BM25Retriever]:
+        return BM25Retriever
+
+    @property
+    def retriever_constructor_params(self) -> dict[str, Any]:
+        return {"path": self.path}
 
     @property
     def retriever_query_example(self) -> str:

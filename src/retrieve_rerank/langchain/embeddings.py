@@ -11,6 +11,7 @@ from langchain_core.load import Serializable
 from pydantic import AliasChoices, ConfigDict, Field, PrivateAttr, field_serializer, field_validator
 
 from retrieve_rerank.langchain._travel import packed, unpacked, written
+from retrieve_rerank.models.backend import Backend
 from retrieve_rerank.models.bi_encoder import BiEncoder
 from retrieve_rerank.models.precision import Precision
 
@@ -42,6 +43,7 @@ class BiEncoderEmbeddings(Serializable, Embeddings):
     )
     device: str | None = None
     precision: Precision = "auto"
+    backend: Backend = "torch"
     revision: str | None = None
     cache_folder: str | None = None
     local_files_only: bool = False
@@ -52,6 +54,7 @@ class BiEncoderEmbeddings(Serializable, Embeddings):
     normalize: bool | None = None
     truncate_dim: int | None = None
     max_length: int | None = None
+    batch_tokens: int | None = None
 
     _encoder: BiEncoder = PrivateAttr()
 

@@ -11,10 +11,11 @@ from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import Runnable
 from langchain_core.vectorstores import VectorStore
-from pydantic import ConfigDict, PrivateAttr, field_validator, model_validator
+from pydantic import ConfigDict, PrivateAttr, field_serializer, field_validator, model_validator
 
 from retrieve_rerank.checks import check_count, check_query
 from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.langchain._travel import packed, unpacked, written
 from retrieve_rerank.langchain.first_stage import FirstStage, first_stage
 from retrieve_rerank.langchain.fusion import fuse_documents
 from retrieve_rerank.retrieval.crew import Crew, OnError, check_on_error, named
@@ -76,7 +77,7 @@ class HybridRetriever(BaseRetriever):
     def _retrievers(cls, value: object) -> object:
         if isinstance(value, (str, Runnable)) or not isinstance(value, Iterable):
             raise InvalidInputError(f"retrievers must be a list of retrievers, got {type(value).__name__}")
-        items = list(value)
+        items = unpacked(list(value))
         if not items:
             raise InvalidInputError("retrievers is empty; give at least one")
         for position, item in enumerate(items):
@@ -115,6 +116,20 @@ class HybridRetriever(BaseRetriever):
     def _one_weight_each(self) -> HybridRetriever:
         check_weights(self.weights, len(self.retrievers))
         return self
+
+    @field_serializer("retrievers", when_used="json")
+    def _written(self, value: object) -> Any:
+        return written(value)
+
+    @classmethod
+    def is_lc_serializable(cls) -> bool:
+        """Whether `dumpd` writes this down; `retrieve_rerank.langchain.load` reads it."""
+        return True
+
+    @property
+    def lc_attributes(self) -> dict[str, Any]:
+        """What `dumpd` writes instead of the fields of these names."""
+        return {"retrievers": packed(self.retrievers)}
 
     def model_post_init(self, context: Any, /) -> None:
         """Make what asks the retrievers side by side."""

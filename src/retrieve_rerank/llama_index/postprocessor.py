@@ -17,6 +17,7 @@ from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 from retrieve_rerank.checks import check_count, check_query, check_seconds, check_threshold
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.llama_index._convert import hits_to_nodes, nodes_to_hits
+from retrieve_rerank.models.backend import Backend
 from retrieve_rerank.models.cross_encoder import MAX_WINDOWS, CrossEncoder, LongPassages
 from retrieve_rerank.models.precision import Precision
 from retrieve_rerank.models.ranking import Ranker, as_ranker
@@ -57,6 +58,7 @@ class CrossEncoderRerank(BaseNodePostprocessor):
         scores: What a scorer that is no `CrossEncoder` returns: "logits", or "probabilities" in [0, 1].
         device: As in `CrossEncoder`; this and all below are for a model given by name.
         precision: As in `CrossEncoder`.
+        backend: As in `CrossEncoder`.
         revision: As in `CrossEncoder`.
         cache_folder: As in `CrossEncoder`.
         local_files_only: As in `CrossEncoder`.
@@ -64,6 +66,7 @@ class CrossEncoderRerank(BaseNodePostprocessor):
         trust_remote_code: As in `CrossEncoder`.
         prompt: As in `CrossEncoder`.
         max_length: As in `CrossEncoder`.
+        batch_tokens: As in `CrossEncoder`.
         long_passages: As in `CrossEncoder`.
         max_windows: As in `CrossEncoder`.
         scorer: The kind of scorer that this was made with, which `to_dict` writes down where it was no `CrossEncoder`.
@@ -96,6 +99,7 @@ class CrossEncoderRerank(BaseNodePostprocessor):
     scorer: str | None = Field(frozen=True)
     device: str | None = Field(frozen=True)
     precision: Precision = Field(frozen=True)
+    backend: Backend = Field(frozen=True)
     revision: str | None = Field(frozen=True)
     cache_folder: str | None = Field(frozen=True)
     local_files_only: bool = Field(frozen=True)
@@ -103,6 +107,7 @@ class CrossEncoderRerank(BaseNodePostprocessor):
     trust_remote_code: bool = Field(frozen=True)
     prompt: str | None = Field(frozen=True)
     max_length: int | None = Field(frozen=True)
+    batch_tokens: int | None = Field(frozen=True)
     long_passages: LongPassages = Field(frozen=True)
     max_windows: int = Field(frozen=True)
 
@@ -121,6 +126,7 @@ class CrossEncoderRerank(BaseNodePostprocessor):
         scores: Scale = "logits",
         device: str | None = None,
         precision: Precision = "auto",
+        backend: Backend = "torch",
         revision: str | None = None,
         cache_folder: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
@@ -128,6 +134,7 @@ class CrossEncoderRerank(BaseNodePostprocessor):
         trust_remote_code: bool = False,
         prompt: str | None = None,
         max_length: int | None = None,
+        batch_tokens: int | None = None,
         long_passages: LongPassages = "truncate",
         max_windows: int = MAX_WINDOWS,
         scorer: str | None = None,
@@ -136,6 +143,7 @@ class CrossEncoderRerank(BaseNodePostprocessor):
         settings: dict[str, Any] = {
             "device": device,
             "precision": precision,
+            "backend": backend,
             "revision": revision,
             "cache_folder": None if cache_folder is None else os.fspath(cache_folder),
             "local_files_only": local_files_only,
@@ -143,6 +151,7 @@ class CrossEncoderRerank(BaseNodePostprocessor):
             "trust_remote_code": trust_remote_code,
             "prompt": prompt,
             "max_length": max_length,
+            "batch_tokens": batch_tokens,
             "long_passages": long_passages,
             "max_windows": max_windows,
         }

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
+from contextvars import copy_context
 from typing import Any
 
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.schema import NodeWithScore, QueryBundle
 
-from retrieve_rerank.checks import check_count, check_query, check_seconds
+from retrieve_rerank.checks import check_count, check_queries, check_query, check_seconds
 from retrieve_rerank.errors import InvalidInputError
-from retrieve_rerank.llama_index.first_stage import Index, aask, ask, check_retriever, first_stage
+from retrieve_rerank.llama_index.first_stage import Index, check_retriever, first_stage
+from retrieve_rerank.llama_index.fusion import afind, find
 from retrieve_rerank.llama_index.postprocessor import CrossEncoderRerank
 from retrieve_rerank.models.worker import Worker
 from retrieve_rerank.retrieval.second_stage import OnError, check_on_error
@@ -33,6 +36,8 @@ class RetrieveRerankRetriever(BaseRetriever):
             re-ranking alone.
         on_error: What happens when the re-ranking fails, as in `CrossEncoderRerank`; None takes the re-ranker's own. A
             first stage that fails raises in any case.
+        rewrites: Gives the query in other words, a list of texts. The first stage looks for each of them, too, and what
+            they find is fused (see `retrieve_rerank.fuse`); the re-ranking is by the query. None looks for the query.
         callback_manager: LlamaIndex's callbacks.
         verbose: Whether LlamaIndex prints which objects of index nodes it enters.
 
@@ -63,6 +68,7 @@ class RetrieveRerankRetriever(BaseRetriever):
         top_n: int = 5,
         time_budget: float | None = None,
         on_error: OnError | None = None,
+        rewrites: Callable[[str], Sequence[str]] | None = None,
         callback_manager: CallbackManager | None = None,
         verbose: bool = False,
     ) -> None:
@@ -78,20 +84,32 @@ class RetrieveRerankRetriever(BaseRetriever):
         self.top_n = check_count(top_n, "top_n")
         self.time_budget = check_seconds(time_budget, "time_budget")
         self.on_error = None if on_error is None else check_on_error(on_error)
+        if rewrites is not None and not callable(rewrites):
+            raise InvalidInputError(
+                f"rewrites must be a function from the query to a list of texts, got {type(rewrites).__name__}"
+            )
+        self.rewrites = rewrites
         self._worker = Worker("retrieve-rerank first stage")
         super().__init__(callback_manager=callback_manager, verbose=verbose)
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         bundle = _checked(query_bundle)
         start = time.perf_counter()
-        candidates = ask(first_stage(self.retriever, self.fetch_k), bundle, self.fetch_k)
+        first, queries = first_stage(self.retriever, self.fetch_k), self._in_other_words(bundle)
+        candidates = find(first, bundle, queries, self.fetch_k)
         return self._second_stage(start).postprocess_nodes(candidates, query_bundle=bundle)
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         bundle = _checked(query_bundle)
         start = time.perf_counter()
-        candidates = await aask(first_stage(self.retriever, self.fetch_k), bundle, self.fetch_k, self._worker.arun)
+        first, arun = first_stage(self.retriever, self.fetch_k), self._worker.arun
+        # Whoever rewrites may ask a server for it.
+        queries = [] if self.rewrites is None else await arun(copy_context().run, self._in_other_words, bundle)
+        candidates = await afind(first, bundle, queries, self.fetch_k, arun)
         return await self._second_stage(start).apostprocess_nodes(candidates, query_bundle=bundle)
+
+    def _in_other_words(self, bundle: QueryBundle) -> list[str]:
+        return [] if self.rewrites is None else check_queries(self.rewrites(bundle.query_str))
 
     def _second_stage(self, start: float) -> CrossEncoderRerank:
         # A copy for one call shares the model and nothing else.

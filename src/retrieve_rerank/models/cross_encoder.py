@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from retrieve_rerank.checks import check_count, check_query, check_texts
 from retrieve_rerank.errors import InvalidInputError, TruncationWarning, warn_caller
+from retrieve_rerank.models.backend import Backend
 from retrieve_rerank.models.local import LocalModel
 from retrieve_rerank.models.precision import Precision
 from retrieve_rerank.models.ranking import Ranker
@@ -37,7 +38,11 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
         model: A hub name or a folder. The checkpoint must have a trained head with one logit.
         device: "cpu", "cuda", "cuda:1", "mps"; None takes the best there is.
         precision: "auto" takes bfloat16 (or float16) where the processor or GPU computes in it, else float32.
-            Logits always leave in float32. `precision` says what was chosen.
+            Logits always leave in float32. `precision` says what was chosen. "int8" is smaller and coarser than all
+            others, and needs another backend.
+        backend: What computes the network: "torch", or on the processor "onnx" (ONNX Runtime: "float32", "int8") or
+            "openvino" ("float32", "bfloat16", "int8"). A file of the network beside the checkpoint (onnx/, openvino/)
+            is taken, or else one is exported once and kept in `cache_folder`, which needs the extra of that name.
         revision: Branch, tag or commit on the hub.
         cache_folder: Where downloads are kept; None is the hub client's default.
         local_files_only: Never ask the hub.
@@ -45,6 +50,8 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
         trust_remote_code: Run code that comes with the checkpoint. Only for repositories whose code you have read.
         prompt: Instruction put before the pair; None takes the model's saved prompt, "" takes none.
         max_length: Tokens of query and passage together; None takes the model's own limit.
+        batch_tokens: Tokens, with padding, that are computed in one batch; None takes what suits the device. Results do
+            not depend on it. Less takes less memory, more may keep a large GPU busier.
         long_passages: What is done with a passage that is longer than the model reads with the query. "truncate" scores
             its beginning; "windows" cuts it into overlapping windows at sentence borders, scores each, and keeps the
             best. Either way the query is never cut, and what was not read is reported.
@@ -69,6 +76,7 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
         *,
         device: str | None = None,
         precision: Precision = "auto",
+        backend: Backend = "torch",
         revision: str | None = None,
         cache_folder: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
@@ -76,6 +84,7 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
         trust_remote_code: bool = False,
         prompt: str | None = None,
         max_length: int | None = None,
+        batch_tokens: int | None = None,
         long_passages: LongPassages = "truncate",
         max_windows: int = MAX_WINDOWS,
     ) -> None:
@@ -87,12 +96,14 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
             model,
             device=device,
             precision=precision,
+            backend=backend,
             revision=revision,
             cache_folder=cache_folder,
             local_files_only=local_files_only,
             token=token,
             trust_remote_code=trust_remote_code,
             max_length=max_length,
+            batch_tokens=batch_tokens,
         )
         self._prompt = prompt
         self._long_passages: LongPassages = long_passages
@@ -106,6 +117,18 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
             "prompt": self._prompt,
             "long_passages": self._long_passages,
             "max_windows": self._max_windows,
+        }
+
+    @property
+    def fingerprint(self) -> dict[str, str | int | float | bool]:
+        """Facts that tell this model's scores from another's, `weights` being a digest of them. Loads the model."""
+        engine = self._worker.run(self._loaded)
+        return {
+            "weights": engine.weights,
+            "precision": engine.precision.name,
+            "max_length": engine.max_length or 0,
+            "prompt": engine.prompt,
+            "max_windows": engine.max_windows or 0,
         }
 
     def score(self, query: str, texts: Sequence[str]) -> npt.NDArray[np.float32]:
@@ -173,6 +196,9 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
 
     def _score_many(self, scorings: Sequence[Scoring]) -> None:
         self._worker.run_until(None, self._score_here, *scorings)
+
+    async def _ascore_many(self, scorings: Sequence[Scoring]) -> None:
+        await self._worker.arun_until(None, self._score_here, *scorings)
 
     def _score_here(self, *scorings: Scoring) -> None:
         if any(scoring.texts for scoring in scorings):

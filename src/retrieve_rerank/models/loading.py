@@ -149,7 +149,7 @@ def _load(kind: Callable[..., Model], checkpoint: Checkpoint, what: str) -> Mode
         raise ModelError(f"there is no folder {str(folder)!r} to load a {what} from; check the path")
     offline = checkpoint.local_files_only or hub_constants.HF_HUB_OFFLINE
     # Without this question, every file that might exist is asked for with retries: a minute before the error.
-    unreachable = None if local or offline else _hub_failure()
+    unreachable = None if local or offline else hub_failure()
     try:
         with _quiet_loading():
             model = kind(
@@ -182,7 +182,7 @@ def _looks_like_path(name: str) -> bool:
     return name.startswith((".", "~", os.sep)) or Path(name).is_absolute() or name.count("/") > 1 or "\\" in name
 
 
-def _hub_failure() -> Exception | None:
+def hub_failure() -> Exception | None:
     """Return why the hub cannot be reached, or None if it answers."""
     try:
         huggingface_hub.get_session().head(hub_constants.ENDPOINT, timeout=5)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from retrieve_rerank.checks import check_count
 from retrieve_rerank.errors import InvalidInputError
-from retrieve_rerank.models.precision import Precision, check_precision
+from retrieve_rerank.models.backend import Backend, check_backend
+from retrieve_rerank.models.precision import Precision
 from retrieve_rerank.models.worker import Worker
 
 if TYPE_CHECKING:
@@ -31,30 +32,37 @@ class LocalModel(ABC, Generic[E]):
         *,
         device: str | None,
         precision: Precision,
+        backend: Backend,
         revision: str | None,
         cache_folder: str | os.PathLike[str] | None,
         local_files_only: bool,
         token: str | bool | None,
         trust_remote_code: bool,
         max_length: int | None,
+        batch_tokens: int | None,
     ) -> None:
         if not isinstance(model, (str, os.PathLike)) or not os.fspath(model).strip():
             raise InvalidInputError(f"model must be a hub name or a folder, got {model!r}")
-        check_precision(precision)
+        check_backend(backend, precision, device)
         if max_length is not None:
             check_count(max_length, "max_length")
+        if batch_tokens is not None:
+            check_count(batch_tokens, "batch_tokens")
         self.model = os.fspath(model)
         self._settings: dict[str, Any] = {
             "model": self.model,
-            "device": device,
+            "device": device if backend == "torch" else "cpu",
             "revision": revision,
             "cache_folder": None if cache_folder is None else os.fspath(cache_folder),
             "local_files_only": local_files_only,
             "token": token,
             "trust_remote_code": trust_remote_code,
         }
-        self._asked_precision = precision
+        # Another backend starts from the exact network.
+        self._asked_precision: Precision = precision if backend == "torch" else "float32"
+        self._backend, self._backend_precision = backend, precision
         self._max_length = max_length
+        self._batch_tokens = batch_tokens
         self._worker = Worker(f"retrieve-rerank {self.model}")
         self._engine: E | None = None
         self._home: threading.Thread | None = None  # where the engine was loaded
@@ -64,7 +72,13 @@ class LocalModel(ABC, Generic[E]):
     def settings(self) -> dict[str, str | int | bool | None]:
         """The arguments that this model was made with, but for the token: `CrossEncoder(**settings)` makes another."""
         shown = {name: value for name, value in self._settings.items() if name != "token"}
-        return {**shown, "precision": self._asked_precision, "max_length": self._max_length}
+        return {
+            **shown,
+            "precision": self._backend_precision,
+            "backend": self._backend,
+            "max_length": self._max_length,
+            "batch_tokens": self._batch_tokens,
+        }
 
     @property
     def loaded_precision(self) -> str | None:
@@ -130,7 +144,17 @@ class LocalModel(ABC, Generic[E]):
             from retrieve_rerank.models.loading import Checkpoint  # with all of torch behind it
 
             self._engine = None
-            self._engine, self._home = self._load(Checkpoint(**self._settings)), here
+            checkpoint = Checkpoint(**self._settings)
+            engine = self._load(checkpoint)
+            if self._batch_tokens is not None:
+                engine.token_budget = self._batch_tokens
+            if self._backend != "torch":
+                from retrieve_rerank.models.network import replace_network
+
+                engine.precision = replace_network(
+                    engine.model, checkpoint, self._backend, self._backend_precision, engine.weights
+                )
+            self._engine, self._home = engine, here
             self._limit = self._engine.max_length
         return self._engine
 

@@ -134,29 +134,44 @@ class Ranker(ABC):
             InvalidInputError: If an argument cannot be used.
             ModelError: If the model gives NaN or a wrong number of scores.
         """
-        jobs = [
-            _Job(query, items, top_n, score_threshold, None)
-            for query, items in zip(*_checked_many(queries, passages), strict=True)
-        ]
-        found: list[list[Hit]] = []
-        truncated = 0
-        for start in range(0, len(jobs), _TOGETHER):
-            some = jobs[start : start + _TOGETHER]
-            scorings = [job.scoring() for job in some]
+        many = _Jobs(queries, passages, top_n, score_threshold)
+        for scorings in many.scorings():
             try:
                 self._score_many(scorings)
             finally:
-                scores = [scoring.finish() for scoring in scorings]
-            found += [job.hits(score) for job, score in zip(some, scores, strict=True)]
-            truncated += sum(int(score.truncated.sum()) for score in scores)
-        self._tell(truncated, sum(len(job.texts) for job in jobs))
-        return found
+                many.take(scorings)
+        self._tell(many.truncated, many.count)
+        return many.found
+
+    async def arank_many(
+        self,
+        queries: Sequence[str],
+        passages: Sequence[Iterable[str | Passage | Hit]],
+        *,
+        top_n: int | None = None,
+        score_threshold: float | None = None,
+    ) -> list[list[Hit]]:
+        """As `rank_many`, without blocking the event loop."""
+        many = _Jobs(queries, passages, top_n, score_threshold)
+        for scorings in many.scorings():
+            try:
+                await self._ascore_many(scorings)
+            finally:
+                many.take(scorings)
+        self._tell(many.truncated, many.count)
+        return many.found
 
     def _score_many(self, scorings: Sequence[Scoring]) -> None:
         """Score the texts of several queries; none has a deadline."""
         for scoring in scorings:
             if scoring.texts:
                 self._score(scoring)
+
+    async def _ascore_many(self, scorings: Sequence[Scoring]) -> None:
+        """As `_score_many`, without blocking the event loop."""
+        for scoring in scorings:
+            if scoring.texts:
+                await self._ascore(scoring)
 
     def _ready(self) -> None:  # noqa: B027 - most have nothing to do
         """Do what must be done once, before the clock of a time budget starts."""
@@ -305,17 +320,53 @@ class _Job:
         return [replace(hit, rank=rank) for rank, hit in enumerate([*kept, *left][: self.top_n], start=1)]
 
 
-def _checked_many(
-    queries: Sequence[str], passages: Sequence[Iterable[str | Passage | Hit]]
-) -> tuple[list[str], Sequence[Iterable[str | Passage | Hit]]]:
-    checked = check_queries(queries)
-    if isinstance(passages, (str, Passage, Hit)) or not isinstance(passages, Sequence):
-        raise InvalidInputError(f"passages must be a list with a list for each query, got {type(passages).__name__}")
-    if len(checked) != len(passages):
-        raise InvalidInputError(
-            f"there are {len(checked)} queries and {len(passages)} lists of passages; give one each"
-        )
-    return checked, passages
+class _Jobs:
+    """The calls of `rank` that one `rank_many` stands for, some of them at a time."""
+
+    def __init__(
+        self,
+        queries: Sequence[str],
+        passages: Sequence[Iterable[str | Passage | Hit]],
+        top_n: int | None,
+        score_threshold: float | None,
+    ) -> None:
+        checked = check_queries(queries)
+        if isinstance(passages, (str, Passage, Hit)) or not isinstance(passages, Sequence):
+            raise InvalidInputError(
+                f"passages must be a list with a list for each query, got {type(passages).__name__}"
+            )
+        if len(checked) != len(passages):
+            raise InvalidInputError(
+                f"there are {len(checked)} queries and {len(passages)} lists of passages; give one list a query"
+            )
+        self._jobs = [
+            _Job(query, items, top_n, score_threshold, None) for query, items in zip(checked, passages, strict=True)
+        ]
+        self._taken: list[Scores] = []
+
+    @property
+    def count(self) -> int:
+        """How many texts there are."""
+        return sum(len(job.texts) for job in self._jobs)
+
+    @property
+    def truncated(self) -> int:
+        """How many of them were not seen whole."""
+        return sum(int(scores.truncated.sum()) for scores in self._taken)
+
+    @property
+    def found(self) -> list[list[Hit]]:
+        """The hits of each query."""
+        return [job.hits(scores) for job, scores in zip(self._jobs, self._taken, strict=True)]
+
+    def scorings(self) -> Iterator[list[Scoring]]:
+        """Yield what is to be scored together."""
+        for start in range(0, len(self._jobs), _TOGETHER):
+            yield [job.scoring() for job in self._jobs[start : start + _TOGETHER]]
+
+    def take(self, scorings: Sequence[Scoring]) -> None:
+        """Take what became of them."""
+        self._taken += [scoring.finish() for scoring in scorings]
 
 
 def _as_hit(item: str | Passage | Hit, position: int) -> Hit:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from retrieve_rerank.checks import check_count, check_queries, check_query, check_seconds, check_threshold
 from retrieve_rerank.errors import InvalidInputError
-from retrieve_rerank.models.ranking import as_ranker
+from retrieve_rerank.models.ranking import Ranker, as_ranker
 from retrieve_rerank.models.scales import Scale
 from retrieve_rerank.models.worker import Worker
 from retrieve_rerank.retrieval.second_stage import OnError, Reranked, SecondStage, check_on_error
@@ -72,6 +72,11 @@ class RetrieveRerank:
         self._ranker = as_ranker(cross_encoder, scores)
         self._source = Source(retriever, Worker("retrieve-rerank first stage").arun)
 
+    @property
+    def ranker(self) -> Ranker:
+        """What orders the candidates: the cross-encoder, with its scores as logits."""
+        return self._ranker
+
     def search(
         self,
         query: str,
@@ -125,9 +130,10 @@ class RetrieveRerank:
         time_budget: float | None = None,
         **first_stage_options: object,
     ) -> list[SearchResult]:
-        """As `search` for each query. Queries are encoded and searched together where the retriever can.
+        """As `search` for each query, in common batches where the retriever and the cross-encoder can.
 
-        A time budget is each query's own: its share of the common first stage, and its re-ranking.
+        The times of a result are its share of what all took. A time budget is each query's own: its share of the common
+        first stage, and its re-ranking, which is then done by itself.
         """
         checked = check_queries(queries)
         stage = self._second_stage(top_n, score_threshold, time_budget)
@@ -136,10 +142,8 @@ class RetrieveRerank:
         start = time.perf_counter()
         found = self._source.retrieve_many(checked, self.fetch_k, first_stage_options)
         share = (time.perf_counter() - start) / len(checked)
-        return [
-            _result(query, candidates, share, stage.run(query, candidates, spent=share))
-            for query, candidates in zip(checked, found, strict=True)
-        ]
+        reranked = stage.run_many(checked, found, spent=share)
+        return [_result(query, hits, share, done) for query, hits, done in zip(checked, found, reranked, strict=True)]
 
     async def asearch_many(
         self,
@@ -158,10 +162,8 @@ class RetrieveRerank:
         start = time.perf_counter()
         found = await self._source.aretrieve_many(checked, self.fetch_k, first_stage_options)
         share = (time.perf_counter() - start) / len(checked)
-        return [
-            _result(query, candidates, share, await stage.arun(query, candidates, spent=share))
-            for query, candidates in zip(checked, found, strict=True)
-        ]
+        reranked = await stage.arun_many(checked, found, spent=share)
+        return [_result(query, hits, share, done) for query, hits, done in zip(checked, found, reranked, strict=True)]
 
     def __repr__(self) -> str:
         return (

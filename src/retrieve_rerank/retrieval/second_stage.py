@@ -131,6 +131,47 @@ class SecondStage:
             return call.failed(error)
         return call.ranked(ranked)
 
+    def run_many(self, queries: Sequence[str], candidates: Sequence[Sequence[Hit]], *, spent: float) -> list[Reranked]:
+        """As `run` for each query. Without a time budget, pairs of several queries share the model's batches.
+
+        Args:
+            queries: Each not empty.
+            candidates: Of each query.
+            spent: Seconds of each query's time budget that are gone already.
+        """
+        calls = self._together(queries, candidates, spent)
+        if calls is not None:
+            try:
+                return self._shared(calls, self.ranker.rank_many(queries, candidates))
+            except Exception:
+                if self.on_error == "raise":
+                    raise
+        return [self.run(query, hits, spent=spent) for query, hits in zip(queries, candidates, strict=True)]
+
+    async def arun_many(
+        self, queries: Sequence[str], candidates: Sequence[Sequence[Hit]], *, spent: float
+    ) -> list[Reranked]:
+        """As `run_many`, without blocking the event loop."""
+        calls = self._together(queries, candidates, spent)
+        if calls is not None:
+            try:
+                return self._shared(calls, await self.ranker.arank_many(queries, candidates))
+            except Exception:
+                if self.on_error == "raise":
+                    raise
+        return [await self.arun(query, hits, spent=spent) for query, hits in zip(queries, candidates, strict=True)]
+
+    def _together(
+        self, queries: Sequence[str], candidates: Sequence[Sequence[Hit]], spent: float
+    ) -> list[_Call] | None:
+        if self.time_budget is not None:
+            return None
+        return [_Call(self, query, hits, spent) for query, hits in zip(queries, candidates, strict=True)]
+
+    def _shared(self, calls: Sequence[_Call], ranked: Sequence[Sequence[Hit]]) -> list[Reranked]:
+        done = [call.ranked(hits) for call, hits in zip(calls, ranked, strict=True)]
+        return [replace(result, seconds=result.seconds / len(done)) for result in done]
+
 
 class _Call:
     """One run: when it began, what it was given, and the ways in which it ends."""
