@@ -304,16 +304,16 @@ async def test_langchain_the_same_answers(
     base = store if shape == "store" else store.as_retriever(search_kwargs={"k": 3})
     retriever = lc.RetrieveRerankRetriever(base_retriever=base, reranker=models[1], fetch_k=20, top_n=5)
     for query in QUERIES:
-        for documents in (retriever.invoke(query), await retriever.ainvoke(query)):
-            found = answer(documents)
-            assert found.names == expected[query].names
-            assert found.relevance == pytest.approx(expected[query].relevance, abs=1e-5)
-            assert found.ranks == expected[query].ranks
-            check_scores(found, cosines[query], engine.score)
-        all_of_them = answer(retriever.invoke(query, top_n=20))
+        every = answer(retriever.invoke(query, top_n=20))
         nearest = sorted(cosines[query], key=lambda name: -cosines[query][name])[:20]
-        assert set(all_of_them.names) == set(nearest)
-        check_scores(all_of_them, cosines[query], engine.score)
+        assert set(every.names) == set(nearest)
+        check_scores(every, cosines[query], engine.score)
+        best = answer(await retriever.ainvoke(query))
+        for found in (best, every):
+            assert found.names[:5] == expected[query].names
+            assert found.relevance[:5] == pytest.approx(expected[query].relevance, abs=1e-5)
+            assert found.ranks[:5] == expected[query].ranks
+        assert len(best.names) == 5
 
 
 @pytest.mark.parametrize("shape", ["store", "its retriever", "set on its retriever"])
