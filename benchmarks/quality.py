@@ -1,9 +1,11 @@
-"""Does re-ranking help? nDCG@10 of the dense first stage, and of the same candidates re-ranked.
+"""Does re-ranking help, and over which first stage? nDCG@10 and R@100 of BM25, dense and hybrid, and of each re-ranked.
 
-    python benchmarks/quality.py FOLDER [FOLDER ...] [--queries 200] [--bi-encoder NAME] [--cross-encoder NAME]
+    python benchmarks/quality.py FOLDER [FOLDER ...] [--queries 100] [--bi-encoder NAME] [--cross-encoder NAME]
 
 Each folder is a test collection: `corpus.jsonl` (id, title, text), `queries.jsonl` (id, text) and `qrels.tsv`
-(query-id, corpus-id, score; with a header). The models default to the demo models. Needs the dev dependency group.
+(query-id, corpus-id, score; with a header). The first stages are measured on every judged query. Re-ranking is measured
+on a seeded sample of `--queries` of them (0: all), beside the first stages on the same sample; a passage that several
+first stages found is scored once. The models default to the demo models. Needs the dev dependency group.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +27,25 @@ import ir_measures
 import sentence_transformers
 import torch
 
-from retrieve_rerank import BiEncoder, ChromaIndex, CrossEncoder, Hit, Passage, RetrieveRerank, TruncationWarning
+from retrieve_rerank import (
+    BiEncoder,
+    BM25Index,
+    ChromaIndex,
+    CrossEncoder,
+    Hit,
+    HybridRetriever,
+    Passage,
+    TruncationWarning,
+)
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 from demo_models import demo_models
 
 NDCG, RECALL = ir_measures.nDCG @ 10, ir_measures.R @ 100
+SYSTEMS = ("BM25", "dense", "hybrid")
+
+Run = dict[str, dict[str, float]]
+Judgements = dict[str, dict[str, int]]
 
 
 def rows(file: Path) -> Iterator[dict[str, Any]]:
@@ -47,9 +62,9 @@ def passages(folder: Path) -> Iterator[Passage]:
         yield Passage(row["id"], f"{row['title']}. {row['text']}" if row.get("title") else row["text"])
 
 
-def judgements(folder: Path) -> dict[str, dict[str, int]]:
+def judgements(folder: Path) -> Judgements:
     """Return the relevance of documents by query."""
-    relevance: dict[str, dict[str, int]] = {}
+    relevance: Judgements = {}
     for line in (folder / "qrels.tsv").read_text(encoding="utf-8").split("\n")[1:]:
         if line:
             query, document, score = line.split("\t")
@@ -57,34 +72,9 @@ def judgements(folder: Path) -> dict[str, dict[str, int]]:
     return relevance
 
 
-def measure(folder: Path, encoder: BiEncoder, cross_encoder: CrossEncoder, limit: int, fetch_k: int) -> str:
-    """Return one row of the table."""
-    relevance = judgements(folder)
-    texts = {row["id"]: row["text"] for row in rows(folder / "queries.jsonl") if row["id"] in relevance}
-    chosen = sorted(texts)
-    if 0 < limit < len(chosen):
-        chosen = sorted(random.Random(0).sample(chosen, limit))
-    relevance = {query: relevance[query] for query in chosen}
-    with ChromaIndex(encoder) as index:
-        index.add(passages(folder), show_progress=True)
-        search = RetrieveRerank(index, cross_encoder, fetch_k=fetch_k, top_n=fetch_k)
-        dense: dict[str, dict[str, float]] = {}
-        ranked: dict[str, dict[str, float]] = {}
-        seconds, truncated, start = [], 0, time.perf_counter()
-        for number, query in enumerate(chosen, start=1):
-            result = search.search(texts[query])
-            dense[query], ranked[query] = run(result.candidates), run(result)
-            seconds.append(result.timings.rerank_seconds)
-            truncated += result.truncated_count
-            if number % 50 == 0:
-                print(f"{folder.name}: {number}/{len(chosen)}, {time.perf_counter() - start:.0f} s", file=sys.stderr)
-        documents = index.count()
-    before, after = (ir_measures.calc_aggregate([NDCG, RECALL], relevance, found) for found in (dense, ranked))
-    return (
-        f"| {folder.name} | {documents} | {len(chosen)} | {before[RECALL]:.3f} | {before[NDCG]:.3f} | "
-        f"{after[NDCG]:.3f} | {after[NDCG] - before[NDCG]:+.3f} | {statistics.median(seconds):.2f} s | "
-        f"{truncated / (fetch_k * len(chosen)):.1%} |"
-    )
+def sample(ids: Sequence[str], limit: int) -> list[str]:
+    """Return `limit` of the ids, always the same; all of them where `limit` is 0."""
+    return sorted(random.Random(0).sample(sorted(ids), limit) if 0 < limit < len(ids) else ids)
 
 
 def run(hits: Sequence[Hit]) -> dict[str, float]:
@@ -92,17 +82,84 @@ def run(hits: Sequence[Hit]) -> dict[str, float]:
     return {hit.passage.id: -float(position) for position, hit in enumerate(hits)}
 
 
+def first_stages(
+    folder: Path, encoder: BiEncoder, texts: Mapping[str, str], fetch_k: int
+) -> tuple[int, dict[str, dict[str, list[Hit]]]]:
+    """Return the number of documents, and the candidates of each first stage by query."""
+    with ChromaIndex(encoder) as dense, BM25Index() as lexical:
+        dense.add(passages(folder), show_progress=True)
+        lexical.add(passages(folder))
+        retrievers = {"BM25": lexical, "dense": dense, "hybrid": HybridRetriever([dense, lexical])}
+        found = {
+            name: dict(zip(texts, retriever.retrieve_many(list(texts.values()), fetch_k), strict=True))
+            for name, retriever in retrievers.items()
+        }
+        return dense.count(), found
+
+
+def rerank(
+    found: Mapping[str, Mapping[str, list[Hit]]],
+    cross_encoder: CrossEncoder,
+    texts: Mapping[str, str],
+    chosen: list[str],
+) -> tuple[dict[str, Run], list[float], int, int]:
+    """Return each first stage's candidates re-ranked, seconds a query, and how many passages were scored and cut."""
+    ranked: dict[str, Run] = {name: {} for name in found}
+    seconds, cut, scored = [], 0, 0
+    for number, query in enumerate(chosen, start=1):
+        distinct = {hit.passage.id: hit.passage for name in found for hit in found[name][query]}
+        start = time.perf_counter()
+        hits = cross_encoder.rank(texts[query], distinct.values())
+        seconds.append(time.perf_counter() - start)
+        cut, scored = cut + sum(hit.truncated for hit in hits), scored + len(hits)
+        logit = {hit.passage.id: hit.logit for hit in hits}
+        for name, by_query in found.items():
+            ranked[name][query] = run(sorted(by_query[query], key=lambda hit: -logit[hit.passage.id]))
+        if number % 25 == 0:
+            print(f"re-ranked {number}/{len(chosen)}, {sum(seconds):.0f} s", file=sys.stderr)
+    return ranked, seconds, scored, cut
+
+
+def measure(folder: Path, encoder: BiEncoder, cross_encoder: CrossEncoder, limit: int, fetch_k: int) -> list[str]:
+    """Return the rows of one collection."""
+    relevance = judgements(folder)
+    texts = {row["id"]: row["text"] for row in rows(folder / "queries.jsonl") if row["id"] in relevance}
+    documents, found = first_stages(folder, encoder, texts, fetch_k)
+    chosen = sample(list(texts), limit)
+    ranked, seconds, scored, cut = rerank(found, cross_encoder, texts, chosen)
+    some = {query: relevance[query] for query in chosen}
+    lines = []
+    for name in SYSTEMS:
+        whole = {query: run(hits) for query, hits in found[name].items()}
+        everything = ir_measures.calc_aggregate([NDCG, RECALL], relevance, whole)
+        before, after = (
+            ir_measures.calc_aggregate([NDCG], some, found_)[NDCG]
+            for found_ in ({query: whole[query] for query in chosen}, ranked[name])
+        )
+        lines.append(
+            f"| {folder.name} | {name} | {everything[RECALL]:.3f} | {everything[NDCG]:.3f} | {before:.3f} | "
+            f"{after:.3f} | {after - before:+.3f} |"
+        )
+    print(
+        f"{folder.name}: {documents} documents, {len(texts)} queries, {len(chosen)} of them re-ranked; "
+        f"{scored / len(chosen):.0f} distinct candidates a query, {cut / max(scored, 1):.1%} truncated, "
+        f"{statistics.median(seconds):.2f} s a query in the median",
+        flush=True,
+    )
+    return lines
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+")
-    parser.add_argument("--queries", type=int, default=0, help="a seeded sample of this many (default: all)")
+    parser.add_argument("--queries", type=int, default=100, help="re-rank a seeded sample of this many; 0: all")
     parser.add_argument("--fetch-k", type=int, default=100)
     parser.add_argument("--bi-encoder")
     parser.add_argument("--cross-encoder")
     parser.add_argument("--precision", default="auto")
     arguments = parser.parse_args()
-    warnings.simplefilter("ignore", TruncationWarning)  # counted in the table
+    warnings.simplefilter("ignore", TruncationWarning)  # counted
     demo = demo_models() if None in (arguments.bi_encoder, arguments.cross_encoder) else (None, None)
     with (
         BiEncoder(arguments.bi_encoder or demo[0], precision=arguments.precision) as encoder,
@@ -111,11 +168,13 @@ def main() -> None:
         precision = f"{encoder.precision} bi-encoder, {cross_encoder.precision} cross-encoder"
         print(f"{platform.machine()}, {os.cpu_count()} cores, {precision}, fetch_k={arguments.fetch_k}")
         print(f"sentence-transformers {sentence_transformers.__version__}, torch {torch.__version__}\n")
-        columns = "collection|documents|queries|R@100|nDCG@10 dense|re-ranked|change|re-rank p50|truncated"
-        print("| " + columns.replace("|", " | ") + " |")
-        print("|---|---|---|---|---|---|---|---|---|")
-        for folder in arguments.folders:
-            print(measure(folder, encoder, cross_encoder, arguments.queries, arguments.fetch_k), flush=True)
+        table = [
+            line
+            for folder in arguments.folders
+            for line in measure(folder, encoder, cross_encoder, arguments.queries, arguments.fetch_k)
+        ]
+    columns = "collection|first stage|R@100, all queries|nDCG@10, all queries|nDCG@10, sample|re-ranked, sample|change"
+    print("\n| " + columns.replace("|", " | ") + " |\n|---|---|---|---|---|---|---|\n" + "\n".join(table))
 
 
 if __name__ == "__main__":

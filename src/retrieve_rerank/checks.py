@@ -73,3 +73,12 @@ def check_threshold(value: float | None) -> float | None:
             f"score_threshold is compared with the relevance score, which lies in [0, 1]; got {value!r}"
         )
     return float(value)
+
+
+def check_seconds(value: float | None, name: str) -> float | None:
+    """Return `value` as a float above 0 or None, or raise InvalidInputError."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf:
+        raise InvalidInputError(f"{name} must be a number of seconds above 0, or None for no limit; got {value!r}")
+    return float(value)

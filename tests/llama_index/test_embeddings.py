@@ -125,6 +125,7 @@ def test_configuration_survives_dict_and_pickle(tiny_bi_encoder: Path, caplog: p
     settings = {
         "device": "cpu",
         "precision": "float32",
+        "backend": "torch",
         "revision": "main",
         "cache_folder": "/somewhere",
         "local_files_only": True,
@@ -162,6 +163,7 @@ def test_the_token_is_shown_nowhere(tiny_bi_encoder: Path) -> None:
         {"truncate_dim": 16},
         {"max_length": 32},
         {"precision": "bfloat16"},
+        {"backend": "onnx"},
         {"revision": "v2"},
     ],
 )

@@ -15,6 +15,7 @@ import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -22,7 +23,8 @@ import numpy.typing as npt
 
 from retrieve_rerank.checks import check_count, check_texts
 from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, RetrieveRerankError
-from retrieve_rerank.indexes.clauses import Where, exact
+from retrieve_rerank.indexes.clauses import Where as Where  # other modules take it from here
+from retrieve_rerank.indexes.clauses import exact
 from retrieve_rerank.indexes.client import drop_collection, find_or_create, open_client, translated
 from retrieve_rerank.indexes.fingerprint import SPACES, Fingerprint, Identity, check_format, check_identity, to_metadata
 from retrieve_rerank.indexes.records import Record
@@ -100,6 +102,10 @@ class ChromaCollection:
         self._process = os.getpid()
         self._lock = threading.RLock()
         self.worker = Worker(f"retrieve-rerank collection {name}")
+        # What opens it again, for pickling and for configurations that are written down.
+        self.folder: str | None = None
+        self.assume_compatible = assume_compatible
+        self._fingerprint = fingerprint
         private = handle is None and path is None and client is None
         self._opened = handle is None and client is None
         self._closed = False
@@ -111,6 +117,8 @@ class ChromaCollection:
             self._check(metric, fingerprint, assume_compatible=assume_compatible)
             return
         self.client = client if client is not None else open_client(path)
+        if path is not None:
+            self.folder = str(Path(path).expanduser().resolve())
         # Chroma's in-memory store is one for the whole process: two indexes must not meet in it.
         stored_name = f"{name[:400]}-{uuid.uuid4().hex}" if private else name
         with translated(f"collection {name!r}"):
@@ -134,6 +142,14 @@ class ChromaCollection:
             check_identity(self.name, found, metric, fingerprint)
         else:
             self.verified = True
+
+    def __reduce__(self) -> tuple[Callable[..., ChromaCollection], tuple[Any, ...]]:
+        if self.folder is None:
+            raise InvalidInputError(
+                f"collection {self.name!r} is in memory or a client's: it cannot be pickled or copied, as nothing says "
+                "where it is. Give it a directory"
+            )
+        return _reopened, (self.name, self.folder, self.metric, self._fingerprint, self.assume_compatible)
 
     @property
     def handle(self) -> chromadb.Collection:
@@ -344,6 +360,18 @@ class ChromaCollection:
             bad = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
             raise InvalidInputError(f"vector {bad} holds NaN or infinity, which cannot be searched; check the encoder")
         return array
+
+
+def _reopened(
+    name: str,
+    folder: str,
+    metric: Metric,
+    fingerprint: Fingerprint | None,
+    assume_compatible: bool,  # noqa: FBT001 - pickle gives positions
+) -> ChromaCollection:
+    return ChromaCollection(
+        name, path=folder, metric=metric, fingerprint=fingerprint, assume_compatible=assume_compatible
+    )
 
 
 def to_similarity(distance: float, metric: Metric) -> float:

@@ -39,23 +39,26 @@ class FirstStage:
         options: For its `invoke`.
         fetch_k: How many documents are wanted.
         score_key: The metadata key under which it leaves each document's score; None where it leaves none.
+        fused: Whether it writes each document's `retrieval_ranks`.
     """
 
     asked: Runnable[str, list[Document]]
     options: dict[str, Any]
     fetch_k: int
     score_key: str | None = None
+    fused: bool = False
 
     def invoke(self, query: str, callbacks: BaseCallbackManager) -> list[Document]:
         """Return copies of the candidates, best first, marked with their ranks."""
-        return self._candidates(self.asked.invoke(query, {"callbacks": callbacks}, **self.options))
+        return self.candidates(self.asked.invoke(query, {"callbacks": callbacks}, **self.options))
 
     async def ainvoke(self, query: str, callbacks: BaseCallbackManager) -> list[Document]:
         """As `invoke`, by the first stage's own async method."""
-        return self._candidates(await self.asked.ainvoke(query, {"callbacks": callbacks}, **self.options))
+        return self.candidates(await self.asked.ainvoke(query, {"callbacks": callbacks}, **self.options))
 
-    def _candidates(self, found: list[Document]) -> list[Document]:
-        documents = as_candidates(found[: self.fetch_k], scored=self.score_key == _OURS)
+    def candidates(self, found: list[Document]) -> list[Document]:
+        """Return copies of what it found, marked with their ranks."""
+        documents = as_candidates(found[: self.fetch_k], scored=self.score_key == _OURS, fused=self.fused)
         if self.score_key in (None, _OURS):
             return documents
         return [_with_score(document, document.metadata.get(self.score_key)) for document in documents]
@@ -97,7 +100,7 @@ def first_stage(base: Base, fetch_k: int, options: dict[str, Any]) -> FirstStage
             )
         if "k" in type(base).model_fields:
             base = base.model_copy(update={"k": fetch_k})
-    return FirstStage(base, options, fetch_k, _score_key(base))
+    return FirstStage(base, options, fetch_k, _score_key(base), fused=getattr(type(base), "fuses", False) is True)
 
 
 class ScoredStoreRetriever(VectorStoreRetriever):

@@ -40,3 +40,15 @@ def pack(lengths: Sequence[int], budget: int) -> list[list[int]]:
             batches.append([position])
             widest = max(1, lengths[position])
     return batches
+
+
+def consecutive(lengths: Sequence[int], budget: int) -> list[range]:
+    """Group positions in their order: each group holds at most `budget` tokens, or a single longer text."""
+    groups: list[range] = []
+    start = tokens = 0
+    for position, length in enumerate(lengths):
+        if position > start and tokens + length > budget:
+            groups.append(range(start, position))
+            start, tokens = position, 0
+        tokens += length
+    return [*groups, range(start, len(lengths))] if lengths else []

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from retrieve_rerank.checks import check_count, check_texts
 from retrieve_rerank.errors import ModelError, TruncationWarning, warn_caller
+from retrieve_rerank.models.backend import Backend
 from retrieve_rerank.models.local import LocalModel
 from retrieve_rerank.models.precision import Precision
 from retrieve_rerank.types import Metric
@@ -34,7 +35,11 @@ class BiEncoder(LocalModel["BiEngine"]):
         model: A hub name or a folder.
         device: "cpu", "cuda", "cuda:1", "mps"; None takes the best there is.
         precision: "auto" takes bfloat16 (or float16) where the processor or GPU computes in it, else float32.
-            Vectors always leave in float32. `precision` says what was chosen.
+            Vectors always leave in float32. `precision` says what was chosen. "int8" is smaller and coarser than all
+            others, and needs another backend.
+        backend: What computes the network: "torch", or on the processor "onnx" (ONNX Runtime: "float32", "int8") or
+            "openvino" ("float32", "bfloat16", "int8"). A file of the network beside the checkpoint (onnx/, openvino/)
+            is taken, or else one is exported once and kept in `cache_folder`, which needs the extra of that name.
         revision: Branch, tag or commit on the hub.
         cache_folder: Where downloads are kept; None is the hub client's default.
         local_files_only: Never ask the hub.
@@ -45,6 +50,8 @@ class BiEncoder(LocalModel["BiEngine"]):
         normalize: Scale vectors to length 1 (True), leave them as they are (False), or do as the model does (None).
         truncate_dim: Keep the first dimensions only, for models trained for it.
         max_length: Tokens that are read of a text; None takes the model's own limit.
+        batch_tokens: Tokens, with padding, that are computed in one batch; None takes what suits the device. Results do
+            not depend on it. Less takes less memory, more may keep a large GPU busier.
 
     Raises:
         ModelError: At the first use, if the checkpoint cannot be loaded or is not a bi-encoder.
@@ -64,6 +71,7 @@ class BiEncoder(LocalModel["BiEngine"]):
         *,
         device: str | None = None,
         precision: Precision = "auto",
+        backend: Backend = "torch",
         revision: str | None = None,
         cache_folder: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
@@ -74,6 +82,7 @@ class BiEncoder(LocalModel["BiEngine"]):
         normalize: bool | None = None,
         truncate_dim: int | None = None,
         max_length: int | None = None,
+        batch_tokens: int | None = None,
     ) -> None:
         if truncate_dim is not None:
             check_count(truncate_dim, "truncate_dim")
@@ -81,18 +90,31 @@ class BiEncoder(LocalModel["BiEngine"]):
             model,
             device=device,
             precision=precision,
+            backend=backend,
             revision=revision,
             cache_folder=cache_folder,
             local_files_only=local_files_only,
             token=token,
             trust_remote_code=trust_remote_code,
             max_length=max_length,
+            batch_tokens=batch_tokens,
         )
         self._query_prompt = query_prompt
         self._document_prompt = document_prompt
         self._normalize = normalize
         self._truncate_dim = truncate_dim
         self._facts: dict[str, str | int | float | bool] | None = None
+
+    @property
+    def settings(self) -> dict[str, str | int | bool | None]:
+        """The arguments that this model was made with, but for the token: `BiEncoder(**settings)` makes another."""
+        return {
+            **super().settings,
+            "query_prompt": self._query_prompt,
+            "document_prompt": self._document_prompt,
+            "normalize": self._normalize,
+            "truncate_dim": self._truncate_dim,
+        }
 
     @property
     def dimension(self) -> int:

@@ -5,22 +5,27 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from retrieve_rerank.checks import check_query, check_texts
-from retrieve_rerank.errors import TruncationWarning, warn_caller
+from retrieve_rerank.checks import check_count, check_query, check_texts
+from retrieve_rerank.errors import InvalidInputError, TruncationWarning, warn_caller
+from retrieve_rerank.models.backend import Backend
 from retrieve_rerank.models.local import LocalModel
 from retrieve_rerank.models.precision import Precision
-from retrieve_rerank.models.ranking import Ranker, Scores
+from retrieve_rerank.models.ranking import Ranker
+from retrieve_rerank.models.scoring import Scores, Scoring
 
 if TYPE_CHECKING:
     from langchain_core.cross_encoders import BaseCrossEncoder
 
     from retrieve_rerank.models.engine import CrossEngine
     from retrieve_rerank.models.loading import Checkpoint
+
+LongPassages = Literal["truncate", "windows"]
+MAX_WINDOWS = 16
 
 
 class CrossEncoder(LocalModel["CrossEngine"], Ranker):
@@ -33,7 +38,11 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
         model: A hub name or a folder. The checkpoint must have a trained head with one logit.
         device: "cpu", "cuda", "cuda:1", "mps"; None takes the best there is.
         precision: "auto" takes bfloat16 (or float16) where the processor or GPU computes in it, else float32.
-            Logits always leave in float32. `precision` says what was chosen.
+            Logits always leave in float32. `precision` says what was chosen. "int8" is smaller and coarser than all
+            others, and needs another backend.
+        backend: What computes the network: "torch", or on the processor "onnx" (ONNX Runtime: "float32", "int8") or
+            "openvino" ("float32", "bfloat16", "int8"). A file of the network beside the checkpoint (onnx/, openvino/)
+            is taken, or else one is exported once and kept in `cache_folder`, which needs the extra of that name.
         revision: Branch, tag or commit on the hub.
         cache_folder: Where downloads are kept; None is the hub client's default.
         local_files_only: Never ask the hub.
@@ -41,6 +50,13 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
         trust_remote_code: Run code that comes with the checkpoint. Only for repositories whose code you have read.
         prompt: Instruction put before the pair; None takes the model's saved prompt, "" takes none.
         max_length: Tokens of query and passage together; None takes the model's own limit.
+        batch_tokens: Tokens, with padding, that are computed in one batch; None takes what suits the device. Results do
+            not depend on it. Less takes less memory, more may keep a large GPU busier.
+        long_passages: What is done with a passage that is longer than the model reads with the query. "truncate" scores
+            its beginning; "windows" cuts it into overlapping windows at sentence borders, scores each, and keeps the
+            best. Either way the query is never cut, and what was not read is reported.
+        max_windows: How many windows of one passage are scored at most; of one that has more, as many are taken, spread
+            evenly over its text.
 
     Raises:
         ModelError: At the first use, if the checkpoint cannot be loaded or is not a cross-encoder.
@@ -60,6 +76,7 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
         *,
         device: str | None = None,
         precision: Precision = "auto",
+        backend: Backend = "torch",
         revision: str | None = None,
         cache_folder: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
@@ -67,19 +84,52 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
         trust_remote_code: bool = False,
         prompt: str | None = None,
         max_length: int | None = None,
+        batch_tokens: int | None = None,
+        long_passages: LongPassages = "truncate",
+        max_windows: int = MAX_WINDOWS,
     ) -> None:
+        if long_passages not in get_args(LongPassages):
+            raise InvalidInputError(
+                f"long_passages must be one of {', '.join(get_args(LongPassages))}; got {long_passages!r}"
+            )
         super().__init__(
             model,
             device=device,
             precision=precision,
+            backend=backend,
             revision=revision,
             cache_folder=cache_folder,
             local_files_only=local_files_only,
             token=token,
             trust_remote_code=trust_remote_code,
             max_length=max_length,
+            batch_tokens=batch_tokens,
         )
         self._prompt = prompt
+        self._long_passages: LongPassages = long_passages
+        self._max_windows = check_count(max_windows, "max_windows")
+
+    @property
+    def settings(self) -> dict[str, str | int | bool | None]:
+        """The arguments that this model was made with, but for the token: `CrossEncoder(**settings)` makes another."""
+        return {
+            **super().settings,
+            "prompt": self._prompt,
+            "long_passages": self._long_passages,
+            "max_windows": self._max_windows,
+        }
+
+    @property
+    def fingerprint(self) -> dict[str, str | int | float | bool]:
+        """Facts that tell this model's scores from another's, `weights` being a digest of them. Loads the model."""
+        engine = self._worker.run(self._loaded)
+        return {
+            "weights": engine.weights,
+            "precision": engine.precision.name,
+            "max_length": engine.max_length or 0,
+            "prompt": engine.prompt,
+            "max_windows": engine.max_windows or 0,
+        }
 
     def score(self, query: str, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Score texts against a query.
@@ -96,12 +146,22 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
             ModelError: If the model cannot be loaded.
         """
         items = self._checked(query, texts)
-        return self._score(query, items).logits
+        scoring = Scoring(query, list(dict.fromkeys(items)))
+        try:
+            self._score(scoring)
+        finally:
+            scores = scoring.finish()
+        return self._logits(items, scoring, scores)
 
     async def ascore(self, query: str, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """As `score`, without blocking the event loop."""
         items = self._checked(query, texts)
-        return (await self._ascore(query, items)).logits
+        scoring = Scoring(query, list(dict.fromkeys(items)))
+        try:
+            await self._ascore(scoring)
+        finally:
+            scores = scoring.finish()
+        return self._logits(items, scoring, scores)
 
     def as_langchain(self) -> BaseCrossEncoder:
         """Return this model as LangChain's `BaseCrossEncoder`, for components that want one.
@@ -113,39 +173,68 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
         adapter = importlib.import_module("retrieve_rerank.langchain")._convert.LangChainCrossEncoder(self)  # noqa: SLF001
         return cast("BaseCrossEncoder", adapter)
 
+    def __repr__(self) -> str:
+        plain = super().__repr__()
+        if self._long_passages == "truncate":
+            return plain
+        return f"{plain[:-1]}, long_passages={self._long_passages!r}, max_windows={self._max_windows})"
+
     def _checked(self, query: str, texts: Sequence[str]) -> list[str]:
         check_query(query)
         return check_texts(texts)
 
-    def _score(self, query: str, texts: list[str]) -> Scores:
-        return self._warned(self._worker.run(self._score_here, query, texts))
+    def _logits(self, texts: list[str], scoring: Scoring, scores: Scores) -> npt.NDArray[np.float32]:
+        self._tell(int(scores.truncated.sum()), len(scoring.texts))
+        at = {text: position for position, text in enumerate(scoring.texts)}
+        return scores.logits[[at[text] for text in texts]].astype(np.float32)
 
-    async def _ascore(self, query: str, texts: list[str]) -> Scores:
-        return self._warned(await self._worker.arun(self._score_here, query, texts))
+    def _score(self, scoring: Scoring) -> None:
+        self._worker.run_until(scoring.deadline, self._score_here, scoring)
 
-    def _score_here(self, query: str, texts: list[str]) -> Scores:
-        distinct = list(dict.fromkeys(texts))
-        if not distinct:
-            return Scores(np.zeros(0, np.float32), [])
-        scores = self._loaded().score(query, distinct)
-        if len(distinct) == len(texts):
-            return scores
-        where = {text: position for position, text in enumerate(distinct)}
-        order = [where[text] for text in texts]
-        return Scores(scores.logits[order], [scores.truncated[position] for position in order])
+    async def _ascore(self, scoring: Scoring) -> None:
+        await self._worker.arun_until(scoring.deadline, self._score_here, scoring)
 
-    def _warned(self, scores: Scores) -> Scores:
-        if cut := sum(scores.truncated):
-            warn_caller(
-                f"{cut} of {len(scores.truncated)} passages are longer than {self.model!r} reads "
-                f"({self._limit} tokens with the query); their ends were not scored. Split them into shorter "
-                "passages",
-                TruncationWarning,
-            )
-        return scores
+    def _score_many(self, scorings: Sequence[Scoring]) -> None:
+        self._worker.run_until(None, self._score_here, *scorings)
+
+    async def _ascore_many(self, scorings: Sequence[Scoring]) -> None:
+        await self._worker.arun_until(None, self._score_here, *scorings)
+
+    def _score_here(self, *scorings: Scoring) -> None:
+        if any(scoring.texts for scoring in scorings):
+            self._loaded().score(scorings)
+
+    def _ready(self) -> None:
+        if not self._is_loaded():
+            self._worker.run(self._loaded)
+
+    async def _aready(self) -> None:
+        if not self._is_loaded():
+            await self._worker.arun(self._loaded)
+
+    def _tell(self, truncated: int, count: int) -> None:
+        if truncated:
+            many = f"{truncated} of {count} passages"
+            if self._long_passages == "truncate":
+                what = (
+                    f"{many} are longer than {self.model!r} reads ({self._limit} tokens with the query); their ends "
+                    "were not scored. Split them into shorter passages, or use long_passages='windows'"
+                )
+            else:
+                what = (
+                    f"{many} have more than {self._max_windows} windows for {self.model!r}; parts of them were not "
+                    "scored. Split them into shorter passages, or raise max_windows"
+                )
+            warn_caller(what, TruncationWarning)
 
     def _load(self, checkpoint: Checkpoint) -> CrossEngine:
         from retrieve_rerank.models.engine import CrossEngine
         from retrieve_rerank.models.loading import load_cross_encoder
 
-        return CrossEngine(load_cross_encoder(checkpoint), self._asked_precision, self._prompt, self._max_length)
+        return CrossEngine(
+            load_cross_encoder(checkpoint),
+            self._asked_precision,
+            self._max_length,
+            prompt=self._prompt,
+            max_windows=None if self._long_passages == "truncate" else self._max_windows,
+        )

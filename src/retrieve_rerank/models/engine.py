@@ -1,12 +1,13 @@
 """The batch loop: texts in, tensors out, for both kinds of model.
 
-Runs on one thread (see `worker`). Tokenises once without a limit to know every text's true length, which tells what
-will be cut and lets batches be packed with little padding; then hands each batch to sentence-transformers.
+Runs on one thread (see `worker`). Every text is first tokenised without a limit to know its true length, which tells
+what will be cut and lets batches be packed with little padding; then each batch is handed to sentence-transformers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,21 @@ import torch
 from sentence_transformers.sentence_transformer.modules import Normalize
 from tqdm.auto import tqdm
 
-from retrieve_rerank.errors import InvalidInputError
-from retrieve_rerank.models.batching import pack, token_budget
+from retrieve_rerank.errors import InvalidInputError, ModelError
+from retrieve_rerank.models.batching import consecutive, pack, token_budget
+from retrieve_rerank.models.heads import keep_head_exact, to_logits
 from retrieve_rerank.models.loading import set_longest_input, weights_digest
 from retrieve_rerank.models.precision import choose_precision
-from retrieve_rerank.models.ranking import Scores
+from retrieve_rerank.models.reading import ChatReading, PairReading, Reading, token_counts
+from retrieve_rerank.models.scoring import Scoring
+from retrieve_rerank.models.windows import Cut, Tally, split, spread
+
+# With a deadline: as many batches' worth of tokens are sorted by length together. More waste less, and let a passage
+# that came late in the order be scored before one that came early.
+_GROUP = 4
+
+# Tokens of a window, and tokens that neighbours share.
+_WINDOW, _OVERLAP = 192, 48
 
 
 class Engine:
@@ -36,6 +47,7 @@ class Engine:
         self.device = torch.device(model.device)
         self.precision = choose_precision(precision, self.device)
         self.max_length = set_longest_input(model, max_length)
+        self.token_budget = token_budget(self.device)
         self.weights = weights_digest(model)  # before rounding to another precision changes them
         # Only the network computes in low precision; pooling, normalising and everything after it stay in float32.
         model.to(torch.float32)
@@ -47,29 +59,6 @@ class Engine:
         """Return what a repr should say of a loaded model."""
         return f"{self.precision.name}: {self.precision.reason}, on {self.device}, max_length={self.max_length}"
 
-    def lengths(
-        self, first: Sequence[str], second: Sequence[str] | None = None, *, add_special_tokens: bool = True
-    ) -> list[int]:
-        """Return the untruncated number of tokens of each text, or pair of texts."""
-        tokenizer: Any = self.model.tokenizer
-        if not first:
-            return []
-        if not callable(tokenizer):  # a bare `tokenizers.Tokenizer`, as static embedding models have
-            return [len(encoding) for encoding in tokenizer.encode_batch(list(first))]
-        arguments = [list(first)] if second is None else [list(first), list(second)]
-        # Same thread as every other use of the tokenizer, so changing its truncation here disturbs nobody.
-        encoded = tokenizer(
-            *arguments,
-            add_special_tokens=add_special_tokens,
-            truncation=False,
-            padding=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
-        return [len(ids) for ids in encoded["input_ids"]]
-
-    @torch.inference_mode()
     def run(
         self, inputs: Sequence[Any], lengths: Sequence[int], output: str, *, show_progress: bool = False, **options: Any
     ) -> torch.Tensor:
@@ -85,62 +74,184 @@ class Engine:
         Returns:
             Float32 tensor on the CPU, one row an input, in their order.
         """
-        limit = self.max_length
-        seen = [length if limit is None else min(length, limit) for length in lengths]
         rows: list[torch.Tensor] = []
         order: list[int] = []
         with tqdm(total=len(inputs), disable=not show_progress, unit="text", desc="Encoding") as bar:
-            for batch in pack(seen, token_budget(self.device)):
-                features = self.model.preprocess([inputs[position] for position in batch], **options)
-                features = {
-                    name: value.to(self.device) if isinstance(value, torch.Tensor) else value
-                    for name, value in features.items()
-                }
-                rows.append(self.model(features)[output].float().cpu())
+            for batch, values in self.batches(inputs, lengths, output, **options):
+                rows.append(values)
                 order += batch
                 bar.update(len(batch))
         back = torch.empty(len(order), dtype=torch.long)
         back[torch.tensor(order)] = torch.arange(len(order))
         return torch.cat(rows)[back]
 
+    def batches(
+        self, inputs: Sequence[Any], lengths: Sequence[int], output: str, **options: Any
+    ) -> Iterator[tuple[list[int], torch.Tensor]]:
+        """Run inputs through the model batch by batch, longest first; what is not asked for is not computed.
+
+        Takes what `run` takes. Where a batch does not fit into the device's memory, it and all later ones get smaller.
+
+        Yields:
+            Positions in `inputs`, and their rows as a float32 tensor on the CPU.
+
+        Raises:
+            ModelError: If a single input does not fit into the device's memory.
+        """
+        limit = self.max_length
+        seen = [length if limit is None else min(length, limit) for length in lengths]
+        left = pack(seen, self.token_budget)[::-1]
+        while left:
+            batch = left.pop()
+            rows = self._forward([inputs[position] for position in batch], output, options)
+            if rows is not None:
+                if len(rows) != len(batch):
+                    raise ModelError(f"the model was given {len(batch)} texts and returned {len(rows)} rows for them")
+                yield batch, rows
+                continue
+            widest = max(seen[position] for position in batch)
+            if len(batch) == 1:
+                raise ModelError(
+                    f"{self.device} has not enough memory for a single text of {widest} tokens; use a smaller "
+                    "max_length, a lower precision, a smaller model, or device='cpu'"
+                )
+            self.token_budget = len(batch) * widest // 2
+            again = [position for part in (*left, batch) for position in part]
+            smaller = pack([seen[position] for position in again], self.token_budget)
+            left = [[again[index] for index in part] for part in smaller][::-1]
+
+    def _forward(self, inputs: Sequence[Any], output: str, options: dict[str, Any]) -> torch.Tensor | None:
+        """Return the rows of one batch, or None if it does not fit into memory."""
+        try:
+            with torch.inference_mode():
+                features = self.model.preprocess(inputs, **options)
+                features = {
+                    name: value.to(self.device) if isinstance(value, torch.Tensor) else value
+                    for name, value in features.items()
+                }
+                rows: torch.Tensor = self.model(features)[output].float().cpu()
+                return rows
+        except torch.OutOfMemoryError:
+            pass  # the error holds the tensors that filled the memory: first let go of it
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
+
 
 class CrossEngine(Engine):
-    """Scores pairs."""
+    """Scores passages against a query.
+
+    Args:
+        model: The loaded cross-encoder.
+        precision: As `CrossEncoder` takes it.
+        max_length: As `CrossEncoder` takes it.
+        prompt: As `CrossEncoder` takes it.
+        max_windows: How many windows of a long passage are scored; None scores its beginning.
+    """
 
     def __init__(
         self,
         model: sentence_transformers.CrossEncoder,
         precision: str,
-        prompt: str | None,
         max_length: int | None,
+        *,
+        prompt: str | None = None,
+        max_windows: int | None = None,
     ) -> None:
         super().__init__(model, precision, max_length)
+        self._cross_encoder = model
+        self.to_logits = to_logits(model)
         if self.precision.name != "float32":
-            _keep_head_exact(model)
+            keep_head_exact(model)
         self.prompt = _saved_prompt(model) if prompt is None else prompt
+        self.max_windows = max_windows
+        self._chat = "message" in getattr(model[0], "modality_config", {})
+        if self.prompt and self._chat:
+            plain, told = (ChatReading(model, "a", given, None) for given in ("", self.prompt))
+            if plain.around == told.around:
+                raise InvalidInputError(
+                    "the chat template of this cross-encoder has no place for an instruction, so prompt would change "
+                    "nothing; leave it out, or put what it says into the query"
+                )
 
-    def score(self, query: str, texts: list[str]) -> Scores:
-        """Return the logits of `texts` (at least one) and which of them were cut."""
-        pairs = [(query, text) for text in texts]
-        options: dict[str, Any] = {"prompt": self.prompt or None}
-        if "message" in getattr(self.model[0], "modality_config", {}):
-            # A chat template makes one text of the pair, with words of its own and no second side to cut.
-            around = int(self.model.preprocess([(query, "")], **options)["input_ids"].shape[1])
-            lengths = [around + length for length in self.lengths(texts, add_special_tokens=False)]
-        else:
-            first = f"{self.prompt}{query}"
-            around = self.lengths([first], [""])[0]
-            lengths = self.lengths([first] * len(texts), texts)
-            # The passage is the side that gives way: the library's own default cuts whichever is longer.
-            options["processing_kwargs"] = {"text": {"truncation": "only_second"}}
-        if self.max_length is not None and around >= self.max_length:
+    def score(self, scorings: Sequence[Scoring]) -> None:
+        """Score the texts of one or more queries batch by batch, as long as somebody waits for them.
+
+        Queries without a deadline share their batches. The texts of one with a deadline are scored by themselves, few
+        at a time, so that the first come first.
+        """
+        together = [scoring for scoring in scorings if scoring.deadline is None]
+        self._score_some([self._part(scoring, range(len(scoring.texts))) for scoring in together])
+        for scoring in scorings:
+            if scoring.deadline is None:
+                continue
+            step = max(1, self.token_budget // 64)
+            for start in range(0, len(scoring.texts), step):
+                if not scoring.wanted:
+                    break
+                self._score_some([self._part(scoring, range(start, min(start + step, len(scoring.texts))))])
+
+    def _score_some(self, parts: Sequence[_Part]) -> None:
+        pieces = [(part, piece) for part in parts for piece in range(len(part.tally.pieces))]
+        lengths = [part.tally.lengths[piece] for part, piece in pieces]
+        groups = [range(len(pieces))] if pieces else []
+        if len(parts) == 1 and parts[0].scoring.deadline is not None:
+            groups = consecutive(lengths, _GROUP * self.token_budget)
+        for group in groups:
+            pairs = [(part.scoring.query, part.tally.pieces[piece]) for part, piece in (pieces[at] for at in group)]
+            options = parts[0].reading.options  # the same for every query
+            for batch, rows in self.batches(pairs, [lengths[at] for at in group], "scores", **options):
+                for index, logit in zip(batch, self.to_logits(rows).tolist(), strict=True):
+                    part, piece = pieces[group[index]]
+                    part.put(piece, logit)
+                if not any(part.scoring.wanted for part in parts):
+                    return
+
+    def _part(self, scoring: Scoring, positions: range) -> _Part:
+        reading = self._reading(scoring.query)
+        texts = [scoring.texts[position] for position in positions]
+        lengths = reading.lengths(texts)
+        tally = Tally([self._cut(reading, text, length) for text, length in zip(texts, lengths, strict=True)])
+        return _Part(scoring, reading, tally, positions)
+
+    def _cut(self, reading: Reading, text: str, length: int) -> Cut:
+        if self.max_length is None or length <= self.max_length:
+            return Cut((text,), (length,))
+        if self.max_windows is None:
+            return Cut((reading.fit(text),), (self.max_length,), truncated=True)
+        # A window's own tokens may be one or two more than they were in the whole text.
+        size = min(_WINDOW, max(1, self.max_length - reading.around - 2))
+        windows = split(text, reading.spans(text), size, min(_OVERLAP, size // 4))
+        taken = spread(windows, self.max_windows)
+        pieces = tuple(text[start:end] for start, end in taken)
+        lengths = tuple(reading.lengths(pieces))
+        truncated = len(taken) < len(windows) or max(lengths) > self.max_length
+        return Cut(pieces, lengths, tuple(taken), truncated)
+
+    def _reading(self, query: str) -> Reading:
+        reading = (ChatReading if self._chat else PairReading)(self._cross_encoder, query, self.prompt, self.max_length)
+        if self.max_length is not None and reading.around >= self.max_length:
             raise InvalidInputError(
-                f"the query has {around} tokens and this cross-encoder reads {self.max_length} in all, which leaves no "
-                "room for a passage; shorten the query"
+                f"the query has {reading.around} tokens and this cross-encoder reads {self.max_length} in all, which "
+                "leaves no room for a passage; shorten the query"
             )
-        logits = self.run(pairs, lengths, "scores", **options)
-        truncated = [self.max_length is not None and length > self.max_length for length in lengths]
-        return Scores(logits.reshape(-1).numpy(), truncated)
+        return reading
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Some texts of one query, made ready to be scored."""
+
+    scoring: Scoring
+    reading: Reading
+    tally: Tally
+    positions: range
+
+    def put(self, piece: int, logit: float) -> None:
+        """Take the score of a piece, and pass on those of the texts that are now complete."""
+        for done in self.tally.put(piece, logit):
+            best, window = self.tally.best(done)
+            self.scoring.put(self.positions[done], best, truncated=self.tally.cuts[done].truncated, window=window)
 
 
 class BiEngine(Engine):
@@ -167,7 +278,7 @@ class BiEngine(Engine):
         self, texts: list[str], prompt: str, task: str, *, show_progress: bool
     ) -> tuple[npt.NDArray[np.float32], int]:
         """Return the vectors (n, dimension) of `texts` (at least one), and how many of them were cut."""
-        lengths = self.lengths([f"{prompt}{text}" for text in texts])
+        lengths = token_counts(self.model.tokenizer, [f"{prompt}{text}" for text in texts])
         vectors = self.run(
             texts, lengths, "sentence_embedding", show_progress=show_progress, prompt=prompt or None, task=task
         )
@@ -182,21 +293,6 @@ class BiEngine(Engine):
 def _saved_prompt(model: sentence_transformers.CrossEncoder) -> str:
     name = model.default_prompt_name
     return model.prompts.get(name, "") or "" if name is not None else ""
-
-
-def _keep_head_exact(model: sentence_transformers.CrossEncoder) -> None:
-    """Let a classification head compute in float32: a logit of 8 rounded to bfloat16 has steps of 1/32, and ties."""
-    transformer: Any = model.transformers_model
-    if not type(transformer).__name__.endswith("ForSequenceClassification"):
-        return  # a language model's head shares its weights with the embeddings
-    for name, module in transformer.named_children():
-        if name != transformer.base_model_prefix and any(True for _ in module.parameters()):
-            module.float()
-            module.register_forward_pre_hook(_widen_inputs)
-
-
-def _widen_inputs(_module: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(value.float() if isinstance(value, torch.Tensor) else value for value in inputs)
 
 
 def _widen(_module: torch.nn.Module, _inputs: object, features: dict[str, Any]) -> dict[str, Any]:

@@ -74,10 +74,10 @@ def load_bi_encoder(checkpoint: Checkpoint) -> sentence_transformers.SentenceTra
 
 
 def load_cross_encoder(checkpoint: Checkpoint) -> sentence_transformers.CrossEncoder:
-    """Load a cross-encoder with one logit.
+    """Load a cross-encoder with one label or two.
 
     Raises:
-        ModelError: If there is no such model, it cannot be loaded, its head is missing, or it has several labels.
+        ModelError: If there is no such model, it cannot be loaded, its head is missing, or it has more labels.
     """
     model: sentence_transformers.CrossEncoder = _load(sentence_transformers.CrossEncoder, checkpoint, "cross-encoder")
     advice = "Give a trained cross-encoder such as 'cross-encoder/ms-marco-MiniLM-L6-v2'"
@@ -90,9 +90,10 @@ def load_cross_encoder(checkpoint: Checkpoint) -> sentence_transformers.CrossEnc
             f"head, so its scores would come from random weights. {advice}"
         )
     _refuse_random_weights(model, checkpoint, advice)
-    if model.num_labels != 1:
+    if model.num_labels not in (1, 2):
         raise ModelError(
-            f"{checkpoint.model!r} has {model.num_labels} labels; re-ranking needs a cross-encoder with one. {advice}"
+            f"{checkpoint.model!r} has {model.num_labels} labels; re-ranking needs a cross-encoder with one, or with "
+            f"two of which its config names the relevant one. {advice}"
         )
     return model
 
@@ -148,7 +149,7 @@ def _load(kind: Callable[..., Model], checkpoint: Checkpoint, what: str) -> Mode
         raise ModelError(f"there is no folder {str(folder)!r} to load a {what} from; check the path")
     offline = checkpoint.local_files_only or hub_constants.HF_HUB_OFFLINE
     # Without this question, every file that might exist is asked for with retries: a minute before the error.
-    unreachable = None if local or offline else _hub_failure()
+    unreachable = None if local or offline else hub_failure()
     try:
         with _quiet_loading():
             model = kind(
@@ -181,7 +182,7 @@ def _looks_like_path(name: str) -> bool:
     return name.startswith((".", "~", os.sep)) or Path(name).is_absolute() or name.count("/") > 1 or "\\" in name
 
 
-def _hub_failure() -> Exception | None:
+def hub_failure() -> Exception | None:
     """Return why the hub cannot be reached, or None if it answers."""
     try:
         huggingface_hub.get_session().head(hub_constants.ENDPOINT, timeout=5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -11,7 +12,7 @@ from retrieve_rerank.errors import InvalidInputError
 if TYPE_CHECKING:
     import torch
 
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,16 @@ def choose_precision(precision: str, device: torch.device) -> Choice:
     if device.type == "cpu" and (unit := _cpu_bfloat16_unit()):
         return Choice("bfloat16", f"the processor computes in it ({unit})")
     return Choice("float32", f"this {device.type.upper()} has no faster precision that keeps the ranking")
+
+
+def is_x86() -> bool:
+    """Whether this is an x86 processor."""
+    return platform.machine().lower() in ("x86_64", "amd64", "i386", "i686")
+
+
+def has_vnni() -> bool:
+    """Whether this x86 processor adds products of 8-bit integers in 32 bits."""
+    return _supported("_is_vnni_supported") or _supported("_is_avx512_vnni_supported")
 
 
 def _cpu_bfloat16_unit() -> str | None:

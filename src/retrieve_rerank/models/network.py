@@ -1,0 +1,126 @@
+"""Another runtime in the place of a loaded model's network; everything around the network stays as it is.
+
+The checkpoint is loaded and checked as ever. Then a file of the same network is looked for beside it, or exported; one
+small batch must come out of both alike; and the torch network is let go of before anything is scored.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sentence_transformers.base.modules import Transformer
+
+from retrieve_rerank.errors import InvalidInputError, ModelError
+from retrieve_rerank.models import onnx, openvino
+from retrieve_rerank.models.backend import Backend, Session
+from retrieve_rerank.models.loading import AnyModel, Checkpoint
+from retrieve_rerank.models.network_files import NetworkFiles
+from retrieve_rerank.models.precision import Choice, Precision
+
+_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+_OUTPUTS = {"feature-extraction": "last_hidden_state", "sequence-classification": "logits"}
+
+# Texts whose results tell whether a file holds the same weights as the checkpoint, and how far the worst number may be
+# off, as a part of the largest. Another model's file is off by about the whole.
+_PROBE = ("the quick brown fox", "jumps over the lazy dog, and then it sleeps for a while", "a", "what is 1 + 1?")
+_TOLERANCE = {"float32": 0.01, "bfloat16": 0.1, "int8": 0.5}
+
+
+class Network(torch.nn.Module):
+    """Stands where the transformer's network stood, and has a session compute.
+
+    Args:
+        session: What computes.
+        config: The configuration of the network whose place it takes.
+        output: What the network's result is called.
+    """
+
+    def __init__(self, session: Session, config: Any, output: str) -> None:
+        super().__init__()
+        self.config = config
+        self.device = torch.device("cpu")
+        self._session = session
+        self._output = output
+        # Files of other makers call the one result that there is otherwise.
+        self._theirs = output if output in session.outputs else session.outputs[0]
+
+    def forward(self, **features: Any) -> dict[str, torch.Tensor]:
+        """Return the network's result, in float32, under its usual name."""
+        ids = features["input_ids"]
+        # A file may want an input that this tokenizer does not make: nothing masked, and one segment.
+        absent = {"attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+        arrays = {name: {**absent, **features}[name].numpy() for name in self._session.inputs}
+        return {self._output: torch.from_numpy(self._session.run(arrays, self._theirs)).float()}
+
+
+def replace_network(
+    model: AnyModel, checkpoint: Checkpoint, backend: Backend, precision: Precision, weights: str
+) -> Choice:
+    """Let `backend` compute the network of a model that torch has loaded in float32 on the CPU.
+
+    Args:
+        model: The loaded model; the network in it is replaced.
+        checkpoint: Where it came from, and where a file of the same network may lie.
+        backend: "onnx" or "openvino".
+        precision: As the model's constructor takes it.
+        weights: The digest of its weights, by which an export is found again.
+
+    Returns:
+        The precision it computes in, and the file that the network came from.
+
+    Raises:
+        InvalidInputError: If the model has no network that these runtimes can compute.
+        MissingDependencyError: If the runtime, or what exporting needs, is not installed.
+        ModelError: If there is no file and none can be made, or it does not hold the checkpoint's weights.
+    """
+    transformer: Any = model[0]
+    kind = getattr(transformer, "transformer_task", type(transformer).__name__)
+    if not isinstance(transformer, Transformer) or kind not in _OUTPUTS:
+        raise InvalidInputError(
+            f"backend={backend!r} computes encoders such as BERT, and {checkpoint.model!r} is none ({kind}); use "
+            "backend='torch'"
+        )
+    output, config = _OUTPUTS[kind], transformer.config
+    runtime = onnx if backend == "onnx" else openvino
+    features = _probe(transformer, pairs=output == "logits")
+    with torch.inference_mode():
+        expected = transformer.model(**features)[output].numpy()
+    file = runtime.locate(NetworkFiles(checkpoint, transformer.model, features, output, weights), precision)
+    transformer.model = torch.nn.Identity()  # two copies of the weights are never in memory at once
+    choice: Choice
+    session: Session
+    choice, session = runtime.load(file, precision)
+    if unknown := set(session.inputs) - set(_INPUTS):
+        raise ModelError(
+            f"the network {choice.reason} takes {', '.join(sorted(unknown))}, and only {', '.join(_INPUTS)} are there "
+            "to give; remove it, and another is exported"
+        )
+    transformer.model = Network(session, config, output)
+    transformer.model_forward_params = set(_INPUTS)  # all that there are: the file says which it takes
+    values = transformer.model(**features)[output].numpy()
+    _compare(values, expected, features["attention_mask"].numpy(), choice)
+    return choice
+
+
+def _probe(transformer: Transformer, *, pairs: bool) -> dict[str, torch.Tensor]:
+    features = transformer.preprocess([("what is it", text) for text in _PROBE] if pairs else list(_PROBE))
+    return {name: features[name] for name in _INPUTS if name in features}
+
+
+def _compare(values: npt.NDArray[Any], expected: npt.NDArray[Any], mask: npt.NDArray[Any], choice: Choice) -> None:
+    if values.shape == expected.shape:
+        if values.ndim == 3:  # what is computed in the places of padding means nothing
+            values, expected = values[mask == 1], expected[mask == 1]
+        off = float(np.abs(values - expected).max() / np.abs(expected).max())
+        if off <= _TOLERANCE[choice.name]:
+            return
+        what = f"its results are off by {off:.0%} of the largest"
+    else:
+        what = f"its results have the shape {values.shape}, expected {expected.shape}"
+    raise ModelError(
+        f"the network {choice.reason} does not hold the checkpoint's weights: {what}. It may be left over from the "
+        "model that these weights were trained from; remove it, and another is exported"
+    )

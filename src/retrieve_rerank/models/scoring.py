@@ -1,0 +1,71 @@
+"""One call's texts while they are being scored: filled batch by batch by a worker, read by whoever waits for them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What a scorer says about some texts, in their order.
+
+    Attributes:
+        logits: Float64 (n,), as other people's scores may need it; without meaning where a text was not scored.
+        scored: Bool (n,): whether a text was reached before the time was up.
+        truncated: Bool (n,): whether a part of a text was not seen.
+        windows: For each text the character span of the window that won, or None where it was scored as one piece.
+    """
+
+    logits: npt.NDArray[np.float64]
+    scored: npt.NDArray[np.bool_]
+    truncated: npt.NDArray[np.bool_]
+    windows: Sequence[tuple[int, int] | None]
+
+
+class Scoring:
+    """The texts of one call and what is known of them so far. Safe between the caller and one worker.
+
+    Attributes:
+        query: What the texts are scored against.
+        texts: All different.
+        deadline: When the caller stops waiting, as a value of `time.monotonic`; None is never.
+    """
+
+    def __init__(self, query: str, texts: Sequence[str], deadline: float | None = None) -> None:
+        self.query = query
+        self.texts = texts
+        self.deadline = deadline
+        self._lock = threading.Lock()
+        self._given_up = False
+        self._logits = np.zeros(len(texts), np.float64)
+        self._scored = np.zeros(len(texts), np.bool_)
+        self._truncated = np.zeros(len(texts), np.bool_)
+        self._windows: list[tuple[int, int] | None] = [None] * len(texts)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody still waits. To be asked between batches, never within one."""
+        return not self._given_up and (self.deadline is None or time.monotonic() < self.deadline)
+
+    def put(
+        self, position: int, logit: float, *, truncated: bool = False, window: tuple[int, int] | None = None
+    ) -> None:
+        """Set what is known of the text at `position`. Does nothing once nobody waits."""
+        with self._lock:
+            if not self._given_up:
+                self._logits[position] = logit
+                self._truncated[position] = truncated
+                self._windows[position] = window
+                self._scored[position] = True
+
+    def finish(self) -> Scores:
+        """Return what is known, and say that nobody waits for more."""
+        with self._lock:
+            self._given_up = True
+        return Scores(self._logits, self._scored, self._truncated, self._windows)
