@@ -28,7 +28,7 @@ from retrieve_rerank.types import Scorer
 _MODEL = "cross-encoder/ms-marco-MiniLM-L6-v2"
 
 # What the settings of a model given by name are where they are not given.
-_UNSET = (None, False, "auto", "truncate", MAX_WINDOWS)
+_UNSET = (None, False, "auto", "torch", "truncate", MAX_WINDOWS)
 
 dispatcher = get_dispatcher(__name__)
 
