@@ -1,7 +1,8 @@
 """The same re-ranking step over another vector store: swap Chroma for any LangChain store, one line.
 
-You see the top 3 of the same question over Chroma and over LangChain's in-memory store. They are equal: the stores find
-the same candidates, and the cross-encoder orders them.
+You see the top 3 of the same question over Chroma and over LangChain's in-memory store, with the scores of both stages.
+They are equal: the stores find the same candidates, and the cross-encoder orders them. Whether a store says distance or
+similarity, `retrieval_score` is larger for what is nearer.
 
     pip install "retrieve-rerank[langchain,demo]"
     python examples/another_vector_store.py
@@ -37,7 +38,7 @@ def main() -> None:
     reranker = CrossEncoderReranker(model=cross_encoder)
     stores: list[VectorStore] = [
         ChromaVectorStore(embedding_function=embeddings),
-        InMemoryVectorStore(embeddings),  # or FAISS, Qdrant, Milvus, pgvector, …
+        InMemoryVectorStore(embeddings),  # or FAISS, Qdrant, Milvus, LanceDB, …; `.as_retriever()` will do, too
     ]
     print(QUESTION)
     for store in stores:
@@ -46,7 +47,10 @@ def main() -> None:
         print(f"\n  {type(store).__name__}")
         for document in retriever.invoke(QUESTION):
             scores = document.metadata
-            print(f"    {scores['relevance_score']:.3f}  {document.id:12} (was {scores['retrieval_rank']})")
+            print(
+                f"    {scores['relevance_score']:.3f}  {document.id:12} "
+                f"(similarity {scores['retrieval_score']:.3f}, was {scores['retrieval_rank']})"
+            )
 
 
 if __name__ == "__main__":

@@ -62,11 +62,7 @@ class SearchServer:
                 "took": 1,
                 "timed_out": False,
                 "_shards": {"total": 1, "successful": 1, "skipped": 0, "failed": 0},
-                "hits": {
-                    "total": total,
-                    "max_score": max(filter(None, self.scores.values()), default=None),
-                    "hits": hits,
-                },
+                "hits": {"total": total, "max_score": best, "hits": hits},
             }
         if method == "HEAD":
             return 200 if self.stored else 404, None

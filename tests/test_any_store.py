@@ -17,6 +17,7 @@ from langchain_core.vectorstores import InMemoryVectorStore
 from llama_index.core import StorageContext, VectorStoreIndex
 from llama_index.core.schema import TextNode
 from llama_index.core.vector_stores import MetadataFilter, MetadataFilters, SimpleVectorStore
+from llama_index.vector_stores.faiss import FaissVectorStore
 
 from retrieve_rerank import BiEncoder, ChromaIndex, CrossEncoder, Passage, RetrieveRerank
 from retrieve_rerank import langchain as lc
@@ -304,16 +305,16 @@ async def test_langchain_the_same_answers(
     base = store if shape == "store" else store.as_retriever(search_kwargs={"k": 3})
     retriever = lc.RetrieveRerankRetriever(base_retriever=base, reranker=models[1], fetch_k=20, top_n=5)
     for query in QUERIES:
-        for documents in (retriever.invoke(query), await retriever.ainvoke(query)):
-            found = answer(documents)
-            assert found.names == expected[query].names
-            assert found.relevance == pytest.approx(expected[query].relevance, abs=1e-5)
-            assert found.ranks == expected[query].ranks
-            check_scores(found, cosines[query], engine.score)
-        all_of_them = answer(retriever.invoke(query, top_n=20))
+        every = answer(retriever.invoke(query, top_n=20))
         nearest = sorted(cosines[query], key=lambda name: -cosines[query][name])[:20]
-        assert set(all_of_them.names) == set(nearest)
-        check_scores(all_of_them, cosines[query], engine.score)
+        assert set(every.names) == set(nearest)
+        check_scores(every, cosines[query], engine.score)
+        best = answer(await retriever.ainvoke(query))
+        for found in (best, every):
+            assert found.names[:5] == expected[query].names
+            assert found.relevance[:5] == pytest.approx(expected[query].relevance, abs=1e-5)
+            assert found.ranks[:5] == expected[query].ranks
+        assert len(best.names) == 5
 
 
 @pytest.mark.parametrize("shape", ["store", "its retriever", "set on its retriever"])
@@ -353,6 +354,12 @@ def _ours_in_llama_index(embed_model: Any) -> VectorStoreIndex:
     return _filled(li.ChromaVectorStore(embed_model=embed_model), embed_model)
 
 
+def _faiss_in_llama_index(embed_model: Any) -> VectorStoreIndex:
+    import faiss
+
+    return _filled(FaissVectorStore(faiss.IndexFlatL2(384)), embed_model)
+
+
 def _filled(vector_store: Any, embed_model: Any) -> VectorStoreIndex:
     nodes = [
         # The text alone is embedded, as in the other stores.
@@ -363,9 +370,16 @@ def _filled(vector_store: Any, embed_model: Any) -> VectorStoreIndex:
     return VectorStoreIndex(nodes, storage_context=context, embed_model=embed_model)
 
 
-@pytest.fixture(scope="module", params=[_simple, _ours_in_llama_index], ids=["simple", "ours"])
+INDEXES = {
+    "simple": (_simple, cosine),
+    "ours": (_ours_in_llama_index, cosine),
+    "FAISS, L2": (_faiss_in_llama_index, euclidean),  # whose scores are distances, squared
+}
+
+
+@pytest.fixture(scope="module", params=list(INDEXES))
 def index(request: pytest.FixtureRequest, bi_encoder_path: Path) -> VectorStoreIndex:
-    return request.param(li.BiEncoderEmbedding(bi_encoder_path, precision="float32"))
+    return INDEXES[request.param][0](li.BiEncoderEmbedding(bi_encoder_path, precision="float32"))
 
 
 def node_answer(nodes: list[Any]) -> Answer:
@@ -382,6 +396,7 @@ def node_answer(nodes: list[Any]) -> Answer:
 async def test_llama_index_the_same_answers(
     shape: str,
     index: VectorStoreIndex,
+    request: pytest.FixtureRequest,
     models: tuple[BiEncoder, CrossEncoder],
     cosines: dict[str, dict[str, float]],
     expected: dict[str, Answer],
@@ -394,7 +409,7 @@ async def test_llama_index_the_same_answers(
             assert found.names == expected[query].names
             assert found.relevance == pytest.approx(expected[query].relevance, abs=1e-5)
             assert found.ranks == expected[query].ranks
-            check_scores(found, cosines[query], cosine)
+            check_scores(found, cosines[query], INDEXES[request.node.callspec.params["index"]][1])
 
 
 async def test_llama_index_a_filter_chooses_in_the_store(
@@ -403,6 +418,10 @@ async def test_llama_index_a_filter_chooses_in_the_store(
     filters = MetadataFilters(filters=[MetadataFilter(key="topic", value=RARE)])
     base = index.as_retriever(filters=filters)
     retriever = li.RetrieveRerankRetriever(base, li.CrossEncoderRerank(model=models[1]), fetch_k=5, top_n=5)
+    if isinstance(index.vector_store, FaissVectorStore):
+        with pytest.raises(ValueError, match="filters not implemented"):  # not dropped without a word
+            retriever.retrieve(QUERIES[0])
+        return
     for nodes in (retriever.retrieve(QUERIES[0]), await retriever.aretrieve(QUERIES[0])):
         found = node_answer(nodes)
         assert found.topics == [RARE] * 5

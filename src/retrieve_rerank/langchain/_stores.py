@@ -142,7 +142,8 @@ def _qdrant(store: Any, options: Mapping[str, Any]) -> Sense | None:
 def _milvus(store: Any, options: Mapping[str, Any]) -> Sense | None:
     if store._is_multi_vector:  # noqa: SLF001 - fused by a ranker
         return _same
-    metric = store._get_index()["index_param"]["metric_type"]  # noqa: SLF001
+    known = [settings for settings in (store.search_params, store.index_params) if isinstance(settings, Mapping)]
+    metric = next((settings["metric_type"] for settings in known if settings.get("metric_type")), None)
     return {"COSINE": _same, "IP": _same, "BM25": _same, "L2": _inverse_of_square}.get(metric)
 
 

@@ -15,6 +15,7 @@ from langchain_core.callbacks import (
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import Runnable, RunnableBinding
+from langchain_core.runnables.config import run_in_executor
 from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 
 from retrieve_rerank.errors import InvalidInputError
@@ -134,7 +135,9 @@ class ScoredStoreRetriever(VectorStoreRetriever):
         options, store = prepared(self.vectorstore, self.search_kwargs | kwargs, self.search_type), self.vectorstore
         if self.search_type == "similarity_score_threshold":
             return _scored(await store.asimilarity_search_with_relevance_scores(query, **options))
-        similarity = similarity_of(store, options) if self.search_type == "similarity" else None
+        similarity = None
+        if self.search_type == "similarity":  # which some stores read from a file or a server
+            similarity = await run_in_executor(None, similarity_of, store, options)
         if similarity is not None:
             try:
                 return _scored(await store.asimilarity_search_with_score(query, **options), similarity)

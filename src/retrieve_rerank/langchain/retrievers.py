@@ -46,8 +46,13 @@ class RetrieveRerankRetriever(BaseRetriever):
     re-ranking.
     `batch` searches all queries in one go where the first stage is a `ChromaVectorStore` or a `ChromaRetriever`.
 
-    Other options of `invoke`, such as `filter=…`, go to the first stage. The first stage and the re-ranking are traced
-    as runs under the retriever's run. For the result's metadata see `CrossEncoderReranker`.
+    Other options of `invoke` go to the first stage: a filter in the store's own language and by its own name, such as
+    `filter=…`, or `expr=…` for Milvus. The first stage and the re-ranking are traced as runs under the retriever's run.
+    For the result's metadata see `CrossEncoderReranker`.
+
+    `retrieval_score` is the first stage's own score, and larger is better: a store's distance is turned into a
+    similarity, and a score that is not known to be one is left out. A retriever of your own says under which metadata
+    key it leaves its scores, by a class attribute such as `score_key: ClassVar[str] = "_score"`.
 
     Example:
         >>> from retrieve_rerank.langchain import BiEncoderEmbeddings, ChromaVectorStore

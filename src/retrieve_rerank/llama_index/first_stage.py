@@ -12,6 +12,7 @@ from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle
 
 from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.llama_index._stores import in_sense
 
 # Where LlamaIndex's retrievers keep how many nodes they return; there is no common interface.
 _TOP_K = ("similarity_top_k", "_similarity_top_k")
@@ -47,7 +48,7 @@ def first_stage(given: BaseRetriever | Index, k: int) -> BaseRetriever:
 
 def ask(retriever: BaseRetriever, bundle: QueryBundle, k: int) -> list[NodeWithScore]:
     """Return at most `k` nodes. The retriever gets a bundle of its own: some write their embedding into it."""
-    return retriever.retrieve(replace(bundle))[:k]
+    return in_sense(retriever, retriever.retrieve(replace(bundle))[:k])
 
 
 async def aask(
@@ -66,4 +67,4 @@ async def aask(
         context = contextvars.copy_context()
         found: list[NodeWithScore] = await arun(context.run, ask, retriever, bundle, k)
         return found
-    return (await retriever.aretrieve(replace(bundle)))[:k]
+    return in_sense(retriever, (await retriever.aretrieve(replace(bundle)))[:k])
