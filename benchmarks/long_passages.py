@@ -94,7 +94,9 @@ def main() -> None:
                 truncated[way] += sum(hit.truncated for hit in hits)
         print(f"{platform.machine()}, {cut.precision} cross-encoder {cut.max_length=}, {windows!r}")
     print(f"sentence-transformers {sentence_transformers.__version__}, torch {torch.__version__}")
-    print(f"{arguments.folder.name}: {len(chosen)} queries, the dense first stage's {arguments.candidates} candidates\n")
+    print(
+        f"{arguments.folder.name}: {len(chosen)} queries, the dense first stage's {arguments.candidates} candidates\n"
+    )
     print("| passages | nDCG@10 | re-rank p50 | truncated |")
     print("|---|---|---|---|")
     judged = {query: relevance[query] for query in chosen}

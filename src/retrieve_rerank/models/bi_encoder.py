@@ -38,8 +38,9 @@ class BiEncoder(LocalModel["BiEngine"]):
             Vectors always leave in float32. `precision` says what was chosen. "int8" is smaller and coarser than all
             others, and needs another backend.
         backend: What computes the network: "torch", or on the processor "onnx" (ONNX Runtime: "float32", "int8") or
-            "openvino" ("float32", "bfloat16", "int8"). A file of the network beside the checkpoint (onnx/, openvino/)
-            is taken, or else one is exported once and kept in `cache_folder`, which needs the extra of that name.
+            "openvino" ("float32", "bfloat16", "int8"). The checkpoint's weights are needed all the same: a file of the
+            network beside them (onnx/, openvino/) must agree with them, and where there is none, one is exported and
+            kept in `cache_folder`.
         revision: Branch, tag or commit on the hub.
         cache_folder: Where downloads are kept; None is the hub client's default.
         local_files_only: Never ask the hub.
