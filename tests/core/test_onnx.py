@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import logging
 import os
 import pickle
 import shutil
 import sys
+import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,6 +34,7 @@ from retrieve_rerank import (
     TruncationWarning,
 )
 from retrieve_rerank.models.loading import Checkpoint, load_bi_encoder
+from retrieve_rerank.models.network_files import NetworkFiles
 from tests import tiny
 
 onnx = pytest.importorskip("onnx")
@@ -45,6 +51,7 @@ TEXTS = [
 ]
 SHORT = [text for text in TEXTS if len(text) < 200]
 BACKENDS = ("onnx", "openvino")
+COMMIT = "0123456789012345678901234567890123456789"
 
 
 @pytest.fixture(scope="session")
@@ -290,15 +297,67 @@ def test_weights_outside_the_folder_are_not_read(
 
 def test_the_cache_of_the_hub_is_looked_through(tiny_cross_encoder: Path, tmp_path: Path, kept: Path) -> None:
     repository = tmp_path / "models--owner--name"
-    commit = "0123456789012345678901234567890123456789"
-    beside(tiny_cross_encoder, repository / "snapshots" / commit, kept)
+    beside(tiny_cross_encoder, repository / "snapshots" / COMMIT, kept)
     (repository / "refs").mkdir()
-    (repository / "refs/main").write_text(commit)
+    (repository / "refs/main").write_text(COMMIT)
     for backend in BACKENDS:
         options: dict[str, Any] = {"cache_folder": tmp_path, "local_files_only": True}
         with CrossEncoder("owner/name", backend=backend, **options) as model:
             model.score(QUERY, SHORT)
-            assert str(repository / "snapshots" / commit / "onnx/model.onnx") in repr(model)
+            assert str(repository / "snapshots" / COMMIT / "onnx/model.onnx") in repr(model)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bytes]]:
+    """A model hub on this machine, and its files of one repository by their paths."""
+    files: dict[str, bytes] = {}
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            content = files.get(self.path.partition("/resolve/")[2].partition("/")[2])
+            self.send_response(200 if content is not None or self.path == "/" else 404)
+            self.send_header("X-Repo-Commit", COMMIT)
+            if content is None:
+                self.send_header("X-Error-Code", "EntryNotFound")
+            else:
+                self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
+                self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            if self.command == "GET" and content is not None:
+                self.wfile.write(content)
+
+        do_GET = do_HEAD
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+    yield files
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_the_hub_is_asked_for_a_file_and_what_belongs_to_it(hub: dict[str, bytes], tmp_path: Path) -> None:
+    def files(**options: Any) -> NetworkFiles:
+        config = SimpleNamespace(_name_or_path="owner/name", _commit_hash=COMMIT)
+        checkpoint = Checkpoint("owner/name", cache_folder=str(tmp_path), **options)
+        return NetworkFiles(checkpoint, SimpleNamespace(config=config), {}, "logits", "")
+
+    names = ("onnx/first.onnx", "openvino/second.xml")
+    hub |= {"openvino/second.xml": b"network", "openvino/second.bin": b"weights", "onnx/other.onnx": b""}
+    assert files(local_files_only=True).find(names) is None
+    assert files().find(("onnx/third.onnx", "onnx/fourth.onnx")) is None
+    found = files().find(names)
+    assert found is not None
+    assert (found.read_bytes(), found.with_suffix(".bin").read_bytes()) == (b"network", b"weights")
+    hub.clear()
+    assert files(local_files_only=True).find(names) == found
 
 
 # What is exported is kept
