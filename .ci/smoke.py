@@ -12,13 +12,14 @@ from llama_index.core.schema import NodeWithScore, TextNode
 import retrieve_rerank
 import retrieve_rerank.langchain
 import retrieve_rerank.llama_index
+import retrieve_rerank.testing
 from tests import tiny
 
 TEXTS = ["paris is the capital of france", "rome is the capital of italy", "bread is bread"]
 
 
 def main() -> None:
-    for module in (retrieve_rerank, retrieve_rerank.langchain, retrieve_rerank.llama_index):
+    for module in (retrieve_rerank, retrieve_rerank.langchain, retrieve_rerank.llama_index, retrieve_rerank.testing):
         for name in module.__all__:
             getattr(module, name)
     folder = Path(tempfile.mkdtemp())

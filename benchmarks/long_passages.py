@@ -31,19 +31,25 @@ from retrieve_rerank import BiEncoder, ChromaIndex, CrossEncoder, Hit, Passage, 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 from demo_models import demo_models
 
+Bury = Callable[[Hit, set[str]], Passage]
+RELATED = 100  # so many of the first stage's best are kept out of what a passage is buried in: they may answer too
 
-def padding(corpus: list[Passage], tokenizer: Callable[..., dict[str, list]], tokens: int) -> Callable[[Hit], Passage]:
-    """Return what buries a passage: it puts other passages before it until there are `tokens` tokens."""
+
+def padding(corpus: list[Passage], tokenizer: Callable[..., dict[str, list]], tokens: int) -> Bury:
+    """Return what buries the passage of a hit: it puts passages that are not related before it.
+
+    No passage with an id in `related` is taken. The result has `tokens` tokens.
+    """
 
     def spans(text: str) -> list[tuple[int, int]]:
         return tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
 
-    def bury(hit: Hit) -> Passage:
-        chance = random.Random(hit.passage.id)  # the same for every query
+    def bury(hit: Hit, related: set[str]) -> Passage:
+        chance = random.Random(hit.passage.id)
         text = hit.passage.text
         while len(found := spans(text)) < tokens:
             other = chance.choice(corpus)
-            if other.id != hit.passage.id:
+            if other.id not in related:
                 text = f"{other.text}\n{text}"
         return Passage(hit.passage.id, text[found[-tokens][0] :])
 
@@ -74,7 +80,7 @@ def main() -> None:
         ChromaIndex(encoder) as index,
     ):
         index.add(corpus, show_progress=True)
-        found = {query: index.retrieve(texts[query], arguments.candidates) for query in chosen}
+        found = {query: index.retrieve(texts[query], RELATED) for query in chosen}
     with (
         CrossEncoder(name, precision=arguments.precision) as cut,
         CrossEncoder(name, precision=arguments.precision, long_passages="windows") as windows,
@@ -85,14 +91,17 @@ def main() -> None:
         truncated = dict.fromkeys(ways, 0)
         for query in chosen:
             for way, (model, long) in ways.items():
-                candidates = [bury(hit) for hit in found[query]] if long else found[query]
-                model.score(texts[query], ["warm"])
+                candidates: list[Hit] | list[Passage] = found[query][: arguments.candidates]
+                if long:
+                    related = {hit.passage.id for hit in found[query]}
+                    candidates = [bury(hit, related) for hit in found[query][: arguments.candidates]]
+                model.score(texts[query], ["loads the model"])
                 start = time.perf_counter()
                 hits = model.rank(texts[query], candidates)
                 seconds[way].append(time.perf_counter() - start)
                 orders[way][query] = run(hits)
                 truncated[way] += sum(hit.truncated for hit in hits)
-        print(f"{platform.machine()}, {cut.precision} cross-encoder {cut.max_length=}, {windows!r}")
+        print(f"{platform.machine()}, {windows!r}")
     print(f"sentence-transformers {sentence_transformers.__version__}, torch {torch.__version__}")
     print(
         f"{arguments.folder.name}: {len(chosen)} queries, the dense first stage's {arguments.candidates} candidates\n"

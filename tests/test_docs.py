@@ -15,7 +15,13 @@ import pytest
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-MODULES = ["retrieve_rerank", "retrieve_rerank.langchain", "retrieve_rerank.llama_index"]
+MODULES = [
+    "retrieve_rerank",
+    "retrieve_rerank.evaluation",
+    "retrieve_rerank.langchain",
+    "retrieve_rerank.llama_index",
+    "retrieve_rerank.testing",
+]
 NUMBER = re.compile(r"-?\d+\.\d+")
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.search_server import search_server
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SHORT = [
     "langchain_chain",
@@ -18,6 +20,9 @@ SHORT = [
     "in_document_search",
     "simple_wikipedia",
     "another_vector_store",
+    "elasticsearch_langchain",
+    "elasticsearch_llama_index",
+    "opensearch_langchain",
 ]
 
 
@@ -33,7 +38,7 @@ def _demo(demo_paths: tuple[Path, Path]) -> None:
 
 
 def run(
-    script: str, *arguments: str, cache: Path, stdin: str = "", status: int = 0
+    script: str, *arguments: str, cache: Path, stdin: str = "", status: int = 0, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     environment = {
         **os.environ,
@@ -41,6 +46,7 @@ def run(
         "HF_HUB_OFFLINE": "1",
         "COLUMNS": "100",
         "PYTHONIOENCODING": "utf-8",
+        **variables,
     }
     command = [sys.executable, str(EXAMPLES / f"{script}.py"), *arguments]
     done = subprocess.run(
@@ -127,3 +133,51 @@ def test_simple_wikipedia(cache: Path, tmp_path: Path) -> None:
     assert "Paris" in shown
     missing = run("simple_wikipedia", str(tmp_path / "none.jsonl.gz"), cache=cache, status=2)
     assert "https://sbert.net/datasets/simplewiki-2020-11-01.jsonl.gz" in missing.stdout + missing.stderr
+
+
+# What a server answers to the question of the example, without the filter's "paris", which would be first.
+SERVED = {"toast": 2.0, "ingredients": 1.5, "cake": 0.25}
+QUESTION = "What do I need to bake bread?"
+SERVERS = {
+    "elasticsearch_langchain": "ELASTICSEARCH_URL",
+    "elasticsearch_llama_index": "ELASTICSEARCH_URL",
+    "opensearch_langchain": "OPENSEARCH_URL",
+}
+
+
+@pytest.mark.parametrize(
+    ("script", "product", "searches", "scores"),
+    [
+        ("elasticsearch_langchain", "elasticsearch", 2, ["BM25 1.50, was 2", "BM25 2.00, was 1", "BM25 0.25, was 3"]),
+        ("elasticsearch_llama_index", "elasticsearch", 1, ["0.71, was 2", "1.00, was 1", "0.00, was 3"]),
+        ("opensearch_langchain", "opensearch", 1, ["BM25 1.50, was 2", "BM25 2.00, was 1", "BM25 0.25, was 3"]),
+    ],
+)
+def test_search_servers_are_asked_in_their_language_and_their_scores_are_kept(
+    cache: Path, script: str, product: str, searches: int, scores: list[str]
+) -> None:
+    with search_server(SERVED, product) as server:
+        shown = run(script, cache=cache, **{SERVERS[script]: server.url}).stdout
+    assert len(server.stored) == 6
+    assert len(server.searches()) == searches
+    for body in server.searches():
+        assert body["size"] == 50
+        asked = body["query"]["bool"]
+        key = "name" if product == "opensearch" else "metadata.name.keyword"
+        assert asked["filter"] == [{"bool": {"must_not": {"term": {key: "paris"}}}}]
+        (must,) = asked["must"] if isinstance(asked["must"], list) else [asked["must"]]
+        ((text, match),) = must["match"].items()
+        assert (match if isinstance(match, str) else match["query"]) == QUESTION
+        assert all(QUESTION not in source[text] for source in server.stored.values())  # it is the texts' own field
+    places = [shown.index(score) for score in scores]  # the cross-encoder's order, not the server's
+    assert places == sorted(places)
+    assert shown.count(scores[0]) == searches
+
+
+@pytest.mark.parametrize("script", list(SERVERS))
+def test_search_servers_themselves(cache: Path, script: str) -> None:
+    if not os.environ.get(SERVERS[script]):
+        pytest.skip(f"{SERVERS[script]} is not set")
+    shown = run(script, cache=cache).stdout
+    assert "was 1)" in shown
+    assert "paris" not in shown.lower()

@@ -11,11 +11,13 @@ import pytest
 from langchain_core.documents import Document
 from llama_index.core.schema import TextNode
 
-from retrieve_rerank import BiEncoder, ChromaIndex, IndexMismatchError, Passage
+from retrieve_rerank import BiEncoder, BM25Index, ChromaIndex, IndexMismatchError, Passage
 from retrieve_rerank.langchain import BiEncoderEmbeddings
+from retrieve_rerank.langchain import BM25Retriever as LangChainBM25
 from retrieve_rerank.langchain import ChromaRetriever as LangChainRetriever
 from retrieve_rerank.langchain import ChromaVectorStore as LangChainStore
 from retrieve_rerank.llama_index import BiEncoderEmbedding
+from retrieve_rerank.llama_index import BM25Retriever as LlamaIndexBM25
 from retrieve_rerank.llama_index import ChromaRetriever as LlamaIndexRetriever
 from retrieve_rerank.llama_index import ChromaVectorStore as LlamaIndexStore
 
@@ -131,3 +133,39 @@ def test_an_update_through_one_door_is_seen_through_the_others(tiny_bi_encoder: 
         found = read(tiny_bi_encoder, tmp_path)
         assert sorted(found) == ["1", "3", "4"]
         assert found["1"][:2] == ("a word", {"new": 1})
+
+
+def bm25_core(folder: Path) -> None:
+    with BM25Index(path=folder) as index:
+        index.add(Passage(id_, text, METADATA[id_]) for id_, text in TEXTS.items())
+
+
+def bm25_langchain(folder: Path) -> None:
+    documents = [Document(text, id=id_, metadata=METADATA[id_]) for id_, text in TEXTS.items()]
+    LangChainBM25.from_documents(documents, path=folder)
+
+
+def bm25_llama_index(folder: Path) -> None:
+    LlamaIndexBM25([TextNode(id_=id_, text=text, metadata=METADATA[id_]) for id_, text in TEXTS.items()], path=folder)
+
+
+@pytest.mark.parametrize("write", [bm25_core, bm25_langchain, bm25_llama_index])
+def test_a_bm25_index_is_read_through_every_door(write: Callable[[Path], None], tmp_path: Path) -> None:
+    write(tmp_path)
+    core = BM25Index(path=tmp_path)
+    langchain = LangChainBM25(path=tmp_path, k=10)
+    llama_index = LlamaIndexBM25(path=tmp_path, similarity_top_k=10)
+    query = "italy, france, bread and a word"
+    expected = [(hit.passage.id, hit.passage.text, hit.passage.metadata, hit.score) for hit in core.retrieve(query)]
+    assert {id_: (text, metadata) for id_, text, metadata, _ in expected} == {
+        id_: (TEXTS[id_], METADATA[id_]) for id_ in TEXTS
+    }
+    found = []
+    for document in langchain.invoke(query):
+        score, _ = document.metadata.pop("retrieval_score"), document.metadata.pop("retrieval_rank")
+        found.append((document.id, document.page_content, document.metadata, score))
+    assert found == expected
+    assert [(node.node_id, node.text, node.metadata, node.score) for node in llama_index.retrieve(query)] == expected
+    llama_index.delete_nodes(["2"])
+    langchain.add_documents([Document("new", id="5")])
+    assert [passage.id for passage in core.get(list("12345"))] == list("1345")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import string
+from collections.abc import Sequence
 from pathlib import Path
 
 import sentence_transformers
 import torch
 import transformers
+from sentence_transformers.base.modules import Dense
 from sentence_transformers.sentence_transformer import modules as models
 
 POSITIONS = 64
@@ -88,13 +90,54 @@ def save_static_bi_encoder(folder: Path, *, seed: int = 4) -> Path:
     return folder / "model"
 
 
-def save_cross_encoder(folder: Path, *, labels: int = 1, seed: int = 3, positions: int = POSITIONS) -> Path:
-    """Save a cross-encoder with `labels` outputs."""
+def save_cross_encoder(
+    folder: Path,
+    *,
+    labels: int = 1,
+    names: Sequence[str] | None = None,
+    settings: dict[str, object] | None = None,
+    seed: int = 3,
+    positions: int = POSITIONS,
+) -> Path:
+    """Save a cross-encoder with `labels` outputs, called `names`, and with `settings` written into its config.json."""
     torch.manual_seed(seed)
     path = folder / "model"
     transformers.BertForSequenceClassification(config(positions, num_labels=labels)).save_pretrained(path)
     save_tokenizer(path, positions)
+    told = dict(settings or {})
+    if names is not None:
+        told["id2label"] = {str(number): name for number, name in enumerate(names)}
+        told["label2id"] = {name: number for number, name in enumerate(names)}
+    configure(path, told)
     return path
+
+
+def configure(path: Path, settings: dict[str, object]) -> None:
+    """Write settings into a saved model's config.json."""
+    file = path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | settings), encoding="utf-8")
+
+
+def save_cross_encoder_with_dense_head(folder: Path, activation: torch.nn.Module, *, seed: int = 8) -> Path:
+    """Save a cross-encoder whose head is a module of its own, with its activation baked in."""
+    torch.manual_seed(seed)
+    network = folder / "network"
+    network.mkdir()
+    transformers.BertModel(config()).save_pretrained(network)
+    save_tokenizer(network)
+    modules = [
+        models.Transformer(str(network), max_seq_length=POSITIONS),
+        models.Pooling(WIDTH, pooling_mode="cls"),
+        Dense(
+            WIDTH,
+            1,
+            activation_function=activation,
+            module_input_name="sentence_embedding",
+            module_output_name="scores",
+        ),
+    ]
+    sentence_transformers.CrossEncoder(modules=modules, device="cpu").save(str(folder / "model"))
+    return folder / "model"
 
 
 def save_roberta_cross_encoder(folder: Path, *, seed: int = 5) -> Path:
@@ -124,16 +167,48 @@ def save_headless(folder: Path, *, seed: int = 6) -> Path:
     path = folder / "model"
     transformers.BertModel(config()).save_pretrained(path)
     save_tokenizer(path)
-    file = path / "config.json"
     claims = {"architectures": ["BertForSequenceClassification"], "id2label": {"0": "LABEL_0"}, "num_labels": 1}
-    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | claims), encoding="utf-8")
+    configure(path, claims)
     return path
 
+
+# The words of Qwen3-Reranker's template, which reads the instruction from the system message.
+_INSTRUCTED = (
+    "{% set told = messages | selectattr('role', 'eq', 'system') | map(attribute='content') | first "
+    "| default('is the passage what the query is of') %}"
+    "judge : {{ told }} query : {{ messages | selectattr('role', 'eq', 'query') | map(attribute='content') | first }} "
+    "passage : {{ messages | selectattr('role', 'eq', 'document') | map(attribute='content') | first }} "
+    "the word is yes / no ? answer :"
+)
 
 _CHAT = (  # nine words around the query and the passage
     "{% for m in messages %}{{ 'what is the' if m['role'] == 'query' else 'is the word of' }} {{ m['content'] }} "
     "{% endfor %}is what"
 )
+
+
+def save_instructed_reranker(folder: Path, *, seed: int = 9, positions: int = 256) -> Path:
+    """Save a tiny Qwen3 that answers yes or no, with a template that has a place for an instruction and a suffix."""
+    torch.manual_seed(seed)
+    path = folder / "model"
+    settings = transformers.Qwen3Config(
+        vocab_size=len(_VOCABULARY) + 2,
+        hidden_size=WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        intermediate_size=64,
+        max_position_embeddings=positions,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=None,
+        initializer_range=0.3,
+    )
+    transformers.Qwen3ForCausalLM(settings).save_pretrained(path)
+    _save_chat_tokenizer(path, _INSTRUCTED, positions)
+    return path
 
 
 def save_language_model_reranker(folder: Path, *, seed: int = 7) -> Path:
@@ -154,17 +229,21 @@ def save_language_model_reranker(folder: Path, *, seed: int = 7) -> Path:
         initializer_range=0.3,
     )
     transformers.StableLmForCausalLM(settings).save_pretrained(path)
+    _save_chat_tokenizer(path, _CHAT, POSITIONS)
+    return path
+
+
+def _save_chat_tokenizer(path: Path, template: str, positions: int) -> None:
     file = path / "vocab.txt"
     file.write_text("\n".join([*_VOCABULARY, "yes", "no"]), encoding="utf-8")
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=transformers.BertTokenizerFast(str(file)).backend_tokenizer,
-        model_max_length=POSITIONS,
+        model_max_length=positions,
         padding_side="left",
         pad_token="[PAD]",
         unk_token="[UNK]",
         cls_token="[CLS]",
         sep_token="[SEP]",
     )
-    tokenizer.chat_template = _CHAT
+    tokenizer.chat_template = template
     tokenizer.save_pretrained(path)
-    return path

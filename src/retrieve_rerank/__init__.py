@@ -20,9 +20,12 @@ if TYPE_CHECKING:
         RetrieveRerankError,
         TruncationWarning,
     )
+    from retrieve_rerank.indexes.bm25 import BM25Index
     from retrieve_rerank.indexes.chroma import ChromaIndex
     from retrieve_rerank.models.bi_encoder import BiEncoder
     from retrieve_rerank.models.cross_encoder import CrossEncoder
+    from retrieve_rerank.retrieval.fusion import fuse
+    from retrieve_rerank.retrieval.hybrid import HybridRetriever
     from retrieve_rerank.retrieval.paragraphs import split_paragraphs
     from retrieve_rerank.retrieval.pipeline import RetrieveRerank
     from retrieve_rerank.types import AddReport, Encoder, Hit, Passage, Retriever, Scorer, SearchResult, Timings
@@ -31,12 +34,14 @@ __version__ = "0.1.0"
 
 _ROOMS = {
     "AddReport": "types",
+    "BM25Index": "indexes.bm25",
     "BiEncoder": "models.bi_encoder",
     "ChromaIndex": "indexes.chroma",
     "CrossEncoder": "models.cross_encoder",
     "DegradedWarning": "errors",
     "Encoder": "types",
     "Hit": "types",
+    "HybridRetriever": "retrieval.hybrid",
     "IndexLockedError": "errors",
     "IndexMismatchError": "errors",
     "InvalidInputError": "errors",
@@ -51,17 +56,20 @@ _ROOMS = {
     "SearchResult": "types",
     "Timings": "types",
     "TruncationWarning": "errors",
+    "fuse": "retrieval.fusion",
     "split_paragraphs": "retrieval.paragraphs",
 }
 
 __all__ = [
     "AddReport",
+    "BM25Index",
     "BiEncoder",
     "ChromaIndex",
     "CrossEncoder",
     "DegradedWarning",
     "Encoder",
     "Hit",
+    "HybridRetriever",
     "IndexLockedError",
     "IndexMismatchError",
     "InvalidInputError",
@@ -76,6 +84,7 @@ __all__ = [
     "SearchResult",
     "Timings",
     "TruncationWarning",
+    "fuse",
     "split_paragraphs",
 ]
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from typing import TYPE_CHECKING, Any, Literal, Protocol, overload, runtime_checkable
 
 from retrieve_rerank.errors import InvalidInputError
@@ -156,19 +154,19 @@ class SearchResult(Sequence[Hit]):
             f"{truncated}{degraded}>"
         )
 
-    def _repr_html_(self) -> str:
-        def cell(value: float | None) -> str:
-            return "" if value is None or math.isnan(value) else f"{value:.3f}"
+    def to_html(self) -> str:
+        """Return the search as a page of its own: candidates and hits side by side, with what moved and why.
 
-        rows = "".join(
-            f"<tr><td>{hit.rank}</td><td>{cell(hit.score)}</td><td>{hit.retrieval_rank or ''}</td>"
-            f"<td>{cell(hit.retrieval_score)}</td><td>{escape(hit.passage.id)}</td>"
-            f"<td style='text-align:left'>{escape(hit.passage.text[:200])}</td></tr>"
-            for hit in self.hits
-        )
-        head = "".join(f"<th>{name}</th>" for name in ("rank", "score", "was", "retrieval score", "id", "text"))
-        caption = f"<caption>{escape(self.query)}</caption>"
-        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        The page loads nothing and runs no script; everything that came from outside is escaped. Write it in UTF-8.
+        """
+        from retrieve_rerank import view  # only who looks pays for it
+
+        return view.page(self)
+
+    def _repr_html_(self) -> str:
+        from retrieve_rerank import view
+
+        return view.fragment(self)
 
 
 @runtime_checkable

@@ -62,3 +62,11 @@ def counted_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(transformers.BertModel, "forward", counting)
     return rows
+
+
+@pytest.fixture
+def many_texts() -> Callable[[], list[str]]:
+    """Makes 200 different texts of 1 to 50 words in no order of length: several batches."""
+    from tests.core.test_cross_encoder import many_texts
+
+    return many_texts

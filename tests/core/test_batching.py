@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from retrieve_rerank import BiEncoder, CrossEncoder, InvalidInputError
 from retrieve_rerank.models.batching import pack, token_budget
 
 lengths_of_texts = st.lists(st.integers(0, 600), max_size=60)
@@ -56,3 +60,28 @@ def test_batches_worked_out_by_hand(lengths: list[int], budget: int, batches: li
 
 def test_a_gpu_gets_larger_batches_than_a_processor() -> None:
     assert token_budget(torch.device("cuda")) > token_budget(torch.device("cpu")) >= 512
+
+
+def test_the_size_of_a_batch_can_be_set_and_results_do_not_depend_on_it(
+    tiny_cross_encoder: Path, tiny_bi_encoder: Path, counted_rows: list[int]
+) -> None:
+    texts = [f"{'word ' * length}{length}" for length in range(1, 21)]
+    with CrossEncoder(tiny_cross_encoder, precision="float32") as model:
+        scores, vectors = model.score("word", texts), BiEncoder(tiny_bi_encoder, precision="float32")
+    whole = vectors.encode_documents(texts)
+    few = sum(counted_rows), len(counted_rows)
+    counted_rows.clear()
+    with CrossEncoder(tiny_cross_encoder, precision="float32", batch_tokens=1) as model:
+        np.testing.assert_allclose(model.score("word", texts), scores, atol=1e-5)
+    with BiEncoder(tiny_bi_encoder, precision="float32", batch_tokens=1) as encoder:
+        np.testing.assert_allclose(encoder.encode_documents(texts), whole, atol=1e-5)
+    assert few == (40, 2)
+    assert counted_rows == [1] * 40
+
+
+def test_the_size_of_a_batch_travels_and_is_checked(tiny_cross_encoder: Path) -> None:
+    model = CrossEncoder(tiny_cross_encoder, batch_tokens=300)
+    assert CrossEncoder(**model.settings).settings == model.settings
+    assert model.settings["batch_tokens"] == 300
+    with pytest.raises(InvalidInputError, match="batch_tokens must be >= 1"):
+        CrossEncoder(tiny_cross_encoder, batch_tokens=0)

@@ -232,3 +232,152 @@ def test_the_interpreter_ends_although_a_worker_is_open() -> None:
         print(worker.run(int, "5"))
     """
     assert run_python(script, timeout=20).strip() == "5"
+
+
+# Calls that their callers wait for until a deadline only.
+
+
+def test_a_call_that_ends_in_time_has_ended_and_its_error_comes_out() -> None:
+    worker, done = Worker("w"), []
+    assert worker.run_until(time.monotonic() + 10, done.append, "done") is True
+    assert worker.run_until(None, done.append, "no deadline") is True
+    assert done == ["done", "no deadline"]
+    with pytest.raises(ZeroDivisionError):
+        worker.run_until(time.monotonic() + 10, lambda: print(1 / 0))
+    with pytest.raises(TimeoutError, match="its own"):  # not taken for the deadline
+        worker.run_until(time.monotonic() + 10, raises, TimeoutError("its own"))
+    worker.close()
+
+
+def raises(error: Exception) -> None:
+    raise error
+
+
+async def test_a_call_that_has_not_begun_by_its_deadline_never_runs() -> None:
+    worker, gate, done = Worker("w"), threading.Event(), []
+    first = asyncio.create_task(worker.arun(gate.wait, 10))
+    await asyncio.sleep(0.05)
+    assert worker.run_until(time.monotonic() + 0.05, done.append, "never") is False
+    assert await worker.arun_until(time.monotonic() + 0.05, done.append, "never") is False
+    assert worker.run_until(time.monotonic() - 1, done.append, "never") is False
+    gate.set()
+    await first
+    assert worker.run(int, "1") == 1
+    assert done == []
+    worker.close()
+
+
+@pytest.mark.parametrize("awaited", [False, True])
+async def test_a_call_that_hangs_is_replaced_after_a_while_and_what_waits_behind_it_runs(awaited: bool) -> None:
+    worker, gate = Worker("w", patience=0.2), threading.Event()
+    stuck = worker.run(threading.current_thread)
+    deadline = time.monotonic() + 0.05
+    call = worker.arun_until(deadline, gate.wait, 20) if awaited else None
+    assert (await call if call is not None else worker.run_until(deadline, gate.wait, 20)) is False
+    start = time.monotonic()
+    thread = worker.run(threading.current_thread)  # without a deadline: it would wait for ever
+    assert 0.1 < time.monotonic() - start < 2
+    assert thread is not stuck
+    gate.set()
+    stuck.join(5)
+    assert not stuck.is_alive()  # it came back, and took no work from the other
+    assert worker.run(threading.current_thread) is thread
+    worker.close()
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+def test_a_call_that_is_only_late_keeps_its_thread() -> None:
+    worker = Worker("w", patience=0.3)
+    thread = worker.run(threading.current_thread)
+    assert worker.run_until(time.monotonic() + 0.02, time.sleep, 0.1) is False
+    assert worker.run(threading.current_thread) is thread
+    time.sleep(0.4)
+    assert worker.run(threading.current_thread) is thread
+    worker.close()
+
+
+@pytest.mark.parametrize("closed_first", [False, True])
+def test_close_does_not_wait_for_a_call_that_nobody_waits_for(closed_first: bool) -> None:
+    worker, gate, freed = Worker("w", patience=60), threading.Event(), []
+    caller = threading.Thread(target=worker.run_until, args=(time.monotonic() + 0.2, gate.wait, 20))
+    caller.start()
+    if not closed_first:
+        caller.join()
+    start = time.monotonic()
+    worker.close(last=lambda: freed.append("freed"))
+    assert time.monotonic() - start < 2
+    assert freed == ["freed"]
+    assert worker.run(int, "7") == 7
+    gate.set()
+    worker.close()
+
+
+async def test_a_cancelled_call_with_a_deadline_is_given_up() -> None:
+    worker, gate = Worker("w", patience=0.1), threading.Event()
+    waiting = asyncio.create_task(worker.arun_until(None, gate.wait, 20))
+    await asyncio.sleep(0.05)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert await worker.arun(int, "1") == 1
+    gate.set()
+    worker.close()
+
+
+def test_a_plain_call_is_never_replaced() -> None:
+    """A cancelled write goes on to its end: two threads in one index would be worse than waiting."""
+    worker, order = Worker("w", patience=0.01), []
+
+    async def cancel_it() -> None:
+        writing = asyncio.create_task(worker.arun(lambda: time.sleep(0.3) or order.append("written")))
+        await asyncio.sleep(0.05)
+        writing.cancel()
+
+    asyncio.run(cancel_it())
+    worker.run(order.append, "next")
+    assert order == ["written", "next"]
+    worker.close()
+
+
+def test_a_late_error_after_the_loop_has_closed_disturbs_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    worker = Worker("w")
+
+    def late() -> None:
+        time.sleep(0.3)
+        raise ValueError("late")
+
+    assert asyncio.run(worker.arun_until(time.monotonic() + 0.05, late)) is False
+    assert worker.run(int, "1") == 1
+    gc.collect()
+    assert caplog.records == []
+    worker.close()
+
+
+@pytest.mark.parametrize(("hangs", "most"), [(True, 20), (False, 20)])
+def test_the_interpreter_ends_with_a_call_given_up(hangs: bool, most: float) -> None:
+    """A call that is only late is let finish; one that hangs is left behind."""
+    script = f"""
+        import threading, time
+        from retrieve_rerank.models.worker import Worker
+        worker = Worker("w")
+        call = threading.Event().wait if {hangs} else lambda: (time.sleep(0.5), print("finished", flush=True))
+        print(worker.run_until(time.monotonic() + 0.1, call), flush=True)
+    """
+    assert run_python(script, timeout=most).split() == (["False"] if hangs else ["False", "finished"])
+
+
+def test_a_call_made_while_the_interpreter_ends_does_not_hang() -> None:
+    script = """
+        import atexit
+        def late():
+            try:
+                print(worker.run(int, "2"))
+            except RuntimeError as error:  # Python 3.12: no new threads any more
+                print(2)
+        atexit.register(late)
+        from retrieve_rerank.models.worker import Worker
+        worker = Worker("w")
+        print(worker.run(int, "1"))
+    """
+    assert run_python(script, timeout=20).split() == ["1", "2"]

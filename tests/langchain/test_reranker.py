@@ -122,7 +122,7 @@ def test_the_call_is_traced() -> None:
     handler = _Runs()
     reranker().compress_documents(documents(), "q", callbacks=[handler])
     assert [name for name, _, _ in handler.runs] == ["CrossEncoderReranker"]
-    assert [document.id for document in handler.outputs[0]] == ["id-high", "id-middle", "id-low"]
+    assert [document.id for document in handler.outputs[0]["documents"]] == ["id-high", "id-middle", "id-low"]
 
 
 def test_concurrent_calls_share_one_model(tiny_cross_encoder: Path) -> None:

@@ -187,4 +187,6 @@ def test_scores_of_an_earlier_search_are_not_taken_for_this_ones() -> None:
     stored.add_documents([Document(text, id=text, metadata=earlier) for text in ("a a a", "a a b")])
     found = pipeline(stored).invoke("a")
     assert [(document.id, document.metadata["retrieval_rank"]) for document in found] == [("a a b", 2), ("a a a", 1)]
-    assert all("retrieval_score" not in document.metadata for document in found)
+    assert [document.metadata["retrieval_score"] for document in found] == pytest.approx([0.8, 2 / 5**0.5], abs=0.02)
+    diverse = pipeline(stored.as_retriever(search_type="mmr")).invoke("a")  # which has no scores
+    assert all("retrieval_score" not in document.metadata for document in diverse)

@@ -18,9 +18,11 @@ from langchain_tests.unit_tests import EmbeddingsUnitTests
 
 from retrieve_rerank.langchain import (
     BiEncoderEmbeddings,
+    BM25Retriever,
     ChromaRetriever,
     ChromaVectorStore,
     CrossEncoderReranker,
+    HybridRetriever,
     RetrieveRerankRetriever,
 )
 
@@ -84,6 +86,54 @@ class TestChromaRetriever(RetrieversIntegrationTests):
     @property
     def retriever_constructor_params(self) -> dict[str, Any]:
         return {"vectorstore": self.store}
+
+    @property
+    def retriever_query_example(self) -> str:
+        return "what is the capital of france"
+
+
+class TestHybridRetriever(RetrieversIntegrationTests):
+    @pytest.fixture(autouse=True)
+    def _stores(self, tiny_bi_encoder: Path, tiny_dot_bi_encoder: Path) -> Iterator[None]:
+        ids = [str(number) for number in range(len(TEXTS))]
+        type(self).stores = [
+            ChromaVectorStore.from_texts(TEXTS, BiEncoderEmbeddings(model=str(path)), ids=ids)
+            for path in (tiny_bi_encoder, tiny_dot_bi_encoder)
+        ]
+        yield
+        for store in type(self).stores:
+            store.close()
+
+    stores: list[ChromaVectorStore]
+
+    @property
+    def retriever_constructor(self) -> type[HybridRetriever]:
+        return HybridRetriever
+
+    @property
+    def retriever_constructor_params(self) -> dict[str, Any]:
+        return {"retrievers": self.stores}
+
+    @property
+    def retriever_query_example(self) -> str:
+        return "what is the capital of france"
+
+
+class TestBM25Retriever(RetrieversIntegrationTests):
+    @pytest.fixture(autouse=True)
+    def _index(self, tmp_path: Path) -> None:
+        type(self).path = tmp_path
+        BM25Retriever.from_texts(TEXTS, path=tmp_path)
+
+    path: Path
+
+    @property
+    def retriever_constructor(self) -> type[BM25Retriever]:
+        return BM25Retriever
+
+    @property
+    def retriever_constructor_params(self) -> dict[str, Any]:
+        return {"path": self.path}
 
     @property
     def retriever_query_example(self) -> str:

@@ -6,43 +6,10 @@ from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQu
 
 from retrieve_rerank import InvalidInputError
 from retrieve_rerank.llama_index import ChromaVectorStore
-from retrieve_rerank.llama_index._query import most_diverse
+from tests.core.mmr_by_hand import mmr_by_hand
 from tests.llama_index.stubs import text_node
 
 MMR = VectorStoreQueryMode.MMR
-
-
-def by_hand(relevance: list[float], alike: list[list[float]], k: int, diversity: float) -> list[int]:
-    """Maximal marginal relevance as the paper writes it."""
-    chosen: list[int] = []
-    while len(chosen) < min(k, len(relevance)):
-        best = max(
-            (position for position in range(len(relevance)) if position not in chosen),
-            key=lambda position: (
-                diversity * relevance[position]
-                - (1 - diversity) * max((alike[position][other] for other in chosen), default=0.0)
-            ),
-        )
-        chosen.append(best)
-    return chosen
-
-
-@pytest.mark.parametrize("diversity", [0.0, 0.3, 0.5, 0.8, 1.0])
-def test_the_order_is_that_of_the_definition(diversity: float) -> None:
-    vectors = np.random.default_rng(7).normal(size=(20, 4)).astype(np.float32)
-    query = vectors[0] + 0.5
-    relevance = [float(query @ vector) for vector in vectors]
-    alike = (vectors @ vectors.T).tolist()
-    chosen = most_diverse(range(20), vectors, relevance, lambda many, vector: many @ vector, k=12, diversity=diversity)
-    assert chosen == by_hand(relevance, alike, 12, diversity)
-
-
-def test_all_items_chosen_before_count_not_only_the_last() -> None:
-    # The third choice is far from the second one, but as good as equal to the first.
-    vectors = np.array([[1, 0], [0.6, 0.8], [0.99, -0.14], [0.5, -0.87]], np.float32)
-    relevance = [1.0, 0.6, 0.99, 0.5]
-    chosen = most_diverse(range(4), vectors, relevance, lambda many, vector: many @ vector, k=3, diversity=0.3)
-    assert chosen == [0, 3, 1]
 
 
 @pytest.fixture
@@ -96,7 +63,7 @@ def test_mmr_in_every_metric_is_by_that_metric(metric: str) -> None:
     found = store.query(
         VectorStoreQuery(query_embedding=query.tolist(), similarity_top_k=6, mode=MMR), mmr_threshold=0.4
     )
-    chosen = by_hand(relevance, alike, 6, 0.4)
+    chosen = mmr_by_hand(relevance, alike, 6, 0.4)
     assert found.ids == [str(row) for row in chosen]
     assert found.similarities == pytest.approx([relevance[row] for row in chosen], abs=1e-4)
 

@@ -12,10 +12,12 @@ import numpy as np
 import numpy.typing as npt
 from tqdm.auto import tqdm
 
-from retrieve_rerank.checks import check_count, check_queries, check_query
+from retrieve_rerank.checks import check_queries, check_query
 from retrieve_rerank.errors import IndexMismatchError, InvalidInputError
-from retrieve_rerank.indexes.collection import ChromaCollection, Found, Where, check_ids
-from retrieve_rerank.indexes.records import Record, to_record
+from retrieve_rerank.indexes.clauses import Where
+from retrieve_rerank.indexes.collection import ChromaCollection, Found, check_ids
+from retrieve_rerank.indexes.mmr import check_mmr, diverse
+from retrieve_rerank.indexes.records import Record, check_passage, check_passages, to_record
 from retrieve_rerank.types import AddReport, Encoder, Hit, Metric, Passage
 
 if TYPE_CHECKING:
@@ -98,8 +100,7 @@ class ChromaIndex:
         Raises:
             InvalidInputError: If a passage cannot be stored; it names the passage.
         """
-        if isinstance(passages, (Passage, str)) or not isinstance(passages, Iterable):
-            raise InvalidInputError(f"passages must be an iterable of Passage, got {type(passages).__name__}")
+        check_passages(passages)
         total = len(passages) if isinstance(passages, Sized) else None
         report = AddReport()
         read = 0
@@ -107,7 +108,7 @@ class ChromaIndex:
         def records() -> Iterator[Record]:
             nonlocal read
             for passage in passages:
-                record = to_record(_checked(passage, read))
+                record = to_record(check_passage(passage, read))
                 read += 1
                 yield record
 
@@ -138,50 +139,97 @@ class ChromaIndex:
         self.collection.clear()
 
     def retrieve(
-        self, query: str, k: int = 100, *, where: Where | None = None, where_document: Where | None = None
+        self,
+        query: str,
+        k: int = 100,
+        *,
+        where: Where | None = None,
+        where_document: Where | None = None,
+        mmr_lambda: float | None = None,
+        mmr_pool: int | None = None,
     ) -> list[Hit]:
         """Find the passages nearest to a query.
 
         Args:
             query: Not empty.
             k: How many at most.
-            where: Chroma's filter on metadata, such as `{"source": "atlas"}` or `{"year": {"$gte": 2020}}`.
+            where: Chroma's filter on metadata, such as `{"source": "atlas"}` or `{"year": {"$gte": 2020}}`. Numbers
+                compare exactly. For a value from outside write `{"user": {"$eq": value}}`, which takes no operator.
             where_document: Chroma's filter on the text, such as `{"$contains": "France"}`.
+            mmr_lambda: Find passages that are near to the query and unlike one another, by maximal marginal relevance:
+                the weight of nearness against novelty in [0, 1]. The order of the hits is that in which they were
+                chosen; 1 is that of nearness.
+            mmr_pool: How many of the nearest to choose from, at least `k`; None is 4 * `k`.
 
         Returns:
             Hits, best first. `retrieval_score` is the cosine similarity, the dot product, or 1 / (1 + distance) in
             euclidean space.
 
         Raises:
-            InvalidInputError: If the query, k or a filter cannot be used.
+            InvalidInputError: If the query, k, a filter or an option cannot be used.
         """
-        check_count(k, "k")
-        vectors = self.encoder.encode_queries([check_query(query)])
-        return self._hits(self.collection.query(vectors, k, rows=1, where=where, where_document=where_document)[0])
+        check_query(query)
+        return self.retrieve_many(
+            [query], k, where=where, where_document=where_document, mmr_lambda=mmr_lambda, mmr_pool=mmr_pool
+        )[0]
 
     async def aretrieve(
-        self, query: str, k: int = 100, *, where: Where | None = None, where_document: Where | None = None
+        self,
+        query: str,
+        k: int = 100,
+        *,
+        where: Where | None = None,
+        where_document: Where | None = None,
+        mmr_lambda: float | None = None,
+        mmr_pool: int | None = None,
     ) -> list[Hit]:
         """As `retrieve`, without blocking the event loop."""
-        check_count(k, "k")
         check_query(query)
-        worker, aencode = self.collection.worker, getattr(self.encoder, "aencode_queries", None)
-        vectors: npt.NDArray[np.float32]
-        if aencode is None:
-            vectors = await worker.arun(self.encoder.encode_queries, [query])
-        else:
-            vectors = await aencode([query])
-        found = await worker.arun(self.collection.query, vectors, k, rows=1, where=where, where_document=where_document)
-        return self._hits(found[0])
+        found = await self.aretrieve_many(
+            [query], k, where=where, where_document=where_document, mmr_lambda=mmr_lambda, mmr_pool=mmr_pool
+        )
+        return found[0]
 
-    def retrieve_many(self, queries: Sequence[str], k: int = 100) -> list[list[Hit]]:
+    def retrieve_many(
+        self,
+        queries: Sequence[str],
+        k: int = 100,
+        *,
+        where: Where | None = None,
+        where_document: Where | None = None,
+        mmr_lambda: float | None = None,
+        mmr_pool: int | None = None,
+    ) -> list[list[Hit]]:
         """Find the passages nearest to each query: one encoding, one search. As `retrieve` for each."""
-        check_count(k, "k")
+        fetch = check_mmr(mmr_lambda, mmr_pool, k)
         checked = check_queries(queries)
         if not checked:
             return []
-        found = self.collection.query(self.encoder.encode_queries(checked), k, rows=len(checked))
-        return [self._hits(items) for items in found]
+        vectors = self.encoder.encode_queries(checked)
+        return self._search(vectors, len(checked), k, fetch, mmr_lambda, where, where_document)
+
+    async def aretrieve_many(
+        self,
+        queries: Sequence[str],
+        k: int = 100,
+        *,
+        where: Where | None = None,
+        where_document: Where | None = None,
+        mmr_lambda: float | None = None,
+        mmr_pool: int | None = None,
+    ) -> list[list[Hit]]:
+        """As `retrieve_many`, without blocking the event loop."""
+        fetch = check_mmr(mmr_lambda, mmr_pool, k)
+        checked = check_queries(queries)
+        if not checked:
+            return []
+        worker, aencode = self.collection.worker, getattr(self.encoder, "aencode_queries", None)
+        vectors: npt.NDArray[np.float32]
+        if aencode is None:
+            vectors = await worker.arun(self.encoder.encode_queries, checked)
+        else:
+            vectors = await aencode(checked)
+        return await worker.arun(self._search, vectors, len(checked), k, fetch, mmr_lambda, where, where_document)
 
     def close(self) -> None:
         """Release the collection. An in-memory one is gone; the encoder is the caller's and stays."""
@@ -207,6 +255,28 @@ class ChromaIndex:
                 f"{self.encoder.dimension}; nothing of this batch was stored. Mend the encoder"
             )
         return vectors
+
+    def _search(
+        self,
+        vectors: npt.NDArray[np.float32],
+        rows: int,
+        k: int,
+        fetch: int,
+        mmr_lambda: float | None,
+        where: Where | None,
+        where_document: Where | None,
+    ) -> list[list[Hit]]:
+        found = self.collection.query(
+            vectors,
+            fetch,
+            rows=rows,
+            where=where,
+            where_document=where_document,
+            with_vectors=mmr_lambda is not None,
+        )
+        if mmr_lambda is not None:
+            found = [diverse(self.collection, items, k, mmr_lambda) for items in found]
+        return [self._hits(items) for items in found]
 
     def _hits(self, found: list[Found]) -> list[Hit]:
         hits = []
@@ -255,11 +325,3 @@ def _alike(left: npt.NDArray[np.float32], right: npt.NDArray[np.float32], metric
     if metric == "cosine":  # a store may have scaled them
         left, right = left / norms[0], right / norms[1]
     return float(np.linalg.norm(left - right)) < 0.14 * float(np.linalg.norm(right))  # 8 degrees
-
-
-def _checked(passage: Passage, position: int) -> Passage:
-    if not isinstance(passage, Passage):
-        raise InvalidInputError(
-            f"passages[{position}] must be a Passage, got {type(passage).__name__}; make one: Passage(id, text)"
-        )
-    return passage

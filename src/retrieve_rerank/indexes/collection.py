@@ -15,6 +15,7 @@ import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -22,6 +23,8 @@ import numpy.typing as npt
 
 from retrieve_rerank.checks import check_count, check_texts
 from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, RetrieveRerankError
+from retrieve_rerank.indexes.clauses import Where as Where  # other modules take it from here
+from retrieve_rerank.indexes.clauses import exact
 from retrieve_rerank.indexes.client import drop_collection, find_or_create, open_client, translated
 from retrieve_rerank.indexes.fingerprint import SPACES, Fingerprint, Identity, check_format, check_identity, to_metadata
 from retrieve_rerank.indexes.records import Record
@@ -33,7 +36,6 @@ if TYPE_CHECKING:
     from chromadb.api import ClientAPI
 
 Vectors = npt.NDArray[np.float32]
-Where = Mapping[str, Any]
 
 _READ_CHUNK = 10_000  # ids in one read; SQLite takes no more than about 32,000 variables
 _MOST = 2**31 - 1  # results; Chroma counts them in 32 bits
@@ -100,6 +102,10 @@ class ChromaCollection:
         self._process = os.getpid()
         self._lock = threading.RLock()
         self.worker = Worker(f"retrieve-rerank collection {name}")
+        # What opens it again, for pickling and for configurations that are written down.
+        self.folder: str | None = None
+        self.assume_compatible = assume_compatible
+        self._fingerprint = fingerprint
         private = handle is None and path is None and client is None
         self._opened = handle is None and client is None
         self._closed = False
@@ -111,6 +117,8 @@ class ChromaCollection:
             self._check(metric, fingerprint, assume_compatible=assume_compatible)
             return
         self.client = client if client is not None else open_client(path)
+        if path is not None:
+            self.folder = str(Path(path).expanduser().resolve())
         # Chroma's in-memory store is one for the whole process: two indexes must not meet in it.
         stored_name = f"{name[:400]}-{uuid.uuid4().hex}" if private else name
         with translated(f"collection {name!r}"):
@@ -134,6 +142,14 @@ class ChromaCollection:
             check_identity(self.name, found, metric, fingerprint)
         else:
             self.verified = True
+
+    def __reduce__(self) -> tuple[Callable[..., ChromaCollection], tuple[Any, ...]]:
+        if self.folder is None:
+            raise InvalidInputError(
+                f"collection {self.name!r} is in memory or a client's: it cannot be pickled or copied, as nothing says "
+                "where it is. Give it a directory"
+            )
+        return _reopened, (self.name, self.folder, self.metric, self._fingerprint, self.assume_compatible)
 
     @property
     def handle(self) -> chromadb.Collection:
@@ -243,8 +259,9 @@ class ChromaCollection:
                 return
             wanted = list(dict.fromkeys(check_ids(ids)))
             step = min(self.max_batch, _READ_CHUNK)
+            options = {"where": _filters(where, None)["where"]}
             for start in range(0, len(wanted), step):
-                self.handle.delete(ids=wanted[start : start + step], where=dict(where) if where else None)
+                self.handle.delete(ids=wanted[start : start + step], **options)
 
     def clear(self) -> None:
         """Delete every record; the collection, its metric and its encoder stay."""
@@ -309,14 +326,8 @@ class ChromaCollection:
         return results
 
     def similarity(self, distance: float) -> float:
-        """Return a distance as similarity, larger is better.
-
-        Cosine space: cosine similarity. Dot space: dot product. Euclidean space: 1 / (1 + distance), where Chroma
-        gives the squared distance.
-        """
-        if self.metric == "euclidean":
-            return 1.0 / (1.0 + math.sqrt(max(0.0, distance)))
-        return 1.0 - distance
+        """Return a distance as similarity, larger is better; see `to_similarity`."""
+        return to_similarity(distance, self.metric)
 
     def close(self) -> None:
         """End the worker, drop a private in-memory collection, and let go of a store that was opened here."""
@@ -351,6 +362,27 @@ class ChromaCollection:
         return array
 
 
+def _reopened(
+    name: str,
+    folder: str,
+    metric: Metric,
+    fingerprint: Fingerprint | None,
+    assume_compatible: bool,  # noqa: FBT001 - pickle gives positions
+) -> ChromaCollection:
+    return ChromaCollection(
+        name, path=folder, metric=metric, fingerprint=fingerprint, assume_compatible=assume_compatible
+    )
+
+
+def to_similarity(distance: float, metric: Metric) -> float:
+    """Return a distance of Chroma's as similarity, larger is better.
+
+    Cosine space: cosine similarity. Dot space: dot product. Euclidean space: 1 / (1 + distance), where Chroma gives the
+    squared distance.
+    """
+    return 1.0 / (1.0 + math.sqrt(max(0.0, distance))) if metric == "euclidean" else 1.0 - distance
+
+
 def check_ids(ids: Sequence[str]) -> list[str]:
     """Return `ids` as a list, or raise InvalidInputError if one is not a non-empty string."""
     wanted = check_texts(ids, "ids")
@@ -363,7 +395,11 @@ def _filters(where: Where | None, where_document: Where | None) -> dict[str, Any
     for name, value in (("where", where), ("where_document", where_document)):
         if value is not None and not isinstance(value, Mapping):
             raise InvalidInputError(f"{name} must be a mapping such as {{'source': 'atlas'}}, got {value!r}")
-    return {"where": dict(where) if where else None, "where_document": dict(where_document) if where_document else None}
+    # An empty one is no filter.
+    return {
+        "where": exact(where) if where else None,
+        "where_document": dict(where_document) if where_document else None,
+    }
 
 
 def _records(rows: Mapping[str, Any]) -> list[Record]:

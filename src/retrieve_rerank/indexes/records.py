@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,21 @@ class Record:
         """
         mine, theirs = (json.dumps(_comparable(record.metadata), sort_keys=True) for record in (self, stored))
         return self.text == stored.text and mine == theirs
+
+
+def check_passages(passages: Iterable[Passage]) -> None:
+    """Raise InvalidInputError if `passages` is no iterable of several."""
+    if isinstance(passages, (Passage, str)) or not isinstance(passages, Iterable):
+        raise InvalidInputError(f"passages must be an iterable of Passage, got {type(passages).__name__}")
+
+
+def check_passage(passage: Passage, position: int) -> Passage:
+    """Return `passage`, or raise InvalidInputError naming its position if it is none."""
+    if not isinstance(passage, Passage):
+        raise InvalidInputError(
+            f"passages[{position}] must be a Passage, got {type(passage).__name__}; make one: Passage(id, text)"
+        )
+    return passage
 
 
 def to_record(passage: Passage, bookkeeping: Mapping[str, str] | None = None) -> Record:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
+from string import Formatter
 from typing import Any
 
 import numpy as np
@@ -11,14 +14,18 @@ from langchain_core.cross_encoders import BaseCrossEncoder
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 
-from retrieve_rerank.errors import InvalidInputError, ModelError
-from retrieve_rerank.indexes.records import Record
+from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.indexes.records import Record, to_record
 from retrieve_rerank.models.bi_encoder import BiEncoder
 from retrieve_rerank.models.cross_encoder import CrossEncoder
+from retrieve_rerank.models.scales import scorer_name
 from retrieve_rerank.models.worker import Worker
 from retrieve_rerank.types import Encoder, Hit, Metric, Passage
 
 Vectors = npt.NDArray[np.float32]
+
+# What a re-ranking writes into a document's metadata, and the next one replaces.
+RERANK_KEYS = ("relevance_score", "rerank_logit", "rerank_rank", "rerank_degraded")
 
 # The names under which embedding classes keep what they embed with.
 _MODEL_NAMES = ("model_name", "model", "model_id", "deployment", "repo_id")
@@ -99,21 +106,16 @@ class LangChainCrossEncoder(BaseCrossEncoder):
 
 
 class PairScorer:
-    """LangChain's cross-encoder as our scorer. What it returns is taken as logits."""
+    """LangChain's cross-encoder as our scorer."""
 
     def __init__(self, cross_encoder: BaseCrossEncoder) -> None:
         self.cross_encoder = cross_encoder
+        self.model = scorer_name(cross_encoder)
 
-    def score(self, query: str, texts: Sequence[str]) -> Vectors:
-        """Return an array (len(texts),)."""
+    def score(self, query: str, texts: Sequence[str]) -> Any:
+        """Return one score a text."""
         # A list first: the stock class returns an array, or even a map object, where it promises a list.
-        scores = list(self.cross_encoder.score([(query, text) for text in texts]))
-        try:
-            return np.asarray(scores, dtype=np.float32)
-        except (ValueError, TypeError) as error:
-            raise ModelError(
-                f"{type(self.cross_encoder).__name__} must return one number a pair; its scores cannot be read: {error}"
-            ) from error
+        return list(self.cross_encoder.score([(query, text) for text in texts]))
 
 
 def to_encoder(embeddings: Embeddings) -> Encoder:
@@ -148,16 +150,17 @@ def to_hits(documents: Sequence[Document], texts: Sequence[str]) -> list[Hit]:
     return hits
 
 
-def as_candidates(documents: Sequence[Document], *, scored: bool) -> list[Document]:
+def as_candidates(documents: Sequence[Document], *, scored: bool, fused: bool = False) -> list[Document]:
     """Return a first stage's documents, marked with their ranks in it and free of an earlier search's scores.
 
     Args:
         documents: In the first stage's order.
         scored: Whether the stage wrote their `retrieval_score`; what a stored document says of itself is no score.
+        fused: The same for their `retrieval_ranks`.
     """
-    old = {"relevance_score", "rerank_logit", "rerank_rank", "retrieval_rank"} | (
-        set() if scored else {"retrieval_score"}
-    )
+    old = {*RERANK_KEYS, "retrieval_rank"} | (set() if scored else {"retrieval_score"})
+    if not fused:
+        old.add("retrieval_ranks")
     marked = []
     for rank, document in enumerate(checked_documents(documents), start=1):
         metadata = {key: value for key, value in document.metadata.items() if key not in old}
@@ -165,17 +168,27 @@ def as_candidates(documents: Sequence[Document], *, scored: bool) -> list[Docume
     return marked
 
 
-def to_reranked(document: Document, hit: Hit) -> Document:
-    """Return a copy of `document` with the hit's scores, as plain numbers, in its metadata."""
+def to_reranked(document: Document, hit: Hit, degraded: str | None = None) -> Document:
+    """Return a copy of `document` with the hit's scores, as plain numbers, in its metadata; None if it has none.
+
+    Args:
+        document: The document that the hit was made of.
+        hit: What became of it.
+        degraded: Why the call did not score everything; None if it did.
+    """
+    scored = hit.logit is not None
     scores: dict[str, Any] = {
-        "relevance_score": hit.score,
+        "relevance_score": hit.score if scored else None,
         "rerank_logit": hit.logit,
         "rerank_rank": hit.rank,
         "retrieval_rank": hit.retrieval_rank,
     }
     if hit.retrieval_score is not None:
         scores["retrieval_score"] = hit.retrieval_score
-    return with_metadata(document, scores)
+    if degraded is not None:
+        scores["rerank_degraded"] = degraded
+    kept = {key: value for key, value in document.metadata.items() if key not in RERANK_KEYS}
+    return document.model_copy(update={"metadata": {**kept, **scores}})
 
 
 def with_metadata(document: Document, extra: Mapping[str, Any]) -> Document:
@@ -189,7 +202,32 @@ def to_document(record: Record) -> Document:
     return Document(page_content=passage.text, metadata=dict(passage.metadata), id=passage.id)
 
 
-def checked_documents(documents: Sequence[Document]) -> list[Document]:
+def new_records(
+    texts: Iterable[str],
+    metadatas: Iterable[dict[str, Any]] | None,
+    ids: Iterable[str | None] | None,
+    made: list[str],
+) -> Iterator[Record]:
+    """Yield one record a text, writing its id into `made`."""
+    if isinstance(texts, str):
+        raise InvalidInputError("texts must be an iterable of strings, got a single str; wrap it: [...]")
+    missing = object()
+    columns = [column for column in (metadatas, ids) if column is not None]
+    for position, (text, *rest) in enumerate(zip_longest(texts, *columns, fillvalue=missing)):
+        if any(item is missing for item in (text, *rest)):
+            raise InvalidInputError(
+                f"texts, metadatas and ids must be equally long, but one of them ends after {position} items"
+            )
+        metadata: Any = rest.pop(0) if metadatas is not None else None
+        id_: Any = rest.pop(0) if ids is not None else None
+        if not isinstance(text, str):
+            raise InvalidInputError(f"texts[{position}] must be a string, got {type(text).__name__}")
+        passage = Passage(str(uuid.uuid4()) if id_ is None else id_, text, metadata or {})
+        made.append(passage.id)
+        yield to_record(passage)
+
+
+def checked_documents(documents: Iterable[Document]) -> list[Document]:
     """Return `documents` as a list, or raise InvalidInputError naming the first item that is none."""
     if isinstance(documents, (str, Document)) or not isinstance(documents, Iterable):
         raise InvalidInputError(f"documents must be a list of Document, got one {type(documents).__name__}")
@@ -198,6 +236,20 @@ def checked_documents(documents: Sequence[Document]) -> list[Document]:
         if not isinstance(item, Document):
             raise InvalidInputError(f"documents[{position}] must be a Document, got {type(item).__name__}")
     return items
+
+
+def check_template(template: str | None) -> str | None:
+    """Return `template`, or raise InvalidInputError if it cannot be filled from any metadata."""
+    try:
+        names = [name for _, name, _, _ in Formatter().parse(template or "") if name is not None]
+    except ValueError as error:
+        raise InvalidInputError(f"text_template {template!r} cannot be read: {error}") from error
+    if wrong := [name for name in names if not name.isidentifier()]:
+        raise InvalidInputError(
+            f"text_template {template!r} may name metadata keys and page_content only, such as '{{title}}. "
+            f"{{page_content}}'; got {wrong[0]!r}"
+        )
+    return template
 
 
 def render(document: Document, template: str | None) -> str:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from langchain_core.documents import Document
 from langchain_core.vectorstores import VectorStore
-from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
-from retrieve_rerank.checks import check_count, check_query
+from retrieve_rerank.checks import check_count, check_queries, check_query
 from retrieve_rerank.errors import InvalidInputError
-from retrieve_rerank.indexes.collection import ChromaCollection, Found, Vectors, Where
+from retrieve_rerank.indexes.clauses import Where
+from retrieve_rerank.indexes.collection import ChromaCollection, Found, Vectors
+from retrieve_rerank.indexes.mmr import check_diversity, most_diverse, similarity_of
 from retrieve_rerank.langchain._convert import to_document
 from retrieve_rerank.types import Encoder, Metric
 
@@ -42,7 +43,8 @@ class ChromaSearch(VectorStore):
         Args:
             query: Not empty.
             k: How many at most.
-            filter: Chroma's filter on metadata, such as `{"source": "atlas"}`.
+            filter: Chroma's filter on metadata, such as `{"source": "atlas"}`. Numbers compare exactly. For a value
+                from outside write `{"user": {"$eq": value}}`, which takes no operator.
             where_document: Chroma's filter on the text, such as `{"$contains": "France"}`.
             **kwargs: None is known; an unknown one raises.
         """
@@ -130,7 +132,7 @@ class ChromaSearch(VectorStore):
             query: Not empty.
             k: How many at most.
             fetch_k: How many nearest documents to choose from.
-            lambda_mult: 1 looks at nearness only, 0 at diversity only.
+            lambda_mult: 1 looks at nearness only, 0 at diversity only. Both are by the cosine, as in LangChain.
             filter: Chroma's filter on metadata.
             where_document: Chroma's filter on the text.
             **kwargs: None is known; an unknown one raises.
@@ -202,16 +204,23 @@ class ChromaSearch(VectorStore):
             )
         return self._encoder
 
+    def embed_queries(self, queries: Sequence[str]) -> Vectors:
+        """Return an array (len(queries), dimension)."""
+        return self._needed_encoder().encode_queries(check_queries(queries))
+
+    async def aembed_queries(self, queries: Sequence[str]) -> Vectors:
+        """As `embed_queries`, without blocking the event loop."""
+        aencode = getattr(self._needed_encoder(), "aencode_queries", None)
+        if aencode is None:
+            return await self.collection.worker.arun(self.embed_queries, queries)
+        vectors: Vectors = await aencode(check_queries(queries))
+        return vectors
+
     def _embed(self, query: str) -> Vectors:
-        return self._needed_encoder().encode_queries([check_query(query)])
+        return self.embed_queries([check_query(query)])
 
     async def _aembed(self, query: str) -> Vectors:
-        encoder = self._needed_encoder()
-        aencode = getattr(encoder, "aencode_queries", None)
-        if aencode is None:
-            return await self.collection.worker.arun(self._embed, query)
-        vectors: Vectors = await aencode([check_query(query)])
-        return vectors
+        return await self.aembed_queries([check_query(query)])
 
     def _found(
         self,
@@ -237,11 +246,13 @@ def _with_distance(found: list[Found]) -> list[tuple[Document, float]]:
 
 def _diverse(vector: Vectors, found: list[Found], k: int, lambda_mult: float) -> list[Document]:
     check_count(k, "k")
+    check_diversity(lambda_mult, "lambda_mult")
     if not found:
         return []
-    vectors: list[Any] = [item.vector for item in found]
-    chosen = maximal_marginal_relevance(vector[0], vectors, lambda_mult=lambda_mult, k=min(k, len(found)))
-    return [to_document(found[position].record) for position in chosen]
+    # By the cosine, whatever the collection's metric: what LangChain's stores do.
+    vectors, similarity = np.stack([cast(Vectors, item.vector) for item in found]), similarity_of("cosine")
+    chosen = most_diverse(found, vectors, similarity(vectors, vector[0]), similarity, k, lambda_mult)
+    return [to_document(item.record) for item in chosen]
 
 
 def refuse(options: dict[str, Any]) -> None:

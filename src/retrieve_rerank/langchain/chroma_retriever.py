@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
-from pydantic import ConfigDict, field_validator
+from langchain_core.runnables import RunnableConfig
+from pydantic import ConfigDict, field_serializer, field_validator
 
-from retrieve_rerank.checks import check_count
-from retrieve_rerank.indexes.collection import Where
-from retrieve_rerank.langchain._convert import with_metadata
+from retrieve_rerank.checks import check_count, check_query
+from retrieve_rerank.indexes.clauses import Where
+from retrieve_rerank.indexes.collection import Found
+from retrieve_rerank.indexes.mmr import check_diversity
+from retrieve_rerank.langchain._convert import to_document, with_metadata
+from retrieve_rerank.langchain._dense import DenseSearch, Together
+from retrieve_rerank.langchain._travel import packed, unpacked, written
 from retrieve_rerank.langchain.vectorstore import ChromaVectorStore
+
+_SEARCH_OPTIONS = ("k", "filter", "where_document", "lambda_mult", "fetch_k")
 
 
 class ChromaRetriever(BaseRetriever):
@@ -26,6 +34,13 @@ class ChromaRetriever(BaseRetriever):
         filter: Chroma's filter on metadata; `invoke(query, filter=…)` overrides it.
         score_threshold: Documents whose retrieval score is below are left out. It is a similarity on the metric's own
             scale: cosine in [-1, 1], a dot product, or 1 / (1 + distance).
+        lambda_mult: Find documents that are near to the query and unlike one another, by maximal marginal relevance:
+            the weight of nearness against novelty in [0, 1], both by the collection's metric. The order is that in
+            which they were chosen. `invoke(query, lambda_mult=…)` overrides it.
+        fetch_k: How many of the nearest to choose from, where `lambda_mult` is given; None is 4 * `k`.
+
+    `batch` and `abatch` search all queries in one go, and embed them in one go where the embeddings are
+    `BiEncoderEmbeddings`; every query is a run of its own all the same.
 
     The documents are copies whose metadata has `retrieval_score` (larger is better) and `retrieval_rank` (1-based).
 
@@ -42,15 +57,48 @@ class ChromaRetriever(BaseRetriever):
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
+    score_key: ClassVar[str] = "retrieval_score"  # see `first_stage`
+
     vectorstore: ChromaVectorStore
     k: int = 100
     filter: Mapping[str, Any] | None = None
     score_threshold: float | None = None
+    lambda_mult: float | None = None
+    fetch_k: int | None = None
+
+    @field_validator("vectorstore", mode="before")
+    @classmethod
+    def _vectorstore(cls, value: object) -> object:
+        return unpacked(value)
+
+    @field_serializer("vectorstore", when_used="json")
+    def _written(self, value: object) -> Any:
+        return written(value)
+
+    @classmethod
+    def is_lc_serializable(cls) -> bool:
+        """Whether `dumpd` writes this down; `retrieve_rerank.langchain.load` reads it."""
+        return True
+
+    @property
+    def lc_attributes(self) -> dict[str, Any]:
+        """What `dumpd` writes instead of the fields of these names."""
+        return {"vectorstore": packed(self.vectorstore)}
 
     @field_validator("k", mode="before")
     @classmethod
     def _k(cls, value: int) -> int:
         return check_count(value, "k")
+
+    @field_validator("fetch_k", mode="before")
+    @classmethod
+    def _fetch_k(cls, value: int | None) -> int | None:
+        return None if value is None else check_count(value, "fetch_k")
+
+    @field_validator("lambda_mult", mode="before")
+    @classmethod
+    def _lambda_mult(cls, value: float | None) -> float | None:
+        return None if value is None else check_diversity(value, "lambda_mult")
 
     @classmethod
     def from_texts(
@@ -103,6 +151,35 @@ class ChromaRetriever(BaseRetriever):
         """Delete documents by id; ids that are not stored are no error."""
         self.vectorstore.delete(ids)
 
+    def batch(
+        self,
+        inputs: list[str],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[list[Document]]:
+        """As `invoke` for each query, each a run of its own; embedded and searched in one go."""
+        together = self.together(inputs, kwargs)
+        return super().batch(inputs, config, return_exceptions=return_exceptions, together=together, **kwargs)
+
+    async def abatch(
+        self,
+        inputs: list[str],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[list[Document]]:
+        """As `batch`, without blocking the event loop."""
+        together = self.together(inputs, kwargs)
+        return await super().abatch(inputs, config, return_exceptions=return_exceptions, together=together, **kwargs)
+
+    def together(self, queries: list[str], options: Mapping[str, Any]) -> Together:
+        """Return a search of many queries, each of which then is one `invoke` with these options."""
+        known = {name: value for name, value in options.items() if name in _SEARCH_OPTIONS}
+        return Together(partial(self._search, **known), queries)
+
     def _get_relevant_documents(
         self,
         query: str,
@@ -112,11 +189,14 @@ class ChromaRetriever(BaseRetriever):
         filter: Where | None = None,
         where_document: Where | None = None,
         score_threshold: float | None = None,
+        lambda_mult: float | None = None,
+        fetch_k: int | None = None,
+        together: Together | None = None,
     ) -> list[Document]:
-        scored = self.vectorstore.similarity_search_with_score(
-            query, self.k if k is None else k, self.filter if filter is None else filter, where_document
-        )
-        return self._scored(scored, score_threshold)
+        if together is not None:
+            return self._scored(together.found(query), score_threshold)
+        search = self._search(k, filter, where_document, lambda_mult, fetch_k)
+        return self._scored(search.run([check_query(query)])[0], score_threshold)
 
     async def _aget_relevant_documents(
         self,
@@ -127,11 +207,31 @@ class ChromaRetriever(BaseRetriever):
         filter: Where | None = None,
         where_document: Where | None = None,
         score_threshold: float | None = None,
+        lambda_mult: float | None = None,
+        fetch_k: int | None = None,
+        together: Together | None = None,
     ) -> list[Document]:
-        scored = await self.vectorstore.asimilarity_search_with_score(
-            query, self.k if k is None else k, self.filter if filter is None else filter, where_document
+        if together is not None:
+            return self._scored(await together.afound(query), score_threshold)
+        search = self._search(k, filter, where_document, lambda_mult, fetch_k)
+        return self._scored((await search.arun([check_query(query)]))[0], score_threshold)
+
+    def _search(
+        self,
+        k: int | None = None,
+        filter: Where | None = None,
+        where_document: Where | None = None,
+        lambda_mult: float | None = None,
+        fetch_k: int | None = None,
+    ) -> DenseSearch:
+        return DenseSearch(
+            self.vectorstore,
+            check_count(self.k if k is None else k, "k"),
+            self.filter if filter is None else filter,
+            where_document,
+            self.lambda_mult if lambda_mult is None else check_diversity(lambda_mult, "lambda_mult"),
+            self.fetch_k if fetch_k is None else check_count(fetch_k, "fetch_k"),
         )
-        return self._scored(scored, score_threshold)
 
     def _get_ls_params(self, **kwargs: Any) -> LangSmithRetrieverParams:
         params = super()._get_ls_params(**kwargs)
@@ -140,11 +240,12 @@ class ChromaRetriever(BaseRetriever):
             params["ls_embedding_provider"] = type(self.vectorstore.embeddings).__name__
         return params
 
-    def _scored(self, found: list[tuple[Document, float]], score_threshold: float | None) -> list[Document]:
+    def _scored(self, found: list[Found], score_threshold: float | None) -> list[Document]:
         threshold = self.score_threshold if score_threshold is None else score_threshold
         documents = []
-        for rank, (document, distance) in enumerate(found, start=1):
-            score = self.vectorstore.collection.similarity(distance)
+        for rank, item in enumerate(found, start=1):
+            score = self.vectorstore.collection.similarity(item.distance)
             if threshold is None or score >= threshold:
-                documents.append(with_metadata(document, {"retrieval_score": score, "retrieval_rank": rank}))
+                marks = {"retrieval_score": score, "retrieval_rank": rank}
+                documents.append(with_metadata(to_document(item.record), marks))
         return documents

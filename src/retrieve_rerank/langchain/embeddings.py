@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from langchain_core.embeddings import Embeddings
 from langchain_core.load import Serializable
-from pydantic import AliasChoices, ConfigDict, Field, PrivateAttr, field_validator
+from pydantic import AliasChoices, ConfigDict, Field, PrivateAttr, field_serializer, field_validator
 
+from retrieve_rerank.langchain._travel import packed, unpacked, written
 from retrieve_rerank.models.backend import Backend
 from retrieve_rerank.models.bi_encoder import BiEncoder
 from retrieve_rerank.models.precision import Precision
@@ -53,13 +54,32 @@ class BiEncoderEmbeddings(Serializable, Embeddings):
     normalize: bool | None = None
     truncate_dim: int | None = None
     max_length: int | None = None
+    batch_tokens: int | None = None
 
     _encoder: BiEncoder = PrivateAttr()
 
     @field_validator("model", mode="before")
     @classmethod
-    def _path_as_text(cls, value: object) -> object:
-        return os.fspath(value) if isinstance(value, os.PathLike) else value
+    def _model(cls, value: object) -> object:
+        return os.fspath(value) if isinstance(value, os.PathLike) else unpacked(value)
+
+    @field_serializer("model", when_used="json")
+    def _written(self, value: object) -> Any:
+        return written(value)
+
+    @classmethod
+    def is_lc_serializable(cls) -> bool:
+        """Whether `dumpd` writes this down; `retrieve_rerank.langchain.load` reads it."""
+        return True
+
+    @property
+    def lc_attributes(self) -> dict[str, Any]:
+        """What `dumpd` writes instead of the fields of these names."""
+        return {"model": packed(self.model)}
+
+    def __getstate__(self) -> dict[Any, Any]:
+        state = super().__getstate__()
+        return {**state, "__dict__": {**state["__dict__"], "token": None}}  # no secret in a pickle
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Return a copy; one with other settings has an encoder of its own."""

@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from string import Formatter
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, cast
 
 from langchain_core.callbacks import Callbacks
 from langchain_core.cross_encoders import BaseCrossEncoder
 from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.load import Serializable
-from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
-from pydantic import ConfigDict, PrivateAttr, field_validator
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
+from pydantic import ConfigDict, PrivateAttr, field_serializer, field_validator
+from typing_extensions import TypedDict
 
-from retrieve_rerank.checks import check_count, check_query, check_threshold
+from retrieve_rerank.checks import check_count, check_query, check_seconds, check_threshold
 from retrieve_rerank.errors import InvalidInputError
-from retrieve_rerank.langchain._convert import PairScorer, checked_documents, render, to_hits, to_reranked
-from retrieve_rerank.models.cross_encoder import CrossEncoder
-from retrieve_rerank.models.ranking import Ranker, ScorerRanker
-from retrieve_rerank.types import Hit
+from retrieve_rerank.langchain._convert import (
+    LangChainCrossEncoder,
+    PairScorer,
+    check_template,
+    checked_documents,
+    render,
+    to_hits,
+    to_reranked,
+)
+from retrieve_rerank.langchain._travel import packed, unpacked, written
+from retrieve_rerank.models.cross_encoder import MAX_WINDOWS, CrossEncoder, LongPassages
+from retrieve_rerank.models.ranking import Ranker, as_ranker
+from retrieve_rerank.models.scales import Scale
+from retrieve_rerank.retrieval.second_stage import OnError, Reranked, SecondStage
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -37,15 +47,31 @@ class CrossEncoderReranker(Serializable, BaseDocumentCompressor):
 
     Args:
         model: A cross-encoder's hub name or folder; a `retrieve_rerank.CrossEncoder`, to set its device or precision
-            or to share one; or any `BaseCrossEncoder`, whose scores are taken as logits.
+            or to share one; or any `BaseCrossEncoder`.
         top_n: How many documents to keep; None keeps all.
-        score_threshold: Documents whose relevance score is below are left out; 0.0 leaves out none.
+        score_threshold: Documents whose relevance score is below are left out; 0.0 leaves out none. Documents that the
+            model did not score stay.
+        long_passages: What is done with a document that is longer than the model reads: "truncate" scores its
+            beginning, "windows" the best of overlapping windows. For a model given by name, as is the next.
+        max_windows: How many windows of one document are scored at most.
         text_template: What the model reads of a document, such as "{title}. {page_content}", filled from the
-            metadata; None reads the page content.
+            metadata, whose keys every document must have; None reads the page content.
+        time_budget: Seconds that a call may take, never more than one batch over. Documents that were not scored in
+            time follow those that were.
+        on_error: What happens when the model cannot be loaded or fails. "raise" raises the cause; "retrieval_order"
+            gives the documents in the order given, marked, with a `DegradedWarning`. Arguments that cannot be used
+            raise in any case.
+        scores: What a `BaseCrossEncoder` that is not ours returns: "logits", or "probabilities" in [0, 1], as
+            langchain-community's `HuggingFaceCrossEncoder` does for most models.
 
     The result holds copies, best first. Their metadata has, beside what was there, `relevance_score` (in [0, 1], means
     the same for every model), `rerank_logit`, `rerank_rank` and `retrieval_rank` (1-based), and `retrieval_score` where
     the first stage gave one; documents that carry a `retrieval_rank` already keep it. `Document.id` stays.
+    `rerank_degraded` is there only where the call did not score everything, and says why; the scores of documents that
+    were not scored are None then.
+
+    The call is a run of its own in a trace. Its outputs are the documents and `model`, `precision`, `candidates`,
+    `scored`, `truncated`, `seconds` and `degraded`.
 
     Example:
         >>> from langchain_core.documents import Document
@@ -62,14 +88,24 @@ class CrossEncoderReranker(Serializable, BaseDocumentCompressor):
     model: str | CrossEncoder | BaseCrossEncoder = "cross-encoder/ms-marco-MiniLM-L6-v2"
     top_n: int | None = 5
     score_threshold: float | None = None
+    long_passages: LongPassages = "truncate"
+    max_windows: int = MAX_WINDOWS
     text_template: str | None = None
+    time_budget: float | None = None
+    on_error: OnError = "raise"
+    scores: Scale = "logits"
 
     _ranker: Ranker = PrivateAttr()
 
     @field_validator("model", mode="before")
     @classmethod
-    def _path_as_text(cls, value: object) -> object:
-        return os.fspath(value) if isinstance(value, os.PathLike) else value
+    def _model(cls, value: object) -> object:
+        return os.fspath(value) if isinstance(value, os.PathLike) else unpacked(value)
+
+    @field_validator("max_windows", mode="before")
+    @classmethod
+    def _max_windows(cls, value: int) -> int:
+        return check_count(value, "max_windows")
 
     @field_validator("top_n", mode="before")
     @classmethod
@@ -81,34 +117,51 @@ class CrossEncoderReranker(Serializable, BaseDocumentCompressor):
     def _score_threshold(cls, value: float | None) -> float | None:
         return check_threshold(value)
 
+    @field_validator("time_budget", mode="before")
+    @classmethod
+    def _time_budget(cls, value: float | None) -> float | None:
+        return check_seconds(value, "time_budget")
+
     @field_validator("text_template")
     @classmethod
     def _text_template(cls, value: str | None) -> str | None:
-        try:
-            names = [name for _, name, _, _ in Formatter().parse(value or "") if name is not None]
-        except ValueError as error:
-            raise InvalidInputError(f"text_template {value!r} cannot be read: {error}") from error
-        if wrong := [name for name in names if not name.isidentifier()]:
-            raise InvalidInputError(
-                f"text_template {value!r} may name metadata keys and page_content only, such as '{{title}}. "
-                f"{{page_content}}'; got {wrong[0]!r}"
-            )
-        return value
+        return check_template(value)
+
+    @field_serializer("model", when_used="json")
+    def _written(self, value: object) -> Any:
+        return written(value)
+
+    @classmethod
+    def is_lc_serializable(cls) -> bool:
+        """Whether `dumpd` writes this down; `retrieve_rerank.langchain.load` reads it."""
+        return True
+
+    @property
+    def lc_attributes(self) -> dict[str, Any]:
+        """What `dumpd` writes instead of the fields of these names."""
+        return {"model": packed(self.model)}
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """Return a copy; one with another model ranks with that."""
+        """Return a copy; one with another model, or another way to use it, ranks with that."""
         copied = super().model_copy(update=update, deep=deep)
-        if update and "model" in update:
+        if update and {"model", "scores", "long_passages", "max_windows"} & set(update):
             copied.model_post_init(None)
         return copied
 
     def model_post_init(self, context: Any, /) -> None:
         """Build what ranks; a model given by name loads at its first use."""
         super().model_post_init(context)
-        if isinstance(self.model, BaseCrossEncoder):
-            self._ranker = ScorerRanker(PairScorer(self.model))
-        else:
-            self._ranker = self.model if isinstance(self.model, CrossEncoder) else CrossEncoder(self.model)
+        model = self.model.cross_encoder if isinstance(self.model, LangChainCrossEncoder) else self.model
+        if isinstance(model, str):
+            made = CrossEncoder(model, long_passages=self.long_passages, max_windows=self.max_windows)
+            self._ranker = as_ranker(made, self.scores)
+            return
+        if (self.long_passages, self.max_windows) != ("truncate", MAX_WINDOWS):
+            raise InvalidInputError(
+                "long_passages and max_windows can be given with a model's name only; set them where the "
+                f"{type(model).__name__} is made"
+            )
+        self._ranker = as_ranker(PairScorer(model) if isinstance(model, BaseCrossEncoder) else model, self.scores)
 
     def compress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
@@ -128,36 +181,100 @@ class CrossEncoderReranker(Serializable, BaseDocumentCompressor):
         return await self.as_runnable().ainvoke({"query": query, "documents": documents}, {"callbacks": callbacks})
 
     def as_runnable(
-        self, *, top_n: int | None = None, score_threshold: float | None = None
+        self,
+        *,
+        top_n: int | None = None,
+        score_threshold: float | None = None,
+        time_budget: float | None = None,
+        on_error: OnError | None = None,
     ) -> Runnable[RerankInput, list[Document]]:
         """Return a step for a chain: `{"query": …, "documents": […]}` in, the best documents out.
 
         Args:
-            top_n: Instead of the re-ranker's own; None keeps that.
-            score_threshold: Instead of the re-ranker's own; None keeps that.
+            top_n: Instead of the re-ranker's own; None keeps that. So are the three below.
+            score_threshold: As for the class.
+            time_budget: As for the class.
+            on_error: As for the class.
         """
-        limit = self.top_n if top_n is None else check_count(top_n, "top_n")
-        threshold = self.score_threshold if score_threshold is None else check_threshold(score_threshold)
+        changed = {
+            name: value
+            for name, value in {
+                "top_n": None if top_n is None else check_count(top_n, "top_n"),
+                "score_threshold": check_threshold(score_threshold),
+                "time_budget": check_seconds(time_budget, "time_budget"),
+                "on_error": on_error,
+            }.items()
+            if value is not None
+        }
+        step = RerankStep(reranker=self.model_copy(update=changed) if changed else self)
+        step.reranker.second_stage()  # whose checks say now what cannot be used
+        return step
 
-        def rerank(job: RerankInput, config: RunnableConfig) -> list[Document]:
-            documents, hits = self._prepare(job)
-            ranked = self._ranker.rank(job["query"], hits, top_n=limit, score_threshold=threshold)
-            return _documents(documents, ranked)
+    def second_stage(self) -> SecondStage:
+        """Return how this re-ranker ranks, without LangChain."""
+        return SecondStage(self._ranker, self.top_n, self.score_threshold, self.time_budget, self.on_error)
 
-        async def arerank(job: RerankInput, config: RunnableConfig) -> list[Document]:
-            documents, hits = self._prepare(job)
-            ranked = await self._ranker.arank(job["query"], hits, top_n=limit, score_threshold=threshold)
-            return _documents(documents, ranked)
 
-        return RunnableLambda(rerank, arerank, name=type(self).__name__)
+class RerankStep(RunnableSerializable[RerankInput, list[Document]]):
+    """A `CrossEncoderReranker` as a step of a chain; made by its `as_runnable`."""
 
-    def _prepare(self, job: RerankInput) -> tuple[list[Document], list[Hit]]:
+    reranker: CrossEncoderReranker
+
+    @classmethod
+    def is_lc_serializable(cls) -> bool:
+        """Whether `dumpd` writes this down."""
+        return True
+
+    def get_name(self, suffix: str | None = None, *, name: str | None = None) -> str:
+        """Return what traces call it: the re-ranker's class."""
+        return super().get_name(suffix, name=name or self.name or type(self.reranker).__name__)
+
+    def invoke(
+        self, input: RerankInput, config: RunnableConfig | None = None, *, spent: float = 0.0, **kwargs: Any
+    ) -> list[Document]:
+        """Return copies of the best documents.
+
+        Args:
+            input: The query and the documents.
+            config: LangChain's.
+            spent: Seconds of the time budget that are gone already.
+            **kwargs: LangChain's; none is known.
+        """
+        # The run ends with the facts beside the documents: they are known at its end only.
+        rerank: Any = self._rerank
+        outputs: Any = self._call_with_config(rerank, input, config, spent=spent)
+        return cast("list[Document]", outputs["documents"])
+
+    async def ainvoke(
+        self, input: RerankInput, config: RunnableConfig | None = None, *, spent: float = 0.0, **kwargs: Any
+    ) -> list[Document]:
+        """As `invoke`, without blocking the event loop."""
+        rerank: Any = self._arerank
+        outputs: Any = await self._acall_with_config(rerank, input, config, spent=spent)
+        return cast("list[Document]", outputs["documents"])
+
+    def _rerank(self, job: RerankInput, *, spent: float) -> dict[str, Any]:
+        documents, texts = self._prepare(job)
+        return _outputs(
+            documents, self.reranker.second_stage().run(job["query"], to_hits(documents, texts), spent=spent)
+        )
+
+    async def _arerank(self, job: RerankInput, *, spent: float) -> dict[str, Any]:
+        documents, texts = self._prepare(job)
+        return _outputs(
+            documents, await self.reranker.second_stage().arun(job["query"], to_hits(documents, texts), spent=spent)
+        )
+
+    def _prepare(self, job: RerankInput) -> tuple[list[Document], list[str]]:
         if not isinstance(job, Mapping) or not {"query", "documents"} <= set(job):
             raise InvalidInputError(f"expected a mapping with 'query' and 'documents', got {job!r:.200}")
         check_query(job["query"])
         documents = checked_documents(job["documents"])
-        return documents, to_hits(documents, [render(document, self.text_template) for document in documents])
+        return documents, [render(document, self.reranker.text_template) for document in documents]
 
 
-def _documents(documents: list[Document], ranked: list[Hit]) -> list[Document]:
-    return [to_reranked(documents[int(hit.passage.id)], hit) for hit in ranked]
+def _outputs(documents: list[Document], reranked: Reranked) -> dict[str, Any]:
+    return {
+        "documents": [to_reranked(documents[int(hit.passage.id)], hit, reranked.degraded) for hit in reranked.hits],
+        **reranked.facts(),
+    }

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
-from langchain_core.runnables import Runnable
+from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.vectorstores import VectorStore
-from pydantic import ConfigDict, field_validator
+from pydantic import ConfigDict, field_serializer, field_validator
 
-from retrieve_rerank.checks import check_count, check_query, check_threshold
+from retrieve_rerank.checks import check_count, check_query, check_seconds, check_threshold
 from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.langchain._travel import packed, unpacked, written
+from retrieve_rerank.langchain.chroma_retriever import ChromaRetriever
 from retrieve_rerank.langchain.first_stage import FirstStage, first_stage
+from retrieve_rerank.langchain.fusion import afind, find
 from retrieve_rerank.langchain.reranker import CrossEncoderReranker
 from retrieve_rerank.models.cross_encoder import CrossEncoder
+from retrieve_rerank.retrieval.second_stage import OnError
 
 
 class RetrieveRerankRetriever(BaseRetriever):
@@ -29,6 +35,16 @@ class RetrieveRerankRetriever(BaseRetriever):
         top_n: How many documents to return at most; `invoke(query, top_n=…)` overrides it. The re-ranker's own `top_n`
             is not used.
         score_threshold: Documents whose relevance score is below are left out; None takes the re-ranker's own.
+        time_budget: Seconds that the whole search may take: what the first stage leaves is the re-ranker's, whose own
+            budget is not used then. The first stage is never cut off. None takes the re-ranker's own, for the
+            re-ranking alone; `invoke(query, time_budget=…)` overrides it.
+        on_error: What happens when the re-ranking fails, as in `CrossEncoderReranker`; None takes the re-ranker's own.
+            A first stage that fails raises in any case.
+
+    `invoke(query, rewrites=[…])` gives the query in other words, too: the first stage looks for each of them, and what
+    they find is fused (see `retrieve_rerank.fuse`; documents without ids by their text). The query itself decides the
+    re-ranking.
+    `batch` searches all queries in one go where the first stage is a `ChromaVectorStore` or a `ChromaRetriever`.
 
     Other options of `invoke`, such as `filter=…`, go to the first stage. The first stage and the re-ranking are traced
     as runs under the retriever's run. For the result's metadata see `CrossEncoderReranker`.
@@ -52,10 +68,13 @@ class RetrieveRerankRetriever(BaseRetriever):
     fetch_k: int = 100
     top_n: int = 5
     score_threshold: float | None = None
+    time_budget: float | None = None
+    on_error: OnError | None = None
 
     @field_validator("base_retriever", mode="before")
     @classmethod
     def _base_retriever(cls, value: object) -> object:
+        value = unpacked(value)
         if not isinstance(value, (Runnable, VectorStore)):
             raise InvalidInputError(
                 f"base_retriever must be a LangChain retriever or vector store, got {type(value).__name__}"
@@ -77,6 +96,48 @@ class RetrieveRerankRetriever(BaseRetriever):
     def _score_threshold(cls, value: float | None) -> float | None:
         return check_threshold(value)
 
+    @field_validator("time_budget", mode="before")
+    @classmethod
+    def _time_budget(cls, value: float | None) -> float | None:
+        return check_seconds(value, "time_budget")
+
+    @field_serializer("base_retriever", when_used="json")
+    def _written(self, value: object) -> Any:
+        return written(value)
+
+    @classmethod
+    def is_lc_serializable(cls) -> bool:
+        """Whether `dumpd` writes this down; `retrieve_rerank.langchain.load` reads it."""
+        return True
+
+    @property
+    def lc_attributes(self) -> dict[str, Any]:
+        """What `dumpd` writes instead of the fields of these names."""
+        return {"base_retriever": packed(self.base_retriever)}
+
+    def batch(
+        self,
+        inputs: list[str],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[list[Document]]:
+        """As `invoke` for each query, each a run of its own; see the class for what is done in one go."""
+        return super().batch(inputs, config, return_exceptions=return_exceptions, **self._together(inputs, kwargs))
+
+    async def abatch(
+        self,
+        inputs: list[str],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[list[Document]]:
+        """As `batch`, without blocking the event loop."""
+        options = self._together(inputs, kwargs)
+        return await super().abatch(inputs, config, return_exceptions=return_exceptions, **options)
+
     def _get_relevant_documents(
         self,
         query: str,
@@ -85,13 +146,20 @@ class RetrieveRerankRetriever(BaseRetriever):
         top_n: int | None = None,
         fetch_k: int | None = None,
         score_threshold: float | None = None,
+        time_budget: float | None = None,
+        rewrites: Sequence[str] = (),
         **first_stage_options: Any,
     ) -> list[Document]:
         check_query(query)
         stage = self._first_stage(fetch_k, first_stage_options)
-        rerank = self._second_stage(top_n, score_threshold)
-        candidates = stage.invoke(query, run_manager.get_child("retrieve"))
-        return rerank.invoke({"query": query, "documents": candidates}, {"callbacks": run_manager.get_child("rerank")})
+        rerank = self._second_stage(top_n, score_threshold, time_budget)
+        start = time.perf_counter()
+        candidates = find(stage, query, rewrites, run_manager.get_child("retrieve"))
+        return rerank.invoke(
+            {"query": query, "documents": candidates},
+            {"callbacks": run_manager.get_child("rerank")},
+            spent=self._spent(start, time_budget),
+        )
 
     async def _aget_relevant_documents(
         self,
@@ -101,20 +169,47 @@ class RetrieveRerankRetriever(BaseRetriever):
         top_n: int | None = None,
         fetch_k: int | None = None,
         score_threshold: float | None = None,
+        time_budget: float | None = None,
+        rewrites: Sequence[str] = (),
         **first_stage_options: Any,
     ) -> list[Document]:
         check_query(query)
         stage = self._first_stage(fetch_k, first_stage_options)
-        rerank = self._second_stage(top_n, score_threshold)
-        candidates = await stage.ainvoke(query, run_manager.get_child("retrieve"))
+        rerank = self._second_stage(top_n, score_threshold, time_budget)
+        start = time.perf_counter()
+        candidates = await afind(stage, query, rewrites, run_manager.get_child("retrieve"))
         return await rerank.ainvoke(
-            {"query": query, "documents": candidates}, {"callbacks": run_manager.get_child("rerank")}
+            {"query": query, "documents": candidates},
+            {"callbacks": run_manager.get_child("rerank")},
+            spent=self._spent(start, time_budget),
         )
 
-    def _second_stage(self, top_n: int | None, score_threshold: float | None) -> Runnable[Any, list[Document]]:
-        limit = self.top_n if top_n is None else check_count(top_n, "top_n")
-        threshold = self.score_threshold if score_threshold is None else score_threshold
-        return self.reranker.as_runnable(top_n=limit, score_threshold=threshold)
+    def _second_stage(
+        self, top_n: int | None, score_threshold: float | None, time_budget: float | None
+    ) -> Runnable[Any, list[Document]]:
+        return self.reranker.as_runnable(
+            top_n=self.top_n if top_n is None else top_n,
+            score_threshold=self.score_threshold if score_threshold is None else score_threshold,
+            time_budget=self.time_budget if time_budget is None else time_budget,
+            on_error=self.on_error,
+        )
+
+    def _spent(self, start: float, time_budget: float | None) -> float:
+        """Return the seconds since `start` if they count: the re-ranker's own budget is for the re-ranking alone."""
+        whole = self.time_budget is not None or time_budget is not None
+        return time.perf_counter() - start if whole else 0.0
+
+    def _together(self, queries: list[str], options: dict[str, Any]) -> dict[str, Any]:
+        """Return the options with a search of all queries among them, where the first stage can do that."""
+        if options.get("rewrites"):  # these are what is searched in one go
+            return options
+        try:
+            stage = self._first_stage(options.get("fetch_k"), options)
+        except InvalidInputError:  # raised again for each query
+            return options
+        if not isinstance(stage.asked, ChromaRetriever):
+            return options
+        return {**options, "together": stage.asked.together(queries, {**stage.options, "fetch_k": None})}
 
     def _first_stage(self, fetch_k: int | None, options: dict[str, Any]) -> FirstStage:
         limit = self.fetch_k if fetch_k is None else check_count(fetch_k, "fetch_k")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.documents import Document
@@ -14,13 +12,19 @@ from langchain_core.embeddings import Embeddings
 
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.indexes.chroma import adopt
-from retrieve_rerank.indexes.collection import ChromaCollection, Where
+from retrieve_rerank.indexes.clauses import Where
+from retrieve_rerank.indexes.collection import ChromaCollection
 from retrieve_rerank.indexes.fingerprint import SPACES
-from retrieve_rerank.indexes.records import Record, to_record
-from retrieve_rerank.langchain._convert import EmbeddingsEncoder, aencode_documents, to_document, to_encoder
+from retrieve_rerank.langchain._convert import (
+    EmbeddingsEncoder,
+    aencode_documents,
+    new_records,
+    to_document,
+    to_encoder,
+)
 from retrieve_rerank.langchain._search import ChromaSearch, refuse
 from retrieve_rerank.models.worker import Worker
-from retrieve_rerank.types import Encoder, Metric, Passage
+from retrieve_rerank.types import Encoder, Metric
 
 if TYPE_CHECKING:
     import chromadb
@@ -125,7 +129,7 @@ class ChromaVectorStore(ChromaSearch):
         refuse(kwargs)
         encoder = self._needed_encoder()
         made: list[str] = []
-        for batch in self.collection.batches(_records(texts, metadatas, ids, made), batch_size):
+        for batch in self.collection.batches(new_records(texts, metadatas, ids, made), batch_size):
             plan = self.collection.plan(batch)
             if plan.records:
                 vectors = encoder.encode_documents([record.text for record in plan.records])
@@ -146,7 +150,7 @@ class ChromaVectorStore(ChromaSearch):
         encoder = self._needed_encoder()
         made: list[str] = []
         arun = self.collection.worker.arun
-        for batch in self.collection.batches(_records(texts, metadatas, ids, made), batch_size):
+        for batch in self.collection.batches(new_records(texts, metadatas, ids, made), batch_size):
             plan = await arun(self.collection.plan, batch)
             if plan.records:
                 changed = [record.text for record in plan.records]
@@ -281,28 +285,3 @@ def _asked_metric(metadata: Mapping[str, Any] | None, configuration: Mapping[str
         if name == space:
             return metric
     raise InvalidInputError(f"the space must be one of {', '.join(SPACES.values())}; got {space!r}")
-
-
-def _records(
-    texts: Iterable[str],
-    metadatas: Iterable[dict[str, Any]] | None,
-    ids: Iterable[str | None] | None,
-    made: list[str],
-) -> Iterator[Record]:
-    """Yield one record a text, writing its id into `made`."""
-    if isinstance(texts, str):
-        raise InvalidInputError("texts must be an iterable of strings, got a single str; wrap it: [...]")
-    missing = object()
-    columns = [column for column in (metadatas, ids) if column is not None]
-    for position, (text, *rest) in enumerate(zip_longest(texts, *columns, fillvalue=missing)):
-        if any(item is missing for item in (text, *rest)):
-            raise InvalidInputError(
-                f"texts, metadatas and ids must be equally long, but one of them ends after {position} items"
-            )
-        metadata: Any = rest.pop(0) if metadatas is not None else None
-        id_: Any = rest.pop(0) if ids is not None else None
-        if not isinstance(text, str):
-            raise InvalidInputError(f"texts[{position}] must be a string, got {type(text).__name__}")
-        passage = Passage(str(uuid.uuid4()) if id_ is None else id_, text, metadata or {})
-        made.append(passage.id)
-        yield to_record(passage)

@@ -24,7 +24,7 @@ from pydantic_core import to_jsonable_python
 from retrieve_rerank.checks import check_encodable
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.indexes.records import NODE_KEY, Record, to_record
-from retrieve_rerank.llama_index.nodes import RerankedNode
+from retrieve_rerank.llama_index.nodes import FusedNode, RerankedNode
 from retrieve_rerank.types import Hit, Passage
 
 TYPE_KEY = "_node_type"
@@ -135,6 +135,8 @@ def nodes_to_hits(nodes: Sequence[NodeWithScore], mode: MetadataMode) -> list[Hi
         if isinstance(item, RerankedNode) and item.rerank_rank is not None:
             # What the first stage said, not what the last re-ranking did.
             score, rank = item.retrieval_score, item.retrieval_rank or rank
+        elif isinstance(item, FusedNode):
+            rank = item.retrieval_rank or rank
         text = item.node.get_content(metadata_mode=mode)
         hits.append(
             Hit(
@@ -143,21 +145,26 @@ def nodes_to_hits(nodes: Sequence[NodeWithScore], mode: MetadataMode) -> list[Hi
                 score=math.nan,
                 retrieval_rank=rank,
                 retrieval_score=None if score is None else float(score),
+                retrieval_ranks=item.retrieval_ranks if isinstance(item, (RerankedNode, FusedNode)) else (),
             )
         )
     return hits
 
 
-def hits_to_nodes(hits: Sequence[Hit], nodes: Sequence[NodeWithScore]) -> list[RerankedNode]:
+def hits_to_nodes(
+    hits: Sequence[Hit], nodes: Sequence[NodeWithScore], degraded: str | None = None
+) -> list[RerankedNode]:
     """Return ranked hits as new objects around the nodes that `nodes_to_hits` made them of."""
     return [
         RerankedNode(
             node=nodes[hit.passage.metadata[_POSITION]].node,
-            score=hit.score,
+            score=None if math.isnan(hit.score) else hit.score,
             logit=hit.logit,
             retrieval_score=hit.retrieval_score,
             retrieval_rank=hit.retrieval_rank,
             rerank_rank=hit.rank,
+            retrieval_ranks=hit.retrieval_ranks,
+            degraded=degraded,
         )
         for hit in hits
     ]

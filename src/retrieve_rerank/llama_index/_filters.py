@@ -14,21 +14,8 @@ from collections.abc import Callable
 from llama_index.core.vector_stores import FilterCondition, FilterOperator, MetadataFilter, MetadataFilters
 
 from retrieve_rerank.errors import InvalidInputError
-from retrieve_rerank.llama_index._clauses import (
-    TEXT_KEY,
-    Condition,
-    Scalar,
-    Where,
-    among,
-    compare,
-    conjuncts,
-    contains,
-    equal,
-    has_regex,
-    joined,
-    keys,
-    of_text,
-)
+from retrieve_rerank.indexes.clauses import TEXT_KEY, Scalar, Where, joined
+from retrieve_rerank.llama_index._clauses import Condition, conjuncts, every, has_regex, keys, of_text
 
 _COMPARE = {
     FilterOperator.GT: "$gt",
@@ -73,7 +60,7 @@ def to_condition(filters: MetadataFilters | None) -> Condition:
                 "a text_match_insensitive filter is combined by 'or' with filters on metadata, which Chroma cannot do; "
                 "use text_match (case-sensitive) there, or combine them by 'and'"
             )
-    return Condition(joined("$and", where), joined("$and", on_text))
+    return Condition(every(where), every(on_text))
 
 
 def _group(filters: MetadataFilters, *, negated: bool) -> Where:
@@ -85,7 +72,7 @@ def _group(filters: MetadataFilters, *, negated: bool) -> Where:
         _group(item, negated=inner) if isinstance(item, MetadataFilters) else _leaf(item, negated=inner)
         for item in filters.filters
     ]
-    return joined((_OPPOSITE if negated else _SAME)[condition], clauses) or {}
+    return joined((_OPPOSITE if negated else _SAME)[condition], clauses)
 
 
 def _leaf(item: MetadataFilter, *, negated: bool) -> Where:
@@ -109,7 +96,7 @@ def _comparison(item: MetadataFilter, negated: bool) -> Where:  # noqa: FBT001 -
             "its negation also holds for records that lack the key, which Chroma cannot ask for; use the opposite "
             "comparison, which asks for records that have it",
         )
-    return compare(item.key, _COMPARE[item.operator], item.value)
+    return {item.key: {_COMPARE[item.operator]: item.value}}
 
 
 def _equality(item: MetadataFilter, negated: bool) -> Where:  # noqa: FBT001
@@ -118,24 +105,24 @@ def _equality(item: MetadataFilter, negated: bool) -> Where:  # noqa: FBT001
     if isinstance(item.value, list):
         raise _refusal(item, "it compares with one value; use in, contains, any or all for lists")
     _check_finite(item, item.value)
-    return equal(item.key, item.value, negated=negated != (item.operator is FilterOperator.NE))
+    return {item.key: {"$ne" if negated != (item.operator is FilterOperator.NE) else "$eq": item.value}}
 
 
 def _membership(item: MetadataFilter, negated: bool) -> Where:  # noqa: FBT001
-    return among(item.key, _values(item), negated=negated != (item.operator is FilterOperator.NIN))
+    return {item.key: {"$nin" if negated != (item.operator is FilterOperator.NIN) else "$in": _values(item)}}
 
 
 def _has_one(item: MetadataFilter, negated: bool) -> Where:  # noqa: FBT001
     if isinstance(item.value, list) or item.value is None:
         raise _refusal(item, "it looks for one value in a list; use any or all for several")
     _check_finite(item, item.value)
-    return contains(item.key, item.value, negated=negated)
+    return _contains(item.key, item.value, negated=negated)
 
 
 def _has_several(item: MetadataFilter, negated: bool) -> Where:  # noqa: FBT001
-    every = negated != (item.operator is FilterOperator.ALL)
-    clauses = [contains(item.key, value, negated=negated) for value in _values(item)]
-    return joined("$and" if every else "$or", clauses) or {}
+    all_of_them = negated != (item.operator is FilterOperator.ALL)
+    clauses = [_contains(item.key, value, negated=negated) for value in _values(item)]
+    return joined("$and" if all_of_them else "$or", clauses)
 
 
 def _text(item: MetadataFilter, negated: bool) -> Where:  # noqa: FBT001
@@ -147,8 +134,12 @@ def _text(item: MetadataFilter, negated: bool) -> Where:  # noqa: FBT001
         )
     wanted = str(item.value)
     if item.operator is FilterOperator.TEXT_MATCH:
-        return contains(TEXT_KEY, wanted, negated=negated)
+        return _contains(TEXT_KEY, wanted, negated=negated)
     return {TEXT_KEY: {"$not_regex" if negated else "$regex": "(?i)" + _SPECIAL.sub(r"\\\1", wanted)}}
+
+
+def _contains(key: str, value: Scalar, *, negated: bool) -> Where:
+    return {key: {"$not_contains" if negated else "$contains": value}}
 
 
 _TRANSLATE: dict[FilterOperator, Callable[[MetadataFilter, bool], Where]] = {

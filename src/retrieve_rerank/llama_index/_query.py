@@ -1,11 +1,11 @@
-"""What a vector store query asks for, checked, and the maximal marginal relevance that it may ask for."""
+"""What a vector store query asks for, checked."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,14 +14,12 @@ from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQu
 from retrieve_rerank.checks import check_count
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.indexes.collection import check_ids
+from retrieve_rerank.indexes.mmr import PREFETCH_FACTOR, check_diversity
 from retrieve_rerank.llama_index._clauses import Condition
 from retrieve_rerank.llama_index._convert import DOCUMENT_KEY
 from retrieve_rerank.llama_index._filters import to_condition
 
 Vector = npt.NDArray[np.float32]
-T = TypeVar("T")
-
-_PREFETCH_FACTOR = 4.0
 _OPTIONS = ("where", "where_document", "mmr_threshold", "mmr_prefetch_factor", "mmr_prefetch_k")
 
 
@@ -71,45 +69,12 @@ def read_request(query: VectorStoreQuery, options: Mapping[str, Any]) -> Request
     diversity, fetch = None, k
     if query.mode is VectorStoreQueryMode.MMR:
         given = options.get("mmr_threshold")
-        diversity = _share(query.mmr_threshold if given is None else given)
+        threshold = query.mmr_threshold if given is None else given
+        diversity = 0.5 if threshold is None else check_diversity(threshold, "mmr_threshold")
         fetch = _prefetch(k, options)
     # VectorStoreIndex passes an empty list where it has no restriction.
     node_ids = check_ids(query.node_ids) if query.node_ids else None
     return Request(_vector(query.query_embedding), k, condition, node_ids, fetch, diversity)
-
-
-def most_diverse(
-    items: Sequence[T],
-    vectors: Vector,
-    relevance: Sequence[float],
-    similarity: Callable[[Vector, Vector], Vector],
-    k: int,
-    diversity: float,
-) -> list[T]:
-    """Choose `k` items by maximal marginal relevance, in the order chosen.
-
-    Each is the one with the largest `diversity` * relevance - (1 - `diversity`) * similarity to the most similar of
-    those chosen before. Of equals the first wins.
-
-    Args:
-        items: The candidates, n.
-        vectors: Theirs, (n, dimension).
-        relevance: Theirs to the query, n.
-        similarity: Takes vectors (n, dimension) and one (dimension,), returns (n,).
-        k: How many to choose.
-        diversity: In [0, 1]: 1 is the order of relevance.
-    """
-    gain = diversity * np.asarray(relevance, np.float64)
-    nearest = np.full(len(items), -math.inf)  # similarity to the most similar item chosen so far
-    left = np.ones(len(items), bool)
-    chosen: list[int] = []
-    while len(chosen) < min(k, len(items)):
-        penalty = (1.0 - diversity) * nearest if chosen else 0.0
-        best = int(np.argmax(np.where(left, gain - penalty, -math.inf)))
-        chosen.append(best)
-        left[best] = False
-        nearest = np.maximum(nearest, similarity(vectors, vectors[best]))
-    return [items[position] for position in chosen]
 
 
 def _vector(embedding: Sequence[float]) -> Vector:
@@ -126,17 +91,7 @@ def _prefetch(k: int, options: Mapping[str, Any]) -> int:
     if count is not None:
         return max(k, check_count(count, "mmr_prefetch_k"))
     if factor is None:
-        factor = _PREFETCH_FACTOR
+        factor = PREFETCH_FACTOR
     if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 1 <= factor < math.inf:
         raise InvalidInputError(f"mmr_prefetch_factor must be a number >= 1, got {factor!r}")
     return int(k * factor)
-
-
-def _share(threshold: object) -> float:
-    if threshold is None:
-        return 0.5
-    if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
-        raise InvalidInputError(
-            f"mmr_threshold must be a number from 0 (as diverse as can be) to 1 (by relevance alone), got {threshold!r}"
-        )
-    return float(threshold)

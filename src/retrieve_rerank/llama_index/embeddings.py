@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -54,6 +54,7 @@ class BiEncoderEmbedding(BaseEmbedding):
         normalize: As in `BiEncoder`.
         truncate_dim: As in `BiEncoder`.
         max_length: As in `BiEncoder`.
+        batch_tokens: As in `BiEncoder`.
         embed_batch_size: Nodes in one call of the encoder, at most 2048. The encoder makes its own, smaller, batches.
         callback_manager: LlamaIndex's callbacks.
         num_workers: Batches that an async call hands over at once. One model computes one batch at a time all the same.
@@ -87,6 +88,7 @@ class BiEncoderEmbedding(BaseEmbedding):
     normalize: bool | None = Field(frozen=True)
     truncate_dim: int | None = Field(frozen=True)
     max_length: int | None = Field(frozen=True)
+    batch_tokens: int | None = Field(frozen=True)
     rate_limiter: Any = Field(default=None, exclude=True)  # older versions of the base class have no such field
 
     _encoder: BiEncoder = PrivateAttr()
@@ -109,6 +111,7 @@ class BiEncoderEmbedding(BaseEmbedding):
         normalize: bool | None = None,
         truncate_dim: int | None = None,
         max_length: int | None = None,
+        batch_tokens: int | None = None,
         embed_batch_size: int = 512,
         callback_manager: CallbackManager | None = None,
         num_workers: int | None = None,
@@ -136,6 +139,7 @@ class BiEncoderEmbedding(BaseEmbedding):
             "normalize": normalize,
             "truncate_dim": truncate_dim,
             "max_length": max_length,
+            "batch_tokens": batch_tokens,
         }
         encoder = BiEncoder(chosen, **settings)  # checks its arguments; loads nothing yet
         super().__init__(
@@ -200,6 +204,22 @@ class BiEncoderEmbedding(BaseEmbedding):
                 await cache.aput(key=query, val={str(uuid.uuid4()): found[0]}, collection=_CACHED_QUERIES)
             return found[0]
 
+    def get_query_embeddings(self, queries: Sequence[str]) -> list[Embedding]:
+        """Embed queries in one call of the encoder; one by one where there is a cache or a rate limiter."""
+        if self.embeddings_cache is not None or self.rate_limiter is not None or not queries:
+            return [self.get_query_embedding(query) for query in queries]
+        with self._reported(*queries) as found:
+            found += self._encoder.encode_queries(queries).tolist()
+            return found
+
+    async def aget_query_embeddings(self, queries: Sequence[str]) -> list[Embedding]:
+        """As `get_query_embeddings`, without blocking the event loop."""
+        if self.embeddings_cache is not None or self.rate_limiter is not None or not queries:
+            return [await self.aget_query_embedding(query) for query in queries]
+        with self._reported(*queries) as found:
+            found += (await self._encoder.aencode_queries(queries)).tolist()
+            return found
+
     def __getstate__(self) -> dict[str, Any]:
         # The base class deletes what it cannot pickle from the dictionaries of the object itself. Give it a copy, and
         # nothing to complain about: the constructor makes a new encoder from the fields.
@@ -207,7 +227,8 @@ class BiEncoderEmbedding(BaseEmbedding):
             slim = self.model_copy()
             slim.__pydantic_private__ = None
             return slim.__getstate__()
-        return super().__getstate__()
+        state = super().__getstate__()
+        return {**state, "__dict__": {**state["__dict__"], "token": None}}  # no secret in a pickle
 
     def _get_query_embedding(self, query: str) -> Embedding:
         return cast(Embedding, self._encoder.encode_queries([query])[0].tolist())
@@ -228,12 +249,12 @@ class BiEncoderEmbedding(BaseEmbedding):
         return cast("list[Embedding]", (await self._encoder.aencode_documents(texts)).tolist())
 
     @contextmanager
-    def _reported(self, query: str) -> Iterator[list[Embedding]]:
-        """Emit the base class's events around the block, which puts the vector into the yielded list."""
+    def _reported(self, *queries: str) -> Iterator[list[Embedding]]:
+        """Emit the base class's events around the block, which puts the vectors into the yielded list."""
         found: list[Embedding] = []
         model = self.to_payload()
         dispatcher.event(EmbeddingStartEvent(model_dict=model))
         with self.callback_manager.event(CBEventType.EMBEDDING, payload={EventPayload.SERIALIZED: model}) as event:
             yield found
-            event.on_end(payload={EventPayload.CHUNKS: [query], EventPayload.EMBEDDINGS: found})
-        dispatcher.event(EmbeddingEndEvent(chunks=[query], embeddings=found))
+            event.on_end(payload={EventPayload.CHUNKS: list(queries), EventPayload.EMBEDDINGS: found})
+        dispatcher.event(EmbeddingEndEvent(chunks=list(queries), embeddings=found))

@@ -1,4 +1,4 @@
-"""What the re-ranker returns."""
+"""What the retrievers and the re-ranker return beside the plain node with its score."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ class RerankedNode(NodeWithScore):
 
     Attributes:
         node: The very node that was retrieved.
-        score: Relevance in [0, 1]: the sigmoid of `logit`.
-        logit: The cross-encoder's raw output: what `rerank_rank` is by.
+        score: Relevance in [0, 1]: the sigmoid of `logit`. Where the cross-encoder did not score the node, the first
+            stage's score.
+        logit: The cross-encoder's raw output: what `rerank_rank` is by. None where it did not score the node.
         retrieval_score: The first stage's score, if it gave one. Re-ranking again keeps the first stage's.
         retrieval_rank: 1-based rank in the first stage.
         rerank_rank: 1-based rank after re-ranking.
+        retrieval_ranks: Where several retrievers were fused: as in `FusedNode`. Else empty.
+        degraded: Why the call that this node comes from did not score every node; None if it did.
 
     Example:
         >>> from llama_index.core.schema import TextNode
@@ -31,7 +34,34 @@ class RerankedNode(NodeWithScore):
     retrieval_score: float | None = None
     retrieval_rank: int | None = None
     rerank_rank: int | None = None
+    retrieval_ranks: tuple[int | None, ...] = ()
+    degraded: str | None = None
 
     @classmethod
     def class_name(cls) -> str:
         return "RerankedNode"
+
+
+class FusedNode(NodeWithScore):
+    """A node that `HybridRetriever` returns: the very node that was found, and its rank in every list.
+
+    Attributes:
+        node: As the first retriever that found it returned it.
+        score: The fused score, which `retrieval_rank` is by.
+        retrieval_rank: 1-based rank in the fused list.
+        retrieval_ranks: 1-based rank in each retriever's list, in their order; None where it did not find the node.
+
+    Example:
+        >>> from llama_index.core.schema import TextNode
+        >>> from retrieve_rerank.llama_index import FusedNode
+        >>> found = FusedNode(node=TextNode(text="Paris."), score=0.03, retrieval_rank=1, retrieval_ranks=(2, None))
+        >>> found.text, found.retrieval_ranks
+        ('Paris.', (2, None))
+    """
+
+    retrieval_rank: int | None = None
+    retrieval_ranks: tuple[int | None, ...] = ()
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "FusedNode"

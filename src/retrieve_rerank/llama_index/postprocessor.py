@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,16 +14,21 @@ from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRan
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 
-from retrieve_rerank.checks import check_count, check_query, check_threshold
+from retrieve_rerank.checks import check_count, check_query, check_seconds, check_threshold
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.llama_index._convert import hits_to_nodes, nodes_to_hits
 from retrieve_rerank.models.backend import Backend
-from retrieve_rerank.models.cross_encoder import CrossEncoder
+from retrieve_rerank.models.cross_encoder import MAX_WINDOWS, CrossEncoder, LongPassages
 from retrieve_rerank.models.precision import Precision
 from retrieve_rerank.models.ranking import Ranker, as_ranker
-from retrieve_rerank.types import Hit, Scorer
+from retrieve_rerank.models.scales import Scale, scorer_name
+from retrieve_rerank.retrieval.second_stage import OnError, Reranked, SecondStage, check_on_error, in_one_line
+from retrieve_rerank.types import Scorer
 
 _MODEL = "cross-encoder/ms-marco-MiniLM-L6-v2"
+
+# What the settings of a model given by name are where they are not given.
+_UNSET = (None, False, "auto", "truncate", MAX_WINDOWS)
 
 dispatcher = get_dispatcher(__name__)
 
@@ -33,15 +38,24 @@ class CrossEncoderRerank(BaseNodePostprocessor):
 
     The nodes that come in are never modified: new `RerankedNode` objects around the same nodes go out. Nodes with equal
     text are scored once; ties keep the order of the first stage. A ReRankStartEvent and a ReRankEndEvent are emitted
-    for every call, also for no nodes and when scoring fails.
+    for every call, also for no nodes and when scoring fails. The latter's tags have `model`, `precision`, `candidates`,
+    `scored`, `truncated`, `seconds` and `degraded`, or `error`.
 
     Args:
         model: A hub name or a folder; or a `CrossEncoder`; or anything with `score(query, texts)`, whose scores are
-            taken as logits. An object is shared, not copied, and `to_dict` keeps its name only.
+            logits unless `scores` says otherwise. An object is shared, not copied. `to_dict` keeps all settings of a
+            `CrossEncoder` but its token, and of another scorer the name only, which cannot be made a scorer of again.
         top_n: How many nodes to return at most.
         score_threshold: Nodes whose relevance score, in [0, 1], is below are left out; an empty result is a result.
+            Nodes that the model did not score stay.
         metadata_mode: What the cross-encoder reads of a node: EMBED is the text with the metadata that the embedding
             model sees, NONE the bare text.
+        time_budget: Seconds that a call may take, never more than one batch over. Nodes that were not scored in time
+            follow those that were.
+        on_error: What happens when the model cannot be loaded or fails. "raise" raises the cause; "retrieval_order"
+            gives the nodes in the order given, marked, with a `DegradedWarning`. Arguments that cannot be used raise in
+            any case.
+        scores: What a scorer that is no `CrossEncoder` returns: "logits", or "probabilities" in [0, 1].
         device: As in `CrossEncoder`; this and all below are for a model given by name.
         precision: As in `CrossEncoder`.
         backend: As in `CrossEncoder`.
@@ -52,6 +66,11 @@ class CrossEncoderRerank(BaseNodePostprocessor):
         trust_remote_code: As in `CrossEncoder`.
         prompt: As in `CrossEncoder`.
         max_length: As in `CrossEncoder`.
+        batch_tokens: As in `CrossEncoder`.
+        long_passages: As in `CrossEncoder`.
+        max_windows: As in `CrossEncoder`.
+        scorer: The kind of scorer that this was made with, which `to_dict` writes down where it was no `CrossEncoder`.
+            Not to be given: such a dictionary is not enough to make one of.
         callback_manager: LlamaIndex's callbacks.
 
     Raises:
@@ -74,6 +93,10 @@ class CrossEncoderRerank(BaseNodePostprocessor):
     top_n: int
     score_threshold: float | None
     metadata_mode: MetadataMode
+    time_budget: float | None
+    on_error: OnError
+    scores: Scale = Field(frozen=True)
+    scorer: str | None = Field(frozen=True)
     device: str | None = Field(frozen=True)
     precision: Precision = Field(frozen=True)
     backend: Backend = Field(frozen=True)
@@ -84,8 +107,12 @@ class CrossEncoderRerank(BaseNodePostprocessor):
     trust_remote_code: bool = Field(frozen=True)
     prompt: str | None = Field(frozen=True)
     max_length: int | None = Field(frozen=True)
+    batch_tokens: int | None = Field(frozen=True)
+    long_passages: LongPassages = Field(frozen=True)
+    max_windows: int = Field(frozen=True)
 
     _ranker: Ranker = PrivateAttr()
+    _spent: float = PrivateAttr(default=0.0)  # seconds of the time budget that are gone when a call begins
 
     def __init__(
         self,
@@ -94,6 +121,9 @@ class CrossEncoderRerank(BaseNodePostprocessor):
         *,
         score_threshold: float | None = None,
         metadata_mode: MetadataMode = MetadataMode.EMBED,
+        time_budget: float | None = None,
+        on_error: OnError = "raise",
+        scores: Scale = "logits",
         device: str | None = None,
         precision: Precision = "auto",
         backend: Backend = "torch",
@@ -104,6 +134,10 @@ class CrossEncoderRerank(BaseNodePostprocessor):
         trust_remote_code: bool = False,
         prompt: str | None = None,
         max_length: int | None = None,
+        batch_tokens: int | None = None,
+        long_passages: LongPassages = "truncate",
+        max_windows: int = MAX_WINDOWS,
+        scorer: str | None = None,
         callback_manager: CallbackManager | None = None,
     ) -> None:
         settings: dict[str, Any] = {
@@ -117,10 +151,24 @@ class CrossEncoderRerank(BaseNodePostprocessor):
             "trust_remote_code": trust_remote_code,
             "prompt": prompt,
             "max_length": max_length,
+            "batch_tokens": batch_tokens,
+            "long_passages": long_passages,
+            "max_windows": max_windows,
         }
-        name, ranker = _ranker_of(model, settings)
+        if scorer is not None and isinstance(model, (str, os.PathLike)):
+            raise InvalidInputError(
+                f"this was written down with a {scorer} as its model, which cannot be made again; give "
+                "CrossEncoderRerank(model=…) the object"
+            )
+        name, ranker, kind = _ranker_of(model, settings, scores)
+        if type(ranker) is CrossEncoder:  # also one that was given: what it was made with is what is written down
+            settings.update(ranker.settings)
         settings.update(
             model=name,
+            scorer=kind,
+            scores=scores,
+            time_budget=check_seconds(time_budget, "time_budget"),
+            on_error=check_on_error(on_error),
             top_n=check_count(top_n, "top_n"),
             score_threshold=check_threshold(score_threshold),
             metadata_mode=_mode(metadata_mode),
@@ -137,7 +185,7 @@ class CrossEncoderRerank(BaseNodePostprocessor):
     ) -> list[NodeWithScore]:
         query, candidates = _query_of(query_bundle), nodes_to_hits(nodes, self.metadata_mode)
         with self._reported(query, nodes) as keep:
-            return keep(self._ranker.rank(query, candidates, top_n=self.top_n, score_threshold=self.score_threshold))
+            return keep(self._second_stage().run(query, candidates, spent=self._spent))
 
     @dispatcher.span  # the base class does it for the sync method only
     async def _apostprocess_nodes(
@@ -145,19 +193,33 @@ class CrossEncoderRerank(BaseNodePostprocessor):
     ) -> list[NodeWithScore]:
         query, candidates = _query_of(query_bundle), nodes_to_hits(nodes, self.metadata_mode)
         with self._reported(query, nodes) as keep:
-            return keep(
-                await self._ranker.arank(query, candidates, top_n=self.top_n, score_threshold=self.score_threshold)
-            )
+            return keep(await self._second_stage().arun(query, candidates, spent=self._spent))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The base class drops what it cannot pickle; without its scorer, the copy would be good for nothing.
+        state = super().__getstate__()
+        if "_ranker" not in (state["__pydantic_private__"] or {}):
+            raise InvalidInputError(f"this re-ranker's {self.model} cannot be pickled, so it cannot either")
+        return {**state, "__dict__": {**state["__dict__"], "token": None}}  # no secret in a pickle
+
+    def after(self, seconds: float) -> CrossEncoderRerank:
+        """Return this re-ranker with that much of its time budget gone when a call begins."""
+        copied = self.model_copy()
+        copied._spent = seconds  # noqa: SLF001 - a copy of our own
+        return copied
+
+    def _second_stage(self) -> SecondStage:
+        return SecondStage(self._ranker, self.top_n, self.score_threshold, self.time_budget, self.on_error)
 
     @contextmanager
-    def _reported(
-        self, query: str, nodes: list[NodeWithScore]
-    ) -> Iterator[Callable[[Sequence[Hit]], list[NodeWithScore]]]:
+    def _reported(self, query: str, nodes: list[NodeWithScore]) -> Iterator[Callable[[Reranked], list[NodeWithScore]]]:
         """Emit the start and, however the block ends, the end; the block's result goes through the yielded function."""
         result: list[NodeWithScore] = list(nodes)  # what the end event has if the block fails
+        tags: dict[str, Any] = {}
 
-        def keep(hits: Sequence[Hit]) -> list[NodeWithScore]:
-            result[:] = hits_to_nodes(hits, nodes)
+        def keep(reranked: Reranked) -> list[NodeWithScore]:
+            result[:] = hits_to_nodes(reranked.hits, nodes, reranked.degraded)
+            tags.update(reranked.facts())
             return list(result)
 
         dispatcher.event(ReRankStartEvent(query=query, nodes=nodes, top_n=self.top_n, model_name=self.model))
@@ -171,8 +233,11 @@ class CrossEncoderRerank(BaseNodePostprocessor):
             with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
                 yield keep
                 event.on_end(payload={EventPayload.NODES: result})
+        except BaseException as error:
+            tags["error"] = in_one_line(error, self._ranker)
+            raise
         finally:
-            dispatcher.event(ReRankEndEvent(nodes=result))
+            dispatcher.event(ReRankEndEvent(nodes=result, tags=tags))
 
 
 def _mode(mode: MetadataMode | str) -> MetadataMode:
@@ -183,17 +248,20 @@ def _mode(mode: MetadataMode | str) -> MetadataMode:
         raise InvalidInputError(f"metadata_mode must be one of {known}; got {mode!r}") from error
 
 
-def _ranker_of(model: str | os.PathLike[str] | Scorer, settings: Mapping[str, Any]) -> tuple[str, Ranker]:
+def _ranker_of(
+    model: str | os.PathLike[str] | Scorer, settings: Mapping[str, Any], scores: Scale
+) -> tuple[str, Ranker, str | None]:
+    """Return the model's name, what ranks, and the kind of scorer where its settings are not known."""
     if isinstance(model, (str, os.PathLike)):
         encoder = CrossEncoder(model, **settings)
-        return encoder.model, encoder
-    given = [name for name, value in settings.items() if value not in (None, False, "auto")]
+        return encoder.model, as_ranker(encoder, scores), None
+    given = [name for name, value in settings.items() if value not in _UNSET]
     if given:
         raise InvalidInputError(
             f"{', '.join(given)} can be given with a model's name only; set it where the {type(model).__name__} is made"
         )
-    ranker = as_ranker(model)
-    return str(getattr(model, "model", None) or type(model).__name__), ranker
+    ranker = as_ranker(model, scores)
+    return scorer_name(model), ranker, None if type(model) is CrossEncoder else type(model).__name__
 
 
 def _query_of(bundle: QueryBundle | None) -> str:

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import contextvars
-import copy
-from dataclasses import replace
-from typing import Protocol
+import time
+from collections.abc import Callable, Sequence
+from contextvars import copy_context
+from typing import Any
 
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.schema import NodeWithScore, QueryBundle
 
-from retrieve_rerank.checks import check_count, check_query
+from retrieve_rerank.checks import check_count, check_queries, check_query, check_seconds
 from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.llama_index.first_stage import Index, check_retriever, first_stage
+from retrieve_rerank.llama_index.fusion import afind, find
 from retrieve_rerank.llama_index.postprocessor import CrossEncoderRerank
 from retrieve_rerank.models.worker import Worker
-
-# Where LlamaIndex's retrievers keep how many nodes they return; there is no common interface.
-_TOP_K = ("similarity_top_k", "_similarity_top_k")
-
-
-class Index(Protocol):
-    """What makes a retriever of itself: LlamaIndex's indexes."""
-
-    def as_retriever(self) -> BaseRetriever:
-        """Return a retriever."""
+from retrieve_rerank.retrieval.second_stage import OnError, check_on_error
 
 
 class RetrieveRerankRetriever(BaseRetriever):
@@ -38,6 +31,13 @@ class RetrieveRerankRetriever(BaseRetriever):
         reranker: Orders the candidates.
         fetch_k: How many candidates the first stage is asked for.
         top_n: How many nodes to return at most; goes before the re-ranker's own.
+        time_budget: Seconds that the whole search may take: what the first stage leaves is the re-ranker's, whose own
+            budget is not used then. The first stage is never cut off. None takes the re-ranker's own, for the
+            re-ranking alone.
+        on_error: What happens when the re-ranking fails, as in `CrossEncoderRerank`; None takes the re-ranker's own. A
+            first stage that fails raises in any case.
+        rewrites: Gives the query in other words, a list of texts. The first stage looks for each of them, too, and what
+            they find is fused (see `retrieve_rerank.fuse`); the re-ranking is by the query. None looks for the query.
         callback_manager: LlamaIndex's callbacks.
         verbose: Whether LlamaIndex prints which objects of index nodes it enters.
 
@@ -66,13 +66,13 @@ class RetrieveRerankRetriever(BaseRetriever):
         *,
         fetch_k: int = 100,
         top_n: int = 5,
+        time_budget: float | None = None,
+        on_error: OnError | None = None,
+        rewrites: Callable[[str], Sequence[str]] | None = None,
         callback_manager: CallbackManager | None = None,
         verbose: bool = False,
     ) -> None:
-        if not isinstance(retriever, BaseRetriever) and not callable(getattr(retriever, "as_retriever", None)):
-            raise InvalidInputError(
-                f"retriever must be a LlamaIndex retriever or an index, got {type(retriever).__name__}"
-            )
+        check_retriever(retriever, "retriever")
         if not isinstance(reranker, CrossEncoderRerank):
             raise InvalidInputError(
                 f"reranker must be a CrossEncoderRerank, got {type(reranker).__name__}; make one: "
@@ -82,40 +82,44 @@ class RetrieveRerankRetriever(BaseRetriever):
         self.reranker = reranker
         self.fetch_k = check_count(fetch_k, "fetch_k")
         self.top_n = check_count(top_n, "top_n")
+        self.time_budget = check_seconds(time_budget, "time_budget")
+        self.on_error = None if on_error is None else check_on_error(on_error)
+        if rewrites is not None and not callable(rewrites):
+            raise InvalidInputError(
+                f"rewrites must be a function from the query to a list of texts, got {type(rewrites).__name__}"
+            )
+        self.rewrites = rewrites
         self._worker = Worker("retrieve-rerank first stage")
         super().__init__(callback_manager=callback_manager, verbose=verbose)
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         bundle = _checked(query_bundle)
-        candidates = self._first_stage().retrieve(replace(bundle))[: self.fetch_k]
-        return self._second_stage().postprocess_nodes(candidates, query_bundle=bundle)
+        start = time.perf_counter()
+        first, queries = first_stage(self.retriever, self.fetch_k), self._in_other_words(bundle)
+        candidates = find(first, bundle, queries, self.fetch_k)
+        return self._second_stage(start).postprocess_nodes(candidates, query_bundle=bundle)
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         bundle = _checked(query_bundle)
-        first = self._first_stage()
-        if type(first)._aretrieve is BaseRetriever._aretrieve:  # noqa: SLF001 - the only way to know
-            # It would run its sync method on the event loop. The thread sees the caller's context: spans stay nested.
-            context = contextvars.copy_context()
-            candidates = await self._worker.arun(context.run, first.retrieve, replace(bundle))
-        else:
-            candidates = await first.aretrieve(replace(bundle))
-        return await self._second_stage().apostprocess_nodes(candidates[: self.fetch_k], query_bundle=bundle)
+        start = time.perf_counter()
+        first, arun = first_stage(self.retriever, self.fetch_k), self._worker.arun
+        # Whoever rewrites may ask a server for it.
+        queries = [] if self.rewrites is None else await arun(copy_context().run, self._in_other_words, bundle)
+        candidates = await afind(first, bundle, queries, self.fetch_k, arun)
+        return await self._second_stage(start).apostprocess_nodes(candidates, query_bundle=bundle)
 
-    def _first_stage(self) -> BaseRetriever:
-        """Return a first stage for one call. An index is asked for one each time, as it may have grown."""
-        given = self.retriever
-        retriever = copy.copy(given) if isinstance(given, BaseRetriever) else given.as_retriever()
-        for name in _TOP_K:
-            described = getattr(type(retriever), name, None)
-            read_only = isinstance(described, property) and described.fset is None
-            if hasattr(retriever, name) and not read_only:
-                setattr(retriever, name, self.fetch_k)
-                break
-        return retriever
+    def _in_other_words(self, bundle: QueryBundle) -> list[str]:
+        return [] if self.rewrites is None else check_queries(self.rewrites(bundle.query_str))
 
-    def _second_stage(self) -> CrossEncoderRerank:
+    def _second_stage(self, start: float) -> CrossEncoderRerank:
         # A copy for one call shares the model and nothing else.
-        return self.reranker.model_copy(update={"top_n": self.top_n})
+        changed: dict[str, Any] = {"top_n": self.top_n}
+        if self.on_error is not None:
+            changed["on_error"] = self.on_error
+        if self.time_budget is None:
+            return self.reranker.model_copy(update=changed)
+        changed["time_budget"] = self.time_budget
+        return self.reranker.model_copy(update=changed).after(time.perf_counter() - start)
 
 
 def _checked(bundle: QueryBundle) -> QueryBundle:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.schema import BaseNode, ImageNode, IndexNode
@@ -20,8 +22,9 @@ from llama_index.core.vector_stores.types import (
 from retrieve_rerank.errors import InvalidInputError, RemoteError
 from retrieve_rerank.indexes.chroma import adopt
 from retrieve_rerank.indexes.client import translated
-from retrieve_rerank.indexes.collection import ChromaCollection, Found
+from retrieve_rerank.indexes.collection import ChromaCollection
 from retrieve_rerank.indexes.fingerprint import Identity, check_identity
+from retrieve_rerank.indexes.mmr import diverse
 from retrieve_rerank.llama_index._convert import (
     DOCUMENT_KEY,
     NO_DOCUMENT,
@@ -32,7 +35,7 @@ from retrieve_rerank.llama_index._convert import (
     vectors_of,
 )
 from retrieve_rerank.llama_index._filters import to_condition
-from retrieve_rerank.llama_index._query import Request, Vector, most_diverse, read_request
+from retrieve_rerank.llama_index._query import Request, read_request
 from retrieve_rerank.llama_index.embeddings import BiEncoderEmbedding
 from retrieve_rerank.types import Metric
 
@@ -277,9 +280,29 @@ class ChromaVectorStore(BasePydanticVectorStore):
         """As `query`, without blocking the event loop."""
         return await self._collection.worker.arun(self._search, read_request(query, kwargs))
 
+    def query_many(
+        self, embeddings: Sequence[Sequence[float]], query: VectorStoreQuery, **kwargs: Any
+    ) -> list[VectorStoreQueryResult]:
+        """Find the nodes nearest to each embedding, all in one search; `query` says everything else, as in `query`."""
+        vectors = [list(embedding) for embedding in embeddings]
+        if not vectors:
+            return []
+        return self._search_many(read_request(replace(query, query_embedding=vectors[0]), kwargs), vectors)
+
+    async def aquery_many(
+        self, embeddings: Sequence[Sequence[float]], query: VectorStoreQuery, **kwargs: Any
+    ) -> list[VectorStoreQueryResult]:
+        """As `query_many`, without blocking the event loop."""
+        return await self._collection.worker.arun(lambda: self.query_many(embeddings, query, **kwargs))
+
     def close(self) -> None:
         """Release the collection. An in-memory one that this object made is gone."""
         self._collection.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Raises where there is no directory; the base class would leave the collection out without a word.
+        self._collection.__reduce__()
+        return super().__getstate__()
 
     def _write(self, nodes: list[BaseNode]) -> None:
         distinct = list({node.node_id: node for node in nodes}.values())
@@ -292,23 +315,27 @@ class ChromaVectorStore(BasePydanticVectorStore):
             self._collection.write(batch, vectors[[row[record.id] for record in batch]])
 
     def _search(self, request: Request) -> VectorStoreQueryResult:
-        found = self._collection.query(
-            request.vector[np.newaxis],
+        return self._search_many(request, request.vector[np.newaxis])[0]
+
+    def _search_many(self, request: Request, vectors: npt.ArrayLike) -> list[VectorStoreQueryResult]:
+        results = self._collection.query(
+            vectors,
             request.fetch,
             where=request.condition.where,
             where_document=request.condition.where_document,
             ids=self._restriction(request.node_ids),
             with_vectors=request.diversity is not None,
-        )[0]
-        if request.diversity is not None and found:
-            vectors = np.stack([cast(Vector, item.vector) for item in found])
-            relevance = [self._similarity(item) for item in found]
-            found = most_diverse(found, vectors, relevance, self._alike, request.k, request.diversity)
-        return VectorStoreQueryResult(
-            nodes=[record_to_node(item.record) for item in found],
-            similarities=[self._similarity(item) for item in found],
-            ids=[item.record.id for item in found],
         )
+        if request.diversity is not None:
+            results = [diverse(self._collection, found, request.k, request.diversity) for found in results]
+        return [
+            VectorStoreQueryResult(
+                nodes=[record_to_node(item.record) for item in found],
+                similarities=[self._collection.similarity(item.distance) for item in found],
+                ids=[item.record.id for item in found],
+            )
+            for found in results
+        ]
 
     def _restriction(self, node_ids: Sequence[str] | None) -> Sequence[str] | None:
         """Return the ids that a query is restricted to.
@@ -325,18 +352,6 @@ class ChromaVectorStore(BasePydanticVectorStore):
             return node_ids
         # The index never forgets a node that was deleted: ids that are not stored say nothing.
         return node_ids if self._collection.read(sorted(set(node_ids) - set(kept))) else None
-
-    def _similarity(self, item: Found) -> float:
-        return self._collection.similarity(item.distance)
-
-    def _alike(self, vectors: Vector, vector: Vector) -> Vector:
-        """Return the similarity of vectors (n, dimension) to one, by the collection's metric."""
-        if self.metric == "euclidean":
-            return cast(Vector, 1.0 / (1.0 + np.linalg.norm(vectors - vector, axis=1)))
-        products = vectors @ vector
-        if self.metric == "cosine":
-            products = products / np.maximum(np.linalg.norm(vectors, axis=1) * np.linalg.norm(vector), 1e-12)
-        return cast(Vector, products)
 
 
 def _check_collection(collection: object) -> None:

@@ -51,6 +51,8 @@ class BiEncoder(LocalModel["BiEngine"]):
         normalize: Scale vectors to length 1 (True), leave them as they are (False), or do as the model does (None).
         truncate_dim: Keep the first dimensions only, for models trained for it.
         max_length: Tokens that are read of a text; None takes the model's own limit.
+        batch_tokens: Tokens, with padding, that are computed in one batch; None takes what suits the device. Results do
+            not depend on it. Less takes less memory, more may keep a large GPU busier.
 
     Raises:
         ModelError: At the first use, if the checkpoint cannot be loaded or is not a bi-encoder.
@@ -81,6 +83,7 @@ class BiEncoder(LocalModel["BiEngine"]):
         normalize: bool | None = None,
         truncate_dim: int | None = None,
         max_length: int | None = None,
+        batch_tokens: int | None = None,
     ) -> None:
         if truncate_dim is not None:
             check_count(truncate_dim, "truncate_dim")
@@ -95,12 +98,24 @@ class BiEncoder(LocalModel["BiEngine"]):
             token=token,
             trust_remote_code=trust_remote_code,
             max_length=max_length,
+            batch_tokens=batch_tokens,
         )
         self._query_prompt = query_prompt
         self._document_prompt = document_prompt
         self._normalize = normalize
         self._truncate_dim = truncate_dim
         self._facts: dict[str, str | int | float | bool] | None = None
+
+    @property
+    def settings(self) -> dict[str, str | int | bool | None]:
+        """The arguments that this model was made with, but for the token: `BiEncoder(**settings)` makes another."""
+        return {
+            **super().settings,
+            "query_prompt": self._query_prompt,
+            "document_prompt": self._document_prompt,
+            "normalize": self._normalize,
+            "truncate_dim": self._truncate_dim,
+        }
 
     @property
     def dimension(self) -> int:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from retrieve_rerank.models.loading import Checkpoint
 
 LongPassages = Literal["truncate", "windows"]
+MAX_WINDOWS = 16
 
 
 class CrossEncoder(LocalModel["CrossEngine"], Ranker):
@@ -50,6 +51,8 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
         trust_remote_code: Run code that comes with the checkpoint. Only for repositories whose code you have read.
         prompt: Instruction put before the pair; None takes the model's saved prompt, "" takes none.
         max_length: Tokens of query and passage together; None takes the model's own limit.
+        batch_tokens: Tokens, with padding, that are computed in one batch; None takes what suits the device. Results do
+            not depend on it. Less takes less memory, more may keep a large GPU busier.
         long_passages: What is done with a passage that is longer than the model reads with the query. "truncate" scores
             its beginning; "windows" cuts it into overlapping windows at sentence borders, scores each, and keeps the
             best. Either way the query is never cut, and what was not read is reported.
@@ -82,8 +85,9 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
         trust_remote_code: bool = False,
         prompt: str | None = None,
         max_length: int | None = None,
+        batch_tokens: int | None = None,
         long_passages: LongPassages = "truncate",
-        max_windows: int = 16,
+        max_windows: int = MAX_WINDOWS,
     ) -> None:
         if long_passages not in get_args(LongPassages):
             raise InvalidInputError(
@@ -100,10 +104,33 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
             token=token,
             trust_remote_code=trust_remote_code,
             max_length=max_length,
+            batch_tokens=batch_tokens,
         )
         self._prompt = prompt
         self._long_passages: LongPassages = long_passages
         self._max_windows = check_count(max_windows, "max_windows")
+
+    @property
+    def settings(self) -> dict[str, str | int | bool | None]:
+        """The arguments that this model was made with, but for the token: `CrossEncoder(**settings)` makes another."""
+        return {
+            **super().settings,
+            "prompt": self._prompt,
+            "long_passages": self._long_passages,
+            "max_windows": self._max_windows,
+        }
+
+    @property
+    def fingerprint(self) -> dict[str, str | int | float | bool]:
+        """Facts that tell this model's scores from another's, `weights` being a digest of them. Loads the model."""
+        engine = self._worker.run(self._loaded)
+        return {
+            "weights": engine.weights,
+            "precision": engine.precision.name,
+            "max_length": engine.max_length or 0,
+            "prompt": engine.prompt,
+            "max_windows": engine.max_windows or 0,
+        }
 
     def score(self, query: str, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Score texts against a query.
@@ -158,9 +185,9 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
         return check_texts(texts)
 
     def _logits(self, texts: list[str], scoring: Scoring, scores: Scores) -> npt.NDArray[np.float32]:
-        self._tell(scores)
+        self._tell(int(scores.truncated.sum()), len(scoring.texts))
         at = {text: position for position, text in enumerate(scoring.texts)}
-        return scores.logits[[at[text] for text in texts]]
+        return scores.logits[[at[text] for text in texts]].astype(np.float32)
 
     def _score(self, scoring: Scoring) -> None:
         self._worker.run_until(scoring.deadline, self._score_here, scoring)
@@ -168,9 +195,15 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
     async def _ascore(self, scoring: Scoring) -> None:
         await self._worker.arun_until(scoring.deadline, self._score_here, scoring)
 
-    def _score_here(self, scoring: Scoring) -> None:
-        if scoring.texts:
-            self._loaded().score(scoring)
+    def _score_many(self, scorings: Sequence[Scoring]) -> None:
+        self._worker.run_until(None, self._score_here, *scorings)
+
+    async def _ascore_many(self, scorings: Sequence[Scoring]) -> None:
+        await self._worker.arun_until(None, self._score_here, *scorings)
+
+    def _score_here(self, *scorings: Scoring) -> None:
+        if any(scoring.texts for scoring in scorings):
+            self._loaded().score(scorings)
 
     def _ready(self) -> None:
         if not self._is_loaded():
@@ -180,9 +213,9 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
         if not self._is_loaded():
             await self._worker.arun(self._loaded)
 
-    def _tell(self, scores: Scores) -> None:
-        if cut := int(scores.truncated.sum()):
-            many = f"{cut} of {len(scores.truncated)} passages"
+    def _tell(self, truncated: int, count: int) -> None:
+        if truncated:
+            many = f"{truncated} of {count} passages"
             if self._long_passages == "truncate":
                 what = (
                     f"{many} are longer than {self.model!r} reads ({self._limit} tokens with the query); their ends "

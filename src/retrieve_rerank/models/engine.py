@@ -7,6 +7,7 @@ what will be cut and lets batches be packed with little padding; then each batch
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -104,6 +105,8 @@ class Engine:
             batch = left.pop()
             rows = self._forward([inputs[position] for position in batch], output, options)
             if rows is not None:
+                if len(rows) != len(batch):
+                    raise ModelError(f"the model was given {len(batch)} texts and returned {len(rows)} rows for them")
                 yield batch, rows
                 continue
             widest = max(seen[position] for position in batch)
@@ -162,34 +165,54 @@ class CrossEngine(Engine):
             keep_head_exact(model)
         self.prompt = _saved_prompt(model) if prompt is None else prompt
         self.max_windows = max_windows
+        self._chat = "message" in getattr(model[0], "modality_config", {})
+        if self.prompt and self._chat:
+            plain, told = (ChatReading(model, "a", given, None) for given in ("", self.prompt))
+            if plain.around == told.around:
+                raise InvalidInputError(
+                    "the chat template of this cross-encoder has no place for an instruction, so prompt would change "
+                    "nothing; leave it out, or put what it says into the query"
+                )
 
-    def score(self, scoring: Scoring) -> None:
-        """Score texts batch by batch, as long as somebody waits for them."""
+    def score(self, scorings: Sequence[Scoring]) -> None:
+        """Score the texts of one or more queries batch by batch, as long as somebody waits for them.
+
+        Queries without a deadline share their batches. The texts of one with a deadline are scored by themselves, few
+        at a time, so that the first come first.
+        """
+        together = [scoring for scoring in scorings if scoring.deadline is None]
+        self._score_some([self._part(scoring, range(len(scoring.texts))) for scoring in together])
+        for scoring in scorings:
+            if scoring.deadline is None:
+                continue
+            step = max(1, self.token_budget // 64)
+            for start in range(0, len(scoring.texts), step):
+                if not scoring.wanted:
+                    break
+                self._score_some([self._part(scoring, range(start, min(start + step, len(scoring.texts))))])
+
+    def _score_some(self, parts: Sequence[_Part]) -> None:
+        pieces = [(part, piece) for part in parts for piece in range(len(part.tally.pieces))]
+        lengths = [part.tally.lengths[piece] for part, piece in pieces]
+        groups = [range(len(pieces))] if pieces else []
+        if len(parts) == 1 and parts[0].scoring.deadline is not None:
+            groups = consecutive(lengths, _GROUP * self.token_budget)
+        for group in groups:
+            pairs = [(part.scoring.query, part.tally.pieces[piece]) for part, piece in (pieces[at] for at in group)]
+            options = parts[0].reading.options  # the same for every query
+            for batch, rows in self.batches(pairs, [lengths[at] for at in group], "scores", **options):
+                for index, logit in zip(batch, self.to_logits(rows).tolist(), strict=True):
+                    part, piece = pieces[group[index]]
+                    part.put(piece, logit)
+                if not any(part.scoring.wanted for part in parts):
+                    return
+
+    def _part(self, scoring: Scoring, positions: range) -> _Part:
         reading = self._reading(scoring.query)
-        # Without a deadline everything is packed together. With one, few texts at a time, so that the first come first.
-        step = len(scoring.texts) if scoring.deadline is None else max(1, self.token_budget // 64)
-        for start in range(0, len(scoring.texts), step):
-            if not scoring.wanted:
-                return
-            self._score_some(scoring, reading, range(start, min(start + step, len(scoring.texts))))
-
-    def _score_some(self, scoring: Scoring, reading: Reading, positions: range) -> None:
         texts = [scoring.texts[position] for position in positions]
         lengths = reading.lengths(texts)
         tally = Tally([self._cut(reading, text, length) for text, length in zip(texts, lengths, strict=True)])
-        groups = [range(len(tally.pieces))]
-        if scoring.deadline is not None:
-            groups = consecutive(tally.lengths, _GROUP * self.token_budget)
-        for group in groups:
-            pairs = [(scoring.query, tally.pieces[piece]) for piece in group]
-            lengths = [tally.lengths[piece] for piece in group]
-            for batch, rows in self.batches(pairs, lengths, "scores", **reading.options):
-                for index, logit in zip(batch, self.to_logits(rows).tolist(), strict=True):
-                    for done in tally.put(group[index], logit):
-                        best, window = tally.best(done)
-                        scoring.put(positions[done], best, truncated=tally.cuts[done].truncated, window=window)
-                if not scoring.wanted:
-                    return
+        return _Part(scoring, reading, tally, positions)
 
     def _cut(self, reading: Reading, text: str, length: int) -> Cut:
         if self.max_length is None or length <= self.max_length:
@@ -206,14 +229,29 @@ class CrossEngine(Engine):
         return Cut(pieces, lengths, tuple(taken), truncated)
 
     def _reading(self, query: str) -> Reading:
-        chat = "message" in getattr(self.model[0], "modality_config", {})
-        reading = (ChatReading if chat else PairReading)(self._cross_encoder, query, self.prompt, self.max_length)
+        reading = (ChatReading if self._chat else PairReading)(self._cross_encoder, query, self.prompt, self.max_length)
         if self.max_length is not None and reading.around >= self.max_length:
             raise InvalidInputError(
                 f"the query has {reading.around} tokens and this cross-encoder reads {self.max_length} in all, which "
                 "leaves no room for a passage; shorten the query"
             )
         return reading
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Some texts of one query, made ready to be scored."""
+
+    scoring: Scoring
+    reading: Reading
+    tally: Tally
+    positions: range
+
+    def put(self, piece: int, logit: float) -> None:
+        """Take the score of a piece, and pass on those of the texts that are now complete."""
+        for done in self.tally.put(piece, logit):
+            best, window = self.tally.best(done)
+            self.scoring.put(self.positions[done], best, truncated=self.tally.cuts[done].truncated, window=window)
 
 
 class BiEngine(Engine):

@@ -39,12 +39,15 @@ class LocalModel(ABC, Generic[E]):
         token: str | bool | None,
         trust_remote_code: bool,
         max_length: int | None,
+        batch_tokens: int | None,
     ) -> None:
         if not isinstance(model, (str, os.PathLike)) or not os.fspath(model).strip():
             raise InvalidInputError(f"model must be a hub name or a folder, got {model!r}")
         check_backend(backend, precision, device)
         if max_length is not None:
             check_count(max_length, "max_length")
+        if batch_tokens is not None:
+            check_count(batch_tokens, "batch_tokens")
         self.model = os.fspath(model)
         self._settings: dict[str, Any] = {
             "model": self.model,
@@ -59,10 +62,34 @@ class LocalModel(ABC, Generic[E]):
         self._asked_precision: Precision = precision if backend == "torch" else "float32"
         self._backend, self._backend_precision = backend, precision
         self._max_length = max_length
+        self._batch_tokens = batch_tokens
         self._worker = Worker(f"retrieve-rerank {self.model}")
         self._engine: E | None = None
         self._home: threading.Thread | None = None  # where the engine was loaded
         self._limit: int | None = None  # the engine's max_length, for warnings, which must not wait for the thread
+
+    @property
+    def settings(self) -> dict[str, str | int | bool | None]:
+        """The arguments that this model was made with, but for the token: `CrossEncoder(**settings)` makes another."""
+        shown = {name: value for name, value in self._settings.items() if name != "token"}
+        return {
+            **shown,
+            "precision": self._backend_precision,
+            "backend": self._backend,
+            "max_length": self._max_length,
+            "batch_tokens": self._batch_tokens,
+        }
+
+    @property
+    def loaded_precision(self) -> str | None:
+        """The precision that the model computes in, or None before its first use. Loads nothing and never waits."""
+        engine = self._engine
+        return None if engine is None else engine.precision.name
+
+    def redacted(self, text: str) -> str:
+        """Return `text` without this model's token, for messages that leave the process."""
+        token = self._settings["token"]
+        return text.replace(token, "***") if isinstance(token, str) and token else text
 
     @property
     def precision(self) -> str:
@@ -119,6 +146,8 @@ class LocalModel(ABC, Generic[E]):
             self._engine = None
             checkpoint = Checkpoint(**self._settings)
             engine = self._load(checkpoint)
+            if self._batch_tokens is not None:
+                engine.token_budget = self._batch_tokens
             if self._backend != "torch":
                 from retrieve_rerank.models.network import replace_network
 

@@ -6,21 +6,30 @@ import asyncio
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 
-from retrieve_rerank.checks import check_count, check_encodable, check_query, check_seconds, check_threshold
+from retrieve_rerank.checks import (
+    check_count,
+    check_encodable,
+    check_queries,
+    check_query,
+    check_seconds,
+    check_threshold,
+)
 from retrieve_rerank.errors import InvalidInputError, ModelError
+from retrieve_rerank.models.scales import Scale, check_scale, scaled
 from retrieve_rerank.models.scoring import Scores, Scoring
 from retrieve_rerank.models.worker import Worker, time_left
 from retrieve_rerank.types import Hit, Passage, Scorer
 
 # How many texts a scorer of somebody else's is given at once where there is a time budget: few enough to stop in time.
 _CHUNK = 16
+_TOGETHER = 8  # queries that are scored at once: enough to fill every batch, few enough for others to get a turn
 _PATIENCE = 1.0  # seconds; it may be called from several threads anyhow, so one that hangs is left alone soon
 
 
@@ -76,7 +85,7 @@ class Ranker(ABC):
             self._score(scoring)
         finally:
             scores = scoring.finish()
-        self._tell(scores)
+        self._tell(int(scores.truncated.sum()), len(job.texts))
         return job.hits(scores)
 
     async def arank(
@@ -99,8 +108,70 @@ class Ranker(ABC):
             await self._ascore(scoring)
         finally:
             scores = scoring.finish()
-        self._tell(scores)
+        self._tell(int(scores.truncated.sum()), len(job.texts))
         return job.hits(scores)
+
+    def rank_many(
+        self,
+        queries: Sequence[str],
+        passages: Sequence[Iterable[str | Passage | Hit]],
+        *,
+        top_n: int | None = None,
+        score_threshold: float | None = None,
+    ) -> list[list[Hit]]:
+        """Order each query's passages; a model of ours reads pairs of several queries in one batch.
+
+        Args:
+            queries: Each not empty.
+            passages: For each query what `rank` takes.
+            top_n: As `rank` takes it, for each query.
+            score_threshold: As `rank` takes it.
+
+        Returns:
+            For each query what `rank` returns.
+
+        Raises:
+            InvalidInputError: If an argument cannot be used.
+            ModelError: If the model gives NaN or a wrong number of scores.
+        """
+        many = _Jobs(queries, passages, top_n, score_threshold)
+        for scorings in many.scorings():
+            try:
+                self._score_many(scorings)
+            finally:
+                many.take(scorings)
+        self._tell(many.truncated, many.count)
+        return many.found
+
+    async def arank_many(
+        self,
+        queries: Sequence[str],
+        passages: Sequence[Iterable[str | Passage | Hit]],
+        *,
+        top_n: int | None = None,
+        score_threshold: float | None = None,
+    ) -> list[list[Hit]]:
+        """As `rank_many`, without blocking the event loop."""
+        many = _Jobs(queries, passages, top_n, score_threshold)
+        for scorings in many.scorings():
+            try:
+                await self._ascore_many(scorings)
+            finally:
+                many.take(scorings)
+        self._tell(many.truncated, many.count)
+        return many.found
+
+    def _score_many(self, scorings: Sequence[Scoring]) -> None:
+        """Score the texts of several queries; none has a deadline."""
+        for scoring in scorings:
+            if scoring.texts:
+                self._score(scoring)
+
+    async def _ascore_many(self, scorings: Sequence[Scoring]) -> None:
+        """As `_score_many`, without blocking the event loop."""
+        for scoring in scorings:
+            if scoring.texts:
+                await self._ascore(scoring)
 
     def _ready(self) -> None:  # noqa: B027 - most have nothing to do
         """Do what must be done once, before the clock of a time budget starts."""
@@ -108,15 +179,16 @@ class Ranker(ABC):
     async def _aready(self) -> None:  # noqa: B027
         """As `_ready`, without blocking the event loop."""
 
-    def _tell(self, scores: Scores) -> None:  # noqa: B027
-        """Warn of what the caller should know about the scores."""
+    def _tell(self, truncated: int, count: int) -> None:  # noqa: B027
+        """Warn, once a call, where `truncated` of `count` passages were not seen whole."""
 
 
 class ScorerRanker(Ranker):
-    """Ranks by any `Scorer`; what it returns is taken as logits."""
+    """Ranks by any `Scorer`, whose scores are logits or probabilities."""
 
-    def __init__(self, scorer: Scorer) -> None:
+    def __init__(self, scorer: Scorer, scores: Scale = "logits") -> None:
         self.scorer = scorer
+        self._scaled = scaled(scorer, scores)
         self._worker = Worker(f"retrieve-rerank {type(scorer).__name__}", patience=_PATIENCE)
 
     def _score(self, scoring: Scoring) -> None:
@@ -126,7 +198,7 @@ class ScorerRanker(Ranker):
             self._worker.run_until(scoring.deadline, self._score_here, scoring)
 
     async def _ascore(self, scoring: Scoring) -> None:
-        ascore = getattr(self.scorer, "ascore", None)
+        ascore = getattr(self._scaled, "ascore", None)
         if ascore is None:
             await self._worker.arun_until(scoring.deadline, self._score_here, scoring)
             return
@@ -142,7 +214,7 @@ class ScorerRanker(Ranker):
 
     def _score_here(self, scoring: Scoring) -> None:
         for chunk in _chunks(scoring):
-            _put(scoring, chunk, self.scorer.score(scoring.query, [scoring.texts[position] for position in chunk]))
+            _put(scoring, chunk, self._scaled.score(scoring.query, [scoring.texts[position] for position in chunk]))
 
 
 def _chunks(scoring: Scoring) -> Iterator[range]:
@@ -156,7 +228,7 @@ def _chunks(scoring: Scoring) -> Iterator[range]:
 
 
 def _put(scoring: Scoring, chunk: range, answer: npt.ArrayLike) -> None:
-    logits = np.asarray(answer, dtype=np.float32)
+    logits = np.asarray(answer)
     if logits.shape != (len(chunk),):
         raise ModelError(
             f"the cross-encoder was given {len(chunk)} texts and returned scores of shape {logits.shape}; expected "
@@ -166,15 +238,25 @@ def _put(scoring: Scoring, chunk: range, answer: npt.ArrayLike) -> None:
         scoring.put(position, logit)
 
 
-def as_ranker(scorer: Scorer) -> Ranker:
-    """Return `scorer` as something that ranks."""
+def as_ranker(scorer: Scorer, scores: Scale = "logits") -> Ranker:
+    """Return `scorer` as something that ranks.
+
+    Args:
+        scorer: Our `CrossEncoder`, or anything with `score(query, texts)`.
+        scores: What the latter returns.
+    """
+    check_scale(scores)
     if isinstance(scorer, Ranker):
+        if scores != "logits":
+            raise InvalidInputError(
+                f'scores="{scores}" is for other scorers: a {type(scorer).__name__} ranks by logits already'
+            )
         return scorer
     if not callable(getattr(scorer, "score", None)):
         raise InvalidInputError(
             f"the cross-encoder must have score(query, texts), as CrossEncoder has; got {type(scorer).__name__}"
         )
-    return ScorerRanker(scorer)
+    return ScorerRanker(scorer, scores)
 
 
 def sigmoid(logit: float) -> float:
@@ -236,6 +318,55 @@ class _Job:
         kept = sorted(scored, key=lambda hit: -cast(float, hit.logit))
         kept = [hit for hit in kept if self.threshold is None or hit.score >= self.threshold]
         return [replace(hit, rank=rank) for rank, hit in enumerate([*kept, *left][: self.top_n], start=1)]
+
+
+class _Jobs:
+    """The calls of `rank` that one `rank_many` stands for, some of them at a time."""
+
+    def __init__(
+        self,
+        queries: Sequence[str],
+        passages: Sequence[Iterable[str | Passage | Hit]],
+        top_n: int | None,
+        score_threshold: float | None,
+    ) -> None:
+        checked = check_queries(queries)
+        if isinstance(passages, (str, Passage, Hit)) or not isinstance(passages, Sequence):
+            raise InvalidInputError(
+                f"passages must be a list with a list for each query, got {type(passages).__name__}"
+            )
+        if len(checked) != len(passages):
+            raise InvalidInputError(
+                f"there are {len(checked)} queries and {len(passages)} lists of passages; give one list a query"
+            )
+        self._jobs = [
+            _Job(query, items, top_n, score_threshold, None) for query, items in zip(checked, passages, strict=True)
+        ]
+        self._taken: list[Scores] = []
+
+    @property
+    def count(self) -> int:
+        """How many texts there are."""
+        return sum(len(job.texts) for job in self._jobs)
+
+    @property
+    def truncated(self) -> int:
+        """How many of them were not seen whole."""
+        return sum(int(scores.truncated.sum()) for scores in self._taken)
+
+    @property
+    def found(self) -> list[list[Hit]]:
+        """The hits of each query."""
+        return [job.hits(scores) for job, scores in zip(self._jobs, self._taken, strict=True)]
+
+    def scorings(self) -> Iterator[list[Scoring]]:
+        """Yield what is to be scored together."""
+        for start in range(0, len(self._jobs), _TOGETHER):
+            yield [job.scoring() for job in self._jobs[start : start + _TOGETHER]]
+
+    def take(self, scorings: Sequence[Scoring]) -> None:
+        """Take what became of them."""
+        self._taken += [scoring.finish() for scoring in scorings]
 
 
 def _as_hit(item: str | Passage | Hit, position: int) -> Hit:

@@ -130,7 +130,7 @@ class ChatReading(Reading):
             keep -= excess
 
     def _length(self, text: str) -> int:
-        options = {**self.options, "processing_kwargs": {"text": {"truncation": False}}}
+        options = {**self.options, "processing_kwargs": {"text": {"truncation": False, "verbose": False}}}
         try:
             features = self._model.preprocess([(self._query, text)], **options)
         except ValueError as error:

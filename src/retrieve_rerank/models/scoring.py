@@ -16,13 +16,13 @@ class Scores:
     """What a scorer says about some texts, in their order.
 
     Attributes:
-        logits: Float32 (n,); without meaning where a text was not scored.
+        logits: Float64 (n,), as other people's scores may need it; without meaning where a text was not scored.
         scored: Bool (n,): whether a text was reached before the time was up.
         truncated: Bool (n,): whether a part of a text was not seen.
         windows: For each text the character span of the window that won, or None where it was scored as one piece.
     """
 
-    logits: npt.NDArray[np.float32]
+    logits: npt.NDArray[np.float64]
     scored: npt.NDArray[np.bool_]
     truncated: npt.NDArray[np.bool_]
     windows: Sequence[tuple[int, int] | None]
@@ -43,7 +43,7 @@ class Scoring:
         self.deadline = deadline
         self._lock = threading.Lock()
         self._given_up = False
-        self._logits = np.zeros(len(texts), np.float32)
+        self._logits = np.zeros(len(texts), np.float64)
         self._scored = np.zeros(len(texts), np.bool_)
         self._truncated = np.zeros(len(texts), np.bool_)
         self._windows: list[tuple[int, int] | None] = [None] * len(texts)

@@ -47,6 +47,9 @@ class Worker:
         self._closing: _Lane | None = None
         self._process = os.getpid()
 
+    def __reduce__(self) -> tuple[Callable[..., Worker], tuple[()]]:
+        return partial(Worker, self._name, patience=self._patience), ()  # pickled and copied as a worker of its own
+
     @property
     def thread(self) -> threading.Thread | None:
         """The thread that the next call runs on, if it has started."""

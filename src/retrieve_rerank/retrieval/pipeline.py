@@ -5,10 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from retrieve_rerank.checks import check_count, check_queries, check_query, check_threshold
+from retrieve_rerank.checks import check_count, check_queries, check_query, check_seconds, check_threshold
 from retrieve_rerank.errors import InvalidInputError
-from retrieve_rerank.models.ranking import as_ranker
+from retrieve_rerank.models.ranking import Ranker, as_ranker
+from retrieve_rerank.models.scales import Scale
 from retrieve_rerank.models.worker import Worker
+from retrieve_rerank.retrieval.second_stage import OnError, Reranked, SecondStage, check_on_error
+from retrieve_rerank.retrieval.source import Options, Source
 from retrieve_rerank.types import Hit, Retriever, Scorer, SearchResult, Timings
 
 
@@ -17,10 +20,18 @@ class RetrieveRerank:
 
     Args:
         retriever: Anything with `retrieve(query, k) -> list[Hit]`, such as `ChromaIndex`.
-        cross_encoder: A `CrossEncoder`, or anything with `score(query, texts)`, whose scores are taken as logits.
+        cross_encoder: A `CrossEncoder`, or anything with `score(query, texts)`.
         fetch_k: How many candidates the first stage is asked for.
         top_n: How many hits a search returns at most.
-        score_threshold: Hits whose relevance score is below are left out; an empty result is a result.
+        score_threshold: Hits whose relevance score is below are left out; an empty result is a result. Hits that the
+            cross-encoder did not score stay.
+        time_budget: Seconds that a whole search may take: what the first stage leaves is the cross-encoder's. It is
+            never more than one batch over, and the first stage is never cut off. Candidates that were not scored in
+            time follow those that were; `SearchResult.degraded` says how many.
+        on_error: What happens when the cross-encoder cannot be loaded or fails. "raise" raises the cause;
+            "retrieval_order" gives the first stage's order, says why in `SearchResult.degraded` and warns
+            (`DegradedWarning`). Arguments that cannot be used and a first stage that fails raise in any case.
+        scores: What a scorer that is no `CrossEncoder` returns: "logits", or "probabilities" in [0, 1].
 
     Raises:
         InvalidInputError: If an argument cannot be used.
@@ -43,6 +54,9 @@ class RetrieveRerank:
         fetch_k: int = 100,
         top_n: int = 5,
         score_threshold: float | None = None,
+        time_budget: float | None = None,
+        on_error: OnError = "raise",
+        scores: Scale = "logits",
     ) -> None:
         if not callable(getattr(retriever, "retrieve", None)):
             raise InvalidInputError(
@@ -53,69 +67,140 @@ class RetrieveRerank:
         self.fetch_k = check_count(fetch_k, "fetch_k")
         self.top_n = check_count(top_n, "top_n")
         self.score_threshold = check_threshold(score_threshold)
-        self._ranker = as_ranker(cross_encoder)
-        self._worker = Worker("retrieve-rerank first stage")
+        self.time_budget = check_seconds(time_budget, "time_budget")
+        self.on_error = check_on_error(on_error)
+        self._ranker = as_ranker(cross_encoder, scores)
+        self._source = Source(retriever, Worker("retrieve-rerank first stage").arun)
 
-    def search(self, query: str, **first_stage_options: object) -> SearchResult:
+    @property
+    def ranker(self) -> Ranker:
+        """What orders the candidates: the cross-encoder, with its scores as logits."""
+        return self._ranker
+
+    def search(
+        self,
+        query: str,
+        *,
+        rewrites: Sequence[str] = (),
+        top_n: int | None = None,
+        score_threshold: float | None = None,
+        time_budget: float | None = None,
+        **first_stage_options: object,
+    ) -> SearchResult:
         """Find the best passages for a query.
 
         Args:
             query: Not empty.
+            rewrites: The query in other words. The first stage looks for each of them too, and what they find is fused
+                (see `fuse`): a candidate's `retrieval_ranks` are its ranks for the query and for each rewrite. The
+                cross-encoder scores against the query.
+            top_n: Instead of the pipeline's own, for this search; so are the two below. None keeps that.
+            score_threshold: As for the class.
+            time_budget: As for the class.
             **first_stage_options: Handed to the retriever, such as `where=` for `ChromaIndex`.
 
         Raises:
-            InvalidInputError: If the query cannot be used.
+            InvalidInputError: If an argument cannot be used.
             ModelError: If a model cannot be loaded or gives unusable numbers.
         """
         check_query(query)
-        start = time.perf_counter()
-        candidates = self.retriever.retrieve(query, self.fetch_k, **first_stage_options)
-        return self._rerank(query, candidates, time.perf_counter() - start)
+        return self._one(query, rewrites, self._second_stage(top_n, score_threshold, time_budget), first_stage_options)
 
-    async def asearch(self, query: str, **first_stage_options: object) -> SearchResult:
+    async def asearch(
+        self,
+        query: str,
+        *,
+        rewrites: Sequence[str] = (),
+        top_n: int | None = None,
+        score_threshold: float | None = None,
+        time_budget: float | None = None,
+        **first_stage_options: object,
+    ) -> SearchResult:
         """As `search`, without blocking the event loop."""
         check_query(query)
-        start = time.perf_counter()
-        aretrieve = getattr(self.retriever, "aretrieve", None)
-        if aretrieve is None:
-            candidates = await self._worker.arun(self.retriever.retrieve, query, self.fetch_k, **first_stage_options)
-        else:
-            candidates = await aretrieve(query, self.fetch_k, **first_stage_options)
-        retrieved = time.perf_counter()
-        hits = await self._ranker.arank(query, candidates)
-        return self._result(query, candidates, hits, retrieved - start, time.perf_counter() - retrieved)
+        stage = self._second_stage(top_n, score_threshold, time_budget)
+        return await self._aone(query, rewrites, stage, first_stage_options)
 
-    def search_many(self, queries: Sequence[str]) -> list[SearchResult]:
-        """Find the best passages for each query. Queries are encoded and searched together where the retriever can."""
+    def search_many(
+        self,
+        queries: Sequence[str],
+        *,
+        top_n: int | None = None,
+        score_threshold: float | None = None,
+        time_budget: float | None = None,
+        **first_stage_options: object,
+    ) -> list[SearchResult]:
+        """As `search` for each query, in common batches where the retriever and the cross-encoder can.
+
+        The times of a result are its share of what all took. A time budget is each query's own: its share of the common
+        first stage, and its re-ranking, which is then done by itself.
+        """
         checked = check_queries(queries)
-        retrieve_many = getattr(self.retriever, "retrieve_many", None)
-        if retrieve_many is None or not checked:
-            return [self.search(query) for query in checked]
+        stage = self._second_stage(top_n, score_threshold, time_budget)
+        if not (checked and self._source.takes_many):
+            return [self._one(query, (), stage, first_stage_options) for query in checked]
         start = time.perf_counter()
-        found = retrieve_many(checked, self.fetch_k)
+        found = self._source.retrieve_many(checked, self.fetch_k, first_stage_options)
         share = (time.perf_counter() - start) / len(checked)
-        return [self._rerank(query, candidates, share) for query, candidates in zip(checked, found, strict=True)]
+        reranked = stage.run_many(checked, found, spent=share)
+        return [_result(query, hits, share, done) for query, hits, done in zip(checked, found, reranked, strict=True)]
+
+    async def asearch_many(
+        self,
+        queries: Sequence[str],
+        *,
+        top_n: int | None = None,
+        score_threshold: float | None = None,
+        time_budget: float | None = None,
+        **first_stage_options: object,
+    ) -> list[SearchResult]:
+        """As `search_many`, without blocking the event loop."""
+        checked = check_queries(queries)
+        stage = self._second_stage(top_n, score_threshold, time_budget)
+        if not (checked and self._source.takes_many):
+            return [await self._aone(query, (), stage, first_stage_options) for query in checked]
+        start = time.perf_counter()
+        found = await self._source.aretrieve_many(checked, self.fetch_k, first_stage_options)
+        share = (time.perf_counter() - start) / len(checked)
+        reranked = await stage.arun_many(checked, found, spent=share)
+        return [_result(query, hits, share, done) for query, hits, done in zip(checked, found, reranked, strict=True)]
 
     def __repr__(self) -> str:
         return (
             f"RetrieveRerank({self.retriever!r}, {self.cross_encoder!r}, fetch_k={self.fetch_k}, top_n={self.top_n}, "
-            f"score_threshold={self.score_threshold})"
+            f"score_threshold={self.score_threshold}, time_budget={self.time_budget}, on_error={self.on_error!r})"
         )
 
-    def _rerank(self, query: str, candidates: Sequence[Hit], retrieve_seconds: float) -> SearchResult:
+    def _one(self, query: str, rewrites: Sequence[str], stage: SecondStage, options: Options) -> SearchResult:
         start = time.perf_counter()
-        hits = self._ranker.rank(query, candidates)
-        return self._result(query, candidates, hits, retrieve_seconds, time.perf_counter() - start)
+        candidates = self._source.retrieve_fused(query, rewrites, self.fetch_k, options)
+        spent = time.perf_counter() - start
+        return _result(query, candidates, spent, stage.run(query, candidates, spent=spent))
 
-    def _result(
-        self, query: str, candidates: Sequence[Hit], hits: Sequence[Hit], retrieve: float, rerank: float
-    ) -> SearchResult:
-        # All candidates are ranked, then cut here: how many of them were truncated is a fact about all of them.
-        kept = [hit for hit in hits[: self.top_n] if self.score_threshold is None or hit.score >= self.score_threshold]
-        return SearchResult(
-            query=query,
-            hits=tuple(kept),
-            candidates=tuple(candidates),
-            timings=Timings(retrieve, rerank),
-            truncated_count=sum(hit.truncated for hit in hits),
+    async def _aone(self, query: str, rewrites: Sequence[str], stage: SecondStage, options: Options) -> SearchResult:
+        start = time.perf_counter()
+        candidates = await self._source.aretrieve_fused(query, rewrites, self.fetch_k, options)
+        spent = time.perf_counter() - start
+        return _result(query, candidates, spent, await stage.arun(query, candidates, spent=spent))
+
+    def _second_stage(
+        self, top_n: int | None = None, score_threshold: float | None = None, time_budget: float | None = None
+    ) -> SecondStage:
+        return SecondStage(
+            self._ranker,
+            self.top_n if top_n is None else top_n,
+            self.score_threshold if score_threshold is None else score_threshold,
+            self.time_budget if time_budget is None else time_budget,
+            self.on_error,
         )
+
+
+def _result(query: str, candidates: Sequence[Hit], retrieve_seconds: float, reranked: Reranked) -> SearchResult:
+    return SearchResult(
+        query=query,
+        hits=reranked.hits,
+        candidates=tuple(candidates),
+        timings=Timings(retrieve_seconds, reranked.seconds),
+        truncated_count=reranked.truncated,
+        degraded=reranked.degraded,
+    )

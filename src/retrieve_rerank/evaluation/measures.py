@@ -1,0 +1,70 @@
+"""Measures by their names in ir-measures, per question. The only module that imports it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from retrieve_rerank.errors import InvalidInputError, require
+
+ir_measures = require("ir_measures", extra="evaluation")
+
+Run = Mapping[str, Sequence[str]]
+Judgements = Mapping[str, Mapping[str, int]]
+
+
+def check_measures(measures: Sequence[str]) -> tuple[str, ...]:
+    """Return the measures' names as ir-measures writes them.
+
+    Raises:
+        InvalidInputError: If a name is unknown, or the measure cannot be computed here or has no mean.
+    """
+    if isinstance(measures, str) or not isinstance(measures, Sequence) or not measures:
+        raise InvalidInputError(f'measures must be a list of names, such as ["nDCG@10"], got {measures!r}')
+    names = []
+    for name in measures:
+        try:
+            measure = ir_measures.parse_measure(str(name))
+        except (NameError, ValueError) as error:
+            raise InvalidInputError(
+                f"{name!r} is not the name of a measure: {error}. Expected a name of ir-measures, such as 'nDCG@10', "
+                "'RR@10', 'R@100', 'P@5' or 'AP'"
+            ) from error
+        cutoff = measure.params.get("cutoff", 1)
+        if isinstance(cutoff, bool) or not isinstance(cutoff, int) or cutoff < 1:  # trec_eval's code would crash on it
+            raise InvalidInputError(f"the cut-off of {name!r} must be a whole number >= 1")
+        if not isinstance(measure.aggregator(), ir_measures.MeanAgg):
+            raise InvalidInputError(f"{name!r} is a count, not a measure that has a mean over questions")
+        try:  # now, not after an hour of scoring
+            list(ir_measures.iter_calc([measure], {"q": {"a": 1, "b": 0}}, {"q": {"b": -1, "a": -2}}))
+        except Exception as error:  # whatever the program behind the measure throws
+            raise InvalidInputError(f"ir-measures cannot compute {name!r} here: {error!r}") from error
+        names.append(str(measure))
+    return tuple(dict.fromkeys(names))
+
+
+def cutoff(measure: str) -> int | None:
+    """Return the depth that a measure looks at, if it has one."""
+    value = ir_measures.parse_measure(measure).params.get("cutoff")
+    return value if isinstance(value, int) else None
+
+
+def per_query(measures: Sequence[str], judgements: Judgements, run: Run) -> dict[str, dict[str, float]]:
+    """Return the value of each measure for each judged question.
+
+    Args:
+        measures: Names that `check_measures` returned.
+        judgements: Relevance by question and passage.
+        run: Passage ids by question, best first, without repeats.
+    """
+    parsed = {name: ir_measures.parse_measure(name) for name in measures}
+    qrels = {query: dict(scores) for query, scores in judgements.items()}
+    # A question without hits is left out: some measures divide by the number of hits, and all count what is missing
+    # as their worst. The rank is the score, so equal scores cannot reorder what was ranked.
+    scored = {
+        query: {passage: -float(rank) for rank, passage in enumerate(ids, start=1)} for query, ids in run.items() if ids
+    }
+    values: dict[str, dict[str, float]] = {name: dict.fromkeys(judgements, 0.0) for name in measures}
+    names = {measure: name for name, measure in parsed.items()}
+    for result in ir_measures.iter_calc(list(parsed.values()), qrels, scored):
+        values[names[result.measure]][result.query_id] = float(result.value)
+    return values

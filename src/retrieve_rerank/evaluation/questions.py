@@ -1,0 +1,106 @@
+"""Questions for those who have none: from the user's own passages, with weak labels."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from retrieve_rerank.checks import check_count
+from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.evaluation.dataset import Dataset
+from retrieve_rerank.types import Passage
+
+_SHORTEST, _LONGEST = 10, 300  # characters of a question
+_REST = 40  # characters that a passage must keep
+_END = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s)|[。！？]|(?=[\r\n])")
+_AROUND = " \t\r\n#*>.:;,–—-"
+
+
+def sample_questions(
+    passages: Iterable[Passage], *, n: int = 100, seed: int = 0, name: str = "sampled questions"
+) -> Dataset:
+    """Make a small labelled dataset from passages alone: title or first sentence -> its passage.
+
+    The question of a passage is its title (`metadata["title"]`), or its first sentence or heading where it has none.
+    It is cut out of the passage, and out of every other passage in the same way, so that finding the passage is not
+    a matter of finding the same words: index `dataset.passages`, not your own. Questions that fit several passages
+    are not asked. Passages too short to be cut stay whole, and are searched but not asked for.
+
+    The labels are weak. They can tell whether a pipeline is broken and roughly which of two is better. They cannot
+    tell how much users gain: titles and first sentences are not what people ask, share words with their passage,
+    which favours a lexical first stage, and another passage that answers as well counts as not relevant. Fifty
+    questions of real users, judged by hand, tell more.
+
+    Args:
+        passages: Of the corpus, all of them if you can: fewer passages are an easier search.
+        n: How many questions at most.
+        seed: Of the choice.
+        name: Of the dataset.
+
+    Raises:
+        InvalidInputError: If no passage is long enough, or an argument cannot be used.
+
+    Example:
+        >>> from retrieve_rerank import Passage
+        >>> from retrieve_rerank.evaluation import sample_questions
+        >>> text = "Bread is made from flour and water. Most loaves are leavened with yeast, which needs an hour."
+        >>> dataset = sample_questions([Passage("bread", text)])
+        >>> dataset.queries, dataset.passages[0].text
+        ({'bread': 'Bread is made from flour and water.'}, 'Most loaves are leavened with yeast, which needs an hour.')
+    """
+    check_count(n, "n")
+    whole = list(passages)
+    for position, passage in enumerate(whole):
+        if not isinstance(passage, Passage):
+            raise InvalidInputError(f"passages[{position}] must be a Passage, got {type(passage).__name__}")
+    titles = Counter(_title(passage) for passage in whole)
+    questions: dict[str, str] = {}
+    cut: list[Passage] = []
+    for passage in whole:
+        question, rest = _split(passage.text, _title(passage), titles)
+        if question:
+            questions[passage.id] = question
+        cut.append(Passage(passage.id, rest, passage.metadata))
+    times = Counter(question.casefold() for question in questions.values())
+    usable = sorted(identifier for identifier, question in questions.items() if times[question.casefold()] == 1)
+    if not usable:
+        raise InvalidInputError(
+            f"none of {len(cut)} passages has a title or a first sentence of {_SHORTEST} to {_LONGEST} characters that "
+            f"no other has, with {_REST} characters after it; use longer passages, or write questions by hand"
+        )
+    chosen = sorted(random.Random(seed).sample(usable, n)) if n < len(usable) else usable
+    return Dataset(
+        name,
+        cut,
+        {identifier: questions[identifier] for identifier in chosen},
+        {identifier: {identifier: 1} for identifier in chosen},
+        weak="titles and first sentences of passages, cut out of them; one passage counts as relevant to each",
+    )
+
+
+def _title(passage: Passage) -> str:
+    title = passage.metadata.get("title")
+    return title.strip() if isinstance(title, str) else ""
+
+
+def _split(text: str, title: str, titles: Mapping[str, int]) -> tuple[str, str]:
+    """Return the question of a text, empty if it has none, and the text without it."""
+    body = text.lstrip()
+    while title and body[: len(title)].casefold() == title.casefold():  # some corpora repeat it
+        body = body[len(title) :].lstrip(_AROUND)
+    if title and titles[title] == 1:
+        question, rest = title, body
+    else:
+        # A title that several have, such as the chunks of one document, tells none of them from the others. It stays.
+        front = text[: len(text) - len(body)]
+        body = body.lstrip(_AROUND)
+        end = next((match.end() for match in _END.finditer(body) if match.end() >= _SHORTEST), len(body))
+        question, rest = body[:end].strip(), body[end:].lstrip(_AROUND)
+        if not rest:
+            return "", text
+        rest = f"{front}{rest}"
+    if not _SHORTEST <= len(question) <= _LONGEST or len(rest) < _REST:
+        return "", text
+    return question, rest

@@ -1,0 +1,145 @@
+"""Test collections from files: the BEIR layout and TREC judgements."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.evaluation.dataset import Dataset
+from retrieve_rerank.evaluation.lines import columns, lines
+from retrieve_rerank.types import Passage
+
+
+def load_dataset(folder: str | os.PathLike[str], *, qrels: str | os.PathLike[str] | None = None) -> Dataset:
+    r"""Read a test collection in the BEIR layout.
+
+    Args:
+        folder: Holds `corpus.jsonl` (`_id` or `id`, `text`, perhaps `title`), `queries.jsonl` (`_id` or `id`, `text`)
+            and judgements. UTF-8; records end at "\n" only, so texts may hold any other line break.
+        qrels: The file of judgements, in the folder or anywhere. None takes `qrels.tsv`, else `qrels/test.tsv`, else
+            the only `qrels*.tsv` there is. Three columns (question, passage, relevance; BEIR) or four (question,
+            anything, passage, relevance; TREC), with a header or without.
+
+    Returns:
+        The dataset, named as the folder. A title stands in front of its text, with a space between, as BEIR has it,
+        and is in the metadata.
+
+    Raises:
+        InvalidInputError: If a file is missing or a line cannot be used; it names the file and the line.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from retrieve_rerank.evaluation import load_dataset
+        >>> with TemporaryDirectory() as name:
+        ...     folder = Path(name) / "toy"
+        ...     folder.mkdir()
+        ...     _ = (folder / "corpus.jsonl").write_text('{"_id": "p1", "title": "Paris", "text": "A city."}\n')
+        ...     _ = (folder / "queries.jsonl").write_text('{"_id": "q1", "text": "what is Paris?"}\n')
+        ...     _ = (folder / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\nq1\tp1\t1\n")
+        ...     dataset = load_dataset(folder)
+        >>> dataset.passages[0].text, dataset.judgements
+        ('Paris A city.', {'q1': {'p1': 1}})
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise InvalidInputError(f"{path} is not a folder; expected one with corpus.jsonl, queries.jsonl and qrels")
+    file = _qrels_file(path, qrels)
+    return Dataset(
+        path.resolve().name,
+        list(_passages(path / "corpus.jsonl")),
+        _queries(path / "queries.jsonl"),
+        _judgements(file),
+    )
+
+
+def _records(file: Path) -> Iterator[tuple[str, str, dict[str, object]]]:
+    """Yield the records of a file of JSON lines, each with its place and its id; no id twice."""
+    seen: dict[str, str] = {}
+    for place, line in lines(file):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise InvalidInputError(f"{place} is not JSON: {error}") from error
+        if not isinstance(record, dict):
+            raise InvalidInputError(f"{place} must be a JSON object, got {line[:80]!r}")
+        identifier = record.get("_id", record.get("id"))
+        if isinstance(identifier, int) and not isinstance(identifier, bool):
+            identifier = str(identifier)
+        if not isinstance(identifier, str) or not identifier:
+            raise InvalidInputError(f"{place} needs an id, as `_id` or `id`, got {identifier!r}")
+        if not isinstance(record.get("text"), str):
+            raise InvalidInputError(f"{place} needs a `text` that is a string, got {record.get('text')!r}")
+        if identifier in seen:
+            raise InvalidInputError(f"{place} has id {identifier!r}, as {seen[identifier]} has")
+        seen[identifier] = place
+        yield place, identifier, record
+
+
+def _passages(file: Path) -> Iterator[Passage]:
+    for place, identifier, record in _records(file):
+        text, title = str(record["text"]), record.get("title") or ""
+        if not isinstance(title, str):
+            raise InvalidInputError(f"{place} has a `title` that is no string: {title!r}")
+        if title.strip():
+            yield Passage(identifier, f"{title} {text}".strip(), {"title": title})
+        else:
+            yield Passage(identifier, text)
+
+
+def _queries(file: Path) -> dict[str, str]:
+    return {identifier: str(record["text"]) for _, identifier, record in _records(file)}
+
+
+def _qrels_file(folder: Path, qrels: str | os.PathLike[str] | None) -> Path:
+    if qrels is not None:
+        inside = folder / qrels  # an absolute path stays as it is
+        return inside if inside.is_file() else Path(qrels)
+    for usual in (folder / "qrels.tsv", folder / "qrels" / "test.tsv"):
+        if usual.is_file():
+            return usual
+    found = sorted({*folder.glob("qrels*.tsv"), *folder.glob("qrels/*.tsv")})
+    if len(found) != 1:
+        names = ", ".join(str(file.relative_to(folder)) for file in found) or "none"
+        raise InvalidInputError(
+            f"{folder} needs judgements: expected qrels.tsv, qrels/test.tsv or a single qrels*.tsv, found {names}. "
+            "Say which file with qrels=..."
+        )
+    return found[0]
+
+
+def _judgements(file: Path) -> dict[str, dict[str, int]]:
+    judgements: dict[str, dict[str, int]] = {}
+    first = True
+    for place, line in lines(file):
+        cells = columns(line)
+        if len(cells) not in (3, 4):
+            raise InvalidInputError(
+                f"{place} must have 3 columns (question, passage, relevance) or 4 (question, anything, passage, "
+                f"relevance), got {len(cells)}: {line[:80]!r}"
+            )
+        query, passage, score = cells[0], cells[-2], _whole(cells[-1])
+        if score is None and first and not any(character.isdigit() for character in cells[-1]):
+            first = False  # a header
+            continue
+        first = False
+        if score is None or not query or not passage:
+            raise InvalidInputError(f"{place} must end with a whole number after two ids, got {line[:80]!r}")
+        known = judgements.setdefault(query, {})
+        if known.setdefault(passage, score) != score:
+            raise InvalidInputError(
+                f"{place} judges passage {passage!r} for question {query!r} as {score}, an earlier line as "
+                f"{known[passage]}"
+            )
+    return judgements
+
+
+def _whole(cell: str) -> int | None:
+    try:
+        number = float(cell)
+    except ValueError:
+        return None
+    return int(number) if number.is_integer() else None

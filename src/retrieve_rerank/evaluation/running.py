@@ -1,0 +1,239 @@
+"""Run pipelines over a dataset's questions, no work twice, and measure what they found."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+from tqdm.auto import tqdm
+
+from retrieve_rerank.checks import check_count
+from retrieve_rerank.errors import InvalidInputError, TruncationWarning
+from retrieve_rerank.evaluation.dataset import Dataset
+from retrieve_rerank.evaluation.evaluation import Evaluation
+from retrieve_rerank.evaluation.measures import check_measures
+from retrieve_rerank.evaluation.measuring import compare, measure, notes
+from retrieve_rerank.evaluation.store import Score, ScoreStore, key_of, open_store
+from retrieve_rerank.models.ranking import Ranker
+from retrieve_rerank.retrieval.pipeline import RetrieveRerank
+from retrieve_rerank.types import Hit, Retriever
+
+
+def evaluate(
+    pipelines: Mapping[str, RetrieveRerank | Retriever],
+    dataset: Dataset,
+    measures: Sequence[str] = ("nDCG@10", "RR@10", "R@100"),
+    *,
+    fetch_k: int = 100,
+    resamples: int = 10_000,
+    seed: int = 0,
+    cache: str | os.PathLike[str] | None = None,
+    show_progress: bool = False,
+) -> Evaluation:
+    """Measure what each pipeline's first stage finds, what re-ranking makes of it, and what that costs.
+
+    All candidates are ranked and measured: `top_n`, `score_threshold`, `time_budget` and `on_error` of a pipeline are
+    for its users and have no effect here, and errors come out. Only what the first stage found is ranked; relevant
+    passages that it missed stay missed. A first stage that several pipelines share (the same object, the same
+    `fetch_k`) is asked once, and a cross-encoder that they share reads each pair of question and text once. Each
+    question is searched on its own, as a user's is; the first one, which includes loading, is left out of the latency.
+
+    Args:
+        pipelines: `RetrieveRerank` objects, or first stages alone, by name. For each `RetrieveRerank` there are two
+            rows: its first stage, and under its name the re-ranked result. They must search the dataset's passages.
+        dataset: Questions with judgements; `dataset.sample(n)` takes fewer questions.
+        measures: Names of ir-measures. The first one decides the answer.
+        fetch_k: Depth of first stages that are given alone.
+        resamples: Of the bootstrap and of the randomisation test.
+        seed: Of both.
+        cache: An SQLite file that keeps every score, by the cross-encoder's `fingerprint`, question and text; made if
+            missing. Broken off and run again, or run with a further pipeline, an evaluation reads only what is new.
+        show_progress: Show a bar on stderr.
+
+    Returns:
+        The results per question, means, differences with intervals and p-values, and the answer.
+
+    Raises:
+        InvalidInputError: If an argument cannot be used; measures are checked before anything is searched.
+
+    Example:
+        >>> from retrieve_rerank import BiEncoder, ChromaIndex, CrossEncoder, RetrieveRerank
+        >>> from retrieve_rerank.evaluation import Dataset, evaluate
+        >>> texts = {"p1": "Paris is the capital of France.", "p2": "Rome is the capital of Italy."}
+        >>> dataset = Dataset("toy", texts, {"q1": "What is the capital of Italy?"}, {"q1": {"p2": 1}})
+        >>> with ChromaIndex(BiEncoder(bi_encoder_path)) as index, CrossEncoder(cross_encoder_path) as model:
+        ...     report = index.add(dataset.passages)
+        ...     evaluation = evaluate({"re-ranked": RetrieveRerank(index, model, fetch_k=2)}, dataset)
+        >>> [system.name for system in evaluation.systems]
+        ['first stage of re-ranked', 're-ranked']
+        >>> evaluation["re-ranked"].means["RR@10"]
+        1.0
+    """
+    if not isinstance(dataset, Dataset):
+        raise InvalidInputError(f"dataset must be a Dataset, as load_dataset returns, got {type(dataset).__name__}")
+    names = check_measures(measures)
+    check_count(resamples, "resamples")
+    plan = _plan(pipelines, check_count(fetch_k, "fetch_k"))
+    with nullcontext() if cache is None else open_store(cache) as store:
+        _run(plan, dataset, store, show_progress=show_progress)
+    systems = [measure(stage, dataset, names) for stage in plan]
+    return Evaluation(
+        dataset=dataset.name,
+        weak=dataset.weak,
+        measures=names,
+        judgements=dataset.judgements,
+        systems=tuple(systems),
+        comparisons=tuple(compare(systems, names, resamples=resamples, seed=seed)),
+        notes=(*dataset.notes, *notes(plan, systems, names, dataset)),
+        passages=len(dataset.passages),
+        resamples=resamples,
+        seed=seed,
+    )
+
+
+@dataclass(slots=True)
+class Stage:
+    """One row while it runs: a first stage, or the re-ranking (`search`) of another row's candidates (`first`)."""
+
+    name: str
+    retriever: Retriever
+    fetch_k: int
+    search: RetrieveRerank | None = None
+    first: Stage | None = None
+    hits: dict[str, list[Hit]] = field(default_factory=dict)  # by question id
+    seconds: list[float] = field(default_factory=list)  # by question
+    pairs: int = 0
+    truncated: int = 0
+    estimated: bool = False
+
+
+@dataclass(slots=True)
+class _Reader:
+    """One cross-encoder and what it has read for the current question."""
+
+    ranker: Ranker
+    store: ScoreStore | None
+    fingerprint: str
+    query: str = ""
+    known: dict[str, Score] = field(default_factory=dict)  # by text
+
+    def rank(self, stage: Stage, query: str, candidates: Sequence[Hit]) -> list[Hit]:
+        """Return candidates in the cross-encoder's order, having it read what it has not."""
+        if query != self.query:
+            self.query, self.known = query, {}
+        texts = dict.fromkeys(hit.passage.text for hit in candidates)
+        unknown = [text for text in texts if text not in self.known]
+        if self.store is not None:
+            self.known.update(self.store.get(self.fingerprint, query, unknown))
+        new = self._read([hit for hit in candidates if hit.passage.text not in self.known])
+        self.known.update(new)
+        stage.estimated |= len(new) < len(texts)
+        stage.seconds.append(sum(self.known[text].seconds for text in texts))
+        stage.pairs += len(texts)
+        stage.truncated += sum(self.known[text].truncated for text in texts)
+        return sorted(candidates, key=lambda hit: -self.known[hit.passage.text].logit)
+
+    def _read(self, candidates: Sequence[Hit]) -> dict[str, Score]:
+        if not candidates:
+            return {}
+        start = time.perf_counter()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TruncationWarning)  # counted instead
+            ranked = self.ranker.rank(self.query, candidates)
+        texts = {hit.passage.text for hit in ranked}
+        share = (time.perf_counter() - start) / len(texts)
+        scores = {hit.passage.text: Score(hit.logit, hit.truncated, share) for hit in ranked if hit.logit is not None}
+        if self.store is not None:
+            self.store.put(self.fingerprint, self.query, scores)
+        return scores
+
+
+def _plan(pipelines: Mapping[str, RetrieveRerank | Retriever], fetch_k: int) -> list[Stage]:
+    """Return the rows: each first stage before what re-ranks it, no first stage twice."""
+    _check_pipelines(pipelines)
+    firsts: dict[tuple[int, int], Stage] = {}
+    for name, pipeline in pipelines.items():
+        if not isinstance(pipeline, RetrieveRerank):
+            key = (id(pipeline), fetch_k)
+            if key in firsts:
+                raise InvalidInputError(f"{name!r} is the same first stage as {firsts[key].name!r}; give it once")
+            firsts[key] = Stage(name, pipeline, fetch_k)
+    searches = {name: pipeline for name, pipeline in pipelines.items() if isinstance(pipeline, RetrieveRerank)}
+    users: dict[tuple[int, int], list[str]] = {}
+    for name, search in searches.items():
+        users.setdefault((id(search.retriever), search.fetch_k), []).append(name)
+    for key, names in users.items():
+        if key not in firsts:
+            search = searches[names[0]]
+            firsts[key] = Stage(f"first stage of {', '.join(names)}", search.retriever, search.fetch_k)
+    plan = list(firsts.values())
+    for name, search in searches.items():
+        first = firsts[id(search.retriever), search.fetch_k]
+        plan.append(Stage(name, search.retriever, search.fetch_k, search, first))
+    if len({stage.name for stage in plan}) < len(plan):
+        raise InvalidInputError(f"two systems have one name: {sorted(stage.name for stage in plan)}; rename a pipeline")
+    return plan
+
+
+def _check_pipelines(pipelines: Mapping[str, RetrieveRerank | Retriever]) -> None:
+    if not isinstance(pipelines, Mapping) or not pipelines:
+        raise InvalidInputError(
+            f"pipelines must be a dict name -> RetrieveRerank or first stage, got {pipelines!r:.80}"
+        )
+    for name, pipeline in pipelines.items():
+        if not isinstance(name, str) or not name.strip():
+            raise InvalidInputError(f"the name of a pipeline must be a string with something in it, got {name!r}")
+        if not isinstance(pipeline, RetrieveRerank) and not callable(getattr(pipeline, "retrieve", None)):
+            raise InvalidInputError(
+                f"pipeline {name!r} must be a RetrieveRerank or have retrieve(query, k), got {type(pipeline).__name__}"
+            )
+
+
+def _run(plan: list[Stage], dataset: Dataset, store: ScoreStore | None, *, show_progress: bool) -> None:
+    """Fill the rows' hits and times: all first stages, and then, if they can have found something, the re-ranking."""
+    ids: dict[str, list[str]] = {}
+    for query in sorted(dataset.judgements):
+        ids.setdefault(dataset.queries[query], []).append(query)
+    readers = _readers(plan, store)
+    firsts = [stage for stage in plan if stage.first is None]
+    for text, queries in tqdm(ids.items(), disable=not show_progress, unit="question", desc="Retrieving"):
+        for stage in firsts:
+            start = time.perf_counter()
+            found = stage.retriever.retrieve(text, stage.fetch_k)
+            stage.seconds.append(time.perf_counter() - start)
+            distinct: dict[str, Hit] = {}
+            for hit in found:
+                distinct.setdefault(hit.passage.id, hit)  # at its best place
+            stage.hits.update((query, list(distinct.values())) for query in queries)
+    for stage in firsts:
+        _check_found(stage, dataset)
+    for text, queries in tqdm(ids.items(), disable=not (show_progress and readers), unit="question", desc="Re-ranking"):
+        for stage in plan:
+            if stage.search is not None and stage.first is not None:
+                reader = readers[id(stage.search.cross_encoder)]
+                hits = reader.rank(stage, text, stage.first.hits[queries[0]])
+                stage.hits.update((query, hits) for query in queries)
+
+
+def _readers(plan: list[Stage], store: ScoreStore | None) -> dict[int, _Reader]:
+    """Return a reader a cross-encoder, by its identity."""
+    readers: dict[int, _Reader] = {}
+    for stage in plan:
+        if stage.search is not None and id(stage.search.cross_encoder) not in readers:
+            model = stage.search.cross_encoder
+            fingerprint = "" if store is None else key_of(stage.name, model)
+            readers[id(model)] = _Reader(stage.search.ranker, store, fingerprint)
+    return readers
+
+
+def _check_found(stage: Stage, dataset: Dataset) -> None:
+    found = {hit.passage.id for hits in stage.hits.values() for hit in hits}
+    if found and found.isdisjoint(passage.id for passage in dataset.passages):
+        raise InvalidInputError(
+            f"{stage.name!r} found {len(found)} passages ({min(found)!r}, …) and none of them is in dataset "
+            f"{dataset.name!r}; index dataset.passages under their own ids, and evaluate on that index"
+        )

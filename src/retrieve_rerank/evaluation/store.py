@@ -1,0 +1,115 @@
+"""Scores that outlive the process: an evaluation can be broken off, and a further pipeline costs only what is new."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+
+from retrieve_rerank.errors import InvalidInputError
+
+_FORMAT = 1
+_PATIENCE = 60.0  # seconds that another process may hold the file
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What a cross-encoder said of one pair of question and text.
+
+    Attributes:
+        logit: What ranking is by.
+        truncated: Whether it did not read the text to its end.
+        seconds: The pair's share of the time of its call.
+    """
+
+    logit: float
+    truncated: bool
+    seconds: float
+
+
+class ScoreStore:
+    """Scores in an SQLite file, by cross-encoder, question and text. Made by `open_store`."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def get(self, fingerprint: str, query: str, texts: Sequence[str]) -> dict[str, Score]:
+        """Return what is stored of some texts."""
+        found = {}
+        for text in texts:
+            row = self._connection.execute(
+                "SELECT logit, truncated, seconds FROM scores WHERE pair = ?", (_pair(fingerprint, query, text),)
+            ).fetchone()
+            if row is not None:
+                found[text] = Score(row[0], bool(row[1]), row[2])
+        return found
+
+    def put(self, fingerprint: str, query: str, scores: Mapping[str, Score]) -> None:
+        """Store scores by text, at once and for good."""
+        rows = [
+            (_pair(fingerprint, query, text), score.logit, score.truncated, score.seconds)
+            for text, score in scores.items()
+        ]
+        with self._connection:
+            self._connection.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?)", rows)
+
+
+@contextmanager
+def open_store(path: str | os.PathLike[str]) -> Iterator[ScoreStore]:
+    """Open a store, which is made if missing; its folder must be there.
+
+    Raises:
+        InvalidInputError: If the file cannot be opened or is something else.
+    """
+    with closing(_connected(os.fspath(path))) as connection:
+        yield ScoreStore(connection)
+
+
+def _connected(path: str) -> sqlite3.Connection:
+    try:
+        connection = sqlite3.connect(path, timeout=_PATIENCE)
+        try:
+            _prepare(connection)
+        except sqlite3.Error:
+            connection.close()
+            raise
+    except sqlite3.Error as error:
+        raise InvalidInputError(f"cache={path!r} cannot be used: {error}; give another path") from error
+    return connection
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    (found,) = connection.execute("PRAGMA user_version").fetchone()
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if (found, tables) not in ((0, set()), (_FORMAT, {"scores"})):
+        raise sqlite3.DatabaseError("it is a database of something else")
+    with connection:
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS scores "
+            "(pair BLOB PRIMARY KEY, logit REAL NOT NULL, truncated INTEGER NOT NULL, seconds REAL NOT NULL) "
+            "WITHOUT ROWID"
+        )
+        connection.execute(f"PRAGMA user_version = {_FORMAT}")
+
+
+def key_of(name: str, cross_encoder: object) -> str:
+    """Return what tells this cross-encoder's scores from another's.
+
+    Raises:
+        InvalidInputError: If it does not say.
+    """
+    fingerprint = getattr(cross_encoder, "fingerprint", None)
+    if not isinstance(fingerprint, Mapping) or not fingerprint:
+        raise InvalidInputError(
+            f"cache needs a cross-encoder that says which it is, and {type(cross_encoder).__name__} of {name!r} has no "
+            "`fingerprint`, a dict of what its scores depend on; add one, or leave cache out"
+        )
+    return json.dumps(dict(fingerprint), sort_keys=True, default=str)
+
+
+def _pair(fingerprint: str, query: str, text: str) -> bytes:
+    return sha256(json.dumps([fingerprint, query, text]).encode()).digest()

@@ -1,0 +1,110 @@
+"""Maximal marginal relevance: results that are near to the query and unlike one another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from numbers import Real
+from typing import TypeVar, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from retrieve_rerank.checks import check_count
+from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.indexes.collection import ChromaCollection, Found
+from retrieve_rerank.types import Metric
+
+Vector = npt.NDArray[np.float32]
+Similarity = Callable[[Vector, Vector], Vector]
+T = TypeVar("T")
+
+PREFETCH_FACTOR = 4  # how many times as many are fetched as are chosen
+
+
+def most_diverse(
+    items: Sequence[T],
+    vectors: Vector,
+    relevance: Sequence[float] | npt.NDArray[np.floating],
+    similarity: Similarity,
+    k: int,
+    diversity: float,
+) -> list[T]:
+    """Choose `k` items by maximal marginal relevance, in the order chosen.
+
+    The first is the most relevant one. Each further one has the largest `diversity` * relevance - (1 - `diversity`) *
+    similarity to the most similar of those chosen before. Of equals the first wins.
+
+    Args:
+        items: The candidates, n.
+        vectors: Theirs, (n, dimension).
+        relevance: Theirs to the query, n.
+        similarity: Takes vectors (n, dimension) and one (dimension,), returns (n,).
+        k: How many to choose.
+        diversity: In [0, 1]: 1 is the order of relevance.
+    """
+    relevance = np.asarray(relevance, np.float64)
+    nearest = np.full(len(items), -math.inf)  # similarity to the most similar item chosen so far
+    left = np.ones(len(items), bool)
+    chosen: list[int] = []
+    while len(chosen) < min(k, len(items)):
+        gain = diversity * relevance - (1.0 - diversity) * nearest if chosen else relevance
+        best = int(np.argmax(np.where(left, gain, -math.inf)))
+        chosen.append(best)
+        left[best] = False
+        nearest = np.maximum(nearest, similarity(vectors, vectors[best]))
+    return [items[position] for position in chosen]
+
+
+def diverse(collection: ChromaCollection, found: Sequence[Found], k: int, diversity: float) -> list[Found]:
+    """Choose `k` of what a query found, with vectors, by the collection's own metric; see `most_diverse`."""
+    if not found:
+        return []
+    vectors = np.stack([cast(Vector, item.vector) for item in found])
+    relevance = [collection.similarity(item.distance) for item in found]
+    return most_diverse(found, vectors, relevance, similarity_of(collection.metric), k, diversity)
+
+
+def similarity_of(metric: Metric) -> Similarity:
+    """Return the similarity of vectors (n, dimension) to one (dimension,) by a metric; larger is more alike."""
+    return {"cosine": _cosine, "dot": _dot, "euclidean": _euclidean}[metric]
+
+
+def check_mmr(mmr_lambda: float | None, mmr_pool: int | None, k: int) -> int:
+    """Return how many of the nearest to fetch for `k` results.
+
+    Raises:
+        InvalidInputError: If the options cannot be used.
+    """
+    check_count(k, "k")
+    if mmr_lambda is None:
+        if mmr_pool is not None:
+            raise InvalidInputError("mmr_pool is what mmr_lambda chooses from; give mmr_lambda, too, or neither")
+        return k
+    check_diversity(mmr_lambda, "mmr_lambda")
+    pool = PREFETCH_FACTOR * k if mmr_pool is None else check_count(mmr_pool, "mmr_pool")
+    if pool < k:
+        raise InvalidInputError(f"mmr_pool must be at least k, {k}, of which the results are chosen; got {pool}")
+    return pool
+
+
+def check_diversity(value: float, name: str) -> float:
+    """Return `value` as a float in [0, 1], or raise InvalidInputError."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 1:
+        raise InvalidInputError(
+            f"{name} must be a number from 0 (as diverse as can be) to 1 (by relevance alone), got {value!r}"
+        )
+    return float(value)
+
+
+def _cosine(vectors: Vector, vector: Vector) -> Vector:
+    norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(vector)
+    return cast(Vector, vectors @ vector / np.maximum(norms, 1e-12))
+
+
+def _dot(vectors: Vector, vector: Vector) -> Vector:
+    return cast(Vector, vectors @ vector)
+
+
+def _euclidean(vectors: Vector, vector: Vector) -> Vector:
+    return cast(Vector, 1.0 / (1.0 + np.linalg.norm(vectors - vector, axis=1)))

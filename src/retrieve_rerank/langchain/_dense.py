@@ -1,0 +1,112 @@
+"""One dense search, and the same search for many queries at once."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from retrieve_rerank.checks import check_query
+from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.indexes.clauses import Where
+from retrieve_rerank.indexes.collection import Found, Vectors
+from retrieve_rerank.indexes.mmr import check_mmr, diverse
+from retrieve_rerank.langchain._search import ChromaSearch
+
+
+@dataclass(frozen=True, slots=True)
+class DenseSearch:
+    """What is looked for in a store, whatever the query.
+
+    Attributes:
+        store: Where the documents are.
+        k: How many to return at most.
+        where: Chroma's filter on metadata.
+        where_document: Chroma's filter on the text.
+        lambda_mult: Weight of nearness against novelty in [0, 1]; None looks at nearness only.
+        fetch_k: How many nearest to choose from, where novelty counts; None is 4 * `k`.
+    """
+
+    store: ChromaSearch
+    k: int
+    where: Where | None = None
+    where_document: Where | None = None
+    lambda_mult: float | None = None
+    fetch_k: int | None = None
+
+    def run(self, queries: Sequence[str]) -> list[list[Found]]:
+        """Embed the queries in one go, search in one go, and return what each found."""
+        return self._found(self.store.embed_queries(queries))
+
+    async def arun(self, queries: Sequence[str]) -> list[list[Found]]:
+        """As `run`, without blocking the event loop."""
+        vectors = await self.store.aembed_queries(queries)
+        return await self.store.collection.worker.arun(self._found, vectors)
+
+    def _found(self, vectors: Vectors) -> list[list[Found]]:
+        collection = self.store.collection
+        # As in LangChain, a fetch_k below k is no error, and means nothing without lambda_mult.
+        given = None if self.fetch_k is None or self.lambda_mult is None else max(self.fetch_k, self.k)
+        found = collection.query(
+            vectors,
+            check_mmr(self.lambda_mult, given, self.k),
+            where=self.where,
+            where_document=self.where_document,
+            with_vectors=self.lambda_mult is not None,
+        )
+        if self.lambda_mult is None:
+            return found
+        return [diverse(collection, items, self.k, self.lambda_mult) for items in found]
+
+
+class Together:
+    """The queries of one batch: all are searched when the first of them is asked for.
+
+    Args:
+        search: Makes the search; what it raises is raised for every query.
+        queries: Those that cannot be used are left out here, and raise when they are asked for.
+    """
+
+    def __init__(self, search: Callable[[], DenseSearch], queries: Sequence[str]) -> None:
+        self._search = search
+        self._queries = [query for query in dict.fromkeys(filter(_is_text, queries)) if _usable(query)]
+        self._lock = threading.Lock()
+        self._found: dict[str, list[Found]] | Exception | None = None
+        self._task: asyncio.Task[dict[str, list[Found]]] | None = None
+
+    def found(self, query: str) -> list[Found]:
+        """Return what one of the queries found."""
+        check_query(query)
+        with self._lock:  # the others of the batch wait here for the first
+            if self._found is None:
+                try:
+                    self._found = dict(zip(self._queries, self._search().run(self._queries), strict=True))
+                except Exception as error:  # noqa: BLE001 - raised for every query of the batch
+                    self._found = error
+        if isinstance(self._found, Exception):
+            raise self._found
+        return self._found[query]
+
+    async def afound(self, query: str) -> list[Found]:
+        """As `found`, without blocking the event loop."""
+        check_query(query)
+        if self._task is None:
+            self._task = asyncio.ensure_future(self._afound_all())
+        # One query of the batch that is cancelled does not cancel the search of the others.
+        return (await asyncio.shield(self._task))[query]
+
+    async def _afound_all(self) -> dict[str, list[Found]]:
+        return dict(zip(self._queries, await self._search().arun(self._queries), strict=True))
+
+
+def _is_text(query: object) -> bool:
+    return isinstance(query, str)
+
+
+def _usable(query: str) -> bool:
+    try:
+        check_query(query)
+    except InvalidInputError:
+        return False
+    return True

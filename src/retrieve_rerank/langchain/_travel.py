@@ -1,0 +1,77 @@
+"""What stands for a model or a store in a configuration that is written down, and how it comes back.
+
+LangChain writes down its own objects. Ours that are none (`CrossEncoder`, `BiEncoder`, `ChromaVectorStore`) become a
+mapping of their class and their arguments, without the token; objects that cannot be made again become a mapping that
+says so when it is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from langchain_core.load import Serializable, dumpd
+
+from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.langchain.vectorstore import ChromaVectorStore
+from retrieve_rerank.models.bi_encoder import BiEncoder
+from retrieve_rerank.models.cross_encoder import CrossEncoder
+
+CLASS = "class"  # the key that tells such a mapping from any other
+_MAKERS: dict[str, type[BiEncoder] | type[CrossEncoder] | type[ChromaVectorStore]] = {
+    made.__name__: made for made in (BiEncoder, CrossEncoder, ChromaVectorStore)
+}
+_PLAIN = (str, int, float, bool, type(None))
+
+
+def packed(value: object) -> object:
+    """Return what `dumpd` can write down of `value`: itself, or a mapping that `unpacked` understands."""
+    if isinstance(value, (*_PLAIN, Mapping)) or (isinstance(value, Serializable) and value.is_lc_serializable()):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [packed(item) for item in value]
+    # Of a subclass we do not know the arguments.
+    if type(value) in (BiEncoder, CrossEncoder):
+        return {CLASS: type(value).__name__, **value.settings}  # type: ignore[attr-defined]
+    if type(value) is ChromaVectorStore and value.collection.folder is not None:
+        return {
+            CLASS: "ChromaVectorStore",
+            "collection_name": value.collection.name,
+            "persist_directory": value.collection.folder,
+            "metric": value.metric,
+            "assume_compatible": value.collection.assume_compatible,
+            "embedding_function": packed(value.embeddings),
+        }
+    return {CLASS: f"{type(value).__module__}.{type(value).__qualname__}"}
+
+
+def written(value: object) -> Any:
+    """Return `value` as plain data, in LangChain's format: for fields that pydantic writes as JSON."""
+    return dumpd(packed(value))
+
+
+def unpacked(value: Any) -> Any:
+    """Return what `packed` or `written` made a mapping of; everything else as it is.
+
+    Raises:
+        InvalidInputError: If it stands for an object that could not be written down.
+    """
+    if isinstance(value, list):
+        return [unpacked(item) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    if "lc" in value:
+        from retrieve_rerank.langchain._load import load  # which knows all classes, also those that import this module
+
+        return load(dict(value))
+    if CLASS not in value:
+        return value
+    maker = _MAKERS.get(str(value[CLASS]))
+    if maker is None:
+        raise InvalidInputError(
+            f"this configuration was written down with a {value[CLASS]} in it, which cannot be written down: only "
+            "components of this package can, and of vector stores only ChromaVectorStore in a directory. Load the "
+            "rest, and give the object in code"
+        )
+    arguments = {name: unpacked(argument) for name, argument in value.items() if name != CLASS}
+    return maker(**arguments)

@@ -1,0 +1,245 @@
+"""The lexical first stage as a LangChain retriever."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
+from langchain_core.documents import Document
+from langchain_core.load.serializable import SerializedConstructor, SerializedNotImplemented
+from langchain_core.retrievers import BaseRetriever
+from pydantic import ConfigDict, Field, PrivateAttr, field_validator
+
+from retrieve_rerank.checks import check_count, check_query
+from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.indexes.bm25_collection import BM25Collection
+from retrieve_rerank.indexes.collection import check_ids
+from retrieve_rerank.indexes.matching import Where
+from retrieve_rerank.langchain._convert import checked_documents, new_records, to_document, with_metadata
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_MAKES_THE_INDEX = {"path", "language", "preprocess_func", "k1", "b"}
+
+
+class BM25Retriever(BaseRetriever):
+    """Documents found by their words, with BM25. Needs the extra `hybrid`, and no model.
+
+    Takes the place of langchain-community's retriever of this name, with its constructors and its `k`, and beside it
+    leaves out stop words, cuts off endings, filters, adds and deletes documents, and keeps them in a directory.
+
+    Args:
+        k: How many documents at most; `invoke(query, k=…)` overrides it for one call. A stage after this one, such as
+            `RetrieveRerankRetriever`, asks for as many as it needs.
+        path: Directory of the index; it is made if missing. Each of `from_texts`, `from_documents`, `add_documents` and
+            `delete` saves before it returns, so give many documents at once. None: in memory only.
+        language: Name or code of the language; see `retrieve_rerank.BM25Index`.
+        filter: Filter on metadata in Chroma's language; `invoke(query, filter=…)` overrides it.
+        preprocess_func: Turns a text into words instead, as in the retriever that this replaces; then nothing else is
+            done to them. It is not saved.
+        k1: How much a word's repetitions add; None takes the saved index's, or 1.5.
+        b: How much a passage's length takes away; None takes the saved index's, or 0.75.
+
+    The documents are copies whose metadata has `retrieval_score` (the BM25 score) and `retrieval_rank` (1-based).
+    Documents with none of the query's words are not found. A retriever with a path can be written down by LangChain's
+    `dumpd`, as can be read back where the directory is.
+
+    Example:
+        >>> from retrieve_rerank.langchain import BM25Retriever
+        >>> retriever = BM25Retriever.from_texts(["Paris is the capital of France.", "Bread is baked."])
+        >>> [document.page_content for document in retriever.invoke("the capitals of Europe")]
+        ['Paris is the capital of France.']
+    """
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+    score_key: ClassVar[str] = "retrieval_score"  # see `first_stage`
+
+    k: int = 4
+    path: str | None = None
+    language: str | None = "en"
+    filter: Mapping[str, Any] | None = None
+    preprocess_func: Callable[[str], list[str]] | None = Field(default=None, exclude=True)
+    k1: float | None = None
+    b: float | None = None
+
+    _collection: BM25Collection = PrivateAttr()
+
+    @field_validator("k", mode="before")
+    @classmethod
+    def _k(cls, value: int) -> int:
+        return check_count(value, "k")
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _path(cls, value: object) -> object:
+        return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+    if not TYPE_CHECKING:  # checkers read the arguments off the fields
+
+        def __init__(self, **fields: Any) -> None:
+            super().__init__(**fields)
+            self._open()  # not in a validator, where pydantic would make our errors its own
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy on the same index; one with another path or language has an index of its own."""
+        copied = super().model_copy(update=update)  # deep or not: an index is not copied
+        if _MAKES_THE_INDEX & set(update or ()):
+            copied._open()  # noqa: SLF001 - one of its own class
+        return copied
+
+    @classmethod
+    def is_lc_serializable(cls) -> bool:
+        """Whether `dumpd` writes this down, which it does where there is a path."""
+        return True
+
+    def to_json(self) -> SerializedConstructor | SerializedNotImplemented:
+        """Return what `dumpd` writes down; an index in memory, or one with the caller's own function, cannot be."""
+        if self.path is None or self.preprocess_func is not None:
+            return self.to_json_not_implemented()
+        return super().to_json()
+
+    @classmethod
+    def from_texts(
+        cls,
+        texts: Iterable[str],
+        metadatas: Iterable[dict[str, Any]] | None = None,
+        ids: Iterable[str | None] | None = None,
+        bm25_params: Mapping[str, float] | None = None,
+        preprocess_func: Callable[[str], list[str]] | None = None,
+        *,
+        k: int = 4,
+        path: str | os.PathLike[str] | None = None,
+        language: str | None = "en",
+        filter: Where | None = None,
+    ) -> BM25Retriever:
+        """Return a retriever with texts in it, beside what is in the directory already.
+
+        Args:
+            texts: What to store.
+            metadatas: One a text.
+            ids: One a text; a text without one gets a random one. Of equal ids the last wins.
+            bm25_params: `{"k1": …, "b": …}`, either or both.
+            preprocess_func: As for the class.
+            k: As for the class.
+            path: As for the class.
+            language: As for the class.
+            filter: As for the class.
+
+        Raises:
+            InvalidInputError: If an argument cannot be used, naming it.
+        """
+        weights = dict(bm25_params or {})
+        if unknown := sorted(set(weights) - {"k1", "b"}):
+            raise InvalidInputError(
+                f"bm25_params may have k1 and b, not {', '.join(map(repr, unknown))}: BM25 as Lucene has it, which is "
+                "used here, never gives a word a weight below 0, so there is no epsilon to mend that"
+            )
+        retriever = cls(
+            k=k,
+            path=None if path is None else os.fspath(path),
+            language=language,
+            filter=filter,
+            preprocess_func=preprocess_func,
+            k1=weights.get("k1"),
+            b=weights.get("b"),
+        )
+        retriever._store(texts, metadatas, ids)
+        return retriever
+
+    @classmethod
+    def from_documents(
+        cls,
+        documents: Iterable[Document],
+        *,
+        bm25_params: Mapping[str, float] | None = None,
+        preprocess_func: Callable[[str], list[str]] | None = None,
+        k: int = 4,
+        path: str | os.PathLike[str] | None = None,
+        language: str | None = "en",
+        filter: Where | None = None,
+    ) -> BM25Retriever:
+        """Return a retriever with documents in it; see `from_texts`."""
+        retriever = cls.from_texts(
+            [], None, None, bm25_params, preprocess_func, k=k, path=path, language=language, filter=filter
+        )
+        retriever.add_documents(documents)
+        return retriever
+
+    def add_documents(self, documents: Iterable[Document]) -> list[str]:
+        """Store documents and return their ids; those whose ids are stored are replaced, of equal ids the last wins."""
+        items = checked_documents(documents)
+        return self._store(
+            [item.page_content for item in items], [item.metadata for item in items], [item.id for item in items]
+        )
+
+    def delete(self, ids: list[str]) -> None:
+        """Delete documents by id; ids that are not stored are no error."""
+        self._collection.delete(check_ids(ids))
+        self._save()
+
+    def close(self) -> None:
+        """Release the index. One without a path is gone."""
+        self._collection.close()
+
+    def _open(self) -> None:
+        self._collection = BM25Collection(
+            self.path, self.language, tokenizer=self.preprocess_func, k1=self.k1, b=self.b
+        )
+
+    def _get_relevant_documents(
+        self,
+        query: str,
+        *,
+        run_manager: CallbackManagerForRetrieverRun,
+        k: int | None = None,
+        filter: Where | None = None,
+        where_document: Where | None = None,
+    ) -> list[Document]:
+        return self._found(query, k, filter, where_document)
+
+    async def _aget_relevant_documents(
+        self,
+        query: str,
+        *,
+        run_manager: AsyncCallbackManagerForRetrieverRun,
+        k: int | None = None,
+        filter: Where | None = None,
+        where_document: Where | None = None,
+    ) -> list[Document]:
+        return await self._collection.worker.arun(partial(self._found, query, k, filter, where_document))
+
+    def _found(self, query: str, k: int | None, filter: Where | None, where_document: Where | None) -> list[Document]:
+        found = self._collection.search(
+            [check_query(query)],
+            check_count(self.k if k is None else k, "k"),
+            where=self.filter if filter is None else filter,
+            where_document=where_document,
+        )[0]
+        documents = map(to_document, map(found.columns.record, found.slots))
+        return [
+            with_metadata(document, {"retrieval_score": score, "retrieval_rank": rank})
+            for rank, (document, score) in enumerate(zip(documents, found.scores, strict=True), start=1)
+        ]
+
+    def _store(
+        self,
+        texts: Iterable[str],
+        metadatas: Iterable[dict[str, Any]] | None,
+        ids: Iterable[str | None] | None,
+    ) -> list[str]:
+        made: list[str] = []
+        try:
+            for _ in self._collection.add(new_records(texts, metadatas, ids, made)):
+                pass
+        finally:
+            self._save()  # also what was whole before a text that cannot be stored
+        return made
+
+    def _save(self) -> None:
+        if self.path is not None:
+            self._collection.save()

@@ -1,0 +1,187 @@
+"""Several first stages as one LangChain retriever."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any, ClassVar
+
+from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
+from langchain_core.documents import Document
+from langchain_core.retrievers import BaseRetriever
+from langchain_core.runnables import Runnable
+from langchain_core.vectorstores import VectorStore
+from pydantic import ConfigDict, PrivateAttr, field_serializer, field_validator, model_validator
+
+from retrieve_rerank.checks import check_count, check_query
+from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.langchain._travel import packed, unpacked, written
+from retrieve_rerank.langchain.first_stage import FirstStage, first_stage
+from retrieve_rerank.langchain.fusion import fuse_documents
+from retrieve_rerank.retrieval.crew import Crew, OnError, check_on_error, named
+from retrieve_rerank.retrieval.fusion import Merge, check_merge, check_rrf_k, check_weights
+
+
+class HybridRetriever(BaseRetriever):
+    """Ask several retrievers at once and fuse their rankings by weighted reciprocal rank fusion.
+
+    A document's score is the sum of weight / (rrf_k + rank) over the retrievers that found it; see
+    `retrieve_rerank.fuse`.
+
+    Args:
+        retrievers: Any LangChain retrievers or vector stores. Each is asked for `k` documents where it has a `k`, and
+            is never modified.
+        weights: One a retriever, 0 or more and not all 0; None weighs all alike.
+        rrf_k: How flat the shares of the ranks are. The larger, the less the first ranks stand out.
+        k: How many documents to return at most; `invoke(query, k=…)` overrides it for one call.
+        merge: What makes two documents one: the same "id", or the same "text" (`page_content`). Documents of several
+            retrievers that have no ids can be merged by their text only.
+        on_error: "raise" raises what a retriever raises; "skip" fuses what the others found and warns with one
+            `DegradedWarning` a call. What the caller did wrong, such as an option that a retriever does not take, and
+            the failure of all retrievers raise in any case.
+
+    Other options of `invoke`, such as `filter=…`, go to every retriever. Each is traced as a run under this one's run.
+
+    The documents are copies, best first, whose metadata has `retrieval_score` (the fused score), `retrieval_rank`
+    (1-based) and `retrieval_ranks`: the rank in each retriever's list, None where it did not find the document.
+
+    Example:
+        >>> from langchain_core.documents import Document
+        >>> from retrieve_rerank.langchain import BiEncoderEmbeddings, ChromaVectorStore, HybridRetriever
+        >>> embeddings = BiEncoderEmbeddings(model=str(bi_encoder_path))
+        >>> news = ChromaVectorStore.from_texts(["Bread is dearer."], embeddings)
+        >>> atlas = ChromaVectorStore.from_texts(["Rome is in Italy.", "Paris is in France."], embeddings)
+        >>> hybrid = HybridRetriever(retrievers=[news, atlas], weights=[0.5, 1.0])
+        >>> best = hybrid.invoke("a city in France")[0]
+        >>> best.page_content, best.metadata["retrieval_ranks"]
+        ('Paris is in France.', [None, 1])
+    """
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+    # They tell a stage after it that these are of this search.
+    score_key: ClassVar[str] = "retrieval_score"
+    fuses: ClassVar[bool] = True
+
+    retrievers: Sequence[Runnable[str, list[Document]] | VectorStore]
+    weights: Sequence[float] | None = None
+    rrf_k: float = 60
+    k: int = 100
+    merge: Merge = "id"
+    on_error: OnError = "raise"
+
+    _crew: Crew = PrivateAttr()
+
+    @field_validator("retrievers", mode="before")
+    @classmethod
+    def _retrievers(cls, value: object) -> object:
+        if isinstance(value, (str, Runnable)) or not isinstance(value, Iterable):
+            raise InvalidInputError(f"retrievers must be a list of retrievers, got {type(value).__name__}")
+        items = unpacked(list(value))
+        if not items:
+            raise InvalidInputError("retrievers is empty; give at least one")
+        for position, item in enumerate(items):
+            if not isinstance(item, (Runnable, VectorStore)):
+                raise InvalidInputError(
+                    f"retrievers[{position}] must be a LangChain retriever or vector store, got {type(item).__name__}"
+                )
+        return items
+
+    @field_validator("rrf_k", mode="before")
+    @classmethod
+    def _rrf_k(cls, value: float) -> float:
+        return check_rrf_k(value)
+
+    @field_validator("k", mode="before")
+    @classmethod
+    def _k(cls, value: int) -> int:
+        return check_count(value, "k")
+
+    @field_validator("merge", mode="before")
+    @classmethod
+    def _merge(cls, value: Merge) -> Merge:
+        return check_merge(value)
+
+    @field_validator("on_error", mode="before")
+    @classmethod
+    def _on_error(cls, value: OnError) -> OnError:
+        return check_on_error(value)
+
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _weights(cls, value: Sequence[float] | None) -> Sequence[float] | None:
+        return value if value is None else check_weights(value, None)
+
+    @model_validator(mode="after")
+    def _one_weight_each(self) -> HybridRetriever:
+        check_weights(self.weights, len(self.retrievers))
+        return self
+
+    @field_serializer("retrievers", when_used="json")
+    def _written(self, value: object) -> Any:
+        return written(value)
+
+    @classmethod
+    def is_lc_serializable(cls) -> bool:
+        """Whether `dumpd` writes this down; `retrieve_rerank.langchain.load` reads it."""
+        return True
+
+    @property
+    def lc_attributes(self) -> dict[str, Any]:
+        """What `dumpd` writes instead of the fields of these names."""
+        return {"retrievers": packed(self.retrievers)}
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Make what asks the retrievers side by side."""
+        super().model_post_init(context)
+        self._crew = Crew(len(self.retrievers))
+
+    def _get_relevant_documents(
+        self,
+        query: str,
+        *,
+        run_manager: CallbackManagerForRetrieverRun,
+        k: int | None = None,
+        **retriever_options: Any,
+    ) -> list[Document]:
+        limit, stages = self._stages(query, k, retriever_options)
+        calls = [
+            partial(stage.invoke, query, run_manager.get_child(f"retriever_{number}"))
+            for number, stage in enumerate(stages, start=1)
+        ]
+        names = named(self.retrievers)
+        return self._fused(self._crew.ask(names, calls, self.on_error, with_options=bool(retriever_options)), limit)
+
+    async def _aget_relevant_documents(
+        self,
+        query: str,
+        *,
+        run_manager: AsyncCallbackManagerForRetrieverRun,
+        k: int | None = None,
+        **retriever_options: Any,
+    ) -> list[Document]:
+        limit, stages = self._stages(query, k, retriever_options)
+        calls = [
+            partial(stage.ainvoke, query, run_manager.get_child(f"retriever_{number}"))
+            for number, stage in enumerate(stages, start=1)
+        ]
+        names = named(self.retrievers)
+        found = await self._crew.aask(names, calls, self.on_error, with_options=bool(retriever_options))
+        return self._fused(found, limit)
+
+    def _stages(self, query: str, k: int | None, options: dict[str, Any]) -> tuple[int, list[FirstStage]]:
+        check_query(query)
+        limit = self.k if k is None else check_count(k, "k")
+        return limit, [first_stage(retriever, limit, options) for retriever in self.retrievers]
+
+    def _fused(self, found: Sequence[list[Document] | None], limit: int) -> list[Document]:
+        rankings = [ranking or [] for ranking in found]
+        if self.merge == "id" and sum(map(bool, rankings)) > 1:
+            for name, ranking in zip(named(self.retrievers), rankings, strict=True):
+                if any(not document.id for document in ranking):
+                    raise InvalidInputError(
+                        f"{name} found a document without an id, which cannot be told from those of the other "
+                        'retrievers; give the documents ids, or merge them by their text: merge="text"'
+                    )
+        weights = check_weights(self.weights, len(rankings))
+        return fuse_documents(rankings, weights=weights, rrf_k=self.rrf_k, k=limit, merge=self.merge)

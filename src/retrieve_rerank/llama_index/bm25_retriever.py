@@ -1,0 +1,213 @@
+"""The lexical first stage as a LlamaIndex retriever."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from typing import Any, Protocol
+
+from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.callbacks import CallbackManager
+from llama_index.core.indices.base import BaseIndex
+from llama_index.core.schema import BaseNode, IndexNode, NodeWithScore, QueryBundle
+from llama_index.core.storage.docstore.types import BaseDocumentStore
+from llama_index.core.vector_stores.types import MetadataFilters
+
+from retrieve_rerank.checks import check_count, check_query
+from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.indexes.bm25_collection import BM25Collection
+from retrieve_rerank.indexes.collection import check_ids
+from retrieve_rerank.indexes.words import Analyzer
+from retrieve_rerank.llama_index._convert import DOCUMENT_KEY, NO_DOCUMENT, check_nodes, node_to_record, record_to_node
+from retrieve_rerank.llama_index._filters import to_condition
+
+
+class Stemmer(Protocol):
+    """What PyStemmer's stemmers do."""
+
+    def stemWord(self, word: str) -> str:  # noqa: N802 - its name there
+        """Return a word without its ending."""
+
+
+class BM25Retriever(BaseRetriever):
+    """Nodes found by the words of their text, with BM25. Needs the extra `hybrid`, and neither a model nor an LLM.
+
+    The nodes come back as they were stored: text, metadata, relationships and hash. Nodes with none of the query's
+    words are not found.
+
+    Args:
+        nodes: What to store, beside what is in the directory already.
+        path: Directory of the index; it is made if missing. Whatever stores or deletes nodes saves before it returns,
+            so give many nodes at once. None: in memory only.
+        language: Name or code of the language; see `retrieve_rerank.BM25Index`.
+        similarity_top_k: How many nodes at most. A stage after this one, such as `RetrieveRerankRetriever`, asks for as
+            many as it needs.
+        filters: What the nodes must pass; see `ChromaVectorStore`.
+        tokenizer: Turns a text into words instead; then nothing else is done to them. It is not saved.
+        callback_manager: LlamaIndex's callbacks.
+        objects: Index nodes whose objects are searched in turn when they are found.
+        verbose: Whether LlamaIndex prints which of these it enters.
+
+    Raises:
+        InvalidInputError: If an argument cannot be used.
+        IndexMismatchError: If the saved index is of another language or tokenizer.
+
+    Example:
+        >>> from llama_index.core.schema import TextNode
+        >>> from retrieve_rerank.llama_index import BM25Retriever
+        >>> nodes = [TextNode(text="Paris is the capital of France."), TextNode(text="Bread is baked.")]
+        >>> retriever = BM25Retriever.from_defaults(nodes=nodes)
+        >>> [node.text for node in retriever.retrieve("the capitals of Europe")]
+        ['Paris is the capital of France.']
+    """
+
+    def __init__(
+        self,
+        nodes: Sequence[BaseNode] = (),
+        *,
+        path: str | os.PathLike[str] | None = None,
+        language: str | None = "en",
+        similarity_top_k: int = 2,
+        filters: MetadataFilters | None = None,
+        tokenizer: Callable[[str], list[str]] | None = None,
+        callback_manager: CallbackManager | None = None,
+        objects: list[IndexNode] | None = None,
+        verbose: bool = False,
+    ) -> None:
+        to_condition(filters)  # a filter that cannot be used is known now, not at the first query
+        self.similarity_top_k = check_count(similarity_top_k, "similarity_top_k")
+        self.filters = filters
+        self._collection = BM25Collection(path, language, tokenizer=tokenizer)
+        super().__init__(callback_manager=callback_manager, objects=objects, verbose=verbose)
+        self.add_nodes(nodes)
+
+    @classmethod
+    def from_defaults(
+        cls,
+        index: BaseIndex[Any] | None = None,
+        nodes: Sequence[BaseNode] | None = None,
+        docstore: BaseDocumentStore | None = None,
+        stemmer: Stemmer | None = None,
+        language: str | None = "en",
+        similarity_top_k: int = 2,
+        verbose: bool = False,  # noqa: FBT001, FBT002 - the incumbent's order
+        skip_stemming: bool = False,  # noqa: FBT001, FBT002
+        token_pattern: str = r"(?u)\b\w\w+\b",
+        filters: MetadataFilters | None = None,
+        tokenizer: Callable[[str], list[str]] | None = None,
+        *,
+        path: str | os.PathLike[str] | None = None,
+    ) -> BM25Retriever:
+        """Return a retriever with nodes in it, given in one of three ways. Takes the arguments of LlamaIndex's own.
+
+        Args:
+            index: An index whose document store has the nodes.
+            nodes: The nodes.
+            docstore: A document store with the nodes.
+            stemmer: PyStemmer's stemmer of the language, as the language says already.
+            language: As for the class.
+            similarity_top_k: As for the class.
+            verbose: As for the class.
+            skip_stemming: Not offered; `language=None` takes words as they are.
+            token_pattern: Not offered; `tokenizer` cuts texts as you like.
+            filters: As for the class.
+            tokenizer: As for the class.
+            path: As for the class.
+
+        Raises:
+            InvalidInputError: If not exactly one of the three is given, or an argument cannot be used.
+        """
+        if sum(source is not None for source in (index, nodes, docstore)) != 1:
+            raise InvalidInputError("give exactly one of index, nodes and docstore; to open a saved index, use path")
+        if skip_stemming:
+            raise InvalidInputError("skip_stemming is not offered; language=None takes all words as they are")
+        if token_pattern != r"(?u)\b\w\w+\b":
+            raise InvalidInputError(
+                f"token_pattern {token_pattern!r} is not offered; give tokenizer=re.compile(token_pattern).findall, "
+                "which cuts texts so, without stop words and stemming"
+            )
+        if nodes is None:
+            store = docstore if index is None else index.docstore
+            nodes = list(store.docs.values()) if store is not None else []
+            if not nodes:
+                raise InvalidInputError(
+                    "the document store has no nodes. An index on a vector store that keeps the text, such as "
+                    "ChromaVectorStore, has them there: give nodes=vector_store.get_nodes()"
+                )
+        items = check_nodes(nodes)
+        if stemmer is not None:
+            _check_stemmer(stemmer, language, items)
+        return cls(
+            items,
+            path=path,
+            language=language,
+            similarity_top_k=similarity_top_k,
+            filters=filters,
+            tokenizer=tokenizer,
+            verbose=verbose,
+        )
+
+    def add_nodes(self, nodes: Sequence[BaseNode]) -> list[str]:
+        """Store nodes and return their ids; nodes whose ids are stored are replaced, of equal ids the last wins."""
+        items = check_nodes(nodes)
+        records = [node_to_record(node) for node in items]  # all are checked before any is stored
+        for _ in self._collection.add(records):
+            pass
+        self._save()
+        return [node.node_id for node in items]
+
+    def delete_nodes(self, node_ids: Sequence[str]) -> None:
+        """Delete nodes by id; ids that are not stored are no error."""
+        self._collection.delete(check_ids(node_ids))
+        self._save()
+
+    def delete_ref_doc(self, ref_doc_id: str) -> None:
+        """Delete all nodes of a source document; that there are none is no error.
+
+        A document that was stored whole, not split into nodes, is its own source.
+        """
+        if not isinstance(ref_doc_id, str) or not ref_doc_id or ref_doc_id == NO_DOCUMENT:
+            raise InvalidInputError(f"ref_doc_id must be the id of a document, got {ref_doc_id!r}")
+        found = self._collection.read(where={DOCUMENT_KEY: ref_doc_id})
+        found += self._collection.read([ref_doc_id], where={DOCUMENT_KEY: NO_DOCUMENT})
+        self.delete_nodes([record.id for record in found])
+
+    def get_nodes(self, node_ids: Sequence[str] | None = None) -> list[BaseNode]:
+        """Return nodes by id, in the order asked for, or all; ids that are not stored are left out."""
+        return list(map(record_to_node, self._collection.read(None if node_ids is None else check_ids(node_ids))))
+
+    def close(self) -> None:
+        """Release the index. One without a path is gone."""
+        self._collection.close()
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        condition = to_condition(self.filters)
+        found = self._collection.search(
+            [check_query(query_bundle.query_str)],
+            check_count(self.similarity_top_k, "similarity_top_k"),
+            where=condition.where,
+            where_document=condition.where_document,
+        )[0]
+        nodes = map(record_to_node, map(found.columns.record, found.slots))
+        return [NodeWithScore(node=node, score=score) for node, score in zip(nodes, found.scores, strict=True)]
+
+    async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        return await self._collection.worker.arun(self._retrieve, query_bundle)
+
+    def _save(self) -> None:
+        if self._collection.path is not None:
+            self._collection.save()
+
+
+def _check_stemmer(stemmer: Stemmer, language: str | None, nodes: Iterable[BaseNode]) -> None:
+    """Raise InvalidInputError if a stemmer is not that of the language, as far as the first nodes show."""
+    ours = Analyzer(language)
+    for node in islice(nodes, 100):
+        for word in ours.words(node.get_content()):
+            stem = ours.stem(word)
+            if stem is not None and stemmer.stemWord(word) != stem:
+                raise InvalidInputError(
+                    f"the stemmer makes {stemmer.stemWord(word)!r} of {word!r}, that of language={language!r} makes "
+                    f"{stem!r}; leave the stemmer out and give its language"
+                )

@@ -1,0 +1,168 @@
+"""Several rankings of one query made into one: weighted reciprocal rank fusion."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Generic, Literal, TypeVar
+
+from retrieve_rerank.checks import check_count
+from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.types import Hit
+
+Merge = Literal["id", "text"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Fused(Generic[T]):
+    """An item of a fused ranking.
+
+    Attributes:
+        item: As it is in the first list that has it.
+        score: Sum of its shares.
+        ranks: Its 1-based rank in every list; None where it is missing.
+    """
+
+    item: T
+    score: float
+    ranks: tuple[int | None, ...]
+
+
+def fuse(
+    rankings: Sequence[Sequence[Hit]],
+    *,
+    weights: Sequence[float] | None = None,
+    rrf_k: float = 60,
+    k: int | None = None,
+    merge: Merge = "id",
+) -> list[Hit]:
+    """Fuse rankings of one query by weighted reciprocal rank fusion.
+
+    A passage's score is the sum of weight / (rrf_k + rank) over the lists that have it; rank is its 1-based position,
+    and the best one where a list has it twice. A list of weight 0 counts for nothing: it brings no passage and breaks
+    no tie, and only its ranks are told. Ties keep the order in which the passages first appear: the first list from top
+    to bottom, then what the second adds, and so on.
+
+    Args:
+        rankings: Hits of each retriever, best first. Their scores are not looked at.
+        weights: One a list, 0 or more and not all 0; None weighs all alike, by 1.
+        rrf_k: How flat the shares are: 0 or more. The larger, the less the first ranks stand out.
+        k: How many hits to return; None returns all.
+        merge: What makes two hits one passage: the same "id", or the same "text". The passage returned is that of the
+            first list that counts and has it.
+
+    Returns:
+        New hits, best first: `score` and `retrieval_score` are the fused score, `rank` and `retrieval_rank` the fused
+        rank, `retrieval_ranks` the rank in every list.
+
+    Raises:
+        InvalidInputError: If an argument cannot be used.
+
+    Example:
+        >>> from retrieve_rerank import Hit, Passage, fuse
+        >>> dense = [Hit(Passage(id, "text"), rank, 0.5) for rank, id in enumerate("ab", start=1)]
+        >>> words = [Hit(Passage(id, "text"), rank, 7.5) for rank, id in enumerate("bc", start=1)]
+        >>> [(hit.passage.id, hit.retrieval_ranks) for hit in fuse([dense, words])]
+        [('b', (2, 1)), ('a', (1, None)), ('c', (None, 2))]
+    """
+    key = check_merge(merge)
+    checked = [_hits(ranking, position) for position, ranking in enumerate(_lists(rankings))]
+    fused = fuse_by(
+        checked,
+        lambda hit: hit.passage.id if key == "id" else hit.passage.text,
+        weights=check_weights(weights, len(checked)),
+        rrf_k=check_rrf_k(rrf_k),
+        k=k,
+    )
+    return [
+        Hit(
+            found.item.passage,
+            rank=rank,
+            score=found.score,
+            retrieval_rank=rank,
+            retrieval_score=found.score,
+            retrieval_ranks=found.ranks,
+        )
+        for rank, found in enumerate(fused, start=1)
+    ]
+
+
+def fuse_by(
+    rankings: Sequence[Sequence[T]],
+    key: Callable[[T], Hashable],
+    *,
+    weights: Sequence[float],
+    rrf_k: float,
+    k: int | None = None,
+) -> list[Fused[T]]:
+    """Fuse rankings of anything; see `fuse`. Items with equal keys are one."""
+    ranks: list[dict[Hashable, int]] = []
+    for ranking in rankings:
+        places: dict[Hashable, int] = {}
+        for rank, item in enumerate(ranking, start=1):
+            places.setdefault(key(item), rank)
+        ranks.append(places)
+    items: dict[Hashable, T] = {}
+    for ranking, weight in zip(rankings, weights, strict=True):
+        if weight:
+            for item in ranking:
+                items.setdefault(key(item), item)
+    fused = []
+    for name, item in items.items():
+        # fsum rounds once, at the end: the order of the lists does not make equal sums differ.
+        shares = [
+            weight / (rrf_k + places[name]) for places, weight in zip(ranks, weights, strict=True) if name in places
+        ]
+        fused.append(Fused(item, math.fsum(shares), tuple(places.get(name) for places in ranks)))
+    fused.sort(key=lambda found: -found.score)
+    return fused if k is None else fused[: check_count(k, "k")]
+
+
+def check_weights(weights: Iterable[float] | None, count: int | None) -> tuple[float, ...]:
+    """Return one weight a list, or raise InvalidInputError if they cannot be used; a `count` of None is not known."""
+    if weights is None:
+        return (1.0,) * (count or 0)
+    given = list(weights) if isinstance(weights, Iterable) and not isinstance(weights, str) else [weights]
+    for position, weight in enumerate(given):
+        # A weight that is NaN fails the comparison, too.
+        if isinstance(weight, bool) or not isinstance(weight, Real) or not 0 <= weight < math.inf:
+            raise InvalidInputError(f"weights[{position}] must be a number >= 0, got {weight!r}")
+    checked = tuple(map(float, given))
+    if count is not None and len(checked) != count:
+        raise InvalidInputError(f"there must be one weight a retriever: {count}, got {len(checked)}")
+    if checked and not 0 < sum(checked) < math.inf:
+        raise InvalidInputError(f"the weights' sum must be finite and above 0, so that something counts; got {checked}")
+    return checked
+
+
+def check_rrf_k(rrf_k: float) -> float:
+    """Return `rrf_k` as a float of 0 or more, or raise InvalidInputError."""
+    if isinstance(rrf_k, bool) or not isinstance(rrf_k, Real) or not 0 <= rrf_k < math.inf:
+        raise InvalidInputError(f"rrf_k must be a number >= 0, got {rrf_k!r}; 60 is usual")
+    return float(rrf_k)
+
+
+def check_merge(merge: Merge) -> Merge:
+    """Return `merge`, or raise InvalidInputError."""
+    if merge not in ("id", "text"):
+        raise InvalidInputError(f"merge must be 'id' or 'text', got {merge!r}")
+    return merge
+
+
+def _lists(rankings: Sequence[Sequence[Hit]]) -> Sequence[Sequence[Hit]]:
+    if isinstance(rankings, (str, Hit)) or not isinstance(rankings, Iterable):
+        raise InvalidInputError(f"rankings must be a list of lists of Hit, got {type(rankings).__name__}")
+    return list(rankings)
+
+
+def _hits(ranking: Sequence[Hit], position: int) -> list[Hit]:
+    if isinstance(ranking, str) or not isinstance(ranking, Iterable):
+        raise InvalidInputError(f"rankings[{position}] must be a list of Hit, got {type(ranking).__name__}")
+    hits = list(ranking)
+    for item in hits:
+        if not isinstance(item, Hit):
+            raise InvalidInputError(f"rankings[{position}] must be a list of Hit, but it holds a {type(item).__name__}")
+    return hits

@@ -1,0 +1,141 @@
+"""Several first stages as one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from types import TracebackType
+
+from retrieve_rerank.checks import check_count, check_queries, check_query
+from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.retrieval.crew import Crew, OnError, check_on_error, named
+from retrieve_rerank.retrieval.fusion import Merge, check_merge, check_rrf_k, check_weights, fuse
+from retrieve_rerank.retrieval.source import Source
+from retrieve_rerank.types import Hit, Retriever
+
+
+class HybridRetriever:
+    """Asks several retrievers at once and fuses their rankings by weighted reciprocal rank fusion; see `fuse`.
+
+    Args:
+        retrievers: Anything with `retrieve(query, k) -> list[Hit]`, such as a `ChromaIndex` and a `BM25Index`. Each is
+            asked for as many hits as the fusion is to return.
+        weights: One a retriever, 0 or more and not all 0; None weighs all alike.
+        rrf_k: How flat the shares of the ranks are. The larger, the less the first ranks stand out.
+        on_error: "raise" raises what a retriever raises; "skip" fuses what the others found and warns with one
+            `DegradedWarning` a call. What the caller did wrong, such as an option that a retriever does not take, and
+            the failure of all retrievers raise in any case.
+        merge: What makes two hits one passage: the same "id", or the same "text".
+
+    Raises:
+        InvalidInputError: If an argument cannot be used.
+
+    Example:
+        >>> from retrieve_rerank import BiEncoder, ChromaIndex, HybridRetriever, Passage
+        >>> encoder = BiEncoder(bi_encoder_path)
+        >>> news, atlas = ChromaIndex(encoder), ChromaIndex(encoder)
+        >>> report = news.add([Passage("n1", "Bread is dearer.")])
+        >>> report = atlas.add([Passage("a1", "Rome is in Italy."), Passage("a2", "Paris is the capital of France.")])
+        >>> hybrid = HybridRetriever([news, atlas], weights=[0.5, 1.0])
+        >>> [(hit.passage.id, hit.retrieval_ranks) for hit in hybrid.retrieve("capital of France", k=2)]
+        [('a2', (None, 1)), ('a1', (None, 2))]
+    """
+
+    def __init__(
+        self,
+        retrievers: Sequence[Retriever],
+        *,
+        weights: Sequence[float] | None = None,
+        rrf_k: float = 60,
+        on_error: OnError = "raise",
+        merge: Merge = "id",
+    ) -> None:
+        if isinstance(retrievers, str) or not isinstance(retrievers, Iterable):
+            raise InvalidInputError(f"retrievers must be a list of retrievers, got {type(retrievers).__name__}")
+        self.retrievers = tuple(retrievers)
+        if not self.retrievers:
+            raise InvalidInputError("retrievers is empty; give at least one")
+        for position, retriever in enumerate(self.retrievers):
+            if not callable(getattr(retriever, "retrieve", None)):
+                raise InvalidInputError(
+                    f"retrievers[{position}] must have retrieve(query, k), as ChromaIndex has; got "
+                    f"{type(retriever).__name__}"
+                )
+        self.weights = check_weights(weights, len(self.retrievers))
+        self.rrf_k = check_rrf_k(rrf_k)
+        self.on_error = check_on_error(on_error)
+        self.merge = check_merge(merge)
+        self._names = named(self.retrievers)
+        self._crew = Crew(len(self.retrievers))
+        self._sources = [Source(retriever, self._crew.arun) for retriever in self.retrievers]
+
+    def retrieve(self, query: str, k: int = 100, **options: object) -> list[Hit]:
+        """Find the passages that the retrievers together rank best.
+
+        Args:
+            query: Not empty.
+            k: How many at most.
+            **options: Handed to every retriever, such as `where=`; one that does not take an option raises.
+
+        Returns:
+            Hits, best first. `retrieval_score` is the fused score, `retrieval_ranks` the rank in each retriever's list.
+
+        Raises:
+            InvalidInputError: If the query or k cannot be used.
+        """
+        check_query(query)
+        check_count(k, "k")
+        calls = [partial(source.retrieve, query, k, options) for source in self._sources]
+        found = self._crew.ask(self._names, calls, self.on_error, with_options=bool(options))
+        return self._fused(found, k)
+
+    async def aretrieve(self, query: str, k: int = 100, **options: object) -> list[Hit]:
+        """As `retrieve`, without blocking the event loop, by the retrievers' own `aretrieve` where they have one."""
+        check_query(query)
+        check_count(k, "k")
+        calls = [partial(source.aretrieve, query, k, options) for source in self._sources]
+        found = await self._crew.aask(self._names, calls, self.on_error, with_options=bool(options))
+        return self._fused(found, k)
+
+    def retrieve_many(self, queries: Sequence[str], k: int = 100, **options: object) -> list[list[Hit]]:
+        """As `retrieve` for each query; each retriever is asked for all of them together, where it can be."""
+        checked = self._checked_many(queries, k)
+        calls = [partial(source.retrieve_many, checked, k, options) for source in self._sources]
+        found = self._crew.ask(self._names, calls, self.on_error, with_options=bool(options)) if checked else []
+        return self._fused_each(found, len(checked), k)
+
+    async def aretrieve_many(self, queries: Sequence[str], k: int = 100, **options: object) -> list[list[Hit]]:
+        """As `retrieve_many`, without blocking the event loop."""
+        checked = self._checked_many(queries, k)
+        calls = [partial(source.aretrieve_many, checked, k, options) for source in self._sources]
+        found = await self._crew.aask(self._names, calls, self.on_error, with_options=bool(options)) if checked else []
+        return self._fused_each(found, len(checked), k)
+
+    def close(self) -> None:
+        """End the threads. The retrievers are the caller's and stay open."""
+        self._crew.close()
+
+    def __enter__(self) -> HybridRetriever:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return (
+            f"HybridRetriever({list(self.retrievers)!r}, weights={list(self.weights)}, rrf_k={self.rrf_k:g}, "
+            f"on_error={self.on_error!r}, merge={self.merge!r})"
+        )
+
+    def _checked_many(self, queries: Sequence[str], k: int) -> list[str]:
+        check_count(k, "k")
+        return check_queries(queries)
+
+    def _fused(self, rankings: Sequence[list[Hit] | None], k: int) -> list[Hit]:
+        found = [ranking or [] for ranking in rankings]
+        return fuse(found, weights=self.weights, rrf_k=self.rrf_k, k=k, merge=self.merge)
+
+    def _fused_each(self, found: Sequence[list[list[Hit]] | None], count: int, k: int) -> list[list[Hit]]:
+        return [self._fused([None if lists is None else lists[row] for lists in found], k) for row in range(count)]

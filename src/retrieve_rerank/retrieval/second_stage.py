@@ -1,0 +1,260 @@
+"""The second stage of one search: rank the candidates, or say why they could not be ranked. The same at every door."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+from retrieve_rerank.checks import check_count, check_query, check_seconds, check_threshold
+from retrieve_rerank.errors import DegradedWarning, InvalidInputError, warn_caller
+from retrieve_rerank.models.local import LocalModel
+from retrieve_rerank.models.ranking import Ranker, ScorerRanker
+from retrieve_rerank.models.scales import scorer_name
+from retrieve_rerank.types import Hit
+
+OnError = Literal["raise", "retrieval_order"]
+
+_LONGEST_REASON = 300
+# What a library may put into its message: a header, a parameter, a user in an address, a token of a well-known shape.
+_SECRETS = (
+    re.compile(r"(?i)(authorization[\"']?\s*[:=]\s*[\"']?(?:bearer|basic)?\s*|\bbearer\s+)[^\s\"',;]+"),
+    re.compile(r"(?i)((?:api[-_]?key|access[-_]?key|token|password|secret)[\"']?\s*[:=]\s*[\"']?)[^\s\"',;&)]+"),
+    re.compile(r"(://)[^\s/@]+(?=@)"),
+    re.compile(r"()\b(?:hf_|sk-)[\w-]{8,}"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Reranked:
+    """What became of the candidates of one search.
+
+    Attributes:
+        hits: Best first, cut; where nothing was scored, in the first stage's order.
+        candidates: How many there were.
+        scored: How many of them the cross-encoder scored.
+        truncated: How many of them it did not see whole.
+        seconds: Wall-clock time.
+        model: What scored.
+        precision: What it computes in, where that is known.
+        degraded: Why this is not the order that was asked for; None if it is.
+    """
+
+    hits: tuple[Hit, ...]
+    candidates: int
+    scored: int
+    truncated: int
+    seconds: float
+    model: str
+    precision: str | None
+    degraded: str | None
+
+    def facts(self) -> dict[str, str | int | float | None]:
+        """Return all but the hits, for a trace."""
+        return {
+            "model": self.model,
+            "precision": self.precision,
+            "candidates": self.candidates,
+            "scored": self.scored,
+            "truncated": self.truncated,
+            "seconds": self.seconds,
+            "degraded": self.degraded,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class SecondStage:
+    """How the candidates of a search are ranked.
+
+    Attributes:
+        ranker: What ranks.
+        top_n: How many hits to keep; None keeps all.
+        score_threshold: Scored hits whose relevance score is below are left out. Those without a score stay.
+        time_budget: Seconds for all that `spent` counts and the ranking; None is no limit.
+        on_error: What happens when the model cannot be loaded or fails: "raise" raises the cause; "retrieval_order"
+            gives the candidates in the first stage's order, marked, with a `DegradedWarning`.
+
+    Raises:
+        InvalidInputError: If an argument cannot be used.
+    """
+
+    ranker: Ranker
+    top_n: int | None = None
+    score_threshold: float | None = None
+    time_budget: float | None = None
+    on_error: OnError = "raise"
+
+    def __post_init__(self) -> None:
+        if self.top_n is not None:
+            check_count(self.top_n, "top_n")
+        check_threshold(self.score_threshold)
+        check_seconds(self.time_budget, "time_budget")
+        check_on_error(self.on_error)
+
+    def run(self, query: str, candidates: Sequence[Hit], *, spent: float = 0.0) -> Reranked:
+        """Rank the candidates of a query.
+
+        Args:
+            query: Not empty.
+            candidates: In the first stage's order; never modified.
+            spent: Seconds of the time budget that are gone already.
+
+        Raises:
+            InvalidInputError: If the query or the candidates cannot be used, whatever `on_error` says.
+        """
+        call = _Call(self, query, candidates, spent)
+        if call.left is not None and call.left <= 0:
+            return call.late()
+        try:
+            # All candidates are ranked, then cut: how many were truncated is a fact about all of them.
+            ranked = self.ranker.rank(query, candidates, time_budget=call.left)
+        except Exception as error:  # whatever a model or a server raises, the first stage's order stands
+            if self.on_error == "raise":
+                raise
+            return call.failed(error)
+        return call.ranked(ranked)
+
+    async def arun(self, query: str, candidates: Sequence[Hit], *, spent: float = 0.0) -> Reranked:
+        """As `run`, without blocking the event loop. A cancelled call ends as cancelled."""
+        call = _Call(self, query, candidates, spent)
+        if call.left is not None and call.left <= 0:
+            return call.late()
+        try:
+            ranked = await self.ranker.arank(query, candidates, time_budget=call.left)
+        except Exception as error:
+            if self.on_error == "raise":
+                raise
+            return call.failed(error)
+        return call.ranked(ranked)
+
+    def run_many(self, queries: Sequence[str], candidates: Sequence[Sequence[Hit]], *, spent: float) -> list[Reranked]:
+        """As `run` for each query. Without a time budget, pairs of several queries share the model's batches.
+
+        Args:
+            queries: Each not empty.
+            candidates: Of each query.
+            spent: Seconds of each query's time budget that are gone already.
+        """
+        calls = self._together(queries, candidates, spent)
+        if calls is not None:
+            try:
+                return self._shared(calls, self.ranker.rank_many(queries, candidates))
+            except Exception:
+                if self.on_error == "raise":
+                    raise
+        return [self.run(query, hits, spent=spent) for query, hits in zip(queries, candidates, strict=True)]
+
+    async def arun_many(
+        self, queries: Sequence[str], candidates: Sequence[Sequence[Hit]], *, spent: float
+    ) -> list[Reranked]:
+        """As `run_many`, without blocking the event loop."""
+        calls = self._together(queries, candidates, spent)
+        if calls is not None:
+            try:
+                return self._shared(calls, await self.ranker.arank_many(queries, candidates))
+            except Exception:
+                if self.on_error == "raise":
+                    raise
+        return [await self.arun(query, hits, spent=spent) for query, hits in zip(queries, candidates, strict=True)]
+
+    def _together(
+        self, queries: Sequence[str], candidates: Sequence[Sequence[Hit]], spent: float
+    ) -> list[_Call] | None:
+        if self.time_budget is not None:
+            return None
+        return [_Call(self, query, hits, spent) for query, hits in zip(queries, candidates, strict=True)]
+
+    def _shared(self, calls: Sequence[_Call], ranked: Sequence[Sequence[Hit]]) -> list[Reranked]:
+        done = [call.ranked(hits) for call, hits in zip(calls, ranked, strict=True)]
+        return [replace(result, seconds=result.seconds / len(done)) for result in done]
+
+
+class _Call:
+    """One run: when it began, what it was given, and the ways in which it ends."""
+
+    def __init__(self, stage: SecondStage, query: str, candidates: Sequence[Hit], spent: float) -> None:
+        check_query(query)
+        for position, hit in enumerate(candidates):
+            if not isinstance(hit, Hit):
+                raise InvalidInputError(
+                    f"the first stage must give hits; candidates[{position}] is a {type(hit).__name__}"
+                )
+        self.stage = stage
+        self.candidates = candidates
+        self.start = time.perf_counter()
+        self.left = None if stage.time_budget is None else stage.time_budget - spent
+
+    def ranked(self, hits: Sequence[Hit]) -> Reranked:
+        """Return what the ranker gave."""
+        scored = sum(hit.logit is not None for hit in hits)
+        return self._result(hits, None if scored == len(hits) else self._late(scored))
+
+    def late(self) -> Reranked:
+        """Return the first stage's order, as no time is left."""
+        return self._result(self._unscored(), self._late(0) if self.candidates else None)
+
+    def failed(self, error: Exception) -> Reranked:
+        """Return the first stage's order, and warn: something is broken."""
+        result = self._result(self._unscored(), f"re-ranking failed: {in_one_line(error, self.stage.ranker)}")
+        warn_caller(f"{result.degraded}; the result is in the first stage's order", DegradedWarning)
+        return result
+
+    def _late(self, scored: int) -> str:
+        return f"time budget of {self.stage.time_budget:g} s: {scored} of {len(self.candidates)} candidates scored"
+
+    def _unscored(self) -> list[Hit]:
+        return [
+            replace(
+                hit,
+                score=math.nan if hit.retrieval_score is None else hit.retrieval_score,
+                logit=None,
+                window=None,
+                truncated=False,
+            )
+            for hit in self.candidates
+        ]
+
+    def _result(self, hits: Sequence[Hit], degraded: str | None) -> Reranked:
+        threshold = self.stage.score_threshold
+        kept = [hit for hit in hits if threshold is None or hit.logit is None or hit.score >= threshold]
+        model, precision = described(self.stage.ranker)
+        return Reranked(
+            hits=tuple(replace(hit, rank=rank) for rank, hit in enumerate(kept[: self.stage.top_n], start=1)),
+            candidates=len(self.candidates),
+            scored=sum(hit.logit is not None for hit in hits),
+            truncated=sum(hit.truncated for hit in hits),
+            seconds=time.perf_counter() - self.start,
+            model=model,
+            precision=precision,
+            degraded=degraded,
+        )
+
+
+def check_on_error(value: OnError) -> OnError:
+    """Return `value`, or raise InvalidInputError if it is no way to deal with errors."""
+    if value not in get_args(OnError):
+        raise InvalidInputError(f"on_error must be one of {', '.join(get_args(OnError))}; got {value!r}")
+    return value
+
+
+def described(ranker: Ranker) -> tuple[str, str | None]:
+    """Return the name of the model that ranks, and what it computes in as far as known. Loads nothing."""
+    if isinstance(ranker, LocalModel):
+        return ranker.model, ranker.loaded_precision
+    return scorer_name(ranker.scorer if isinstance(ranker, ScorerRanker) else ranker), None
+
+
+def in_one_line(error: BaseException, ranker: Ranker) -> str:
+    """Return an error's kind and message, short, in one line, and without tokens and passwords."""
+    text = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(":. ")
+    if isinstance(ranker, LocalModel):
+        text = ranker.redacted(text)
+    if known := os.environ.get("HF_TOKEN"):  # what the hub's client uses where no token is given
+        text = text.replace(known, "***")
+    for pattern in _SECRETS:
+        text = pattern.sub(r"\1***", text)
+    return text if len(text) <= _LONGEST_REASON else text[: _LONGEST_REASON - 1] + "…"

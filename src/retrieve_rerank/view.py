@@ -1,0 +1,251 @@
+"""A search to look at: before and after side by side, as HTML that needs nothing from outside and runs no script."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from retrieve_rerank.types import Hit, SearchResult
+
+_SHOWN = 10  # rows of each side before the rest is folded away
+_WHOLE = 420  # characters up to which a text is shown whole
+_AROUND = 80  # characters before and after an excerpt's window
+_FACTS = 6  # metadata shown of a hit
+_FACT = 80  # characters of each
+
+_CSS = """
+.rr-result{--bg:#fff;--fg:#1d232b;--soft:#59636e;--line:#d9dfe5;--tint:#eef4fc;--bar:#2b6cc4;--dim:#93a4b8;
+--track:#e7ecf1;--mark:#ffe99a;--on-mark:#1d232b;--up:#17713a;--down:#a1361b;--warn:#7a4300;--warn-bg:#fff3de;
+color-scheme:light;container-type:inline-size;box-sizing:border-box;max-width:1280px;padding:16px;
+border:1px solid var(--line);border-radius:8px;background:var(--bg);color:var(--fg);
+font:14px/1.45 system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans",sans-serif;text-align:start;overflow-wrap:anywhere}
+@media (prefers-color-scheme:dark){.rr-result{--bg:#14181d;--fg:#e4e8ed;--soft:#a0abb7;--line:#333b45;--tint:#1c2735;
+--bar:#5b9bf0;--dim:#66788c;--track:#28303a;--mark:#6b5600;--on-mark:#fff6d6;--up:#63cf8b;--down:#f0937a;
+--warn:#ffcf8a;--warn-bg:#3a2a10;color-scheme:dark}}
+.rr-result *{box-sizing:border-box}
+.rr-result .rr-query{margin:0 0 4px;font-size:18px;font-weight:600;line-height:1.3;white-space:pre-wrap}
+.rr-result .rr-sum{color:var(--soft)}
+.rr-result .rr-note{margin-top:10px;padding:8px 10px;border-radius:6px;background:var(--warn-bg);color:var(--warn)}
+.rr-result .rr-sides{display:grid;grid-template-columns:minmax(0,5fr) minmax(0,8fr);gap:8px 24px;margin-top:14px}
+.rr-result .rr-head{padding-bottom:4px;border-bottom:2px solid var(--line);font-weight:600}
+.rr-result .rr-row{display:grid;grid-template-columns:2.2em minmax(0,1fr);gap:0 8px;padding:8px 6px;
+border-bottom:1px solid var(--line)}
+.rr-result .rr-kept{background:var(--tint)}
+.rr-result .rr-rank{font-weight:600;text-align:end;font-variant-numeric:tabular-nums}
+.rr-result .rr-line{display:flex;flex-wrap:wrap;gap:0 10px;align-items:baseline}
+.rr-result .rr-id{font-weight:600}
+.rr-result .rr-up{color:var(--up)}
+.rr-result .rr-down{color:var(--down)}
+.rr-result .rr-soft{color:var(--soft)}
+.rr-result .rr-badge{padding:0 6px;border-radius:9px;background:var(--warn-bg);color:var(--warn);font-size:12px}
+.rr-result .rr-fate{margin-inline-start:auto;font-variant-numeric:tabular-nums;white-space:nowrap}
+.rr-result .rr-score{display:grid;grid-template-columns:minmax(0,1fr) auto;gap:8px;align-items:center;margin:3px 0}
+.rr-result .rr-track{height:7px;border-radius:4px;background:var(--track);overflow:hidden}
+.rr-result .rr-bar{height:100%;border-radius:4px;background:var(--bar)}
+.rr-result .rr-before .rr-bar{background:var(--dim)}
+.rr-result .rr-number{text-align:end;font-variant-numeric:tabular-nums;white-space:nowrap}
+.rr-result .rr-after .rr-number{min-width:8.5em}
+.rr-result .rr-clip{overflow:hidden;color:var(--soft);text-overflow:ellipsis;white-space:nowrap}
+.rr-result .rr-text{white-space:pre-wrap}
+.rr-result .rr-text mark{padding:1px 0;border-radius:2px;background:var(--mark);color:var(--on-mark)}
+.rr-result .rr-facts{margin-top:3px;color:var(--soft);font-size:12px}
+.rr-result details{margin:4px 0;padding:0;border:0}
+.rr-result summary{color:var(--soft);cursor:pointer}
+.rr-result .rr-none{padding:10px 6px;color:var(--soft)}
+@container (max-width:640px){.rr-result .rr-sides{grid-template-columns:minmax(0,1fr)}.rr-result .rr-after{order:-1}}
+"""
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<title>{title}</title>
+<style>
+body{{margin:0;padding:16px;background:#f3f5f7}}
+@media (prefers-color-scheme:dark){{body{{background:#0b0e11}}}}
+@media (max-width:640px){{body{{padding:0}}}}
+.rr-result{{margin:0 auto}}
+</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
+
+
+def page(result: SearchResult) -> str:
+    """Return a search as a page of its own."""
+    return _PAGE.format(title=_text(_cut(result.query, 80)), body=fragment(result))
+
+
+def fragment(result: SearchResult) -> str:
+    """Return a search as a piece of a page, which styles nothing but itself."""
+    note = "" if result.degraded is None else f'<div class="rr-note"><b>Degraded:</b> {_text(result.degraded)}</div>'
+    return (
+        f'<div class="rr-result"><style>{_CSS}</style>'
+        f"{_query(result.query)}"
+        f'<div class="rr-sum">{_summary(result)}</div>{note}'
+        f'<div class="rr-sides">{_before(result)}{_after(result)}</div></div>'
+    )
+
+
+def _query(query: str) -> str:
+    head = f'<div class="rr-query" dir="auto">{_text(_cut(query, _WHOLE))}</div>'
+    if len(query) <= _WHOLE:
+        return head
+    return (
+        f'{head}<details><summary>whole query</summary><div class="rr-text" dir="auto">{_text(query)}</div></details>'
+    )
+
+
+def _summary(result: SearchResult) -> str:
+    found, kept = len(result.candidates), len(result.hits)
+    parts = [
+        f"{kept} of {found} candidate{'s' * (found != 1)} kept",
+        f"retrieve {_seconds(result.timings.retrieve_seconds)}",
+        f"re-rank {_seconds(result.timings.rerank_seconds)}",
+    ]
+    if result.truncated_count:
+        parts.append(f"{result.truncated_count} truncated")
+    return " · ".join(parts)
+
+
+def _before(result: SearchResult) -> str:
+    final = {(hit.passage.id, hit.retrieval_rank): hit.rank for hit in result.hits}
+    best = max((hit.score for hit in result.candidates if math.isfinite(hit.score)), default=0.0)
+    rows = [_candidate(hit, best, final.get((hit.passage.id, hit.retrieval_rank))) for hit in result.candidates]
+    return _side("before", "First stage", rows, "The first stage found nothing.")
+
+
+def _after(result: SearchResult) -> str:
+    return _side("after", "Re-ranked", [_hit(hit) for hit in result.hits], "Nothing was kept.")
+
+
+def _side(name: str, title: str, rows: Sequence[str], nothing: str) -> str:
+    body = "".join(rows[:_SHOWN]) or f'<div class="rr-none">{nothing}</div>'
+    if len(rows) > _SHOWN:
+        rest = rows[_SHOWN:]
+        kept = sum("rr-kept" in row[:40] for row in rest)
+        also = f", {kept} of them kept" if kept else ""
+        body += f"<details><summary>{len(rest)} more{also}</summary>{''.join(rest)}</details>"
+    return f'<div class="rr-{name}" role="list" aria-label="{title}"><div class="rr-head">{title}</div>{body}</div>'
+
+
+def _candidate(hit: Hit, best: float, final: int | None) -> str:
+    fate = '<span class="rr-soft">left out</span>' if final is None else f"→ <b>{final}</b>"
+    return _row(
+        hit.rank,
+        f'{_id(hit)}<span class="rr-fate">{fate}</span>',
+        _bar(hit.score / best if best > 0 else 0.0, _number(hit.score)),
+        f'<div class="rr-clip" dir="auto">{_text(_cut(hit.passage.text, 160))}</div>',
+        kept=final is not None,
+    )
+
+
+def _hit(hit: Hit) -> str:
+    if hit.logit is None:
+        known = "" if math.isnan(hit.score) else f'{_number(hit.score)} <span class="rr-soft">retrieval</span>'
+        badge, bar = '<span class="rr-badge">not scored</span>', _bar(0.0, known)
+    else:
+        badge = ""
+        bar = _bar(hit.score, f'{_number(hit.score)} <span class="rr-soft">logit {_minus(f"{hit.logit:.2f}")}</span>')
+    if hit.truncated:
+        badge += '<span class="rr-badge">truncated</span>'
+    return _row(hit.rank, f"{_id(hit)}{_move(hit)}{badge}", bar, _passage(hit), _facts(hit))
+
+
+def _row(rank: int, line: str, *parts: str, kept: bool = False) -> str:
+    return (
+        f'<div class="rr-row{" rr-kept" * kept}" role="listitem"><div class="rr-rank">{rank}</div>'
+        f'<div><div class="rr-line">{line}</div>{"".join(parts)}</div></div>'
+    )
+
+
+def _id(hit: Hit) -> str:
+    return f'<bdi class="rr-id">{_text(_cut(hit.passage.id, 120))}</bdi>'
+
+
+def _move(hit: Hit) -> str:
+    if hit.retrieval_rank is None:
+        return ""
+    up = hit.retrieval_rank - hit.rank
+    if up == 0:
+        return f'<span class="rr-soft">= was {hit.retrieval_rank}</span>'
+    kind, arrow = ("up", "▲") if up > 0 else ("down", "▼")
+    return f'<span class="rr-{kind}">{arrow} {abs(up)}</span> <span class="rr-soft">was {hit.retrieval_rank}</span>'
+
+
+def _bar(share: float, label: str) -> str:
+    width = 100 * min(1.0, max(0.0, share)) if math.isfinite(share) else 0.0
+    return (
+        f'<div class="rr-score"><div class="rr-track"><div class="rr-bar" style="width:{width:.1f}%"></div></div>'
+        f'<div class="rr-number">{label}</div></div>'
+    )
+
+
+def _passage(hit: Hit) -> str:
+    """Return the text, or the part of it that matters with the whole folded away."""
+    text = hit.passage.text
+    start, end = hit.window if hit.window is not None else (0, 0)
+    start, end = max(0, min(start, len(text))), max(0, min(end, len(text)))
+    if len(text) <= _WHOLE:
+        return f'<div class="rr-text" dir="auto">{_marked(text, start, end)}</div>'
+    first = max(0, start - _AROUND)
+    last = min(len(text), max(first + _WHOLE, min(end, start + 2 * _WHOLE) + _AROUND))
+    excerpt = _marked(text[first:last], start - first, min(end, last) - first)
+    excerpt = f"{'…' * (first > 0)}{excerpt}{'…' * (last < len(text))}"
+    return (
+        f'<div class="rr-text" dir="auto">{excerpt}</div>'
+        f"<details><summary>whole text, {len(text):,} characters</summary>"
+        f'<div class="rr-text" dir="auto">{_marked(text, start, end)}</div></details>'
+    )
+
+
+def _marked(text: str, start: int, end: int) -> str:
+    if end <= start:
+        return _text(text)
+    return f"{_text(text[:start])}<mark>{_text(text[start:end])}</mark>{_text(text[end:])}"
+
+
+def _facts(hit: Hit) -> str:
+    facts: list[str] = []
+    if any(rank is not None for rank in hit.retrieval_ranks):
+        ranks = ", ".join("–" if rank is None else str(rank) for rank in hit.retrieval_ranks)
+        facts.append(f"rank in each list: {ranks}")
+    facts += _metadata(hit.passage.metadata)
+    return f'<div class="rr-facts" dir="auto">{" · ".join(facts)}</div>' if facts else ""
+
+
+def _metadata(metadata: Mapping[str, Any]) -> Iterable[str]:
+    shown = [f"{_text(_cut(str(key), _FACT))}: {_text(_cut(str(value), _FACT))}" for key, value in metadata.items()]
+    return shown if len(shown) <= _FACTS else [*shown[:_FACTS], f"{len(shown) - _FACTS} more"]
+
+
+def _number(value: float) -> str:
+    if math.isnan(value):
+        return "–"
+    return _minus(f"{value:.3f}" if abs(value) < 1000 else f"{value:.4g}")
+
+
+def _minus(number: str) -> str:
+    return number.replace("-", "−")
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2f} s" if value >= 1 else f"{value * 1000:.0f} ms"
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _text(text: str) -> str:
+    """Return text for a page: escaped, and without lone surrogates, which no file can hold."""
+    return escape(text.encode("utf-8", "replace").decode("utf-8"))

@@ -1,0 +1,70 @@
+"""The core's own components pass the contracts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from retrieve_rerank import ChromaIndex, CrossEncoder, RetrieveRerank
+from retrieve_rerank.models.ranking import as_ranker
+from retrieve_rerank.testing import ListRetriever, RerankerContract, RetrieverContract, VectorStoreContract
+from tests.contracts.lookup import LetterScorer, LookupCrossEncoder, tiny_path
+
+
+class TestCrossEncoder(RerankerContract):
+    can_miscount = False
+
+    def make(self, scorer, *, top_n=None, score_threshold=None):
+        return LookupCrossEncoder(scorer)
+
+    def make_real(self):
+        return CrossEncoder(tiny_path(), precision="float32")
+
+
+class TestAnyScorer(RerankerContract):
+    """What becomes of a scorer that is not ours, at every door."""
+
+    def make(self, scorer, *, top_n=None, score_threshold=None):
+        return as_ranker(scorer)
+
+
+class TestRetrieveRerank(RerankerContract):
+    """The pipeline as a re-ranker: its first stage finds what is given."""
+
+    def make(self, scorer, *, top_n=None, score_threshold=None):
+        keep = 100 if top_n is None else top_n
+        return lambda hits: RetrieveRerank(ListRetriever(hits), scorer, top_n=keep, score_threshold=score_threshold)
+
+    def call(self, component, query, inputs, **options):
+        return component(inputs).search(query)
+
+    async def acall(self, component, query, inputs, **options):
+        return await component(inputs).asearch(query)
+
+
+class TestChromaIndex(RetrieverContract):
+    def make(self, passages, k, encoder):
+        index = ChromaIndex(encoder)
+        index.add(passages)
+        return index
+
+
+class TestRetrieveRerankSearch(RetrieverContract):
+    """The pipeline as a retriever, over a real index."""
+
+    def make(self, passages, k, encoder):
+        index = ChromaIndex(encoder)
+        index.add(passages)
+        return RetrieveRerank(index, LetterScorer(), top_n=k)
+
+    def call(self, component, query, k):
+        return component.search(query)
+
+    async def acall(self, component, query, k):
+        return await component.asearch(query)
+
+
+class TestChromaIndexStore(VectorStoreContract):
+    has_async = False  # it searches without blocking, which the retriever's contract shows; it has no async add
+
+    def make(self, encoder: Any, path: str | None = None) -> Any:
+        return ChromaIndex(encoder, path=path)

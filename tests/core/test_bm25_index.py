@@ -1,0 +1,379 @@
+"""Storing passages and finding them by their words."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pydoc_data.topics import topics
+from typing import Any
+
+import bm25s
+import numpy as np
+import pytest
+import Stemmer
+
+from retrieve_rerank import (
+    AddReport,
+    BM25Index,
+    InvalidInputError,
+    MissingDependencyError,
+    Passage,
+    Retriever,
+    RetrieveRerank,
+    RetrieveRerankError,
+)
+from tests.core.stubs import TableScorer, passages
+
+THREE = [
+    Passage("x", "alpha alpha", {"n": 1}),
+    Passage("y", "alpha beta", {"n": 2}),
+    Passage("z", "gamma gamma", {"n": 3, "tags": ["t"]}),
+]
+# Paragraphs of Python's documentation: real text, wherever the tests run.
+PARAGRAPHS = [part for topic in sorted(topics) for part in topics[topic].split("\n\n") if len(part) > 40]
+QUERIES = [" ".join(part.split()[3:10]) for part in PARAGRAPHS[::40]] + ["the", "x", "no-such-word zzzz", "class class"]
+
+
+@pytest.fixture
+def index() -> Iterator[BM25Index]:
+    with BM25Index() as index:
+        yield index
+
+
+def ids(index: BM25Index, query: str, k: int = 100, **options: Any) -> list[str]:
+    return [hit.passage.id for hit in index.retrieve(query, k, **options)]
+
+
+def texts(index: BM25Index, *ids: str) -> list[str]:
+    return [passage.text for passage in index.get(ids)]
+
+
+@pytest.fixture(scope="module")
+def documented() -> BM25Index:
+    index = BM25Index()
+    index.add(passages(*PARAGRAPHS))
+    return index
+
+
+@pytest.fixture(scope="module")
+def reference() -> Any:
+    """What bm25s finds, called directly."""
+    stemmer = Stemmer.Stemmer("english")
+    model = bm25s.BM25()
+    model.index(bm25s.tokenize(PARAGRAPHS, stopwords="en", stemmer=stemmer, show_progress=False), show_progress=False)
+
+    def scores(query: str) -> np.ndarray:
+        words = bm25s.tokenize(query, stopwords="en", stemmer=stemmer, return_ids=False, show_progress=False)[0]
+        known = [word for word in words if word in model.vocab_dict]
+        return model.get_scores(known) if known else np.zeros(len(PARAGRAPHS), np.float32)
+
+    return scores
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_scores_and_order_are_those_of_bm25s_on_real_text(query: str, documented: BM25Index, reference: Any) -> None:
+    scores = reference(query)
+    expected = [int(slot) for slot in np.lexsort((np.arange(len(scores)), -scores)) if scores[slot] > 0]
+    for k in (1, 10, 100_000):
+        hits = documented.retrieve(query, k)
+        assert [hit.passage.id for hit in hits] == [str(slot) for slot in expected[:k]]
+        assert [hit.score for hit in hits] == pytest.approx(scores[expected[:k]].tolist(), abs=1e-6)
+
+
+def test_updates_score_as_if_all_had_been_added_at_once(documented: BM25Index, index: BM25Index) -> None:
+    index.add(passages(*["something else entirely"] * 200))
+    index.retrieve("something")
+    index.add(passages(*PARAGRAPHS[:300]))
+    index.retrieve("class")
+    index.add([Passage("gone", "class and more")])
+    index.delete(["gone", "7"])
+    index.add([Passage("7", PARAGRAPHS[7]), *passages(*PARAGRAPHS)])
+    assert index.count() == documented.count()
+    for query in QUERIES:
+        expected = {hit.passage.id: hit.score for hit in documented.retrieve(query, 10**6)}
+        assert {hit.passage.id: hit.score for hit in index.retrieve(query, 10**6)} == pytest.approx(expected, abs=1e-6)
+
+
+def test_what_is_added_is_there(index: BM25Index) -> None:
+    assert index.count() == 0
+    assert index.add(THREE) == AddReport(added=3)
+    assert index.count() == 3
+    assert index.get(["z", "x"]) == [THREE[2], THREE[0]]
+    assert isinstance(index, Retriever)
+
+
+def test_hits_carry_score_and_rank(index: BM25Index) -> None:
+    index.add(THREE)
+    hits = index.retrieve("ALPHA, betas!")
+    assert [hit.passage for hit in hits] == [THREE[1], THREE[0]]
+    assert [(hit.rank, hit.retrieval_rank) for hit in hits] == [(1, 1), (2, 2)]
+    assert all(hit.score == hit.retrieval_score and type(hit.score) is float for hit in hits)
+    assert hits[0].score > hits[1].score > 0
+
+
+@pytest.mark.parametrize("query", ["the and of", "unknown", "x", "!?", "zeta the"])
+def test_no_word_in_common_is_no_hit(index: BM25Index, query: str) -> None:
+    index.add([*THREE, Passage("empty", ""), Passage("stop", "the and of")])
+    assert index.retrieve(query) == []
+    assert index.retrieve_many([query, "alpha"])[0] == []
+
+
+def test_of_equal_scores_the_one_stored_earlier_comes_first(index: BM25Index) -> None:
+    index.add(passages(*["same words"] * 50))
+    assert ids(index, "words", 7) == [str(number) for number in range(7)]
+    index.add([Passage("3", "same word")])  # stored again: now the last
+    assert ids(index, "words")[-2:] == ["49", "3"]
+
+
+def test_get_keeps_the_order_asked_for_and_leaves_out_what_is_missing(index: BM25Index) -> None:
+    index.add(THREE)
+    assert [passage.id for passage in index.get(["y", "no", "x", "y", "z"])] == ["y", "x", "z"]
+    assert index.get([]) == []
+    assert index.get(["no"]) == []
+
+
+def test_upsert_replaces_text_and_metadata(index: BM25Index) -> None:
+    index.add([Passage("x", "alpha", {"kept": 1, "gone": 1}), Passage("other", "delta")])
+    new = Passage("x", "beta", {"kept": 1, "new": None})
+    assert index.add([new]) == AddReport(updated=1)
+    assert index.get(["x"]) == [new]
+    assert (ids(index, "alpha"), ids(index, "beta")) == ([], ["x"])
+    assert ids(index, "beta", where={"kept": 1}) == ["x"]
+    assert ids(index, "beta", where={"gone": 1}) == []
+    assert index.add([new]) == AddReport(unchanged=1)
+    assert index.count() == 2
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"none": None, "empty": [], "deep": {"a": [1, "two", None, {"b": True}]}, "": "no name", "$x": 1, "#x": 2},
+        {"big": 2**80, "small": 5e-324, "third": 1 / 3, "minus": -0.0, "mixed": [1, "a"], "ä\n": "\x00é漢😀"},
+    ],
+)
+def test_metadata_come_back_as_they_were(index: BM25Index, metadata: dict[str, Any]) -> None:
+    index.add([Passage("x", "alpha", metadata)])
+    found = index.get(["x"])[0].metadata
+    assert repr(sorted(found.items())) == repr(sorted(metadata.items()))  # which tells 1 from True and 0.0 from -0.0
+    assert index.retrieve("alpha")[0].passage.metadata == metadata
+
+
+@pytest.mark.parametrize(("old", "new"), [(1, 1.0), (1, True), (0, False), ("1", 1), (None, "None"), ([1], [1.0])])
+def test_equal_is_not_enough_to_be_unchanged(index: BM25Index, old: Any, new: Any) -> None:
+    index.add([Passage("x", "alpha", {"v": old})])
+    assert index.add([Passage("x", "alpha", {"v": new})]) == AddReport(updated=1)
+    found = index.get(["x"])[0].metadata["v"]
+    assert (found, type(found)) == (new, type(new))
+
+
+@pytest.mark.parametrize("id_", ["../../etc", "/", "a/b", "con", ".", "\x00", "😀", " ", "x" * 10_000, "a\nb"])
+def test_an_id_is_only_an_id(index: BM25Index, id_: str) -> None:
+    index.add([Passage(id_, "alpha"), Passage("other", "beta")])
+    assert ids(index, "alpha") == [id_]
+    index.delete([id_])
+    assert index.count() == 1
+
+
+def test_of_equal_ids_in_one_call_the_last_wins(index: BM25Index) -> None:
+    assert index.add([Passage("x", "first"), Passage("y", "other"), Passage("x", "last")]) == AddReport(added=2)
+    assert (texts(index, "x"), index.count()) == (["last"], 2)
+    index.add([Passage(f"{number % 3}", f"text {number}") for number in range(10)], batch_size=2)
+    assert texts(index, "0", "1", "2") == ["text 9", "text 7", "text 8"]
+    assert ids(index, "first") == []
+
+
+def test_a_generator_is_taken_batch_by_batch(index: BM25Index) -> None:
+    taken = 0
+
+    def endless() -> Iterator[Passage]:
+        nonlocal taken
+        for number in range(10**9):
+            taken += 1
+            if number == 25:
+                raise KeyboardInterrupt
+            yield Passage(f"{number}", "alpha")
+
+    with pytest.raises(KeyboardInterrupt):
+        index.add(endless(), batch_size=10)
+    assert taken == 26
+    assert index.count() == 20  # the batches that were whole
+    assert index.add(passage for passage in THREE) == AddReport(added=3)
+    assert len(index.retrieve("alpha")) == 22
+
+
+def test_what_was_taken_stays_if_a_later_batch_fails(index: BM25Index) -> None:
+    bad = [*passages("alpha", "beta", "gamma"), Passage("bad", "delta", {"x": object()})]
+    with pytest.raises(InvalidInputError, match="'bad'"):
+        index.add(bad, batch_size=2)
+    assert texts(index, *"0123") == ["alpha", "beta"]
+    assert ids(index, "alpha beta gamma delta") == ["0", "1"]
+
+
+def test_a_batch_whose_words_cannot_be_cut_leaves_nothing() -> None:
+    def cut(text: str) -> list[str]:
+        if text == "bad":
+            raise ZeroDivisionError
+        return text.split()
+
+    with BM25Index(tokenizer=cut) as index:
+        index.add(passages("alpha"))
+        with pytest.raises(ZeroDivisionError):
+            index.add([Passage("1", "new"), Passage("2", "bad")])
+        assert (index.count(), ids(index, "new"), ids(index, "alpha")) == (1, [], ["0"])
+
+
+def test_delete_takes_what_is_there_and_clear_takes_all(index: BM25Index) -> None:
+    index.add(THREE)
+    index.delete(["y", "no such id", "y"])
+    assert [passage.id for passage in index.get(["x", "y", "z"])] == ["x", "z"]
+    assert (ids(index, "alpha"), ids(index, "beta")) == (["x"], [])
+    index.delete([])
+    index.delete(["only", "missing"])
+    assert index.count() == 2
+    index.clear()
+    assert (index.count(), index.retrieve("alpha")) == (0, [])
+    index.clear()
+    assert index.add(THREE) == AddReport(added=3)
+    assert ids(index, "alpha") == ["x", "y"]
+
+
+def test_an_index_that_changes_for_ever_does_not_grow_for_ever(index: BM25Index) -> None:
+    index.add(passages(*["kept alpha"] * 10))
+    found = index.collection.search(["kept"], 100)[0]
+    for number in range(60):
+        index.add([Passage(f"m{place}", f"moving n{number}") for place in range(100)])
+        assert len(index.retrieve("moving", 1000)) == 100
+    assert len(index.collection._columns.ids) < 1_500
+    assert {passage.text for passage in index.get([f"m{place}" for place in range(100)])} == {"moving n59"}
+    assert [found.columns.passage(slot).text for slot in found.slots] == ["kept alpha"] * 10  # who reads, reads on
+
+
+def test_k_is_the_most_that_comes_back(index: BM25Index) -> None:
+    index.add(THREE)
+    for k in (1, 2, 100, np.int64(2), 2**31, 10**30):
+        assert len(index.retrieve("alpha", k)) == min(2, k)  # type: ignore[arg-type]
+        assert len(index.retrieve_many(["alpha"], k)[0]) == min(2, k)  # type: ignore[arg-type]
+
+
+def test_an_empty_index_finds_nothing(index: BM25Index) -> None:
+    assert index.retrieve("alpha") == []
+    assert index.retrieve_many(["alpha", "beta"]) == [[], []]
+    assert index.retrieve_many([]) == []
+    index.add([Passage("empty", ""), Passage("stop", "the")])
+    assert index.retrieve("alpha") == []
+
+
+def test_filters_come_before_the_best_are_chosen(index: BM25Index) -> None:
+    many = [Passage(f"m{number}", "alpha alpha alpha", {"kind": "common"}) for number in range(500)]
+    rare = [
+        Passage(f"r{number}", f"alpha and {number} words more of something else", {"kind": "rare"})
+        for number in range(5)
+    ]
+    index.add(many + rare)
+    assert sorted(ids(index, "alpha", 5, where={"kind": "rare"})) == [f"r{number}" for number in range(5)]
+    assert ids(index, "alpha", 2, where={"kind": "rare"}) == ids(index, "alpha", 5, where={"kind": "rare"})[:2]
+    assert ids(index, "alpha", 5, where={"kind": "none"}) == []
+    assert ids(index, "alpha", 5, where_document={"$contains": "3 words"}) == ["r3"]
+    everything = {hit.passage.id: hit.score for hit in index.retrieve("alpha", 10**6)}
+    for hit in index.retrieve("alpha", 5, where={"kind": "rare"}):
+        assert hit.score == everything[hit.passage.id]  # a filter changes no score
+    assert [hit.rank for hit in index.retrieve("alpha", where={"kind": "rare"})] == [1, 2, 3, 4, 5]
+    assert index.retrieve_many(["alpha"], 5, where={"kind": "rare"}) == [
+        index.retrieve("alpha", 5, where={"kind": "rare"})
+    ]
+
+
+async def test_many_and_async_find_what_one_does(documented: BM25Index) -> None:
+    one_by_one = [documented.retrieve(query, 9) for query in QUERIES]
+    assert documented.retrieve_many(QUERIES, 9) == one_by_one
+    assert list(await asyncio.gather(*(documented.aretrieve(query, 9) for query in QUERIES))) == one_by_one
+    assert await documented.aretrieve_many(QUERIES, 9) == one_by_one
+
+
+async def test_async_runs_on_the_worker_of_the_index(index: BM25Index) -> None:
+    names = []
+
+    def cut(text: str) -> list[str]:
+        names.append(threading.current_thread().name)
+        return text.split()
+
+    with BM25Index(tokenizer=cut) as index:
+        index.add(passages("alpha"))
+        names.clear()
+        assert len(await index.aretrieve("alpha")) == 1
+        assert len((await index.aretrieve_many(["alpha"]))[0]) == 1
+    assert all(name.startswith("retrieve-rerank BM25 index") for name in names)
+
+
+def test_threads_may_add_and_search_at_once(index: BM25Index) -> None:
+    def work(number: int) -> tuple[bool, bool]:
+        mine = [Passage(f"{number}-{part}", f"common word{number}") for part in range(25)]
+        index.add(mine, batch_size=5)
+        found = index.retrieve(f"word{number}", 100)
+        assert len(index.retrieve("common", 3)) == 3
+        return {hit.passage.id for hit in found} == {passage.id for passage in mine}, index.get([mine[3].id]) == [
+            mine[3]
+        ]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(work, range(8))) == [(True, True)] * 8
+    assert index.count() == 200
+    assert len(index.retrieve("common", 1000)) == 200
+
+
+@pytest.mark.parametrize(
+    ("language", "query"), [("de", "Häusern"), ("fr", "chevaux"), ("english", "houses"), (None, "haus")]
+)
+def test_languages(language: str | None, query: str) -> None:
+    with BM25Index(language=language) as index:
+        index.add(passages("Haus", "cheval", "house"))
+        expected = {"de": "0", "fr": "1", "english": "2", None: "0"}[language]
+        assert ids(index, query) == [expected]
+
+
+def test_the_formula_may_be_tuned(index: BM25Index) -> None:
+    index.add([Passage("long", "alpha alpha beta gamma delta"), Passage("short", "alpha")])
+    assert ids(index, "alpha") == ["short", "long"]
+    with BM25Index(b=0.0) as tuned:
+        tuned.add([Passage("long", "alpha alpha beta gamma delta"), Passage("short", "alpha")])
+        assert ids(tuned, "alpha") == ["long", "short"]
+
+
+def test_it_is_a_first_stage(index: BM25Index) -> None:
+    index.add(THREE)
+    pipeline = RetrieveRerank(index, TableScorer({"alpha alpha": 1.0, "alpha beta": 2.0}))
+    result = pipeline.search("alpha", where={"n": {"$lt": 3}})
+    assert [hit.passage.id for hit in result] == ["y", "x"]
+    assert [hit.retrieval_rank for hit in result] == [2, 1]
+    assert result[0].retrieval_score is not None
+
+
+def test_progress_is_shown_only_when_asked(index: BM25Index, capfd: pytest.CaptureFixture[str]) -> None:
+    index.add(THREE)
+    assert capfd.readouterr() == ("", "")
+    index.add(passages("a", "b"), show_progress=True)
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "2/2" in err
+
+
+def test_a_closed_index_says_so(index: BM25Index) -> None:
+    index.add(THREE)
+    index.close()
+    index.close()
+    for call in (lambda: index.retrieve("alpha"), index.count, lambda: index.add(THREE), index.clear, index.save):
+        with pytest.raises(RetrieveRerankError, match="was closed"):
+            call()
+
+
+def test_repr_says_what_it_is() -> None:
+    assert repr(BM25Index(language="de")) == "BM25Index(path=None, language='german')"
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bm25s", None)
+    with pytest.raises(MissingDependencyError, match=r'pip install "retrieve-rerank\[hybrid\]"'):
+        BM25Index()

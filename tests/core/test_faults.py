@@ -1,0 +1,198 @@
+"""Faults at the first, a middle and the last batch: the cause comes out, nothing hangs, the next call works."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from retrieve_rerank import BiEncoder, CrossEncoder, Hit, ModelError
+from retrieve_rerank.models.ranking import Ranker, as_ranker
+from tests.core.stubs import TableScorer
+
+QUERY = "what is the capital of france"
+NUMBERS = [str(number) for number in range(100)]
+
+
+@pytest.fixture
+def model(tiny_cross_encoder: Path) -> Iterator[CrossEncoder]:
+    with CrossEncoder(tiny_cross_encoder, precision="float32") as model:
+        model.score(QUERY, ["loads the model"])
+        yield model
+
+
+FAULTS = {
+    "raises": (RuntimeError, "the model broke"),
+    "NaN": (ModelError, "NaN for"),
+    "too few": (ModelError, r"given \d+ texts and returned"),
+}
+
+
+async def ranked(ranker: Ranker, texts: list[str], budget: float | None, *, awaited: bool) -> list[Hit]:
+    """Return what `rank` or `arank` gives."""
+    if awaited:
+        return await ranker.arank(QUERY, texts, time_budget=budget)
+    return ranker.rank(QUERY, texts, time_budget=budget)
+
+
+def broken(answer: Any, fault: str) -> Any:
+    """Return an answer with a fault."""
+    if fault == "raises":
+        raise RuntimeError("the model broke")
+    if fault == "NaN":
+        answer[-1] = math.nan
+    return answer[:-1] if fault == "too few" else answer
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("at", [0, 3, 6])
+async def test_a_fault_of_a_scorer_reaches_the_caller(fault: str, at: int) -> None:
+    class Faulty(TableScorer):
+        calls, sound = 0, False
+
+        def score(self, query: str, texts: Sequence[str]) -> Any:
+            answer = np.array([float(text) for text in texts])
+            self.calls += 1
+            return broken(answer, fault) if not self.sound and self.calls == at + 1 else answer
+
+    for awaited in (False, True):
+        scorer = Faulty({})
+        ranker = as_ranker(scorer)
+        kind, message = FAULTS[fault]
+        with pytest.raises(kind, match=message):
+            await ranked(ranker, NUMBERS, 30, awaited=awaited)
+        assert scorer.calls == (7 if fault == "NaN" else at + 1)
+        scorer.sound = True
+        assert ranker.rank(QUERY, NUMBERS, time_budget=30)[0].passage.text == "99"
+
+
+@pytest.mark.parametrize("budget", [None, 30])
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("at", ["first", "middle", "last"])
+async def test_a_fault_of_a_model_reaches_the_caller(
+    model: CrossEncoder,
+    monkeypatch: pytest.MonkeyPatch,
+    many_texts: Callable[[], list[str]],
+    fault: str,
+    at: str,
+    budget: float | None,
+) -> None:
+    texts, calls = many_texts(), []
+    network = transformers.BertForSequenceClassification
+    forward = network.forward
+
+    def counted(self: object, *arguments: object, **options: object) -> Any:
+        calls.append(1)
+        output = forward(self, *arguments, **options)
+        if len(calls) == wanted:
+            output.logits = broken(output.logits, fault)
+        return output
+
+    wanted = -1
+    monkeypatch.setattr(network, "forward", counted)
+    expected = model.rank(QUERY, texts, time_budget=budget)
+    batches = len(calls)
+    assert batches >= 3
+    wanted = {"first": 1, "middle": batches // 2 + 1, "last": batches}[at]
+    kind, message = FAULTS[fault]
+    for awaited in (False, True):
+        calls.clear()
+        with pytest.raises(kind, match=message):
+            await ranked(model, texts, budget, awaited=awaited)
+    wanted = -1
+    assert model.rank(QUERY, texts, time_budget=budget) == expected
+
+
+@pytest.mark.parametrize("at", [1, 3, 5])
+async def test_a_model_that_hangs_at_a_batch_gives_what_it_had_scored(
+    model: CrossEncoder, monkeypatch: pytest.MonkeyPatch, many_texts: Callable[[], list[str]], at: int
+) -> None:
+    gate, calls = threading.Event(), []
+    forward = transformers.BertModel.forward
+
+    def hang(self: object, *arguments: object, **options: object) -> object:
+        calls.append(1)
+        if len(calls) == at:
+            gate.wait(20)
+        return forward(self, *arguments, **options)
+
+    monkeypatch.setattr(transformers.BertModel, "forward", hang)
+    hits = model.rank(QUERY, many_texts(), time_budget=1.0)
+    scored = [hit for hit in hits if hit.logit is not None]
+    assert (len(scored) > 0) == (at > 1)
+    assert len(hits) == 200 > len(scored)
+    assert all(hit.logit is None for hit in hits[len(scored) :])
+    gate.set()
+    assert len(model.rank(QUERY, ["rome", "paris"])) == 2  # the same thread goes on: it only was slow
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
+    """Makes a BERT run out of memory above so many rows; the list gets the rows of every try."""
+
+    def limit(most: int) -> list[int]:
+        tries: list[int] = []
+        forward = transformers.BertModel.forward
+
+        def limited(self: object, input_ids: torch.Tensor, *arguments: object, **options: object) -> object:
+            tries.append(len(input_ids))
+            if len(input_ids) > most:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+            return forward(self, input_ids, *arguments, **options)
+
+        monkeypatch.setattr(transformers.BertModel, "forward", limited)
+        return tries
+
+    return limit
+
+
+@pytest.mark.parametrize("most", [1, 5, 30])
+def test_out_of_memory_makes_batches_smaller_and_the_scores_stay(
+    model: CrossEncoder, memory: Callable[[int], list[int]], many_texts: Callable[[], list[str]], most: int
+) -> None:
+    texts = many_texts()
+    expected = model.score(QUERY, texts)
+    tries = memory(most)
+    assert model.score(QUERY, texts) == pytest.approx(expected, abs=1e-5)
+    assert sum(rows for rows in tries if rows <= most) == 200
+    failed = [rows for rows in tries if rows > most]
+    assert 0 < len(failed) < 10
+    assert failed == sorted(failed, reverse=True)
+    tries.clear()
+    assert model.score(QUERY, texts) == pytest.approx(expected, abs=1e-5)
+    assert max(tries) <= most  # it remembers
+
+
+def test_a_bi_encoder_makes_its_batches_smaller_too(
+    tiny_bi_encoder: Path, memory: Callable[[int], list[int]], many_texts: Callable[[], list[str]]
+) -> None:
+    with BiEncoder(tiny_bi_encoder, precision="float32") as encoder:
+        expected = encoder.encode_documents(many_texts())
+        tries = memory(3)
+        assert encoder.encode_documents(many_texts()) == pytest.approx(expected, abs=1e-5)
+        assert sum(rows for rows in tries if rows <= 3) == 200
+
+
+def test_a_single_text_that_does_not_fit_is_an_error_with_advice(
+    model: CrossEncoder, memory: Callable[[int], list[int]]
+) -> None:
+    memory(0)
+    with pytest.raises(ModelError, match=r"cpu has not enough memory for a single text of \d+ tokens; use a smaller"):
+        model.rank(QUERY, NUMBERS)
+    memory(10**6)
+
+
+def test_another_error_is_not_taken_for_a_lack_of_memory(model: CrossEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: object, *arguments: object, **options: object) -> object:
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(transformers.BertModel, "forward", fail)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        model.score(QUERY, NUMBERS)

@@ -1,0 +1,424 @@
+"""Several first stages as one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import os
+import pickle
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from retrieve_rerank import (
+    ChromaIndex,
+    DegradedWarning,
+    Hit,
+    HybridRetriever,
+    InvalidInputError,
+    Passage,
+    RetrieveRerank,
+    RetrieveRerankError,
+    fuse,
+)
+from tests.core.stubs import LetterEncoder, ListRetriever, TableScorer, found, run_python
+
+
+class Slow(ListRetriever):
+    """Takes a while. Sync only, as many retrievers are."""
+
+    def __init__(self, texts: Sequence[str], seconds: float) -> None:
+        super().__init__(texts)
+        self.seconds = seconds
+        self.threads: list[str] = []
+
+    def retrieve(self, query: str, k: int, **options: object) -> list[Hit]:
+        self.threads.append(threading.current_thread().name)
+        time.sleep(self.seconds)
+        return super().retrieve(query, k, **options)
+
+
+class SlowAsync(Slow):
+    """Has an async method of its own, and no sync one that works."""
+
+    cancelled = False
+
+    async def aretrieve(self, query: str, k: int, **options: object) -> list[Hit]:
+        try:
+            await asyncio.sleep(self.seconds)
+        except asyncio.CancelledError:
+            self.cancelled = True
+            raise
+        return ListRetriever.retrieve(self, query, k, **options)
+
+
+class Down(ListRetriever):
+    """Fails, at once or after a while."""
+
+    def __init__(self, error: BaseException | None = None, seconds: float = 0.0) -> None:
+        super().__init__([])
+        self.error = error or ConnectionError("no server")
+        self.seconds = seconds
+
+    def retrieve(self, query: str, k: int, **options: object) -> list[Hit]:
+        time.sleep(self.seconds)
+        raise self.error
+
+
+class NoOptions(ListRetriever):
+    def retrieve(self, query: str, k: int) -> list[Hit]:  # type: ignore[override]
+        return super().retrieve(query, k)
+
+
+def ids(hits: Sequence[Hit]) -> list[str]:
+    return [hit.passage.text for hit in hits]
+
+
+async def every_way(hybrid: HybridRetriever, query: str, k: int, **options: Any) -> list[list[Hit]]:
+    """Return what each way in finds."""
+    return [
+        hybrid.retrieve(query, k, **options),
+        await hybrid.aretrieve(query, k, **options),
+        hybrid.retrieve_many([query], k, **options)[0],
+        (await hybrid.aretrieve_many([query], k, **options))[0],
+    ]
+
+
+async def test_it_is_the_fusion_of_what_the_retrievers_find() -> None:
+    lists = ["abcd", "cbe"]
+    options: dict[str, Any] = {"weights": [2, 1.5], "rrf_k": 10}
+    hybrid = HybridRetriever([ListRetriever(list(texts)) for texts in lists], **options)
+    expected = fuse([found(list(texts)) for texts in lists], **options)
+    for hits in await every_way(hybrid, "q", 100):
+        assert hits == expected
+    for hits in await every_way(hybrid, "q", 2):
+        assert hits == fuse([found(list(texts))[:2] for texts in lists], **options)[:2]
+
+
+async def test_each_is_asked_for_k_and_a_longer_answer_is_cut() -> None:
+    class Generous(ListRetriever):
+        def retrieve(self, query: str, k: int, **options: object) -> list[Hit]:
+            return super().retrieve(query, 99, **options)
+
+    first, second = ListRetriever("ab"), Generous("xyz")
+    for hits in await every_way(HybridRetriever([first, second]), "q", 2):
+        assert ids(hits) == ["a", "x"]
+    assert {(query, k) for query, k, _ in first.asked} == {("q", 2)}
+    assert {hit.retrieval_ranks for hit in HybridRetriever([second]).retrieve("q", 2)} == {(1,), (2,)}
+
+
+def test_a_hundred_hits_unless_told_otherwise() -> None:
+    retriever = ListRetriever("a")
+    HybridRetriever([retriever]).retrieve("q")
+    assert retriever.asked == [("q", 100, {})]
+
+
+@pytest.mark.parametrize("kind", [Slow, SlowAsync])
+async def test_retrievers_run_at_the_same_time(kind: type[Slow]) -> None:
+    """C13: the peer runs them one after another."""
+    hybrid = HybridRetriever([kind("a", 0.3), Slow("b", 0.3), Slow("c", 0.3)])
+    for call in (
+        lambda: asyncio.to_thread(hybrid.retrieve, "q"),
+        lambda: hybrid.aretrieve("q"),
+        lambda: asyncio.to_thread(hybrid.retrieve_many, ["q"]),
+        lambda: hybrid.aretrieve_many(["q"]),
+    ):
+        start = time.perf_counter()
+        await call()
+        assert 0.29 < time.perf_counter() - start < 0.6
+
+
+async def test_callers_do_not_wait_for_one_another() -> None:
+    hybrid = HybridRetriever([Slow("a", 0.3), Slow("b", 0.3)])
+    start = time.perf_counter()
+    await asyncio.gather(*(hybrid.aretrieve("q") for _ in range(4)))
+    assert time.perf_counter() - start < 0.6
+
+
+async def test_the_loop_and_its_default_pool_are_left_alone() -> None:
+    slow = Slow("a", 0.2)
+    waiting = asyncio.create_task(HybridRetriever([slow, SlowAsync("b", 0.1)]).aretrieve("q"))
+    ticks = 0
+    while not waiting.done():
+        ticks += 1
+        await asyncio.sleep(0.01)
+    assert ids(waiting.result()) == ["a", "b"]
+    assert ticks >= 10
+    assert slow.threads[0].startswith("retrieve-rerank hybrid")
+
+
+async def test_the_callers_context_is_seen_by_every_retriever() -> None:
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="lost")
+    seen: list[str] = []
+
+    class Looks(ListRetriever):
+        def retrieve(self, query: str, k: int, **options: object) -> list[Hit]:
+            seen.append(variable.get())
+            return super().retrieve(query, k, **options)
+
+    variable.set("kept")
+    await every_way(HybridRetriever([Looks("a"), Looks("b")]), "q", 1)
+    assert seen == ["kept"] * 8
+
+
+async def test_options_go_to_every_retriever_and_are_never_dropped() -> None:
+    takes = [ListRetriever("a"), ListRetriever("b")]
+    for hits in await every_way(HybridRetriever(takes), "q", 5, where={"n": 1}):
+        assert ids(hits) == ["a", "b"]
+    assert [asked[2] for retriever in takes for asked in retriever.asked] == [{"where": {"n": 1}}] * 8
+    for on_error in ("raise", "skip"):
+        hybrid = HybridRetriever([ListRetriever("a"), NoOptions("b")], on_error=on_error)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"NoOptions.retrieve\(\) .* 'where'|retrieve\(\) .* 'where'"):
+            hybrid.retrieve("q", where={"n": 1})
+        with pytest.raises(TypeError, match="'where'"):
+            await hybrid.aretrieve("q", where={"n": 1})
+
+
+# One of them fails
+
+
+@pytest.mark.parametrize("way", range(4))
+async def test_a_failure_is_raised_as_it_is_and_at_once(way: int) -> None:
+    hybrid = HybridRetriever([Slow("a", 2.0), Down()])
+    start = time.perf_counter()
+    with pytest.raises(ConnectionError, match="no server"):
+        await ways(hybrid)[way]()
+    assert time.perf_counter() - start < 1.0
+
+
+async def test_what_is_still_running_is_cancelled() -> None:
+    slow = SlowAsync("a", 5.0)
+    with pytest.raises(ConnectionError):
+        await HybridRetriever([slow, Down()]).aretrieve("q")
+    await asyncio.sleep(0)
+    assert slow.cancelled
+    waiting = asyncio.create_task(HybridRetriever([other := SlowAsync("a", 5.0)]).aretrieve("q"))
+    await asyncio.sleep(0.01)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await asyncio.sleep(0)
+    assert other.cancelled
+
+
+async def test_two_failures_leave_nothing_behind_that_asyncio_logs(caplog: pytest.LogCaptureFixture) -> None:
+    class DownAsync(SlowAsync):
+        async def aretrieve(self, query: str, k: int, **options: object) -> list[Hit]:
+            try:
+                await asyncio.sleep(self.seconds)
+            finally:
+                raise ConnectionError("no server")
+
+    with pytest.raises(ConnectionError):
+        await HybridRetriever([DownAsync("a", 0.0), DownAsync("b", 0.0), DownAsync("c", 1.0)]).aretrieve("q")
+    await asyncio.sleep(0.01)
+    gc.collect()
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("way", range(4))
+async def test_a_failure_is_skipped_where_asked_with_one_warning(way: int) -> None:
+    hybrid = HybridRetriever([ListRetriever("ab"), Down(), Down(OSError("disk"), 0.05)], on_error="skip")
+    with pytest.warns(DegradedWarning) as warned:
+        hits = await ways(hybrid)[way]()
+    assert ids(hits) == ["a", "b"]
+    assert [hit.retrieval_ranks for hit in hits] == [(1, None, None), (2, None, None)]
+    (warning,) = warned
+    assert str(warning.message) == (
+        "the result lacks what these would have found: retriever 2 (Down): ConnectionError: no server; "
+        "retriever 3 (Down): OSError: disk"
+    )
+    assert warning.filename == __file__
+
+
+@pytest.mark.parametrize("way", range(4))
+async def test_all_failing_raises_where_failures_are_skipped(way: int) -> None:
+    hybrid = HybridRetriever([Down(), Down(OSError("disk"))], on_error="skip")
+    with pytest.raises(RetrieveRerankError, match=r"every retriever failed: .* no server; .* disk") as raised:
+        await ways(hybrid)[way]()
+    assert isinstance(raised.value.__cause__, ConnectionError)
+
+
+@pytest.mark.parametrize("error", [InvalidInputError("where is wrong"), KeyboardInterrupt()])
+def test_what_is_not_the_retrievers_fault_is_not_skipped(error: BaseException) -> None:
+    with pytest.raises(type(error)):
+        HybridRetriever([ListRetriever("a"), Down(error)], on_error="skip").retrieve("q")
+
+
+def test_a_type_error_inside_a_retriever_is_its_own_failure() -> None:
+    hybrid = HybridRetriever([ListRetriever("a"), Down(TypeError("bug"))], on_error="skip")
+    with pytest.warns(DegradedWarning, match="TypeError: bug"):
+        assert ids(hybrid.retrieve("q")) == ["a"]
+
+
+def ways(hybrid: HybridRetriever) -> list[Callable[[], Any]]:
+    async def sync() -> list[Hit]:
+        return hybrid.retrieve("q")
+
+    async def many() -> list[Hit]:
+        return hybrid.retrieve_many(["q"])[0]
+
+    async def amany() -> list[Hit]:
+        return (await hybrid.aretrieve_many(["q"]))[0]
+
+    return [sync, lambda: hybrid.aretrieve("q"), many, amany]
+
+
+# More than one query
+
+
+async def test_each_retriever_gets_all_queries_together_where_it_can() -> None:
+    class Many(ListRetriever):
+        def retrieve_many(self, queries: Sequence[str], k: int, **options: object) -> list[list[Hit]]:
+            self.asked.append(("+".join(queries), k, options))
+            return [found([query]) for query in queries]
+
+    many, single = Many([]), ListRetriever("x")
+    hybrid = HybridRetriever([many, single])
+    expected = [["a", "x"], ["b", "x"]]
+    assert [ids(hits) for hits in hybrid.retrieve_many(["a", "b"], 7, where=1)] == expected
+    assert [ids(hits) for hits in await hybrid.aretrieve_many(["a", "b"], 7, where=1)] == expected
+    assert many.asked == [("a+b", 7, {"where": 1})] * 2
+    assert single.asked == [("a", 7, {"where": 1}), ("b", 7, {"where": 1})] * 2
+    assert hybrid.retrieve_many([]) == await hybrid.aretrieve_many([]) == []
+    assert len(single.asked) == 4
+
+
+# Over real indexes, and in the pipeline
+
+
+@pytest.fixture
+def indexes() -> Iterator[list[ChromaIndex]]:
+    texts = ["aaa", "aab", "bbc", "c", "abc"]
+    with ChromaIndex(LetterEncoder()) as cosine, ChromaIndex(LetterEncoder("dot")) as dot:
+        for index in (cosine, dot):
+            index.add([Passage(text, text, {"n": number}) for number, text in enumerate(texts)])
+        yield [cosine, dot]
+
+
+async def test_over_two_indexes(indexes: list[ChromaIndex]) -> None:
+    hybrid = HybridRetriever(indexes)
+    expected = fuse([index.retrieve("ab", 4) for index in indexes], k=4)
+    for hits in await every_way(hybrid, "ab", 4):
+        assert hits == expected
+    for hits in await every_way(hybrid, "ab", 4, where={"n": {"$lt": 2}}):
+        assert set(ids(hits)) == {"aaa", "aab"}
+
+
+async def test_the_ranks_in_every_list_live_through_re_ranking(indexes: list[ChromaIndex]) -> None:
+    scorer = TableScorer({"aaa": 0.0, "aab": 1.0, "bbc": 2.0, "c": 3.0, "abc": 4.0})
+    search = RetrieveRerank(HybridRetriever(indexes), scorer, fetch_k=3, top_n=2)
+    ranks = {hit.passage.id: hit.retrieval_ranks for hit in HybridRetriever(indexes).retrieve("ab", 3)}
+    for result in (search.search("ab"), await search.asearch("ab"), search.search_many(["ab"])[0]):
+        assert len(result.candidates) == 3
+        assert [hit.retrieval_ranks for hit in result] == [ranks[hit.passage.id] for hit in result]
+        assert [len(hit.retrieval_ranks) for hit in result] == [2, 2]
+
+
+def test_a_hybrid_in_a_hybrid(indexes: list[ChromaIndex]) -> None:
+    inner = HybridRetriever(indexes)
+    hits = HybridRetriever([inner, inner, ListRetriever("z")]).retrieve("ab", 3)
+    assert ids(hits)[:2] == ids(inner.retrieve("ab", 2))
+    assert hits[0].retrieval_ranks == (1, 1, None)
+
+
+# Its threads
+
+
+def test_closing_leaves_the_retrievers_open_and_a_later_call_works() -> None:
+    before = threading.active_count()
+    with HybridRetriever([ListRetriever("a"), ListRetriever("b")]) as hybrid:
+        assert ids(hybrid.retrieve("q")) == ["a", "b"]
+        assert threading.active_count() > before
+    wait_until(lambda: threading.active_count() <= before)
+    assert ids(hybrid.retrieve("q")) == ["a", "b"]
+    del hybrid
+    gc.collect()
+    wait_until(lambda: threading.active_count() <= before)
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.perf_counter() + 5
+    while not true():
+        assert time.perf_counter() < deadline
+        time.sleep(0.01)
+
+
+def test_it_is_pickled_without_its_threads() -> None:
+    hybrid = HybridRetriever([ListRetriever("a"), ListRetriever("b")], weights=[1, 2], rrf_k=5, merge="text")
+    hybrid.retrieve("q")
+    copied = pickle.loads(pickle.dumps(hybrid))
+    assert copied.retrieve("q") == hybrid.retrieve("q")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_it_works_in_a_forked_child() -> None:
+    script = """
+        import os, warnings
+        from retrieve_rerank import HybridRetriever
+        from tests.core.stubs import ListRetriever
+        warnings.simplefilter("ignore")  # newer Pythons warn of a fork beside threads
+        hybrid = HybridRetriever([ListRetriever("a"), ListRetriever("b")])
+        hybrid.retrieve("q")
+        child = os.fork()
+        if child == 0:
+            os._exit(len(hybrid.retrieve("q")))
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """
+    assert run_python(script, timeout=20).strip() == "2"
+
+
+# What cannot be used
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"weights": [1]}, "one weight a retriever: 2, got 1"),
+        ({"weights": [0, 0]}, "above 0"),
+        ({"rrf_k": -1}, "rrf_k"),
+        ({"on_error": "ignore"}, "on_error must be 'raise' or 'skip', got 'ignore'"),
+        ({"merge": "hash"}, "merge must be"),
+    ],
+)
+def test_unusable_settings(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(InvalidInputError, match=says):
+        HybridRetriever([ListRetriever("a"), ListRetriever("b")], **options)
+
+
+@pytest.mark.parametrize(
+    ("retrievers", "says"),
+    [
+        ([], "at least one"),
+        (None, "must be a list of retrievers, got NoneType"),
+        ("ab", "got str"),
+        (ListRetriever("a"), "got ListRetriever"),
+        ([ListRetriever("a"), "b"], r"retrievers\[1\] must have retrieve"),
+    ],
+)
+def test_unusable_retrievers(retrievers: Any, says: str) -> None:
+    with pytest.raises(InvalidInputError, match=says):
+        HybridRetriever(retrievers)
+
+
+@pytest.mark.parametrize(("query", "k"), [("", 1), (" ", 1), (None, 1), ("q", 0), ("q", True), ("q", 1.5)])
+async def test_an_unusable_query_or_count_asks_nobody(query: Any, k: Any) -> None:
+    retriever = ListRetriever("a")
+    hybrid = HybridRetriever([retriever])
+    for call in (hybrid.retrieve, lambda query, k: hybrid.retrieve_many([query], k)):
+        with pytest.raises(InvalidInputError):
+            call(query, k)
+    for acall in (hybrid.aretrieve, lambda query, k: hybrid.aretrieve_many([query], k)):
+        with pytest.raises(InvalidInputError):
+            await acall(query, k)
+    assert retriever.asked == []
+
+
+def test_the_repr_shows_the_settings() -> None:
+    shown = repr(HybridRetriever([ChromaIndex(LetterEncoder())], weights=[2]))
+    assert shown.startswith("HybridRetriever([ChromaIndex(")
+    assert shown.endswith("weights=[2.0], rrf_k=60, on_error='raise', merge='id')")

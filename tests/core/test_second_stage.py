@@ -1,0 +1,342 @@
+"""The second stage of one search: what it does when the model fails, or the time is up."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import math
+import pickle
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retrieve_rerank import CrossEncoder, DegradedWarning, Hit, InvalidInputError, ModelError, Passage, RetrieveRerank
+from retrieve_rerank.models.ranking import as_ranker, sigmoid
+from retrieve_rerank.retrieval.second_stage import SecondStage, in_one_line
+from tests.core.stubs import ListRetriever, TableScorer, found
+
+TEXTS = ["a", "b", "c", "d"]
+TABLE = {"a": -1.0, "b": 2.0, "c": 0.0, "d": 3.0}
+
+
+class Failing:
+    """Raises what it is given."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def score(self, query: str, texts: Sequence[str]) -> Any:
+        raise self.error
+
+
+def stage(scorer: Any = None, **options: Any) -> SecondStage:
+    return SecondStage(as_ranker(TableScorer(TABLE) if scorer is None else scorer), **options)
+
+
+def search(scorer: Any, **options: Any) -> RetrieveRerank:
+    return RetrieveRerank(ListRetriever(TEXTS), scorer, **options)
+
+
+def names(hits: Sequence[Hit]) -> str:
+    return "".join(hit.passage.text for hit in hits)
+
+
+def test_all_are_ranked_and_counted_and_then_cut() -> None:
+    result = stage(top_n=2, score_threshold=0.9).run("q", found(TEXTS))
+    assert names(result.hits) == "d"
+    assert result.facts() == {
+        "model": "TableScorer",
+        "precision": None,
+        "candidates": 4,
+        "scored": 4,
+        "truncated": 0,
+        "seconds": result.seconds,
+        "degraded": None,
+    }
+    assert result.seconds >= 0
+
+
+def test_raise_raises_the_cause_itself() -> None:
+    cause = ConnectionResetError("gone")
+    with pytest.raises(ConnectionResetError) as caught:
+        stage(Failing(cause)).run("q", found(TEXTS))
+    assert caught.value is cause
+
+
+def test_the_first_stages_order_is_marked_and_warned_of_once() -> None:
+    degraded = stage(Failing(ValueError("broken\nbadly")), top_n=3, score_threshold=0.99, on_error="retrieval_order")
+    candidates = found(TEXTS)
+    for run in (degraded.run, lambda *given: asyncio.run(degraded.arun(*given))):
+        with pytest.warns(
+            DegradedWarning, match="re-ranking failed: ValueError: broken badly; the result is"
+        ) as warned:
+            result = run("q", candidates)
+        assert len(warned) == 1
+        assert names(result.hits) == "abc"  # no threshold: there are no scores to compare with it
+        assert [(hit.rank, hit.retrieval_rank, hit.score, hit.retrieval_score, hit.logit) for hit in result.hits] == [
+            (rank, rank, hit.retrieval_score, hit.retrieval_score, None) for rank, hit in enumerate(candidates[:3], 1)
+        ]
+        assert (result.degraded, result.scored, result.candidates) == (
+            "re-ranking failed: ValueError: broken badly",
+            0,
+            4,
+        )
+    assert candidates == found(TEXTS)
+
+
+def test_a_hit_without_a_retrieval_score_has_none_at_all() -> None:
+    old = Hit(Passage("1", "a"), rank=7, score=0.5, logit=0.0, window=(0, 1), truncated=True)
+    with pytest.warns(DegradedWarning):
+        result = stage(Failing(ValueError()), on_error="retrieval_order").run("q", [old])
+    hit = result.hits[0]
+    assert math.isnan(hit.score)
+    assert (hit.rank, hit.logit, hit.window, hit.truncated) == (1, None, None, False)
+    assert result.degraded == "re-ranking failed: ValueError"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, asyncio.CancelledError])
+async def test_what_is_no_error_passes(error: type[BaseException]) -> None:
+    degraded = stage(Failing(error()), on_error="retrieval_order")
+    with pytest.raises(error):
+        degraded.run("q", found(TEXTS))
+
+
+async def test_a_cancelled_call_ends_as_cancelled() -> None:
+    class Slow:
+        async def ascore(self, query: str, texts: Sequence[str]) -> Any:
+            await asyncio.sleep(30)
+
+        def score(self, query: str, texts: Sequence[str]) -> Any:
+            time.sleep(0.3)
+            return [TABLE[text] for text in texts]
+
+    degraded = stage(Slow(), on_error="retrieval_order")
+    task = asyncio.create_task(degraded.arun("q", found(TEXTS)))
+    await asyncio.sleep(0.02)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert names(degraded.run("q", found(TEXTS)).hits) == "dbca"
+
+
+@pytest.mark.parametrize("on_error", ["raise", "retrieval_order"])
+async def test_bad_arguments_raise_in_both_modes(on_error: Any) -> None:
+    checked = stage(on_error=on_error)
+    for query in ("", "  ", None, 3):
+        with pytest.raises(InvalidInputError, match="query"):
+            checked.run(query, found(TEXTS))  # type: ignore[arg-type]
+        with pytest.raises(InvalidInputError, match="query"):
+            await checked.arun(query, found(TEXTS))  # type: ignore[arg-type]
+        with pytest.raises(InvalidInputError, match="query"):
+            search(TableScorer(TABLE), on_error=on_error).search(query)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match=r"candidates\[1\] is a str"):
+        checked.run("q", [found(TEXTS)[0], "b"])  # type: ignore[list-item]
+    with pytest.raises(InvalidInputError, match="top_n"):
+        search(TableScorer(TABLE), on_error=on_error).search("q", top_n=0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"top_n": 0},
+        {"score_threshold": 2},
+        {"time_budget": 0},
+        {"time_budget": -1},
+        {"time_budget": float("nan")},
+        {"time_budget": "1"},
+        {"on_error": "ignore"},
+        {"on_error": None},
+    ],
+)
+def test_bad_settings_are_refused_when_they_are_given(options: dict[str, Any]) -> None:
+    name = next(iter(options))
+    with pytest.raises(InvalidInputError, match=name):
+        stage(**options)
+    with pytest.raises(InvalidInputError, match=name):
+        search(TableScorer(TABLE), **options)
+
+
+def test_a_first_stage_that_fails_raises_whatever_is_asked() -> None:
+    class Down(ListRetriever):
+        def retrieve(self, query: str, k: int, **options: object) -> list[Hit]:
+            raise ConnectionError("no store")
+
+    with pytest.raises(ConnectionError, match="no store"):
+        RetrieveRerank(Down(TEXTS), TableScorer(TABLE), on_error="retrieval_order").search("q")
+
+
+def test_a_model_that_cannot_be_loaded_is_a_failure(tmp_path: Path) -> None:
+    missing = CrossEncoder(tmp_path / "nothing")
+    with pytest.raises(ModelError, match="there is no folder"):
+        search(missing).search("q")
+    with pytest.warns(DegradedWarning, match="ModelError: there is no folder"):
+        result = search(missing, on_error="retrieval_order", top_n=2).search("q")
+    assert names(result) == "ab"
+    assert list(result.candidates) == found(TEXTS)
+    assert "degraded: re-ranking failed: ModelError" in repr(result)
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("Authorization: Bearer abc.def-123 was refused", "Authorization: Bearer *** was refused"),
+        ("401 for https://me:secret-word@host/path", "401 for https://***@host/path"),
+        ("GET /v1?api_key=abc123&q=x failed", "GET /v1?api_key=***&q=x failed"),
+        ("{'token': 'abc123'}", "{'token': '***'}"),
+        ("the key sk-abcdefgh12345678 is unknown", "the key *** is unknown"),
+        ("hf_abcdefghijkl is no token", "*** is no token"),
+        ("the tokenizer has no pad token", "the tokenizer has no pad token"),
+    ],
+)
+def test_secrets_that_a_message_shows_are_hidden(message: str, shown: str) -> None:
+    assert in_one_line(ValueError(message), as_ranker(TableScorer({}))) == f"ValueError: {shown}"
+
+
+def test_the_tokens_of_the_model_and_of_the_environment_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "environment marker")
+    model = CrossEncoder("some/model", token="marker-of-mine")
+
+    def load(checkpoint: object) -> Any:
+        raise RuntimeError("hub said no to marker-of-mine and environment marker\nand more\nand more" + " x" * 400)
+
+    monkeypatch.setattr(model, "_load", load)
+    with pytest.warns(DegradedWarning) as warned:
+        result = search(model, on_error="retrieval_order").search("q")
+    for text in (str(warned[0].message), result.degraded or "", repr(result)):
+        assert "marker" not in text
+        assert "\n" not in text
+        assert "hub said no to *** and *** and more" in text
+    assert len(result.degraded or "") < 350
+
+
+# Time
+
+
+class Waiting(TableScorer):
+    """Waits before it scores, as long as `hangs` is set."""
+
+    def __init__(self, table: dict[str, float]) -> None:
+        super().__init__(table)
+        self.hangs = threading.Event()
+        self.hangs.set()
+        self.go_on = threading.Event()
+
+    def score(self, query: str, texts: Sequence[str]) -> Any:
+        if self.hangs.is_set():
+            self.go_on.wait(30)
+        return super().score(query, texts)
+
+
+async def test_nothing_left_of_the_budget_is_the_first_stages_order_without_a_warning() -> None:
+    scorer = TableScorer(TABLE)
+    late = stage(scorer, time_budget=0.2, top_n=3, score_threshold=0.99)
+    for result in (late.run("q", found(TEXTS), spent=0.2), await late.arun("q", found(TEXTS), spent=5)):
+        assert names(result.hits) == "abc"
+        assert result.degraded == "time budget of 0.2 s: 0 of 4 candidates scored"
+    assert scorer.asked == []
+    assert late.run("q", [], spent=5).degraded is None
+
+
+async def test_a_scorer_that_hangs_is_left_at_the_end_of_the_budget() -> None:
+    scorer = Waiting(TABLE)
+    slow = search(scorer, time_budget=0.2)
+    for call in (slow.search, slow.asearch):
+        start = time.perf_counter()
+        result: Any = call("q")
+        result = await result if asyncio.iscoroutine(result) else result
+        assert time.perf_counter() - start < 5
+        assert names(result) == "abcd"
+        assert result.degraded == "time budget of 0.2 s: 0 of 4 candidates scored"
+        assert [hit.logit for hit in result] == [None] * 4
+    scorer.hangs.clear()
+    scorer.go_on.set()
+    assert names(search(scorer, time_budget=20).search("q")) == "dbca"
+
+
+def test_the_budget_is_for_the_whole_search() -> None:
+    class SlowRetriever(ListRetriever):
+        def retrieve(self, query: str, k: int, **options: object) -> list[Hit]:
+            time.sleep(0.25)
+            return super().retrieve(query, k)
+
+    scorer = TableScorer(TABLE)
+    slow = RetrieveRerank(SlowRetriever(TEXTS), scorer, time_budget=0.2)
+    result = slow.search("q")
+    assert (names(result), result.degraded) == ("abcd", "time budget of 0.2 s: 0 of 4 candidates scored")
+    assert scorer.asked == []
+    enough = slow.search("q", time_budget=20)
+    assert (names(enough), enough.degraded) == ("dbca", None)
+    assert slow.search_many(["q"])[0].degraded == result.degraded
+
+
+def test_what_was_not_scored_follows_and_stays_above_any_threshold() -> None:
+    texts = [f"t{number}" for number in range(40)]
+
+    class Slowing(TableScorer):
+        def score(self, query: str, texts: Sequence[str]) -> Any:
+            if len(self.asked) == 1:
+                time.sleep(1)
+            return super().score(query, texts)
+
+    scorer = Slowing({text: number / 10 - 1 for number, text in enumerate(texts)})
+    run = stage(scorer, time_budget=0.5, score_threshold=0.5, top_n=10).run("q", found(texts))
+    scored = run.scored
+    assert 0 < scored < 40
+    assert run.degraded == f"time budget of 0.5 s: {scored} of 40 candidates scored"
+    kept = [number for number in reversed(range(scored)) if sigmoid(number / 10 - 1) >= 0.5]
+    assert names(run.hits) == "".join([f"t{number}" for number in [*kept, *range(scored, 40)]][:10])
+    assert [hit.rank for hit in run.hits] == list(range(1, 11))
+    assert [hit.logit is None for hit in run.hits] == [False] * len(kept) + [True] * (10 - len(kept))
+
+
+def test_options_of_a_call_go_before_the_pipelines() -> None:
+    pipeline = search(TableScorer(TABLE), top_n=1, score_threshold=0.99)
+    assert names(pipeline.search("q", top_n=3, score_threshold=0.0)) == "dbc"
+    assert names(pipeline.search("q")) == ""
+
+
+# Copies
+
+
+def test_the_pipeline_and_its_results_can_be_pickled() -> None:
+    original = search(
+        TableScorer(TABLE), fetch_k=3, top_n=2, time_budget=5, on_error="retrieval_order", scores="logits"
+    )
+    expected = original.search("q")
+    for copied in (pickle.loads(pickle.dumps(original)), copy.deepcopy(original)):
+        assert (copied.fetch_k, copied.top_n, copied.time_budget, copied.on_error) == (3, 2, 5, "retrieval_order")
+        assert copied.search("q").hits == expected.hits
+    restored = pickle.loads(pickle.dumps(expected))
+    assert (restored.hits, restored.candidates, restored.timings) == (
+        expected.hits,
+        expected.candidates,
+        expected.timings,
+    )
+
+
+def test_settings_make_the_same_model_and_hold_no_token(tiny_cross_encoder: Path) -> None:
+    texts = ["paris is the capital of france", "rome", "bread " * 60]
+    model = CrossEncoder(
+        tiny_cross_encoder, token="marker", precision="float32", max_length=24, long_passages="windows", max_windows=3
+    )
+    assert "token" not in model.settings
+    assert "marker" not in repr(model.settings)
+    again = CrossEncoder(**model.settings)  # type: ignore[arg-type]
+    assert again.settings == model.settings
+    with pytest.warns(UserWarning, match="more than 3 windows"):
+        expected = model.rank("capital", texts)
+    with pytest.warns(UserWarning, match="more than 3 windows"):
+        assert again.rank("capital", texts) == expected
+    assert model.loaded_precision == "float32"
+    assert CrossEncoder(tiny_cross_encoder).loaded_precision is None
+
+
+def test_a_warning_names_the_line_of_the_caller() -> None:
+    degraded = search(Failing(ValueError()), on_error="retrieval_order")
+    with pytest.warns(DegradedWarning) as warned:
+        degraded.search("q")
+    assert warned[0].filename == __file__

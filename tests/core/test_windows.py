@@ -1,0 +1,304 @@
+"""Long passages in windows."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import re
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retrieve_rerank import CrossEncoder, InvalidInputError, Passage, TruncationWarning
+from retrieve_rerank.models.reading import token_spans
+from retrieve_rerank.models.windows import Cut, Tally, split, spread
+from tests import tiny
+
+QUERY = "paris"
+
+
+def words(text: str) -> list[tuple[int, int]]:
+    """Return the spans of words: a tokenizer to compute by hand with."""
+    return [match.span() for match in re.finditer(r"\w+|[^\w\s]", text)]
+
+
+def cut(text: str, size: int, overlap: int = 0) -> list[str]:
+    return [text[start:end] for start, end in split(text, words(text), size, overlap)]
+
+
+def test_windows_end_at_sentence_borders() -> None:
+    text = "One two three. Four five! Six seven? Eight."  # 4 + 3 + 3 + 2 tokens
+    assert cut(text, 12) == [text]
+    assert cut(text, 7) == ["One two three. Four five!", "Six seven? Eight."]
+    assert cut(text, 5) == ["One two three.", "Four five!", "Six seven? Eight."]
+
+
+def test_neighbours_share_whole_sentences() -> None:
+    assert cut("A a a. B b. C c. D d d.", 7, 3) == ["A a a. B b.", "B b. C c.", "C c. D d d."]
+    assert cut("A a a. B b. C c. D d d.", 7, 2) == ["A a a. B b.", "C c. D d d."]
+
+
+def test_the_last_window_reaches_back_as_far_as_it_can() -> None:
+    """A short window lacks context, and short texts are often scored too high."""
+    assert cut("A a. B b. C c. D d.", 9) == ["A a. B b. C c.", "B b. C c. D d."]
+
+
+def test_a_sentence_longer_than_a_window_is_cut_between_words() -> None:
+    text = "one two three four five six seven"
+    assert cut(text, 3) == ["one two three", "four five six", "seven"]
+    assert cut(text, 3, 1) == ["one two three", "three four five", "five six seven"]
+    letters = [(at, at + 1) for at, letter in enumerate(text) if not letter.isspace()]  # each letter a token
+    pieces = [text[start:end] for start, end in split(text, letters, 9, 0)]
+    assert all(set(piece.split()) <= set(text.split()) for piece in pieces)
+
+
+def test_a_word_longer_than_a_window_is_cut_between_tokens() -> None:
+    text = "abcdefghij"
+    letters = [(at, at + 1) for at in range(10)]
+    assert [text[start:end] for start, end in split(text, letters, 4, 0)] == ["abcd", "efgh", "ij"]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        ("Dr. Who said “no.” Then he left.", ["Dr.", "Who said “no.”", "Then he left."]),
+        ("It costs 3.50 today. Fine.", ["It costs 3.50 today.", "Fine."]),
+        ("第一句。第二句！第三句", ["第一句。", "第二句！", "第三句"]),
+        ("a line\nanother\n\na third", ["a line", "another", "a third"]),
+        ("Wait… what?! Yes.", ["Wait…", "what?!", "Yes."]),
+    ],
+)
+def test_what_ends_a_sentence(text: str, sentences: list[str]) -> None:
+    tokens = [(at, at + 1) for at, letter in enumerate(text) if not letter.isspace()]
+    longest = max(len(sentence.replace(" ", "")) for sentence in sentences)
+    windows = [text[start:end] for start, end in split(text, tokens, longest, 0)]
+    assert all(window.startswith(tuple(sentences)) and window.endswith(tuple(sentences)) for window in windows)
+    assert windows[0].startswith(sentences[0])
+    assert windows[-1].endswith(sentences[-1])
+
+
+def test_a_text_without_tokens_has_no_windows() -> None:
+    assert split("", [], 5, 1) == []
+    assert split("   ", [], 5, 1) == []
+
+
+@given(
+    st.lists(st.sampled_from(["word", "a", "end.", "so?\n", "一。", "  "]), max_size=60).map(" ".join),
+    st.integers(1, 12),
+    st.integers(0, 11),
+)
+def test_windows_cover_every_token_in_order_and_none_is_too_large(text: str, size: int, overlap: int) -> None:
+    tokens = words(text)
+    windows = split(text, tokens, size, min(overlap, size - 1))
+    assert windows == sorted(windows)
+    assert len(set(windows)) == len(windows)
+    held = [[token for token in tokens if start <= token[0] and token[1] <= end] for start, end in windows]
+    assert [token for token in tokens if any(token in window for window in held)] == tokens
+    assert all(0 < len(window) <= size for window in held)
+    for earlier, later in pairwise(held[:-1]):
+        assert len(set(earlier) & set(later)) <= overlap
+    assert all(text[start:end] == text[start:end].strip() for start, end in windows)
+
+
+def test_taken_windows_are_spread_from_the_first_to_the_last() -> None:
+    windows = [(number, number + 1) for number in range(10)]
+    assert spread(windows, 10) == windows
+    assert spread(windows, 4) == [windows[0], windows[3], windows[6], windows[9]]
+    assert spread(windows, 2) == [windows[0], windows[9]]
+    assert spread(windows, 1) == [windows[0]]
+    assert spread([], 3) == []
+
+
+def test_the_best_window_counts_the_first_among_equals_and_nan_beats_all() -> None:
+    cuts = [Cut(("a", "b", "c"), (1, 1, 1), ((0, 1), (2, 3), (4, 5))), Cut(("b",), (1,)), Cut(("a", "a"), (1, 1))]
+    tally = Tally(cuts)
+    assert (tally.pieces, tally.lengths) == (["a", "b", "c"], [1, 1, 1])
+    assert list(tally.put(2, 7.0)) == []
+    assert list(tally.put(0, 7.0)) == [2]
+    assert list(tally.put(1, 1.0)) == [0, 1]
+    assert [tally.best(passage) for passage in range(3)] == [(7.0, (0, 1)), (1.0, None), (7.0, None)]
+    tally.put(1, float("nan"))
+    broken = Tally(cuts)
+    for piece, logit in enumerate([1.0, float("nan"), 9.0]):
+        list(broken.put(piece, logit))
+    assert np.isnan(broken.best(0)[0])
+
+
+# The real path, on a model that reads 64 tokens.
+
+
+@pytest.fixture
+def model(tiny_cross_encoder: Path) -> Iterator[CrossEncoder]:
+    with CrossEncoder(tiny_cross_encoder, precision="float32", long_passages="windows") as model:
+        yield model
+
+
+def numbered(sentences: int) -> str:
+    return " ".join(f"the word {number} is bread of rome in italy." for number in range(sentences))
+
+
+def test_a_long_passages_score_is_that_of_its_best_window(model: CrossEncoder) -> None:
+    text = numbered(40)
+    (hit,) = model.rank(QUERY, [text])
+    assert hit.window is not None
+    start, end = hit.window
+    assert text[start:end].startswith("the word")
+    assert text[start:end].endswith("italy.")
+    assert model.score(QUERY, [text[start:end]])[0] == pytest.approx(hit.logit, abs=1e-5)
+    assert not hit.truncated
+    every = [f"the word {number} is bread of rome in italy." for number in range(40)]
+    assert len({*model.score(QUERY, every).tolist()}) == 40  # windows differ, so the best one is a choice
+
+
+def test_a_short_passage_is_scored_whole(model: CrossEncoder, tiny_cross_encoder: Path) -> None:
+    texts = ["rome", "word " * (tiny.POSITIONS - 4)]  # the second fits exactly
+    hits = model.rank(QUERY, texts)
+    assert [(hit.window, hit.truncated) for hit in hits] == [(None, False)] * 2
+    plain = CrossEncoder(tiny_cross_encoder, precision="float32")
+    assert plain.rank(QUERY, texts) == hits
+
+
+@pytest.mark.parametrize("fixture", ["tiny_cross_encoder", "tiny_roberta", "tiny_language_model"])
+def test_windows_are_scored_as_texts_of_their_own(request: pytest.FixtureRequest, fixture: str) -> None:
+    path = request.getfixturevalue(fixture)
+    text = numbered(30)
+    with CrossEncoder(path, precision="float32", long_passages="windows", max_windows=99) as model:
+        (hit,) = model.rank(QUERY, [text])
+        assert hit.window is not None
+        tokens = token_spans(transformers.AutoTokenizer.from_pretrained(path), text)
+        reading = model._worker.run(model._loaded)._reading(QUERY)
+        size = tiny.POSITIONS - reading.around - 2
+        windows = split(text, tokens, size, min(48, size // 4))
+        assert len(windows) > 5
+        scores = model.score(QUERY, [text[start:end] for start, end in windows]).tolist()
+    assert hit.logit == pytest.approx(max(scores), abs=1e-5)
+    assert hit.window == windows[scores.index(max(scores))]
+
+
+def test_a_passage_with_too_many_windows_is_reported(tiny_cross_encoder: Path, counted_rows: list[int]) -> None:
+    model = CrossEncoder(tiny_cross_encoder, precision="float32", long_passages="windows", max_windows=3)
+    text = numbered(40)
+    with pytest.warns(
+        TruncationWarning, match="1 of 3 passages have more than 3 windows .*raise max_windows"
+    ) as caught:
+        hits = model.rank(QUERY, [text, "rome", numbered(8)])
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    assert {hit.passage.id for hit in hits if hit.truncated} == {"0"}
+    assert sum(counted_rows) <= 3 + 1 + 3
+    model.close()
+
+
+def test_a_text_without_a_border_is_cut_too(model: CrossEncoder) -> None:
+    (hit,) = model.rank(QUERY, ["bread" * 19])  # one word of 91 tokens
+    assert hit.window is not None
+    assert hit.window[1] - hit.window[0] < 70
+    (hit,) = model.rank(QUERY, ["word " * 400])
+    assert hit.window is not None
+
+
+def test_equal_windows_and_equal_texts_are_scored_once(tiny_cross_encoder: Path, counted_rows: list[int]) -> None:
+    model = CrossEncoder(tiny_cross_encoder, precision="float32", long_passages="windows", max_windows=99)
+    sentence = "the word is bread of rome in italy."
+    model.rank(QUERY, [" ".join([sentence] * 100)])
+    once = sum(counted_rows)
+    assert once <= 3  # all windows but the last have the same words
+    counted_rows.clear()
+    model.rank(QUERY, [" ".join([sentence] * 100), " ".join([sentence] * 100), " ".join([sentence] * 200)])
+    assert sum(counted_rows) <= once + 1
+    model.close()
+
+
+async def test_windows_of_all_passages_share_batches_and_async_gives_the_same(
+    model: CrossEncoder, counted_rows: list[int]
+) -> None:
+    texts = [numbered(20).replace("bread", name) for name in ("rome", "paris", "bread", "word", "italy", "france")]
+    hits = model.rank(QUERY, texts)
+    assert sum(counted_rows) > 20
+    assert len(counted_rows) < 6
+    assert await model.arank(QUERY, texts) == hits
+    assert await asyncio.gather(*(model.arank(QUERY, texts) for _ in range(3))) == [hits] * 3
+    scores = model.score(QUERY, texts)
+    assert scores.tolist() == [hit.logit for hit in sorted(hits, key=lambda hit: hit.passage.id)]
+
+
+def test_a_time_budget_marks_passages_whose_windows_were_not_all_scored(model: CrossEncoder) -> None:
+    texts = [numbered(20).replace("bread", name) for name in ("rome", "paris", "bread")]
+    assert [hit.logit for hit in model.rank(QUERY, texts, time_budget=1e-9)] == [None] * 3
+    hits, plain = model.rank(QUERY, texts, time_budget=60), model.rank(QUERY, texts)
+    assert [(hit.passage.id, hit.window) for hit in hits] == [(hit.passage.id, hit.window) for hit in plain]
+
+
+def test_nan_in_one_window_is_an_error(model: CrossEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = model._worker.run(model._loaded)
+    plain = engine.to_logits
+
+    def one_nan(rows: Any) -> Any:
+        logits = plain(rows).clone()
+        logits[-1] = float("nan")
+        return logits
+
+    monkeypatch.setattr(engine, "to_logits", one_nan)
+    with pytest.raises(Exception, match="NaN for 1 of 1 passages"):
+        model.rank(QUERY, [numbered(40)])
+
+
+def test_the_query_is_never_cut_and_must_leave_room(model: CrossEncoder) -> None:
+    assert model.rank("paris " * 50, [numbered(2)])[0].window is not None
+    with pytest.raises(InvalidInputError, match="leaves no room for a passage"):
+        model.rank("paris " * 61, [numbered(10)])
+
+
+def test_settings_are_checked_shown_and_travel(tiny_cross_encoder: Path) -> None:
+    with pytest.raises(InvalidInputError, match="long_passages must be one of truncate, windows; got 'cut'"):
+        CrossEncoder(tiny_cross_encoder, long_passages="cut")  # type: ignore[arg-type]
+    for value in (0, -1, 1.5, True, None):
+        with pytest.raises(InvalidInputError, match="max_windows"):
+            CrossEncoder(tiny_cross_encoder, max_windows=value)  # type: ignore[arg-type]
+    model = CrossEncoder(tiny_cross_encoder, precision="float32", long_passages="windows", max_windows=3)
+    assert "long_passages='windows', max_windows=3)" in repr(model)
+    assert "windows" not in repr(CrossEncoder(tiny_cross_encoder))
+    copy = pickle.loads(pickle.dumps(model))
+    assert repr(copy) == repr(model)
+    with pytest.warns(TruncationWarning, match="more than 3 windows"):
+        hits = copy.rank(QUERY, [numbered(40)])
+    assert hits[0].window is not None
+
+
+FILLER = [
+    "The museum opened its doors in 1931 and was rebuilt after the war.",
+    "Ticket sales rose by four percent in the second year.",
+    "A new roof was paid for by the members of the club.",
+    "Rain is common in spring, and the summers are dry.",
+    "The committee meets on the first Monday of each month.",
+    "Bread is baked every morning in the old mill.",
+]
+
+
+def test_a_fact_after_token_600_is_found_by_a_real_model(cross_encoder_path: Path) -> None:
+    """A model that reads 512 tokens does not see it; in windows it does, and the hit says where."""
+    fact = "The capital of Australia is Canberra."
+    filler = " ".join(FILLER * 10)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(cross_encoder_path)
+    assert len(tokenizer(filler, verbose=False)["input_ids"]) > 600
+    passages = [Passage("has it", f"{filler} {fact} {' '.join(FILLER)}"), Passage("has not", " ".join(FILLER * 11))]
+    query = "What is the capital of Australia?"
+    with CrossEncoder(cross_encoder_path, precision="float32") as plain, pytest.warns(TruncationWarning):
+        blind = {hit.passage.id: hit.logit for hit in plain.rank(query, passages)}
+    assert blind["has it"] == pytest.approx(blind["has not"], abs=1e-4)
+    with CrossEncoder(cross_encoder_path, precision="float32", long_passages="windows") as model:
+        best, other = model.rank(query, passages)
+        alone = model.rank(query, [fact])[0]
+    assert best.passage.id == "has it"
+    assert best.window is not None
+    assert fact in best.passage.text[slice(*best.window)]
+    assert best.score > 0.5 > other.score
+    assert alone.score - best.score < 0.3
+    assert not best.truncated

@@ -1,0 +1,101 @@
+"""Datasets from plain dictionaries: what is kept, what is said, what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from retrieve_rerank import InvalidInputError, Passage
+from retrieve_rerank.evaluation import Dataset
+from tests.evaluation.stubs import TEXTS, dataset
+
+QUERIES = {"q1": "one", "q2": "two"}
+JUDGEMENTS = {"q1": {"a": 1}, "q2": {"b": 0, "c": 2}}
+
+
+def test_dictionaries_and_passages_make_the_same_dataset() -> None:
+    passages = [Passage(name, text) for name, text in TEXTS.items()]
+    made = Dataset("toy", iter(passages), QUERIES, JUDGEMENTS)
+    assert made == Dataset("toy", TEXTS, QUERIES, JUDGEMENTS)
+    assert made.passages == tuple(passages)
+    assert (made.queries, made.judgements, made.weak, made.notes) == (QUERIES, JUDGEMENTS, None, ())
+
+
+def test_it_is_frozen_and_a_copy() -> None:
+    queries, judgements = dict(QUERIES), {query: dict(scores) for query, scores in JUDGEMENTS.items()}
+    made = Dataset("toy", TEXTS, queries, judgements)
+    queries["q1"] = "changed"
+    judgements["q1"]["a"] = 5
+    assert made == Dataset("toy", TEXTS, QUERIES, JUDGEMENTS)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        made.name = "other"  # type: ignore[misc]
+
+
+def test_the_repr_counts_what_is_judged() -> None:
+    assert repr(dataset()) == "<Dataset 'toy': 6 passages, 2 judged questions, 4 judgements>"
+    assert repr(dataset(weak="by guess")).endswith("4 judgements, weak: by guess>")
+
+
+def test_judgements_of_unknown_passages_are_kept_and_said() -> None:
+    made = Dataset("toy", TEXTS, QUERIES, {"q1": {"a": 1, "gone": 1, "lost": 0}})
+    assert made.judgements == {"q1": {"a": 1, "gone": 1, "lost": 0}}
+    assert made.notes == ("2 judgements are of passages that are not there and cannot be found",)
+    assert made.notes[0] in repr(made)
+
+
+def test_judgements_of_unknown_questions_are_left_out_and_said() -> None:
+    made = Dataset("toy", TEXTS, QUERIES, {"q1": {"a": 1}, "q9": {"a": 1}, "q2": {}})
+    assert made.judgements == {"q1": {"a": 1}}
+    assert made.notes == ("1 judged question without a text left out",)
+
+
+def test_a_question_without_a_relevant_passage_is_said() -> None:
+    made = Dataset("toy", TEXTS, QUERIES, {"q1": {"a": 1}, "q2": {"b": 0}})
+    assert set(made.judgements) == {"q1", "q2"}
+    assert made.notes == ("1 question has no relevant passage: every system gets 0 on such a question",)
+
+
+def test_a_sample_is_seeded_and_keeps_the_passages() -> None:
+    queries = {f"q{number}": "text" for number in range(50)}
+    whole = Dataset("toy", TEXTS, queries, {query: {"a": 1} for query in queries}, weak="by guess")
+    some = whole.sample(7)
+    assert some == whole.sample(7)
+    assert set(some.queries) == set(some.judgements) != set(whole.sample(7, seed=1).judgements)
+    assert (len(some.judgements), some.passages, some.weak) == (7, whole.passages, "by guess")
+    assert whole.sample(50).judgements == whole.sample(1000).judgements == whole.judgements
+    with pytest.raises(InvalidInputError, match="n must be >= 1"):
+        whole.sample(0)
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"name": " "}, "the name of a dataset"),
+        ({"passages": {}}, "needs passages"),
+        ({"passages": "text"}, "passages must be a list"),
+        ({"passages": ["text"]}, r"passages\[0\] must be a Passage"),
+        ({"passages": [Passage("a", "x"), Passage("a", "y")]}, "id 'a' occurs twice"),
+        ({"queries": ["one"]}, "queries must be a dict"),
+        ({"queries": {1: "one"}}, "queries must be a dict of strings, got 1"),
+        ({"queries": {"q1": None}}, "queries must be a dict of strings"),
+        ({"queries": {"q1": " \n", "q2": "two"}}, "question 'q1' of dataset 'toy' is judged and empty"),
+        ({"queries": {"7": "seven"}}, r"'7' are questions, and the judgements are of 'q1', 'q2'"),
+        ({"queries": {}}, "none are questions"),
+        ({"judgements": {}}, "no question of dataset 'toy' is judged"),
+        ({"judgements": [("q1", "a", 1)]}, "judgements must be a dict"),
+        ({"judgements": {"q1": ["a"]}}, "judgements must be a dict"),
+        ({"judgements": {"q1": {"a": 0.5}}}, "whole number, got 'a': 0.5"),
+        ({"judgements": {"q1": {"a": True}}}, "whole number"),
+        ({"judgements": {"q1": {"x": 1}}}, "'x' are judged, and the passages are 'a', 'b', 'c', …"),
+    ],
+)
+def test_what_cannot_be_used_is_named(changed: dict[str, Any], says: str) -> None:
+    arguments: dict[str, Any] = {"name": "toy", "passages": TEXTS, "queries": QUERIES, "judgements": JUDGEMENTS}
+    with pytest.raises(InvalidInputError, match=says):
+        Dataset(**{**arguments, **changed})
+
+
+def test_an_empty_question_that_nobody_judged_is_no_matter() -> None:
+    assert Dataset("toy", TEXTS, {"q1": "one", "q2": ""}, {"q1": {"a": 1}}).judgements == {"q1": {"a": 1}}

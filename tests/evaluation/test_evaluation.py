@@ -1,0 +1,187 @@
+"""What an evaluation looks like: the answer, Markdown, HTML, JSON, run files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from retrieve_rerank import InvalidInputError, RetrieveRerank
+from retrieve_rerank.evaluation import Dataset, Evaluation, Latency, System, evaluate
+from retrieve_rerank.evaluation.presenting import _time
+from tests.core.stubs import TableScorer
+from tests.evaluation.stubs import TEXTS, Shelf, dataset, logits
+
+LISTS = {"one": "cad", "two": "efb"}
+NASTY = "<script>alert(1)</script>|\n& more"
+
+
+def evaluation(name: str = "search", order: str = "abcdef", data: Dataset | None = None) -> Evaluation:
+    return evaluate({name: RetrieveRerank(Shelf(LISTS), TableScorer(logits(order)), fetch_k=3)}, data or dataset())
+
+
+def test_the_answer_says_how_much_and_at_what_cost() -> None:
+    answer = evaluation().answer
+    begin = "Re-ranking makes no clear difference on toy: nDCG@10 goes from 0.585 to 0.975 (+0.390, 95 % interval +"
+    assert answer.startswith(begin)
+    assert ", over 2 questions, at a cost of " in answer
+    assert answer.endswith(" a question (p50 / p95).")
+    assert answer.count(". ") == 0  # one sentence
+
+
+def test_the_answer_on_weak_questions_says_so() -> None:
+    weak = evaluation(data=dataset(weak="by guess"))
+    assert "on toy (weak questions, made from the passages themselves): nDCG@10" in weak.answer
+    assert "The questions are weak: by guess." in weak.to_markdown()
+    assert "weak" not in evaluation().to_markdown()
+
+
+def test_the_answer_where_nothing_was_re_ranked() -> None:
+    only = evaluate({"good": Shelf({"one": "ad", "two": "b"}), "poor": Shelf(LISTS)}, dataset())
+    assert only.answer == "Nothing was re-ranked on toy; the best first stage is 'good' with nDCG@10 1.000."
+    assert only.comparisons == ()
+
+
+def test_the_repr_is_one_short_line() -> None:
+    shown = repr(evaluation())
+    found = "'search' makes no clear difference, nDCG@10 +0.390"
+    assert shown == f"<Evaluation of 2 systems on 'toy', 2 questions: {found}>"
+
+
+def test_rows_and_comparisons_are_found_by_name() -> None:
+    found = evaluation()
+    assert found["search"].baseline == "first stage of search"
+    with pytest.raises(
+        KeyError, match=r"no system is called 'serach'; there are \['first stage of search', 'search'\]"
+    ):
+        found["serach"]
+    with pytest.raises(InvalidInputError, match=r"'first stage of search' is not compared on 'nDCG@10'"):
+        found.comparison("first stage of search")
+    with pytest.raises(InvalidInputError, match="'AP'"):
+        found.comparison("search", "AP")
+
+
+def test_markdown_is_a_table_whatever_the_names_are() -> None:
+    lines = evaluation(NASTY).to_markdown().split("\n")
+    table = [line for line in lines if line.startswith("|")]
+    assert len(table) == 4
+    assert {line.replace("\\|", "").count("|") for line in table} == {14}
+    assert "<script>" not in "".join(table)
+    assert table[0].startswith("| system | nDCG@10 | RR@10 | R@100 | change in nDCG@10 | p | wins / ties / losses |")
+    assert "| 0.975 | 1.000 | 1.000 | +0.390 [" in table[3]
+    assert "| 0.5000 | 2 / 0 / 0 | 1.000 | 1.000 (k = 3) | 1.0 | 0.0% |" in table[3]
+
+
+class Page(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[str] = []
+        self.words: list[str] = []
+        self.attributes: set[str] = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.open.append(tag)
+        self.seen.append(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def test_html_is_well_formed_escaped_and_loads_nothing() -> None:
+    found = evaluation(NASTY)
+    page = Page(found._repr_html_())
+    assert page.open == []
+    assert set(page.seen) == {"div", "p", "strong", "table", "thead", "tr", "th", "tbody", "td", "ul", "li"}
+    assert page.attributes == {"style"}
+    assert page.words[0] == found.answer
+    assert NASTY in page.words
+    assert (page.seen.count("tr"), page.seen.count("th")) == (3, 13)
+
+
+def test_json_holds_everything_per_question(tmp_path: Path) -> None:
+    found = evaluation("süß")
+    found.to_json(tmp_path / "evaluation.json")
+    content = json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))
+    assert content["answer"] == found.answer
+    assert content["systems"][1]["name"] == "süß"
+    assert content["systems"][1]["per_query"]["RR@10"] == {"q1": 1.0, "q2": 1.0}
+    assert content["systems"][1]["run"]["q1"] == ["a", "c", "d"]
+    assert content["comparisons"][0]["difference"] == found.comparisons[0].difference
+    assert content["seed"] == 0
+    assert content["machine"]["cores"] >= 1
+    assert set(content["machine"]) >= {"ir-measures", "torch", "retrieve-rerank"}
+
+
+def test_ir_measures_command_line_reads_the_files_and_agrees(tmp_path: Path) -> None:
+    found = evaluation()
+    for system, path in zip(found.systems, found.to_runs(tmp_path / "new" / "folder"), strict=True):
+        command = [sys.executable, "-m", "ir_measures", str(path.parent / "qrels.txt"), str(path), *found.measures]
+        printed = subprocess.run([*command, "-p", "-1"], capture_output=True, text=True, check=True).stdout
+        values = dict(line.split("\t") for line in printed.splitlines())
+        assert {name: float(value) for name, value in values.items()} == pytest.approx(dict(system.means), abs=1e-9)
+
+
+def test_ids_with_white_space_survive_the_columns(tmp_path: Path) -> None:
+    texts = {"my notes.txt": "x", "100%": "y", "a\u2003b\tc": "z", "my%20notes.txt": "w"}
+    judgements = {"first question": {"my notes.txt": 1}, "q%": {"a\u2003b\tc": 2}}
+    data = Dataset("odd", texts, {"first question": "one", "q%": "two"}, judgements)
+    shelf = Shelf({"one": ["my%20notes.txt", "my notes.txt", "100%"], "two": ["100%", "a\u2003b\tc"]}, texts)
+    found = evaluate({"shelf": shelf}, data)
+    (path,) = found.to_runs(tmp_path)
+    assert (tmp_path / "qrels.txt").read_text(encoding="utf-8").split("\n")[:2] == [
+        "first%20question 0 my%20notes.txt 1",
+        "q%25 0 a%E2%80%83b%09c 2",
+    ]
+    first = path.read_text(encoding="utf-8").split("\n")[:2]
+    assert first == ["first%20question Q0 my%2520notes.txt 1 -1 shelf", "first%20question Q0 my%20notes.txt 2 -2 shelf"]
+    command = [sys.executable, "-m", "ir_measures", str(tmp_path / "qrels.txt"), str(path), "RR@10"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "RR@10\t0.5000\n"
+
+
+def test_run_files_have_safe_names_of_their_own(tmp_path: Path) -> None:
+    names = ["../a b", "a/b", "A-B", "…", "."]
+    found = evaluate({name: Shelf(LISTS) for name in names}, dataset())
+    paths = found.to_runs(tmp_path)
+    assert [path.name for path in paths] == ["a-b.run", "a-b-2.run", "A-B-3.run", "system.run", "system-2.run"]
+    assert {path.parent for path in paths} == {tmp_path}
+    assert len({path.name.casefold() for path in tmp_path.iterdir()}) == 6
+
+
+def test_systems_with_one_description_share_a_line() -> None:
+    shelf, scorer = Shelf(LISTS), TableScorer(logits("abcdef"))
+    found = evaluate({name: RetrieveRerank(shelf, scorer, fetch_k=k) for name, k in (("a", 2), ("b", 3))}, dataset())
+    assert "- first stage of a, first stage of b: Shelf()" in found.to_markdown()
+    assert found["a"].description.startswith("<tests.core.stubs.TableScorer")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0.0000004, "0 µs"), (0.00025, "250 µs"), (0.0123, "12.3 ms"), (1.234, "1.23 s")]
+)
+def test_seconds_are_readable(seconds: float, shown: str) -> None:
+    assert _time(seconds) == shown
+
+
+def test_an_estimated_latency_is_marked() -> None:
+    shelf, scorer = Shelf(LISTS), TableScorer(logits("abcdef"))
+    found = evaluate({name: RetrieveRerank(shelf, scorer, fetch_k=3) for name in ("a", "b")}, dataset())
+    a, b = (line for line in found.to_markdown().split("\n") if line.startswith(("| a |", "| b |")))
+    assert "≈" not in a
+    assert "≈" in b
+
+
+def test_records_are_plain_and_frozen() -> None:
+    system = System("x", None, "x", 1, {"q": ("a",)}, {}, {}, {}, {"q": 0, "r": 1}, Latency(0.1, 0.2))
+    assert (system.truncated_share, system.mean_unjudged) == (None, 0.5)
+    with pytest.raises(AttributeError):
+        system.name = "y"  # type: ignore[misc]
+    assert TEXTS["a"] == "text a"

@@ -1,0 +1,84 @@
+"""Runs of other systems, measured and re-ranked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from retrieve_rerank import InvalidInputError, RetrieveRerank
+from retrieve_rerank.evaluation import evaluate, load_run
+from tests.core.stubs import TableScorer
+from tests.evaluation.stubs import TEXTS, Shelf, dataset, logits
+
+RUN = "q1 Q0 c 1 9.5 bm25\nq1 Q0 a 2 9.0 bm25\nq1 Q0 d 3 -1e2 bm25\nq2 Q0 e 1 3 bm25\n"
+
+
+def write(folder: Path, content: str) -> Path:
+    file = folder / "bm25.run"
+    file.write_text(content, encoding="utf-8")
+    return file
+
+
+def test_a_run_is_a_first_stage(tmp_path: Path) -> None:
+    run = load_run(write(tmp_path, RUN), dataset())
+    hits = run.retrieve("one", 2)
+    assert [(hit.passage.id, hit.passage.text, hit.rank, hit.retrieval_rank, hit.retrieval_score) for hit in hits] == [
+        ("c", "text c", 1, 1, 9.5),
+        ("a", "text a", 2, 2, 9.0),
+    ]
+    assert run.retrieve("unheard of") == []
+    evaluation = evaluate({"search": RetrieveRerank(run, TableScorer(logits("abcdef"))), "bm25": run}, dataset())
+    assert evaluation["bm25"].run == {"q1": ("c", "a", "d"), "q2": ("e",)}
+    assert evaluation["search"].run == {"q1": ("a", "c", "d"), "q2": ("e",)}
+    assert evaluation["bm25"].description == "StoredRun('bm25.run')"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "q1 Q0 d 3 -100 x\nq1 Q0 a 2 9.0 x\nq1 Q0 c 1 9.5 x\n",  # any order of lines
+        "q1 Q0 c 9 9.5 x\nq1 Q0 a 1 9.0 x\nq1 Q0 d 2 -100 x\n",  # ranks that say something else
+        "q1\tQ0\tc\t1\t5\tx\nq1\tQ0\ta\t2\t5\tx\n\nq1\tQ0\td\t3\t5\tx\r\n",  # equal scores
+    ],
+)
+def test_the_score_decides_and_the_file_breaks_ties(tmp_path: Path, content: str) -> None:
+    run = load_run(write(tmp_path, content), dataset())
+    assert [hit.passage.id for hit in run.retrieve("one")] == ["c", "a", "d"]
+
+
+def test_what_was_exported_is_read_back(tmp_path: Path) -> None:
+    before = evaluate({"shelf": Shelf({"one": "cad", "two": "efb"})}, dataset())
+    (path,) = before.to_runs(tmp_path)
+    after = evaluate({"shelf": load_run(path, dataset())}, dataset())
+    assert after["shelf"].run == before["shelf"].run
+    assert after["shelf"].per_query == before["shelf"].per_query
+
+
+def test_questions_that_the_dataset_lacks_are_left_out(tmp_path: Path) -> None:
+    run = load_run(write(tmp_path, RUN + "q9 Q0 unknown 1 1 x\n"), dataset())
+    assert len(run.retrieve("two")) == 1
+    assert set(TEXTS) == set("abcdef")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (RUN + "q1 Q0 a 1 9.5\n", r"bm25\.run, line 5 must have 6 columns .*, got 5"),
+        (RUN + "q1 Q0 a 1 high x\n", "line 5 has a score that is no number: 'high'"),
+        (RUN + "q1 Q0 a 1 nan x\n", "line 5 has a score that is no number: 'nan'"),
+        (RUN + "q1 Q0 z 1 1 x\n", "line 5 names passage 'z', which dataset 'toy' lacks"),
+        ("q9 Q0 a 1 1 x\n", "holds no question of dataset 'toy'"),
+        ("", "holds no question"),
+    ],
+)
+def test_a_bad_run_is_named(tmp_path: Path, content: str, says: str) -> None:
+    with pytest.raises(InvalidInputError, match=says):
+        load_run(write(tmp_path, content), dataset())
+
+
+def test_a_missing_run_and_a_bad_k(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match=r"nowhere\.run is missing"):
+        load_run(tmp_path / "nowhere.run", dataset())
+    with pytest.raises(InvalidInputError, match="k must be >= 1"):
+        load_run(write(tmp_path, RUN), dataset()).retrieve("one", 0)

@@ -1,0 +1,135 @@
+"""Scores that outlive the process: read once, kept apart, never mixed up."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retrieve_rerank import CrossEncoder, InvalidInputError, RetrieveRerank
+from retrieve_rerank.evaluation import Dataset, Evaluation, evaluate
+from retrieve_rerank.evaluation.store import Score, open_store
+from tests.core.stubs import TableScorer
+from tests.evaluation.stubs import TEXTS, Shelf, dataset, logits
+
+LISTS = {"one": "cad", "two": "efb"}
+
+
+class Named(TableScorer):
+    def __init__(self, table: Mapping[str, float], name: str = "named") -> None:
+        super().__init__(table)
+        self.fingerprint = {"weights": name}
+
+
+def run(scorer: Any, cache: Path | None, fetch_k: int = 3) -> Evaluation:
+    return evaluate({"search": RetrieveRerank(Shelf(LISTS), scorer, fetch_k=fetch_k)}, dataset(), cache=cache)
+
+
+def test_a_second_evaluation_reads_nothing_and_finds_the_same(tmp_path: Path) -> None:
+    cache = tmp_path / "scores.sqlite"
+    first, second = Named(logits("fbdcae")), Named({})
+    before, after = run(first, cache), run(second, cache)
+    assert second.asked == []
+    assert after["search"].run == before["search"].run == run(Named(logits("fbdcae")), None)["search"].run
+    assert after["search"].means == before["search"].means
+    assert after["search"].pairs == before["search"].pairs
+    assert (before["search"].rerank.estimated, after["search"].rerank.estimated) == (False, True)
+    assert after["search"].rerank.p50 == pytest.approx(before["search"].rerank.p50)
+
+
+def test_only_what_is_new_is_read(tmp_path: Path) -> None:
+    cache = tmp_path / "scores.sqlite"
+    run(Named(logits("abcdef")), cache, fetch_k=2)
+    deeper = Named(logits("abcdef"))
+    run(deeper, cache, fetch_k=3)
+    assert deeper.asked == [("one", [TEXTS["d"]]), ("two", [TEXTS["b"]])]
+
+
+def test_what_was_read_before_a_failure_is_kept(tmp_path: Path) -> None:
+    class Breaks(Named):
+        def score(self, query: str, texts: Sequence[str]) -> Any:
+            if query == "two":
+                raise RuntimeError("out of memory")
+            return super().score(query, texts)
+
+    cache = tmp_path / "scores.sqlite"
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run(Breaks(logits("abcdef")), cache)
+    again = Named(logits("abcdef"))
+    run(again, cache)
+    assert [query for query, _ in again.asked] == ["two"]
+
+
+def test_scores_of_different_models_are_kept_apart(tmp_path: Path) -> None:
+    cache = tmp_path / "scores.sqlite"
+    run(Named(logits("abcdef"), "one"), cache)
+    assert run(Named(logits("fedcba"), "another"), cache)["search"].run["q1"] == ("d", "c", "a")
+    assert run(Named({}, "one"), cache)["search"].run["q1"] == ("a", "c", "d")
+
+
+def test_a_model_says_what_its_scores_depend_on(tmp_path: Path, tiny_cross_encoder: Path) -> None:
+    def fingerprint(**options: Any) -> dict[str, object]:
+        with CrossEncoder(tiny_cross_encoder, **{"precision": "float32", **options}) as model:
+            return model.fingerprint
+
+    plain = fingerprint()
+    assert plain == fingerprint()
+    assert {**plain, "weights": ""} == {
+        "weights": "", "precision": "float32", "max_length": 64, "prompt": "", "max_windows": 0
+    }  # fmt: skip
+    others = ({"precision": "bfloat16"}, {"max_length": 32}, {"prompt": "find: "}, {"long_passages": "windows"})
+    assert all(fingerprint(**options) != plain for options in others)
+
+
+def test_truncation_is_remembered_with_a_real_model(tmp_path: Path, tiny_cross_encoder: Path) -> None:
+    texts = {"a": "bread " * 100, "b": "rome"}
+    data = Dataset("long", texts, {"q1": "one"}, {"q1": {"a": 1}})
+    found = []
+    for _ in range(2):
+        with CrossEncoder(tiny_cross_encoder) as model:
+            search = RetrieveRerank(Shelf({"one": "ab"}, texts), model)
+            found.append(evaluate({"search": search}, data, cache=tmp_path / "scores.sqlite")["search"])
+    assert [system.truncated for system in found] == [1, 1]
+    assert found[0].run == found[1].run
+
+
+def test_queries_and_texts_are_told_apart(tmp_path: Path) -> None:
+    with open_store(tmp_path / "scores.sqlite") as store:
+        store.put("model", "ab", {"c": Score(1.0, False, 0.1)})
+        assert store.get("model", "a", ["bc"]) == {}
+        assert store.get("modela", "b", ["c"]) == {}
+        store.put("model", "ab", {"c": Score(float("inf"), True, 0.2), "ä\u2028": Score(-3.5, False, 0.0)})
+        assert store.get("model", "ab", ["x", "ä\u2028", "c"]) == {
+            "ä\u2028": Score(-3.5, False, 0.0),
+            "c": Score(float("inf"), True, 0.2),
+        }
+
+
+def test_a_scorer_that_does_not_say_which_it_is_is_refused_before_any_search(tmp_path: Path) -> None:
+    shelf = Shelf(LISTS)
+    with pytest.raises(InvalidInputError, match="TableScorer of 'search' has no `fingerprint`"):
+        evaluate({"search": RetrieveRerank(shelf, TableScorer({}))}, dataset(), cache=tmp_path / "scores.sqlite")
+    assert shelf.asked == []
+
+
+def test_files_of_something_else_are_left_alone(tmp_path: Path) -> None:
+    text = tmp_path / "notes.txt"
+    text.write_text("not a database, and long enough to be read as the header of one" * 20)
+    other = tmp_path / "other.sqlite"
+    with sqlite3.connect(other) as connection:
+        connection.execute("CREATE TABLE notes (note TEXT)")
+    connection.close()
+    for path, says in (
+        (text, "not a database"),
+        (other, "something else"),
+        (tmp_path / "no" / "folder", "unable to open"),
+    ):
+        with pytest.raises(InvalidInputError, match=f"{path.name}' cannot be used: .*{says}"):
+            run(Named(logits("abcdef")), path)
+    assert text.read_text().startswith("not a database")
+    with sqlite3.connect(other) as connection:
+        assert connection.execute("SELECT name FROM sqlite_master").fetchall() == [("notes",)]
+    connection.close()

@@ -1,0 +1,386 @@
+"""Many queries at once, one query in other words, and diversity, through LangChain's doors."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+import pytest
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.documents import Document
+from langchain_core.vectorstores.utils import maximal_marginal_relevance
+
+from retrieve_rerank import BiEncoder, ChromaIndex, InvalidInputError, Passage
+from retrieve_rerank.langchain import (
+    BiEncoderEmbeddings,
+    ChromaRetriever,
+    ChromaVectorStore,
+    CrossEncoderReranker,
+    HybridRetriever,
+    RetrieveRerankRetriever,
+)
+from tests.core.stubs import LetterEncoder
+from tests.langchain.stubs import ListRetriever, TableCrossEncoder, WordEmbeddings
+
+TEXTS = ["a a a", "a a b", "c", "b b a"]
+SCORES = {"a a a": -1.0, "a a b": 2.0, "c": 4.0, "b b a": 1.0}
+QUERIES = ["a", "b", "c", "a b"]
+
+
+class Counted:
+    """How often a store's encoder and its collection were asked, and for how many queries."""
+
+    def __init__(self, store: ChromaVectorStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.encoded: list[int] = []
+        self.searched: list[int] = []
+        encode, query = store._encoder.encode_queries, store.collection.query  # type: ignore[union-attr]
+
+        def counted_encode(texts: Sequence[str]) -> Any:
+            self.encoded.append(len(texts))
+            return encode(texts)
+
+        async def counted_aencode(texts: Sequence[str]) -> Any:
+            return counted_encode(texts)
+
+        def counted_query(vectors: Any, *arguments: Any, **options: Any) -> Any:
+            self.searched.append(len(vectors))
+            return query(vectors, *arguments, **options)
+
+        monkeypatch.setattr(store._encoder, "encode_queries", counted_encode)
+        monkeypatch.setattr(store._encoder, "aencode_queries", counted_aencode)
+        monkeypatch.setattr(store.collection, "query", counted_query)
+
+    def take(self) -> tuple[list[int], list[int]]:
+        counts = (list(self.encoded), list(self.searched))
+        self.encoded.clear()
+        self.searched.clear()
+        return counts
+
+
+@pytest.fixture
+def store() -> Iterator[ChromaVectorStore]:
+    metadatas = [{"n": number} for number in range(4)]
+    store = ChromaVectorStore.from_texts(TEXTS, WordEmbeddings(), metadatas, ids=["0", "1", "2", "3"])
+    yield store
+    store.close()
+
+
+def pipeline(base: Any, **options: Any) -> RetrieveRerankRetriever:
+    reranker = CrossEncoderReranker(model=TableCrossEncoder(SCORES))
+    return RetrieveRerankRetriever(base_retriever=base, reranker=reranker, **options)
+
+
+def ids(documents: list[Document]) -> list[str | None]:
+    return [document.id for document in documents]
+
+
+async def both(retriever: Any, queries: list[Any], *arguments: Any, **options: Any) -> list[Any]:
+    return [retriever.batch(queries, *arguments, **options), await retriever.abatch(queries, *arguments, **options)]
+
+
+# batch
+
+
+@pytest.mark.parametrize("kind", ["first stage", "both stages", "both stages over a retriever", "with config"])
+async def test_a_batch_is_one_encoding_and_one_search(
+    store: ChromaVectorStore, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    retriever: Any = {
+        "first stage": ChromaRetriever(vectorstore=store),
+        "both stages": pipeline(store),
+        "both stages over a retriever": pipeline(ChromaRetriever(vectorstore=store, k=1)),
+        "with config": ChromaRetriever(vectorstore=store).with_config(tags=["x"]),
+    }[kind]
+    options: list[dict[str, Any]] = [{}, {"filter": {"n": {"$gt": 0}}}, {"where_document": {"$contains": "b"}}]
+    options += [{"k": 2}] if kind == "first stage" else [{"lambda_mult": 0.3}]
+    for option in options:
+        expected = [retriever.invoke(query, **option) for query in QUERIES]
+        counted = Counted(store, monkeypatch)
+        assert retriever.batch(QUERIES, **option) == expected
+        assert counted.take() == ([4], [4])
+        assert await retriever.abatch(QUERIES, **option) == expected
+        assert counted.take() == ([4], [4])
+        monkeypatch.undo()
+
+
+async def test_equal_queries_are_searched_once_and_answered_each(
+    store: ChromaVectorStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    retriever = ChromaRetriever(vectorstore=store)
+    counted = Counted(store, monkeypatch)
+    for one, two, three in await both(retriever, ["a", "b", "a"], k=1):
+        assert one == three != two
+        one[0].metadata["mine"] = True
+        assert "mine" not in three[0].metadata
+    assert counted.take() == ([2, 2], [2, 2])
+    assert await both(retriever, []) == [[], []]
+    assert counted.take() == ([], [])
+
+
+async def test_embeddings_that_are_not_ours_embed_query_by_query(store: ChromaVectorStore) -> None:
+    embeddings: Any = store.embeddings
+    asked: list[str] = []
+    embed = type(embeddings).embed_query
+    store._encoder.embeddings = type(  # type: ignore[union-attr]
+        "Asked", (WordEmbeddings,), {"embed_query": lambda self, text: asked.append(text) or embed(self, text)}
+    )()
+    await both(ChromaRetriever(vectorstore=store), QUERIES)
+    assert asked == QUERIES * 2
+
+
+class _Runs(BaseCallbackHandler):
+    def __init__(self) -> None:
+        self.started: dict[UUID, tuple[str, str, UUID | None, list[str]]] = {}
+        self.ended: dict[UUID, Any] = {}
+        self.failed: dict[UUID, BaseException] = {}
+
+    def on_retriever_start(self, serialized: Any, query: str, *, run_id: UUID, **kwargs: Any) -> None:
+        self.started[run_id] = (kwargs["name"], query, kwargs.get("parent_run_id"), list(kwargs.get("tags") or []))
+
+    def on_retriever_end(self, documents: Any, *, run_id: UUID, **kwargs: Any) -> None:
+        self.ended[run_id] = ids(documents)
+
+    def on_retriever_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
+        self.failed[run_id] = error
+
+
+@pytest.mark.parametrize("call", ["batch", "abatch"])
+async def test_every_query_is_a_run_of_its_own(store: ChromaVectorStore, call: str) -> None:
+    handler = _Runs()
+    configs: Any = [{"callbacks": [handler], "tags": [query]} for query in QUERIES]
+    retriever = ChromaRetriever(vectorstore=store)
+    results = await both(retriever, QUERIES, configs) if call == "abatch" else [retriever.batch(QUERIES, configs)]
+    expected = {query: ids(documents) for query, documents in zip(QUERIES, results[0], strict=True)}
+    assert len(handler.started) == len(QUERIES) * len(results)
+    for run_id, (name, query, parent, tags) in handler.started.items():
+        assert (name, parent, tags) == ("ChromaRetriever", None, [query])
+        assert handler.ended[run_id] == expected[query]
+
+
+async def test_both_stages_of_every_query_are_runs(store: ChromaVectorStore) -> None:
+    handler = _Runs()
+    await both(pipeline(store), QUERIES, {"callbacks": [handler]})
+    parents = {run_id: query for run_id, (name, query, _, _) in handler.started.items() if name[0] == "R"}
+    children = [(query, parent) for name, query, parent, _ in handler.started.values() if name == "ChromaRetriever"]
+    assert len(parents) == len(children) == 8
+    assert all(parents[parent] == query for query, parent in children if parent)
+
+
+async def test_one_bad_query_fails_alone(store: ChromaVectorStore) -> None:
+    for retriever in (ChromaRetriever(vectorstore=store), pipeline(store)):
+        for good, bad, worse, other in await both(retriever, ["a", "", 5, "b"], return_exceptions=True):
+            assert (good, other) == (retriever.invoke("a"), retriever.invoke("b"))
+            assert isinstance(bad, InvalidInputError)
+            assert isinstance(worse, InvalidInputError)
+        with pytest.raises(InvalidInputError, match="query is empty"):
+            retriever.batch(["a", ""])
+        with pytest.raises(InvalidInputError, match="query is empty"):
+            await retriever.abatch(["a", ""])
+
+
+@pytest.mark.parametrize("options", [{"k": 0}, {"filter": {"n": {"$no": 1}}}, {"filter": "n"}, {"lambda_mult": 2}])
+async def test_what_is_wrong_for_all_is_each_ones_error_and_run(
+    store: ChromaVectorStore, options: dict[str, Any]
+) -> None:
+    handler = _Runs()
+    retriever = ChromaRetriever(vectorstore=store)
+    for errors in await both(retriever, ["a", "b"], {"callbacks": [handler]}, return_exceptions=True, **options):
+        assert [type(error) for error in errors] == [InvalidInputError, InvalidInputError]
+    assert len(handler.failed) == 4
+    with pytest.raises(InvalidInputError):
+        retriever.batch(["a", "b"], **options)
+
+
+async def test_an_unknown_option_is_refused_in_a_batch_too(store: ChromaVectorStore) -> None:
+    for retriever in (ChromaRetriever(vectorstore=store), pipeline(store)):
+        with pytest.raises(TypeError, match="filtre"):
+            retriever.batch(["a", "b"], filtre={})
+        with pytest.raises(TypeError, match="filtre"):
+            await retriever.abatch(["a", "b"], filtre={})
+    with pytest.raises(InvalidInputError, match="fetch_k"):
+        pipeline(store).batch(["a"], fetch_k=0)
+
+
+async def test_a_batch_over_other_first_stages_is_as_before() -> None:
+    documents = [Document(text, id=str(number)) for number, text in enumerate(TEXTS)]
+    for results in await both(pipeline(ListRetriever(documents=documents, k=9), top_n=2), ["a", "b"]):
+        assert [ids(found) for found in results] == [["2", "1"]] * 2
+    hybrid = HybridRetriever(retrievers=[ListRetriever(documents=documents), ListRetriever(documents=documents)])
+    for results in await both(pipeline(hybrid, top_n=1), ["a", "b"]):
+        assert [found[0].metadata["retrieval_ranks"] for found in results] == [[3, 3]] * 2
+
+
+async def test_options_of_both_stages_in_a_batch(store: ChromaVectorStore) -> None:
+    retriever = pipeline(store, top_n=3)
+    options: dict[str, Any] = {"fetch_k": 2, "top_n": 1, "score_threshold": 0.1, "filter": {"n": {"$ne": 0}}}
+    for results in await both(retriever, QUERIES, **options):
+        assert results == [retriever.invoke(query, **options) for query in QUERIES]
+
+
+async def test_a_cancelled_query_does_not_take_the_others_with_it(
+    store: ChromaVectorStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready = asyncio.Event()
+
+    async def wait(texts: Sequence[str]) -> Any:
+        await ready.wait()
+        return np.ones((len(texts), 4), np.float32)
+
+    monkeypatch.setattr(store._encoder, "aencode_queries", wait)
+    retriever = ChromaRetriever(vectorstore=store)
+    together = retriever.together(["a", "b"], {})
+    first, second = (asyncio.create_task(retriever.ainvoke(query, together=together)) for query in "ab")
+    await asyncio.sleep(0.01)
+    first.cancel()
+    await asyncio.sleep(0.01)
+    ready.set()
+    assert len(await second) == 4
+    assert first.cancelled()
+
+
+def test_the_real_encoder_gets_all_queries_in_one_call(tiny_bi_encoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with BiEncoder(tiny_bi_encoder) as encoder:
+        retriever = ChromaRetriever.from_texts(TEXTS, BiEncoderEmbeddings(model=encoder))
+        expected = [ids(retriever.invoke(query)) for query in QUERIES]
+        calls: list[tuple[int, str]] = []
+        encode = BiEncoder.encode_queries
+
+        def counting(self: BiEncoder, texts: Sequence[str]) -> Any:
+            calls.append((len(texts), threading.current_thread().name))
+            return encode(self, texts)
+
+        monkeypatch.setattr(BiEncoder, "encode_queries", counting)
+        assert [ids(found) for found in retriever.batch(QUERIES)] == expected
+        assert [count for count, _ in calls] == [4]
+
+
+# A query in other words
+
+
+async def test_rewrites_are_fused_and_scored_against_the_query(
+    store: ChromaVectorStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    retriever = pipeline(store, fetch_k=3)
+    single = ChromaRetriever(vectorstore=store, k=3)
+    expected = HybridRetriever(  # the same fusion, of retrievers that each find what one wording finds
+        retrievers=[ListRetriever(documents=single.invoke(query), k=3) for query in ("a", "b", "c")]
+    ).invoke("q", k=3)
+    by_id = {document.id: document.metadata for document in expected}
+    counted = Counted(store, monkeypatch)
+    handler = _Runs()
+    config: Any = {"callbacks": [handler]}
+    found = [retriever.invoke("a", config, rewrites=["b", "c"])]
+    found.append(await retriever.ainvoke("a", config, rewrites=["b", "c"]))
+    assert counted.take() == ([3, 3], [3, 3])
+    for documents in found:
+        assert sorted(by_id) == sorted(ids(documents))
+        for document in documents:
+            for name in ("retrieval_rank", "retrieval_score", "retrieval_ranks"):
+                assert document.metadata[name] == by_id[document.id][name]
+        assert [document.metadata["rerank_logit"] for document in documents] == sorted(
+            (SCORES[document.page_content] for document in documents), reverse=True
+        )
+    parents = [run_id for run_id, run in handler.started.items() if run[0] == "RetrieveRerankRetriever"]
+    stages = [(query, parent) for name, query, parent, _ in handler.started.values() if name == "ChromaRetriever"]
+    assert sorted(stages, key=str) == sorted([(query, parent) for parent in parents for query in "abc"], key=str)
+
+
+async def test_rewrites_over_any_first_stage_and_documents_without_ids() -> None:
+    class ByQuery(ListRetriever):
+        def _get_relevant_documents(self, query: str, *, run_manager: object) -> list[Document]:
+            return [Document(TEXTS[int(number)]) for number in query][: self.k]
+
+    retriever = pipeline(ByQuery(documents=[]), fetch_k=3)
+    for documents in (
+        retriever.invoke("01", rewrites=["12"]),
+        await retriever.ainvoke("01", rewrites=["12"]),
+        retriever.batch(["01"], rewrites=["12"])[0],
+        (await retriever.abatch(["01"], rewrites=["12"]))[0],
+    ):
+        assert [(document.page_content, document.metadata["retrieval_ranks"]) for document in documents] == [
+            ("c", [None, 2]),
+            ("a a b", [2, 1]),
+            ("a a a", [1, None]),
+        ]
+    assert "retrieval_ranks" not in retriever.invoke("01", rewrites=[])[0].metadata
+    with pytest.raises(InvalidInputError, match="queries must be a list"):
+        retriever.invoke("01", rewrites="12")
+
+
+# Diversity
+
+
+VECTORS = {"a": [1.0, 0.1], "b": [1.0, 0.11], "c": [0.8, -0.6], "d": [-1.0, 0.0], "q": [1.0, 0.0]}
+
+
+class TableEmbeddings(WordEmbeddings):
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        return [VECTORS[text] for text in texts]
+
+    def embed_query(self, text: str) -> list[float]:
+        return VECTORS[text]
+
+
+@pytest.fixture(params=["cosine", "dot", "euclidean"])
+def diverse_store(request: pytest.FixtureRequest) -> Iterator[ChromaVectorStore]:
+    texts = list("abcd")
+    store = ChromaVectorStore.from_texts(texts, TableEmbeddings(), ids=texts, metric=request.param)
+    yield store
+    store.close()
+
+
+async def test_diverse_documents_come_in_the_order_chosen(diverse_store: ChromaVectorStore) -> None:
+    """lc#5061, V2: the incumbent returns those chosen in the order of nearness: a, b, c."""
+    retriever = ChromaRetriever(vectorstore=diverse_store, k=3, lambda_mult=0.5)
+    with ChromaIndex(LetterEncoder(diverse_store.metric, vector=VECTORS.__getitem__, dimension=2)) as index:
+        index.add([Passage(text, text) for text in "abcd"])
+        for documents in (retriever.invoke("q"), await retriever.ainvoke("q"), retriever.batch(["q", "a"])[0]):
+            hits = index.retrieve("q", 3, mmr_lambda=0.5)
+            assert ids(documents) == [hit.passage.id for hit in hits]
+            assert [document.metadata["retrieval_rank"] for document in documents] == [1, 2, 3]
+            assert [document.metadata["retrieval_score"] for document in documents] == pytest.approx(
+                [hit.retrieval_score for hit in hits]
+            )
+    if diverse_store.metric == "cosine":
+        assert ids(retriever.invoke("q")) == ["a", "c", "b"]
+    assert ids(retriever.invoke("q", k=10)) != ids(ChromaRetriever(vectorstore=diverse_store).invoke("q"))  # X6
+    assert ids(retriever.invoke("q", lambda_mult=1.0)) == ids(
+        ChromaRetriever(vectorstore=diverse_store, k=3).invoke("q")
+    )
+    assert ids(retriever.invoke("q", k=2, lambda_mult=0.0)) == ["a", "d"]
+    assert len(retriever.invoke("q", k=2, lambda_mult=0.0, fetch_k=2)) == 2
+
+
+async def test_it_is_an_option_of_both_stages(diverse_store: ChromaVectorStore) -> None:
+    reranker = CrossEncoderReranker(model=TableCrossEncoder({"a": 0.0, "b": 3.0, "c": 2.0, "d": 1.0}))
+    retriever = RetrieveRerankRetriever(base_retriever=diverse_store, reranker=reranker, fetch_k=2)
+    for documents in (
+        retriever.invoke("q", lambda_mult=0.0),
+        await retriever.ainvoke("q", lambda_mult=0.0),
+        retriever.batch(["q"], lambda_mult=0.0)[0],
+    ):
+        assert [(document.id, document.metadata["retrieval_rank"]) for document in documents] == [("d", 2), ("a", 1)]
+    base = ChromaRetriever(vectorstore=diverse_store, lambda_mult=0.0, fetch_k=3)
+    for documents in RetrieveRerankRetriever(base_retriever=base, reranker=reranker, fetch_k=2).batch(["q", "q"]):
+        assert len(documents) == 2
+
+
+def test_the_stores_own_method_chooses_as_langchain_does(diverse_store: ChromaVectorStore) -> None:
+    """Its helper compares by the cosine in every space; fewer documents than asked for are no reason to stop."""
+    vectors: list[Any] = [np.array(VECTORS[text], np.float32) for text in "abcd"]
+    for k, weight in ((3, 0.5), (4, 0.2), (9, 0.9), (2, 0.0), (3, 1.0)):
+        chosen = maximal_marginal_relevance(np.array(VECTORS["q"]), vectors, lambda_mult=weight, k=k)
+        found = diverse_store.max_marginal_relevance_search("q", k=k, lambda_mult=weight)
+        assert ids(found) == ["abcd"[position] for position in chosen]
+
+
+@pytest.mark.parametrize("options", [{"lambda_mult": 2}, {"lambda_mult": True}, {"fetch_k": 0}])
+def test_options_that_cannot_be_used(store: ChromaVectorStore, options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(options))} must be"):
+        ChromaRetriever(vectorstore=store, **options)
+    with pytest.raises(InvalidInputError, match=f"{next(iter(options))} must be"):
+        ChromaRetriever(vectorstore=store).invoke("a", **options)

@@ -1,0 +1,201 @@
+"""BM25 as a LangChain retriever, in the place of langchain-community's."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_core.documents import Document
+from langchain_core.load import dumpd, load
+from pydantic import ValidationError
+
+from retrieve_rerank import BM25Index, IndexMismatchError, InvalidInputError, Passage
+from retrieve_rerank.langchain import BM25Retriever, CrossEncoderReranker, RetrieveRerankRetriever
+from tests.langchain.stubs import TableCrossEncoder
+
+TEXTS = ["alpha alpha", "alpha beta", "gamma", "Running alphas"]
+METADATAS: list[dict[str, Any]] = [{"n": 0}, {"n": 1, "deep": {"a": [None]}}, {"n": 2}, {"n": 3}]
+IDS = ["a", "b", "c", "d"]
+
+
+def retriever(**options: Any) -> BM25Retriever:
+    return BM25Retriever.from_texts(TEXTS, METADATAS, IDS, **options)
+
+
+def ids(documents: list[Document]) -> list[str | None]:
+    return [document.id for document in documents]
+
+
+def test_documents_are_copies_with_score_and_rank() -> None:
+    index = BM25Index()
+    index.add(Passage(*row) for row in zip(IDS, TEXTS, METADATAS, strict=True))
+    hits = index.retrieve("alpha")
+    found = retriever().invoke("alpha")
+    assert ids(found) == [hit.passage.id for hit in hits] == ["a", "b", "d"]
+    for rank, (document, hit) in enumerate(zip(found, hits, strict=True), start=1):
+        marks = {"retrieval_rank": rank, "retrieval_score": hit.score}
+        assert document.page_content == hit.passage.text
+        assert document.metadata == {**hit.passage.metadata, **marks}
+        assert type(document.metadata["retrieval_score"]) is float
+
+
+def test_options_per_call() -> None:
+    made = retriever(k=2, filter={"n": {"$ne": 0}})
+    assert ids(made.invoke("alpha")) == ["b", "d"]
+    assert ids(made.invoke("alpha", k=1)) == ["b"]
+    assert ids(made.invoke("alpha", filter={"n": 0})) == ["a"]
+    assert ids(made.invoke("alpha", filter={})) == ["a", "b"]
+    assert ids(made.invoke("alpha", where_document={"$contains": "Run"})) == ["d"]
+    assert made.invoke("unknown") == made.invoke("the") == []
+    with pytest.raises(TypeError, match="filtre"):
+        made.invoke("alpha", filtre={})
+    for options in ({"k": 0}, {"filter": {"n": {"$foo": 1}}}):
+        with pytest.raises(InvalidInputError):
+            made.invoke("alpha", **options)
+    with pytest.raises(InvalidInputError, match="query"):
+        made.invoke(" ")
+
+
+async def test_async_and_batch_find_the_same() -> None:
+    made = retriever()
+    expected = made.invoke("alpha")
+    assert await made.ainvoke("alpha") == expected
+    assert made.batch(["alpha", "gamma"]) == [expected, made.invoke("gamma")]
+    assert await made.abatch(["alpha", "gamma"], k=1) == [expected[:1], made.invoke("gamma")]
+
+
+def test_documents_are_added_replaced_and_deleted() -> None:
+    made = BM25Retriever(k=10)
+    assert made.invoke("alpha") == []
+    documents = [Document("alpha", id="x", metadata={"n": 1}), Document("alpha beta")]
+    new = made.add_documents(iter(documents))
+    assert new[0] == "x"
+    assert documents == [Document("alpha", id="x", metadata={"n": 1}), Document("alpha beta")]  # not modified
+    assert set(ids(made.invoke("alpha"))) == set(new)
+    made.add_documents([Document("gamma", id="x")])
+    assert ids(made.invoke("gamma")) == ["x"]
+    assert ids(made.invoke("alpha")) == new[1:]
+    made.delete(["x", "no such id"])
+    assert made.invoke("gamma") == []
+    assert made.add_documents([]) == []
+    with pytest.raises(InvalidInputError, match=r"documents\[0\] must be a Document"):
+        made.add_documents(["text"])  # type: ignore[list-item]
+    with pytest.raises(InvalidInputError, match="equally long"):
+        BM25Retriever.from_texts(["a", "b"], [{}])
+
+
+def test_whatever_changes_it_has_saved_it(tmp_path: Path) -> None:
+    made = retriever(path=tmp_path)
+    other = BM25Retriever(path=tmp_path, k=10)
+    assert ids(other.invoke("alpha")) == ["a", "b", "d"]
+    made.delete(["a"])
+    assert ids(other.invoke("alpha")) == ["b", "d"]
+    other.add_documents([Document("alpha", id="new")])
+    assert "new" in ids(made.invoke("alpha"))
+    assert ids(BM25Retriever.from_documents([Document("delta", id="e")], path=tmp_path).invoke("delta")) == ["e"]
+    assert made._collection.count() == 5
+    with pytest.raises(InvalidInputError, match="metadata"):
+        made.add_documents([Document("alpha", id="bad", metadata={"x": object()})])
+    with pytest.raises(IndexMismatchError, match="english"):
+        BM25Retriever(path=tmp_path, language="de")
+
+
+def test_it_can_be_written_down_and_read_back(tmp_path: Path) -> None:
+    made = retriever(path=tmp_path, k=2, language=None, filter={"n": {"$gt": 0}}, bm25_params={"k1": 0.9})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        again = load(
+            json.loads(json.dumps(dumpd(made))), allowed_objects=[BM25Retriever], valid_namespaces=["retrieve_rerank"]
+        )
+    assert isinstance(again, BM25Retriever)
+    assert (again.k, again.language, again.filter, again.k1) == (2, None, {"n": {"$gt": 0}}, 0.9)
+    assert again.invoke("alpha") == made.invoke("alpha") != []
+    for lost in (retriever(), retriever(path=tmp_path / "own", preprocess_func=str.split)):
+        assert dumpd(lost)["type"] == "not_implemented"
+
+
+def test_a_copy_shares_the_index_unless_it_is_of_another(tmp_path: Path) -> None:
+    made = retriever(k=1)
+    copied = made.model_copy(update={"k": 3})
+    made.add_documents([Document("alpha alpha alpha", id="new")])
+    assert (len(copied.invoke("alpha")), made.k) == (3, 1)
+    assert "new" in ids(copied.invoke("alpha"))
+    assert made.model_copy(update={"path": str(tmp_path)}).invoke("alpha") == []
+
+
+@pytest.mark.parametrize("options", [{"k": 0}, {"k": True}, {"docs": []}, {"vectorizer": None}, {"language": "xx"}])
+def test_what_cannot_be_an_option(options: dict[str, Any]) -> None:
+    with pytest.raises((ValidationError, InvalidInputError), match=next(iter(options))):
+        BM25Retriever(**options)
+
+
+# In the place of langchain-community's
+
+
+def incumbent(*arguments: Any, **options: Any) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from langchain_community.retrievers import BM25Retriever as Incumbent
+
+        return Incumbent.from_texts(*arguments, **options)
+
+
+def test_code_for_the_incumbent_runs_here() -> None:
+    """The same calls, by position and by name; both return four documents unless told otherwise."""
+    texts = ["alpha one", "alpha two two", "alpha three", "beta", "alpha four four four", "alpha five"]
+    metadatas = [{"n": number} for number in range(6)]
+    names = [str(number) for number in range(6)]
+    for make in (incumbent, BM25Retriever.from_texts):
+        made = make(texts, metadatas, names)
+        assert len(made.invoke("alpha")) == 4
+        assert made.invoke("two")[0].id == "1"
+        made.k = 2
+        assert len(made.invoke("alpha")) == 2
+    made = BM25Retriever.from_documents([Document("alpha", id="x")], k=3)
+    assert (made.k, made.invoke("alpha")[0].id) == (3, "x")
+
+
+def test_a_preprocess_func_cuts_texts_as_in_the_incumbent() -> None:
+    texts = ["The-alpha", "the-beta", "the-gamma", "delta"]
+    calls: list[str] = []
+
+    def cut(text: str) -> list[str]:
+        calls.append(text)
+        return text.split("-")
+
+    theirs = incumbent(texts, preprocess_func=cut).invoke("The")
+    ours = BM25Retriever.from_texts(texts, preprocess_func=cut).invoke("The")
+    assert ours[0].page_content == theirs[0].page_content == "The-alpha"
+    assert len(ours) == 1  # "the" is another word, and what scores 0 is not found
+    assert "The" in calls
+
+
+def test_parameters_of_the_formula() -> None:
+    plain, flat = retriever().invoke("alpha"), retriever(bm25_params={"b": 0.0, "k1": 0}).invoke("alpha")
+    assert len({document.metadata["retrieval_score"] for document in plain}) > 1
+    assert len({document.metadata["retrieval_score"] for document in flat}) == 1
+    with pytest.raises(InvalidInputError, match=r"k1 and b, not 'epsilon'"):
+        retriever(bm25_params={"epsilon": 0.25})
+    with pytest.raises(TypeError, match="bm25_variant"):
+        BM25Retriever.from_texts(TEXTS, bm25_variant="plus")  # type: ignore[call-arg]
+
+
+# As a first stage
+
+
+async def test_it_is_a_first_stage_that_keeps_its_scores() -> None:
+    logits = {"alpha alpha": 1.0, "alpha beta": 2.0, "Running alphas": 3.0}
+    made = retriever(k=1)
+    pipeline = RetrieveRerankRetriever(
+        base_retriever=made, reranker=CrossEncoderReranker(model=TableCrossEncoder(logits))
+    )
+    scores = {document.id: document.metadata["retrieval_score"] for document in made.invoke("alpha", k=3)}
+    for found in (pipeline.invoke("alpha"), await pipeline.ainvoke("alpha")):
+        assert ids(found) == ["d", "b", "a"]
+        assert {document.id: document.metadata["retrieval_score"] for document in found} == scores
+        assert [document.metadata["retrieval_rank"] for document in found] == [3, 2, 1]
+    assert made.k == 1
+    assert ids(pipeline.invoke("alpha", filter={"n": 1})) == ["b"]

@@ -1,0 +1,334 @@
+"""Several first stages as one LangChain retriever."""
+
+from __future__ import annotations
+
+import contextvars
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.documents import Document
+from langchain_core.load import dumpd
+from langchain_core.retrievers import BaseRetriever
+from langchain_core.runnables import RunnableLambda
+from langchain_core.vectorstores import InMemoryVectorStore
+
+from retrieve_rerank import DegradedWarning, InvalidInputError, RetrieveRerankError, fuse
+from retrieve_rerank.langchain import (
+    BiEncoderEmbeddings,
+    ChromaRetriever,
+    ChromaVectorStore,
+    CrossEncoderReranker,
+    HybridRetriever,
+    RetrieveRerankRetriever,
+    load,
+)
+from tests.core.stubs import found
+from tests.langchain.stubs import ListRetriever, TableCrossEncoder, WordEmbeddings
+
+TEXTS = ["a a a", "a a b", "c", "b b a"]
+
+
+def listed(ids: str, **options: Any) -> ListRetriever:
+    """Return a retriever of documents whose ids are the letters and whose texts are the letters in upper case."""
+    return ListRetriever(documents=[Document(id_.upper(), id=id_) for id_ in ids], **options)
+
+
+def ids(documents: list[Document]) -> str:
+    return "".join(str(document.id) for document in documents)
+
+
+def ranks(documents: list[Document]) -> list[Any]:
+    return [document.metadata["retrieval_ranks"] for document in documents]
+
+
+class Slow(ListRetriever):
+    seconds: float = 0.3
+
+    def _get_relevant_documents(self, query: str, *, run_manager: object) -> list[Document]:
+        time.sleep(self.seconds)
+        return super()._get_relevant_documents(query, run_manager=run_manager)
+
+
+class Down(BaseRetriever):
+    error: BaseException
+
+    def _get_relevant_documents(self, query: str, *, run_manager: object, **options: Any) -> list[Document]:
+        raise self.error
+
+
+async def both_ways(retriever: BaseRetriever, query: str, **options: Any) -> list[list[Document]]:
+    return [retriever.invoke(query, **options), await retriever.ainvoke(query, **options)]
+
+
+async def test_it_is_the_cores_fusion() -> None:
+    options: dict[str, Any] = {"weights": [2, 1.5], "rrf_k": 10}
+    hybrid = HybridRetriever(retrievers=[listed("abcd"), listed("cbe")], **options)
+    expected = fuse([found("abcd"), found("cbe")], **options)
+    for documents in await both_ways(hybrid, "q"):
+        assert ids(documents) == "".join(hit.passage.text for hit in expected)
+        assert [document.metadata for document in documents] == [
+            {
+                "retrieval_score": hit.retrieval_score,
+                "retrieval_rank": hit.retrieval_rank,
+                "retrieval_ranks": list(hit.retrieval_ranks),
+            }
+            for hit in expected
+        ]
+    for documents in await both_ways(hybrid, "q", k=1):
+        assert ids(documents) == "a"
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        lambda: ChromaVectorStore.from_texts(TEXTS, WordEmbeddings(), ids=["0", "1", "2", "3"]),
+        lambda: ChromaRetriever.from_texts(TEXTS, WordEmbeddings(), ids=["0", "1", "2", "3"], k=1),
+        lambda: InMemoryVectorStore.from_texts(TEXTS, WordEmbeddings(), ids=["0", "1", "2", "3"]).as_retriever(),
+        lambda: ListRetriever(documents=[Document(text, id=str(n)) for n, text in enumerate(TEXTS)], k=1),
+        lambda: RunnableLambda(lambda _: [Document(text, id=str(n)) for n, text in enumerate(TEXTS)]),
+    ],
+)
+async def test_any_retriever_or_store_is_asked_for_k(base: Callable[[], Any]) -> None:
+    made = base()
+    before = repr(made)
+    hybrid = HybridRetriever(retrievers=[made, listed("x")], k=3)
+    for documents in await both_ways(hybrid, "a"):
+        assert len(documents) == 3
+        assert sum(rank[0] is not None for rank in ranks(documents)) == 2
+        assert [document.metadata["retrieval_rank"] for document in documents] == [1, 2, 3]
+    assert repr(made) == before
+
+
+async def test_retrievers_run_at_the_same_time() -> None:
+    """C13: the peer runs them one after another where it is not async."""
+    hybrid = HybridRetriever(retrievers=[Slow(documents=[]), Slow(documents=[]), Slow(documents=[])])
+    for call in (lambda: hybrid.invoke("q"), lambda: hybrid.ainvoke("q")):
+        start = time.perf_counter()
+        result = call()
+        assert (result if isinstance(result, list) else await result) == []
+        assert 0.29 < time.perf_counter() - start < 0.7
+
+
+async def test_documents_with_equal_text_are_two_unless_merged_by_text() -> None:
+    """C13: the peer merges by the text, and loses one of two documents; and it gives no scores."""
+    one = ListRetriever(documents=[Document("same", id="1", metadata={"from": "one"}), Document("same", id="2")])
+    two = ListRetriever(documents=[Document("same", id="3"), Document("other", id="1", metadata={"from": "two"})])
+    for documents in await both_ways(HybridRetriever(retrievers=[one, two]), "q"):
+        assert ids(documents) == "132"
+        assert documents[0].metadata["from"] == "one"
+        assert ranks(documents) == [[1, 2], [None, 1], [2, None]]
+    for documents in await both_ways(HybridRetriever(retrievers=[one, two], merge="text"), "q"):
+        assert ids(documents) == "11"
+        assert ranks(documents) == [[1, 1], [None, 2]]
+
+
+async def test_documents_without_ids_are_merged_by_text_or_refused() -> None:
+    """C13: with id_key the peer fails with a KeyError."""
+    bare = ListRetriever(documents=[Document("same"), Document("same")])
+    by_id = HybridRetriever(retrievers=[listed("a"), bare])
+    with pytest.raises(InvalidInputError, match=r'retriever 2 \(ListRetriever\) .* without an id.* merge="text"'):
+        by_id.invoke("q")
+    with pytest.raises(InvalidInputError, match='merge="text"'):
+        await by_id.ainvoke("q")
+    by_text = HybridRetriever(retrievers=[bare, ListRetriever(documents=[Document("same", id="1")])], merge="text")
+    (document,) = by_text.invoke("q")
+    assert (document.id, document.metadata["retrieval_ranks"]) == (None, [1, 1])
+    # Where one retriever alone found something, there is nothing to merge.
+    assert ids(HybridRetriever(retrievers=[ListRetriever(documents=[]), bare]).invoke("q")) == "None"
+
+
+async def test_the_retrievers_documents_stay_as_they_are() -> None:
+    documents = [Document("a", id="1", metadata={"n": {"deep": 1}})]
+    hybrid = HybridRetriever(retrievers=[ListRetriever(documents=documents)])
+    for merged in await both_ways(hybrid, "q"):
+        assert merged[0].metadata["n"] == {"deep": 1}
+        assert merged[0] is not documents[0]
+    assert documents == [Document("a", id="1", metadata={"n": {"deep": 1}})]
+
+
+async def test_options_go_to_every_retriever_and_are_never_dropped() -> None:
+    metadatas = [{"n": number} for number in range(4)]
+    stores = [ChromaVectorStore.from_texts(TEXTS, WordEmbeddings(), metadatas, ids=["0", "1", "2", "3"]) for _ in "xy"]
+    for documents in await both_ways(HybridRetriever(retrievers=stores), "a", filter={"n": {"$lt": 2}}):
+        assert ids(documents) == "01"
+        assert ranks(documents) == [[1, 1], [2, 2]]
+    for on_error in ("raise", "skip"):
+        hybrid = HybridRetriever(retrievers=[stores[0], listed("a")], on_error=on_error)  # type: ignore[arg-type]
+        with pytest.raises(InvalidInputError, match="ListRetriever takes no options at invoke, got 'filter'"):
+            hybrid.invoke("a", filter={"n": 1})
+        both = HybridRetriever(retrievers=stores, on_error=on_error)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="filtre"):
+            await both.ainvoke("a", filtre={"n": 1})
+
+
+async def test_a_failure_is_raised_as_it_is_and_at_once() -> None:
+    hybrid = HybridRetriever(retrievers=[Slow(documents=[], seconds=2.0), Down(error=ConnectionError("no server"))])
+    start = time.perf_counter()
+    with pytest.raises(ConnectionError, match="no server"):
+        hybrid.invoke("q")
+    assert time.perf_counter() - start < 1.0
+    with pytest.raises(ConnectionError, match="no server"):
+        await HybridRetriever(retrievers=[listed("a"), Down(error=ConnectionError("no server"))]).ainvoke("q")
+
+
+async def test_a_failure_is_skipped_where_asked_with_one_warning() -> None:
+    down = Down(error=ConnectionError("no server"))
+    hybrid = HybridRetriever(retrievers=[down, listed("ab")], on_error="skip")
+    with pytest.warns(DegradedWarning, match=r"retriever 1 \(Down\): ConnectionError: no server") as warned:
+        results = await both_ways(hybrid, "q")
+    assert len(warned) == 2
+    for documents in results:
+        assert (ids(documents), ranks(documents)) == ("ab", [[None, 1], [None, 2]])
+    with pytest.raises(RetrieveRerankError, match="every retriever failed"):
+        HybridRetriever(retrievers=[down, down], on_error="skip").invoke("q")
+
+
+class _Runs(BaseCallbackHandler):
+    def __init__(self) -> None:
+        self.runs: list[tuple[str, UUID, UUID | None, list[str]]] = []
+        self.errors: list[UUID] = []
+        self.threads: set[str] = set()
+
+    def on_retriever_start(self, serialized: Any, query: str, *, run_id: UUID, **kwargs: Any) -> None:
+        self.runs.append((kwargs["name"], run_id, kwargs.get("parent_run_id"), kwargs.get("tags") or []))
+        self.threads.add(threading.current_thread().name)
+
+    def on_retriever_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
+        self.errors.append(run_id)
+
+
+@pytest.mark.parametrize("call", ["sync", "async"])
+async def test_every_retriever_is_a_run_under_the_hybrids_run(call: str) -> None:
+    handler = _Runs()
+    store = ChromaVectorStore.from_texts(TEXTS, WordEmbeddings(), ids=["0", "1", "2", "3"])
+    hybrid = HybridRetriever(retrievers=[store, listed("a"), Down(error=OSError())], on_error="skip")
+    config: Any = {"callbacks": [handler], "tags": ["mine"]}
+    with pytest.warns(DegradedWarning):
+        await hybrid.ainvoke("a", config) if call == "async" else hybrid.invoke("a", config)
+    (parent,) = [run for run in handler.runs if run[0] == "HybridRetriever"]
+    children = {name: tags for name, _, parent_id, tags in handler.runs if parent_id == parent[1]}
+    assert set(children) == {"ChromaRetriever", "ListRetriever", "Down"}
+    assert set(children["ListRetriever"]) == {"mine", "retriever_2"}
+    assert [run[1] for run in handler.runs if run[0] == "Down"] == handler.errors
+
+
+def test_the_callers_context_is_seen_by_every_retriever() -> None:
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="lost")
+    seen: list[str] = []
+
+    def look(_: str) -> list[Document]:
+        seen.append(variable.get())
+        return []
+
+    variable.set("kept")
+    HybridRetriever(retrievers=[RunnableLambda(look), RunnableLambda(look)]).invoke("q")
+    assert seen == ["kept", "kept"]
+
+
+# As a first stage
+
+
+async def test_the_ranks_in_every_list_live_through_re_ranking() -> None:
+    scores = {"A": 0.0, "B": 1.0, "C": 2.0, "D": 3.0}
+    reranker = CrossEncoderReranker(model=TableCrossEncoder(scores))
+    hybrid = HybridRetriever(retrievers=[listed("abcd"), listed("bad")], k=1)
+    retriever = RetrieveRerankRetriever(base_retriever=hybrid, reranker=reranker, fetch_k=3, top_n=2)
+    fused = {document.id: document.metadata for document in hybrid.invoke("q", k=3)}
+    for documents in await both_ways(retriever, "q"):
+        assert ids(documents) == "cb"
+        for document in documents:
+            told = {name: value for name, value in document.metadata.items() if name.startswith("retrieval")}
+            assert told == fused[document.id]
+    for documents in await both_ways(retriever.with_config(tags=["x"]), "q", fetch_k=2):  # type: ignore[arg-type]
+        assert ids(documents) == "ba"
+
+
+async def test_ranks_that_a_stored_document_tells_of_are_not_this_searches() -> None:
+    stored = Document("A", id="a", metadata={"retrieval_ranks": [7], "retrieval_score": 9.0})
+    hybrid = HybridRetriever(retrievers=[ListRetriever(documents=[stored]), listed("b")])
+    for documents in await both_ways(hybrid, "q"):
+        assert ranks(documents) == [[1, None], [None, 1]]
+    reranker = CrossEncoderReranker(model=TableCrossEncoder({"A": 0.0}))
+    for base in (ListRetriever(documents=[stored]), ChromaVectorStore.from_documents([stored], WordEmbeddings())):
+        found_ = RetrieveRerankRetriever(base_retriever=base, reranker=reranker).invoke("q")
+        assert "retrieval_ranks" not in found_[0].metadata
+
+
+def test_a_hybrid_in_a_hybrid() -> None:
+    inner = HybridRetriever(retrievers=[listed("ab"), listed("bc")])
+    documents = HybridRetriever(retrievers=[inner, listed("c")]).invoke("q", k=2)
+    assert (ids(documents), ranks(documents)) == ("bc", [[1, None], [None, 1]])
+
+
+# Written down
+
+
+def test_it_comes_back_from_what_was_written_down(tiny_bi_encoder: Path, tmp_path: Path) -> None:
+    embeddings = BiEncoderEmbeddings(model=str(tiny_bi_encoder))
+    stores = [ChromaVectorStore(name, embeddings, tmp_path) for name in ("one", "two")]
+    for place, store in enumerate(stores):
+        store.add_texts(["paris", "rome", "bread"][place:], ids=["0", "1", "2"][place:])
+    retrievers = [stores[0], ChromaRetriever(vectorstore=stores[1], k=2)]
+    hybrid = HybridRetriever(retrievers=retrievers, weights=[1, 2], rrf_k=5, k=3, on_error="skip")
+    dumped = json.loads(json.dumps(dumpd(hybrid)))
+    restored = load(dumped)
+    assert type(restored) is HybridRetriever
+    assert restored.invoke("rome") == hybrid.invoke("rome")
+    assert list(restored.weights or ()) == [1.0, 2.0]
+    assert (restored.rrf_k, restored.k, restored.on_error) == (5, 3, "skip")
+    again = HybridRetriever.model_validate(json.loads(hybrid.model_dump_json()))
+    assert again.invoke("rome") == hybrid.invoke("rome")
+
+
+def test_what_cannot_be_written_down_says_so_when_it_is_read() -> None:
+    with pytest.raises(ValueError, match="ListRetriever in it, which cannot be written down"):
+        load(dumpd(HybridRetriever(retrievers=[listed("a")])))
+
+
+# What cannot be used
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"weights": [1]}, "one weight a retriever: 2, got 1"),
+        ({"weights": [0, 0]}, "above 0"),
+        ({"weights": [1, -1]}, r"weights\[1\]"),
+        ({"weights": [1, True]}, r"weights\[1\]"),
+        ({"rrf_k": -1}, "rrf_k must be"),
+        ({"k": 0}, "k must be"),
+        ({"merge": "hash"}, "merge must be 'id' or 'text'"),
+        ({"on_error": "ignore"}, "on_error must be 'raise' or 'skip'"),
+        ({"retrievers": []}, "at least one"),
+        ({"retrievers": listed("a")}, "must be a list of retrievers, got ListRetriever"),
+        ({"retrievers": [listed("a"), "b"]}, r"retrievers\[1\] must be a LangChain retriever or vector store, got str"),
+        ({"c": 60}, "Extra inputs"),
+    ],
+)
+def test_settings_that_cannot_be_used(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        HybridRetriever(**{"retrievers": [listed("a"), listed("b")], **options})
+
+
+@pytest.mark.parametrize(("query", "k"), [("", 1), ("q", 0), ("q", True)])
+async def test_calls_that_cannot_be_used(query: str, k: int) -> None:
+    hybrid = HybridRetriever(retrievers=[listed("a")])
+    with pytest.raises(InvalidInputError):
+        hybrid.invoke(query, k=k)
+    with pytest.raises(InvalidInputError):
+        await hybrid.ainvoke(query, k=k)
+
+
+def test_the_weights_are_kept_as_given() -> None:
+    hybrid = HybridRetriever(retrievers=(listed("ab"), listed("ba")), weights=(1, 2))
+    assert list(hybrid.weights or ()) == [1.0, 2.0]
+    assert ids(hybrid.invoke("q")) == "ba"
+    assert ids(hybrid.model_copy(update={"weights": [2, 1]}).invoke("q")) == "ab"
+    assert ids(hybrid.model_copy(deep=True).invoke("q")) == "ba"
