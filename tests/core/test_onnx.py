@@ -116,6 +116,29 @@ def test_long_texts_are_cut_and_told_of(tiny_cross_encoder: Path, kept: Path, ba
             np.testing.assert_allclose(found, values(other, TEXTS), atol=1e-4)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_kind_of_head_gives_the_logits_that_it_gives_with_torch(tmp_path: Path, backend: str) -> None:
+    for name in ("two", "dense"):
+        (tmp_path / name).mkdir()
+    two = tiny.save_cross_encoder(tmp_path / "two", labels=2, names=("relevant", "not relevant"))
+    dense = tiny.save_cross_encoder_with_dense_head(tmp_path / "dense", torch.nn.Sigmoid())
+    for path in (two, dense):
+        found, expected = both(CrossEncoder, path, tmp_path / "cache", backend)
+        assert np.ptp(expected) > 1e-2
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_windows_are_those_of_torch(tiny_cross_encoder: Path, kept: Path, backend: str) -> None:
+    hits = []
+    for options in ({}, {"backend": backend, "cache_folder": kept}):
+        with CrossEncoder(tiny_cross_encoder, precision="float32", long_passages="windows", **options) as model:
+            hits.append(model.rank(QUERY, ["rome is of the bread. what is the word. paris is in italy. " * 6]))
+    (expected,), (found,) = hits
+    assert found.window == expected.window != (0, len(expected.passage.text))
+    assert found.logit == pytest.approx(expected.logit, abs=1e-4)
+
+
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64},
     "electra": {"embedding_size": 32},
