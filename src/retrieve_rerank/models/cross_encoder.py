@@ -40,11 +40,13 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
             Qwen3-Reranker does. All of them give scores on one scale.
         device: "cpu", "cuda", "cuda:1", "mps"; None takes the best there is.
         precision: "auto" takes bfloat16 (or float16) where the processor or GPU computes in it, else float32.
-            Logits always leave in float32. `precision` says what was chosen. "int8" is smaller and coarser than all
-            others, and needs another backend.
+            Logits always leave in float32. `precision` says what was chosen. "int8" needs another backend. It is
+            faster than float32 and coarser than all others: near neighbours change places, and a score depends a
+            little on what is computed in the same batch.
         backend: What computes the network: "torch", or on the processor "onnx" (ONNX Runtime: "float32", "int8") or
-            "openvino" ("float32", "bfloat16", "int8"). A file of the network beside the checkpoint (onnx/, openvino/)
-            is taken, or else one is exported once and kept in `cache_folder`, which needs the extra of that name.
+            "openvino" ("float32", "bfloat16", "int8"). The checkpoint's weights are needed all the same: a file of the
+            network beside them (onnx/, openvino/) must agree with them, and where there is none, one is exported and
+            kept in `cache_folder`, or beside the hub client's cache.
         revision: Branch, tag or commit on the hub.
         cache_folder: Where downloads are kept; None is the hub client's default.
         local_files_only: Never ask the hub.
@@ -54,7 +56,7 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
             model's saved prompt, "" takes none.
         max_length: Tokens of query and passage together; None takes the model's own limit.
         batch_tokens: Tokens, with padding, that are computed in one batch; None takes what suits the device. Results do
-            not depend on it. Less takes less memory, more may keep a large GPU busier.
+            not depend on it, but in int8. Less takes less memory, more may keep a large GPU busier.
         long_passages: What is done with a passage that is longer than the model reads with the query. "truncate" scores
             its beginning; "windows" cuts it into overlapping windows at sentence borders, scores each, and keeps the
             best. Either way the query is never cut, and what was not read is reported.
