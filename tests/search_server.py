@@ -58,6 +58,7 @@ class SearchServer:
                 if id_ in self.stored
             ]
             total = {"value": len(hits), "relation": "eq"}
+            best = max(filter(None, self.scores.values()), default=None)
             return 200, {
                 "took": 1,
                 "timed_out": False,

@@ -235,4 +235,4 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
 
 def _in_order_of(texts: list[str], distinct: list[str], scores: Scores) -> npt.NDArray[np.float32]:
     at = {text: position for position, text in enumerate(distinct)}
-    return scores.logits[[at[text] for text in texts]]
+    return scores.logits[[at[text] for text in texts]].astype(np.float32)
