@@ -260,3 +260,15 @@ def test_similarity_of_a_squared_distance_below_zero_is_that_of_zero() -> None:
         assert index.collection.similarity(-1e-9) == 1.0
         assert index.collection.similarity(4.0) == pytest.approx(1 / 3)
         assert index.collection.similarity(math.inf) == 0.0
+
+
+def test_more_queries_than_chroma_answers_in_one_statement() -> None:
+    """500 queries with 100 hits each: SQLite takes about 32,000 variables."""
+    encoder = LetterEncoder(vector=lambda text: [1.0, float(text)], dimension=2)
+    with ChromaIndex(encoder) as index:
+        index.add([Passage(str(number), str(number)) for number in range(150)])
+        queries = [str(number % 150) for number in range(500)]
+        found = index.retrieve_many(queries, 100)
+        assert [len(hits) for hits in found] == [100] * 500
+        for place in (0, 99, 100, 499):
+            assert found[place] == index.retrieve(queries[place], 100)

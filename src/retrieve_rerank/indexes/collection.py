@@ -308,23 +308,15 @@ class ChromaCollection:
             if not options["ids"]:
                 return [[] for _ in array]
         include: Any = ["documents", "metadatas", "distances"] + (["embeddings"] if with_vectors else [])
-        with translated(f"collection {self.name!r}"):
-            answer: Any = self.handle.query(
-                query_embeddings=array,
-                n_results=min(check_count(k, "k"), _MOST),
-                include=include,
-                **options,
-            )
-        results = []
-        for row in range(len(array)):
-            records = _records({name: (answer[name] or [None])[row] for name in ("ids", "documents", "metadatas")})
-            stored = answer["embeddings"][row] if with_vectors else [None] * len(records)
-            results.append(
-                [
-                    Found(record, float(distance), None if vector is None else np.asarray(vector, np.float32))
-                    for record, distance, vector in zip(records, answer["distances"][row], stored, strict=True)
-                ]
-            )
+        limit = min(check_count(k, "k"), _MOST)
+        # As many vectors at a time as Chroma can look the results of up: it reads all of them in one statement.
+        step = len(array) if len(array) == 1 else max(1, _READ_CHUNK // min(limit, self.count() or 1))
+        results: list[list[Found]] = []
+        for start in range(0, len(array), step):
+            part = array[start : start + step]
+            with translated(f"collection {self.name!r}"):
+                answer = self.handle.query(query_embeddings=part, n_results=limit, include=include, **options)
+            results += [_found(answer, row, with_vectors=with_vectors) for row in range(len(part))]
         return results
 
     def similarity(self, distance: float) -> float:
@@ -390,6 +382,15 @@ def _filters(where: Where | None, where_document: Where | None) -> dict[str, Any
         "where": exact(where) if where else None,
         "where_document": dict(where_document) if where_document else None,
     }
+
+
+def _found(answer: Any, row: int, *, with_vectors: bool) -> list[Found]:
+    records = _records({name: (answer[name] or [None])[row] for name in ("ids", "documents", "metadatas")})
+    stored = answer["embeddings"][row] if with_vectors else [None] * len(records)
+    return [
+        Found(record, float(distance), None if vector is None else np.asarray(vector, np.float32))
+        for record, distance, vector in zip(records, answer["distances"][row], stored, strict=True)
+    ]
 
 
 def _records(rows: Mapping[str, Any]) -> list[Record]:
