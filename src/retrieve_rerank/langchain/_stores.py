@@ -143,7 +143,7 @@ def _milvus(store: Any, options: Mapping[str, Any]) -> Sense | None:
     if store._is_multi_vector:  # noqa: SLF001 - fused by a ranker
         return _same
     known = [settings for settings in (store.search_params, store.index_params) if isinstance(settings, Mapping)]
-    metric = next((settings["metric_type"] for settings in known if settings.get("metric_type")), None)
+    metric = next((settings["metric_type"] for settings in known if settings.get("metric_type")), "")
     return {"COSINE": _same, "IP": _same, "BM25": _same, "L2": _inverse_of_square}.get(metric)
 
 
