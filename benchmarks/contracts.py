@@ -236,10 +236,16 @@ OURS: dict[str, dict[str, type]] = {
     },
     "retrievers": {
         "`ChromaIndex`": test_core.TestChromaIndex,
+        "`BM25Index`": test_core.TestBM25Index,
+        "`HybridRetriever`": test_core.TestHybridRetriever,
         "`RetrieveRerank`": test_core.TestRetrieveRerankSearch,
         "LangChain `ChromaRetriever`": test_langchain.TestChromaRetriever,
+        "LangChain `BM25Retriever`": test_langchain.TestBM25Retriever,
+        "LangChain `HybridRetriever`": test_langchain.TestHybridRetriever,
         "LangChain `RetrieveRerankRetriever`": test_langchain.TestRetrieveRerankRetrieverSearch,
         "LlamaIndex `ChromaRetriever`": test_llama_index.TestChromaRetriever,
+        "LlamaIndex `BM25Retriever`": test_llama_index.TestBM25Retriever,
+        "LlamaIndex `HybridRetriever`": test_llama_index.TestHybridRetriever,
         "LlamaIndex `RetrieveRerankRetriever`": test_llama_index.TestRetrieveRerankRetrieverSearch,
     },
     "stores": {

@@ -39,3 +39,45 @@ def test_reranking_raises_ndcg_on_forum_posts(bi_encoder_path: Path, cross_encod
         )
     )
     assert after > before + 0.05
+
+
+LONG = Path(__file__).parents[2] / "shared" / "data" / "nq-gold"
+
+
+@pytest.mark.skipif(not LONG.is_dir(), reason="the test collection nq-gold is not beside the project")
+@pytest.mark.filterwarnings("ignore::retrieve_rerank.TruncationWarning")
+def test_windows_find_the_answer_at_the_end_of_long_passages(bi_encoder_path: Path, cross_encoder_path: Path) -> None:
+    """2,000 tokens of which the last hundred are the passage: nDCG@10 stays; of a truncated passage it falls."""
+
+    def rows(name: str) -> list[dict[str, str]]:
+        return [json.loads(line) for line in (LONG / name).read_text(encoding="utf-8").split("\n") if line]
+
+    judged = [line.split("\t") for line in (LONG / "qrels.tsv").read_text(encoding="utf-8").split("\n")[1:] if line]
+    queries = {row["id"]: row["text"] for row in rows("queries.jsonl")}
+    relevance: dict[str, dict[str, int]] = {}
+    for query, document, score in judged[::60]:  # 10 questions, spread over the set
+        relevance.setdefault(query, {})[document] = int(float(score))
+    wanted = {document for documents in relevance.values() for document in documents}
+    corpus = [row for position, row in enumerate(rows("corpus.jsonl")) if position % 8 == 0 or row["id"] in wanted]
+    with ChromaIndex(BiEncoder(bi_encoder_path)) as index:
+        index.add(Passage(row["id"], row["text"]) for row in corpus)
+        found = {query: index.retrieve(queries[query], 50) for query in relevance}
+
+    def buried(query: str, place: int) -> Passage:
+        passage = found[query][place].passage
+        near = {hit.passage.id for hit in found[query]}  # these may answer too
+        others = [row["text"] for row in corpus[place::5] if row["id"] not in near]
+        return Passage(passage.id, f"{' '.join(others)[:8_500]}\n{passage.text}")
+
+    values = []
+    for long, options in ((False, {}), (True, {}), (True, {"long_passages": "windows"})):
+        with CrossEncoder(cross_encoder_path, **options) as model:
+            orders = {
+                query: model.rank(queries[query], [buried(query, place) if long else hits[place] for place in range(5)])
+                for query, hits in found.items()
+            }
+        ranks = {query: {hit.passage.id: -hit.rank for hit in hits} for query, hits in orders.items()}
+        values.append(ir_measures.calc_aggregate([NDCG], relevance, ranks)[NDCG])
+    short, truncated, windows = values
+    assert truncated < short - 0.2
+    assert windows > short - 0.05

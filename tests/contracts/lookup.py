@@ -67,8 +67,8 @@ class LookupCrossEncoder(CrossEncoder):
 
 
 class LetterScorer:
-    """Scores by the cosine similarity of letters: what is nearest to `LetterEncoder` is best to this."""
+    """Scores by the cosine similarity of letters, as logits: what is nearest to `LetterEncoder` is best to this."""
 
     def score(self, query: str, texts: Sequence[str]) -> Any:
         [one], others = LetterEncoder().encode_queries([query]), LetterEncoder().encode_documents(texts)
-        return others @ one / np.linalg.norm(others, axis=1) / np.linalg.norm(one)
+        return 10.0 * (others @ one / np.linalg.norm(others, axis=1) / np.linalg.norm(one)) - 5.0

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from retrieve_rerank import ChromaIndex, CrossEncoder, RetrieveRerank
+from retrieve_rerank import BM25Index, ChromaIndex, CrossEncoder, HybridRetriever, RetrieveRerank
 from retrieve_rerank.models.ranking import as_ranker
 from retrieve_rerank.testing import ListRetriever, RerankerContract, RetrieverContract, VectorStoreContract
 from tests.contracts.lookup import LetterScorer, LookupCrossEncoder, tiny_path
 
 
 class TestCrossEncoder(RerankerContract):
-    can_miscount = False
-
     def make(self, scorer, *, top_n=None, score_threshold=None):
         return LookupCrossEncoder(scorer)
 
@@ -46,6 +44,21 @@ class TestChromaIndex(RetrieverContract):
         index = ChromaIndex(encoder)
         index.add(passages)
         return index
+
+
+class TestBM25Index(RetrieverContract):
+    def make(self, passages, k, encoder):
+        index = BM25Index()
+        index.add(passages)
+        return index
+
+
+class TestHybridRetriever(RetrieverContract):
+    def make(self, passages, k, encoder):
+        dense, words = ChromaIndex(encoder), BM25Index()
+        dense.add(passages)
+        words.add(passages)
+        return HybridRetriever([dense, words])
 
 
 class TestRetrieveRerankSearch(RetrieverContract):

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from retrieve_rerank.llama_index import ChromaRetriever, ChromaVectorStore, CrossEncoderRerank, RetrieveRerankRetriever
+from retrieve_rerank.llama_index import (
+    BM25Retriever,
+    ChromaRetriever,
+    ChromaVectorStore,
+    CrossEncoderRerank,
+    HybridRetriever,
+    RetrieveRerankRetriever,
+)
 from retrieve_rerank.testing import (
     EncoderEmbedding,
     LlamaIndexRerankerContract,
@@ -15,8 +22,6 @@ from tests.llama_index.stubs import ListRetriever
 
 class TestCrossEncoderRerank(LlamaIndexRerankerContract):
     """Over our own cross-encoder."""
-
-    can_miscount = False
 
     def make(self, scorer, *, top_n=None, score_threshold=None):
         keep = 100 if top_n is None else top_n
@@ -55,6 +60,19 @@ class TestChromaRetriever(LlamaIndexRetrieverContract):
         store = ChromaVectorStore(metric=encoder.metric)
         store.add(self.nodes(passages, encoder))
         return ChromaRetriever(store, embed_model, similarity_top_k=k)
+
+
+class TestBM25Retriever(LlamaIndexRetrieverContract):
+    def make(self, passages, k, encoder):
+        return BM25Retriever(self.nodes(passages, encoder), similarity_top_k=k)
+
+
+class TestHybridRetriever(LlamaIndexRetrieverContract):
+    def make(self, passages, k, encoder):
+        nodes, store = self.nodes(passages, encoder), ChromaVectorStore()
+        store.add(nodes)
+        dense = ChromaRetriever(store, EncoderEmbedding(encoder))
+        return HybridRetriever([dense, BM25Retriever(nodes)], similarity_top_k=k)
 
 
 class TestRetrieveRerankRetrieverSearch(LlamaIndexRetrieverContract):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retrieve_rerank import BiEncoder, CrossEncoder, InvalidInputError
-from retrieve_rerank.models.batching import pack, token_budget
+from retrieve_rerank.models.batching import consecutive, pack, token_budget
 
 lengths_of_texts = st.lists(st.integers(0, 600), max_size=60)
 
@@ -85,3 +86,12 @@ def test_the_size_of_a_batch_travels_and_is_checked(tiny_cross_encoder: Path) ->
     assert model.settings["batch_tokens"] == 300
     with pytest.raises(InvalidInputError, match="batch_tokens must be >= 1"):
         CrossEncoder(tiny_cross_encoder, batch_tokens=0)
+
+
+@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 100))
+def test_consecutive_groups_keep_the_order_and_the_budget(lengths: list[int], budget: int) -> None:
+    groups = consecutive(lengths, budget)
+    assert [position for group in groups for position in group] == list(range(len(lengths)))
+    assert all(len(group) == 1 or sum(lengths[position] for position in group) <= budget for group in groups)
+    for group, following in pairwise(groups):  # none is smaller than it must be
+        assert sum(lengths[position] for position in group) + lengths[following[0]] > budget

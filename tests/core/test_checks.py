@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from retrieve_rerank.checks import check_count, check_encodable, check_query, check_texts, check_threshold
+from retrieve_rerank.checks import (
+    check_count,
+    check_encodable,
+    check_query,
+    check_seconds,
+    check_texts,
+    check_threshold,
+)
 from retrieve_rerank.errors import InvalidInputError
 
 
@@ -111,3 +118,16 @@ def test_no_threshold_is_none_and_zero_is_a_threshold() -> None:
 def test_a_threshold_outside_the_scores_is_refused(value: Any) -> None:
     with pytest.raises(InvalidInputError, match=r"score_threshold.*\[0, 1\]"):
         check_threshold(value)
+
+
+@pytest.mark.parametrize("value", [0.001, 1, np.float32(0.5), Fraction(1, 2), 1e12])
+def test_seconds_become_float(value: Any) -> None:
+    seconds = check_seconds(value, "time_budget")
+    assert (seconds, type(seconds)) == (float(value), float)
+    assert check_seconds(None, "time_budget") is None
+
+
+@pytest.mark.parametrize("value", [0, 0.0, -1, math.nan, math.inf, True, "1", [1]])
+def test_seconds_that_are_none_are_refused(value: Any) -> None:
+    with pytest.raises(InvalidInputError, match="time_budget must be a number of seconds above 0"):
+        check_seconds(value, "time_budget")

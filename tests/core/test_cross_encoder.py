@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,20 @@ def test_scores_do_not_depend_on_the_batch(model: CrossEncoder) -> None:
     assert model.score(QUERY, texts[:7]) == close_to([scores[text] for text in texts[:7]])
     for text in texts[::23]:
         assert model.score(QUERY, [text]) == close_to([scores[text]])
+
+
+def test_bfloat16_scores_hardly_depend_on_the_batch_and_keep_the_order(tiny_cross_encoder: Path) -> None:
+    texts = many_texts()[:80]
+    with CrossEncoder(tiny_cross_encoder, precision="float32") as exact:
+        logits = exact.score(QUERY, texts)
+    with CrossEncoder(tiny_cross_encoder, precision="bfloat16") as model:
+        together, alone = model.score(QUERY, texts), np.concatenate([model.score(QUERY, [text]) for text in texts])
+        assert np.array_equal(model.score(QUERY, texts), together)  # the same call gives the same, to the last bit
+        hits = model.rank(QUERY, texts)
+    assert together == pytest.approx(alone, abs=0.04)
+    assert len(set(together.tolist())) == 80  # no ties that float32 does not have
+    for better, worse in pairwise(hits):
+        assert logits[int(better.passage.id)] > logits[int(worse.passage.id)] - 0.1
 
 
 def test_equal_texts_are_scored_once(model: CrossEncoder, counted_rows: list[int]) -> None:

@@ -110,6 +110,28 @@ async def test_a_fault_of_a_model_reaches_the_caller(
     assert model.rank(QUERY, texts, time_budget=budget) == expected
 
 
+@pytest.mark.parametrize("at", [0, 3, 6])
+async def test_a_scorer_that_hangs_at_a_chunk_gives_what_it_had_scored(at: int) -> None:
+    gate = threading.Event()
+
+    class Hanging(TableScorer):
+        calls = 0
+
+        def score(self, query: str, texts: Sequence[str]) -> Any:
+            self.calls += 1
+            if self.calls == at + 1:
+                gate.wait(20)
+            return np.array([float(text) for text in texts])
+
+    for awaited in (False, True):
+        ranker = as_ranker(Hanging({}))
+        hits = await ranked(ranker, NUMBERS, 1.0, awaited=awaited)
+        assert [hit.passage.id for hit in hits] == [*map(str, reversed(range(16 * at))), *map(str, range(16 * at, 100))]
+        assert [hit.logit is None for hit in hits] == [number >= 16 * at for number in range(100)]
+        assert [hit.passage.text for hit in await ranked(ranker, ["1", "2"], 30, awaited=awaited)] == ["2", "1"]
+    gate.set()
+
+
 @pytest.mark.parametrize("at", [1, 3, 5])
 async def test_a_model_that_hangs_at_a_batch_gives_what_it_had_scored(
     model: CrossEncoder, monkeypatch: pytest.MonkeyPatch, many_texts: Callable[[], list[str]], at: int

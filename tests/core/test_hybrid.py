@@ -358,12 +358,13 @@ def test_it_is_pickled_without_its_threads() -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_it_works_in_a_forked_child() -> None:
     script = """
-        import os, warnings
+        import os, time, warnings
         from retrieve_rerank import HybridRetriever
         from tests.core.stubs import ListRetriever
         warnings.simplefilter("ignore")  # newer Pythons warn of a fork beside threads
         hybrid = HybridRetriever([ListRetriever("a"), ListRetriever("b")])
         hybrid.retrieve("q")
+        time.sleep(0.2)  # its threads now wait for work, and a child that counted on them would wait for ever
         child = os.fork()
         if child == 0:
             os._exit(len(hybrid.retrieve("q")))

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import logging
 import os
 import pickle
 import shutil
 import sys
+import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,6 +34,7 @@ from retrieve_rerank import (
     TruncationWarning,
 )
 from retrieve_rerank.models.loading import Checkpoint, load_bi_encoder
+from retrieve_rerank.models.network_files import NetworkFiles
 from tests import tiny
 
 onnx = pytest.importorskip("onnx")
@@ -45,6 +51,7 @@ TEXTS = [
 ]
 SHORT = [text for text in TEXTS if len(text) < 200]
 BACKENDS = ("onnx", "openvino")
+COMMIT = "0123456789012345678901234567890123456789"
 
 
 @pytest.fixture(scope="session")
@@ -107,6 +114,29 @@ def test_long_texts_are_cut_and_told_of(tiny_cross_encoder: Path, kept: Path, ba
             found = values(model, TEXTS)
         with pytest.warns(TruncationWarning):
             np.testing.assert_allclose(found, values(other, TEXTS), atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_kind_of_head_gives_the_logits_that_it_gives_with_torch(tmp_path: Path, backend: str) -> None:
+    for name in ("two", "dense"):
+        (tmp_path / name).mkdir()
+    two = tiny.save_cross_encoder(tmp_path / "two", labels=2, names=("relevant", "not relevant"))
+    dense = tiny.save_cross_encoder_with_dense_head(tmp_path / "dense", torch.nn.Sigmoid())
+    for path in (two, dense):
+        found, expected = both(CrossEncoder, path, tmp_path / "cache", backend)
+        assert np.ptp(expected) > 1e-2
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_windows_are_those_of_torch(tiny_cross_encoder: Path, kept: Path, backend: str) -> None:
+    hits = []
+    for options in ({}, {"backend": backend, "cache_folder": kept}):
+        with CrossEncoder(tiny_cross_encoder, precision="float32", long_passages="windows", **options) as model:
+            hits.append(model.rank(QUERY, ["rome is of the bread. what is the word. paris is in italy. " * 6]))
+    (expected,), (found,) = hits
+    assert found.window == expected.window != (0, len(expected.passage.text))
+    assert found.logit == pytest.approx(expected.logit, abs=1e-4)
 
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -242,6 +272,32 @@ def test_a_broken_file_is_a_model_error(tiny_cross_encoder: Path, tmp_path: Path
         CrossEncoder(path, backend=backend).score(QUERY, SHORT)
 
 
+def test_a_file_that_takes_something_else_is_a_model_error(
+    tiny_cross_encoder: Path, tmp_path: Path, kept: Path
+) -> None:
+    path = beside(tiny_cross_encoder, tmp_path / "model", kept)
+    network = onnx.load(path / "onnx/model.onnx")
+    network.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.INT32
+    onnx.save_model(network, path / "onnx/model.onnx")
+    with pytest.raises(ModelError, match="cannot compute 4 texts of"):
+        CrossEncoder(path, backend="onnx").score(QUERY, SHORT)
+    position = onnx.helper.make_tensor_value_info("position_ids", onnx.TensorProto.INT64, ["batch", "tokens"])
+    network.graph.input.append(position)
+    onnx.save_model(network, path / "onnx/model.onnx")
+    with pytest.raises(ModelError, match="takes position_ids, and only input_ids, attention_mask"):
+        CrossEncoder(path, backend="onnx").score(QUERY, SHORT)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_network_without_its_checkpoint_is_not_enough(
+    tiny_cross_encoder: Path, tmp_path: Path, kept: Path, backend: str
+) -> None:
+    path = beside(tiny_cross_encoder, tmp_path / "model", kept)
+    (path / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"cannot load the cross-encoder.*safetensors weights"):
+        CrossEncoder(path, backend=backend).score(QUERY, SHORT)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_weights_outside_the_folder_are_not_read(
     tiny_cross_encoder: Path, tmp_path: Path, kept: Path, backend: str
@@ -249,6 +305,8 @@ def test_weights_outside_the_folder_are_not_read(
     path = beside(tiny_cross_encoder, tmp_path / "model", kept)
     file = path / "onnx/model.onnx"
     onnx.save_model(onnx.load(file), file, save_as_external_data=True, location="data", size_threshold=0)
+    with CrossEncoder(path, backend=backend) as model:
+        model.score(QUERY, SHORT)  # beside the network, they are
     shutil.move(path / "onnx/data", tmp_path / "data")
     network = onnx.load(file, load_external_data=False)
     for weight in network.graph.initializer:
@@ -256,21 +314,73 @@ def test_weights_outside_the_folder_are_not_read(
             if entry.key == "location":
                 entry.value = "../../data"
     onnx.save_model(network, file)
-    with pytest.raises(ModelError, match="cannot load"):
+    with pytest.raises(ModelError, match=r"(?s)cannot load .*(escapes|outside)"):
         CrossEncoder(path, backend=backend).score(QUERY, SHORT)
 
 
 def test_the_cache_of_the_hub_is_looked_through(tiny_cross_encoder: Path, tmp_path: Path, kept: Path) -> None:
     repository = tmp_path / "models--owner--name"
-    commit = "0123456789012345678901234567890123456789"
-    beside(tiny_cross_encoder, repository / "snapshots" / commit, kept)
+    beside(tiny_cross_encoder, repository / "snapshots" / COMMIT, kept)
     (repository / "refs").mkdir()
-    (repository / "refs/main").write_text(commit)
+    (repository / "refs/main").write_text(COMMIT)
     for backend in BACKENDS:
         options: dict[str, Any] = {"cache_folder": tmp_path, "local_files_only": True}
         with CrossEncoder("owner/name", backend=backend, **options) as model:
             model.score(QUERY, SHORT)
-            assert str(repository / "snapshots" / commit / "onnx/model.onnx") in repr(model)
+            assert str(repository / "snapshots" / COMMIT / "onnx/model.onnx") in repr(model)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bytes]]:
+    """A model hub on this machine, and its files of one repository by their paths."""
+    files: dict[str, bytes] = {}
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            content = files.get(self.path.partition("/resolve/")[2].partition("/")[2])
+            self.send_response(200 if content is not None or self.path == "/" else 404)
+            self.send_header("X-Repo-Commit", COMMIT)
+            if content is None:
+                self.send_header("X-Error-Code", "EntryNotFound")
+            else:
+                self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
+                self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            if self.command == "GET" and content is not None:
+                self.wfile.write(content)
+
+        do_GET = do_HEAD
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+    yield files
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_the_hub_is_asked_for_a_file_and_what_belongs_to_it(hub: dict[str, bytes], tmp_path: Path) -> None:
+    def files(**options: Any) -> NetworkFiles:
+        config = SimpleNamespace(_name_or_path="owner/name", _commit_hash=COMMIT)
+        checkpoint = Checkpoint("owner/name", cache_folder=str(tmp_path), **options)
+        return NetworkFiles(checkpoint, SimpleNamespace(config=config), {}, "logits", "")
+
+    names = ("onnx/first.onnx", "openvino/second.xml")
+    hub |= {"openvino/second.xml": b"network", "openvino/second.bin": b"weights", "onnx/other.onnx": b""}
+    assert files(local_files_only=True).find(names) is None
+    assert files().find(("onnx/third.onnx", "onnx/fourth.onnx")) is None
+    found = files().find(names)
+    assert found is not None
+    assert (found.read_bytes(), found.with_suffix(".bin").read_bytes()) == (b"network", b"weights")
+    hub.clear()
+    assert files(local_files_only=True).find(names) == found
 
 
 # What is exported is kept

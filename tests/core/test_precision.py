@@ -96,10 +96,10 @@ def test_what_is_asked_for_is_taken(processor, name: str) -> None:
     assert choose_precision(name, CPU).name == name
 
 
-@pytest.mark.parametrize("name", ["fp16", "int8", "", "Float32", None, torch.float16])
+@pytest.mark.parametrize("name", ["fp16", "int4", "", "Float32", None, torch.float16])
 @pytest.mark.parametrize("kind", [BiEncoder, CrossEncoder])
 def test_an_unknown_precision_is_refused_before_anything_loads(kind: type, name: str) -> None:
-    with pytest.raises(InvalidInputError, match="precision must be one of auto, float32, bfloat16, float16"):
+    with pytest.raises(InvalidInputError, match="precision must be one of auto, float32, bfloat16, float16, int8"):
         kind("no-such-model", precision=name)
 
 

@@ -81,22 +81,22 @@ async def test_unusable_rewrites_ask_nobody(rewrites: Any) -> None:
 
 async def test_rewrites_over_an_index_cost_one_encoding() -> None:
     class Counting(LetterEncoder):
-        queries: list[list[str]]
+        together: list[list[str]]
 
         def encode_queries(self, texts: Sequence[str]) -> Any:
-            self.queries.append(list(texts))
+            self.together.append(list(texts))
             return super().encode_queries(texts)
 
     encoder = Counting()
-    encoder.queries = []
+    encoder.together = []
     with ChromaIndex(encoder) as index:
         index.add([Passage(text, text, {"n": number}) for number, text in enumerate(TABLE)])
         search = RetrieveRerank(index, TableScorer(TABLE), fetch_k=2)
         expected = fuse([index.retrieve(query, 2, where={"n": {"$gt": 0}}) for query in ("ab", "b", "c")], k=2)
-        encoder.queries.clear()
+        encoder.together.clear()
         for result in await searches(search, "ab", rewrites=["b", "c"], where={"n": {"$gt": 0}}):
             assert list(result.candidates) == expected
-        assert encoder.queries == [["ab", "b", "c"]] * 2
+        assert encoder.together == [["ab", "b", "c"]] * 2
 
 
 async def test_many_searches_take_options_and_are_encoded_together() -> None:

@@ -22,7 +22,7 @@ from retrieve_rerank.models.worker import Worker
 from tests.core.stubs import TableScorer, found, run_python
 
 QUERY = "what is the capital of france"
-LATE = 0.25  # seconds that a caller may come back late on a busy machine
+LATE = 1.0  # seconds that a caller may come back late on a busy machine
 
 
 class SlowScorer:
@@ -59,43 +59,49 @@ def model(tiny_cross_encoder: Path) -> Iterator[CrossEncoder]:
 
 @pytest.fixture
 def slow_forward(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Makes every forward pass of a BERT take 50 ms more, and remembers when each began."""
+    """Makes every forward pass of a BERT take 200 ms more, and remembers when each began."""
     began: list[float] = []
     forward = transformers.BertModel.forward
 
     def slow(self: object, *arguments: object, **options: object) -> object:
         began.append(time.monotonic())
-        time.sleep(0.05)
+        time.sleep(0.2)
         return forward(self, *arguments, **options)
 
     monkeypatch.setattr(transformers.BertModel, "forward", slow)
     return began
 
 
-async def ranked_in_time(ranker: Ranker, budget: float, passages: Any, **options: Any) -> list[list[Hit]]:
-    """Return what `rank` and `arank` give, each after at most the budget."""
-    results = []
-    for awaited in (False, True):
-        start = time.monotonic()
-        if awaited:
-            results.append(await ranker.arank(QUERY, passages, time_budget=budget, **options))
-        else:
-            results.append(ranker.rank(QUERY, passages, time_budget=budget, **options))
-        assert time.monotonic() - start < budget + LATE
-    return results
+async def in_time(ranker: Ranker, budget: float, passages: Any, *, awaited: bool) -> list[Hit]:
+    """Return what `rank` or `arank` gives, after at most the budget."""
+    start = time.monotonic()
+    if awaited:
+        hits = await ranker.arank(QUERY, passages, time_budget=budget)
+    else:
+        hits = ranker.rank(QUERY, passages, time_budget=budget)
+    assert time.monotonic() - start < budget + LATE
+    return hits
 
 
-@pytest.mark.parametrize("scorer", [SlowScorer(0.01), AsyncScorer(0.01)])
-async def test_a_slow_scorer_is_asked_in_order_and_what_it_did_not_reach_follows(scorer: SlowScorer) -> None:
-    for hits in await ranked_in_time(as_ranker(scorer), 0.4, NUMBERS):
-        scored = [hit for hit in hits if hit.logit is not None]
-        reached = len(scored)
-        assert 0 < reached < 100
-        assert reached % 16 == 0  # whole chunks
-        expected = [*map(str, reversed(range(reached))), *map(str, range(reached, 100))]
-        assert [hit.passage.text for hit in hits] == expected
-        assert [hit.rank for hit in hits] == list(range(1, 101))
-        assert all(math.isnan(hit.score) and hit.window is None and not hit.truncated for hit in hits[reached:])
+async def ranked_in_time(ranker: Ranker, budget: float, passages: Any) -> list[list[Hit]]:
+    """Return what `rank` gives, then what `arank` gives."""
+    return [await in_time(ranker, budget, passages, awaited=awaited) for awaited in (False, True)]
+
+
+@pytest.mark.parametrize("kind", [SlowScorer, AsyncScorer])
+@pytest.mark.parametrize("awaited", [False, True])
+async def test_a_slow_scorer_is_asked_in_order_and_what_it_did_not_reach_follows(
+    kind: type[SlowScorer], awaited: bool
+) -> None:
+    ranker = as_ranker(kind(0.015))
+    hits = await in_time(ranker, 0.8, NUMBERS, awaited=awaited)
+    reached = sum(hit.logit is not None for hit in hits)
+    assert 0 < reached < 100
+    assert reached % 16 == 0  # whole chunks
+    expected = [*map(str, reversed(range(reached))), *map(str, range(reached, 100))]
+    assert [hit.passage.text for hit in hits] == expected
+    assert [hit.rank for hit in hits] == list(range(1, 101))
+    assert all(math.isnan(hit.score) and hit.window is None and not hit.truncated for hit in hits[reached:])
 
 
 async def test_what_was_not_reached_keeps_its_retrieval_score() -> None:
@@ -113,10 +119,10 @@ async def test_a_model_scores_the_first_passages_first_and_stops(
     texts = many_texts()
     expected = dict(zip(texts, model.score(QUERY, texts).tolist(), strict=True))
     slow_forward.clear()
-    for hits in await ranked_in_time(model, 0.28, texts):
-        time.sleep(0.12)
+    for hits in await ranked_in_time(model, 0.7, texts):
+        model._worker.run(int, "1")  # the batch under way has ended
         passes = len(slow_forward)
-        time.sleep(0.2)
+        time.sleep(0.5)
         assert len(slow_forward) == passes  # the thread dropped the rest
         scored = [hit for hit in hits if hit.logit is not None]
         assert 0 < len(scored) < 200
@@ -131,7 +137,7 @@ async def test_a_model_scores_the_first_passages_first_and_stops(
 async def test_with_time_enough_it_is_as_without(model: CrossEncoder, many_texts: Callable[[], list[str]]) -> None:
     texts = [*many_texts(), "rome", "rome"]
     plain = model.rank(QUERY, texts)
-    for hits in await ranked_in_time(model, 60.0, texts):
+    for hits in await ranked_in_time(model, 1e12, texts):
         assert [hit.logit for hit in hits] == pytest.approx([hit.logit for hit in plain], abs=1e-5)
         assert {hit.passage.id for hit in hits[:20]} == {hit.passage.id for hit in plain[:20]}
     scorer = TableScorer({"a": 1.0, "b": 2.0})
@@ -139,12 +145,23 @@ async def test_with_time_enough_it_is_as_without(model: CrossEncoder, many_texts
         assert [hit.passage.id for hit in hits] == ["1", "0", "2"]
 
 
-async def test_a_threshold_is_for_scored_hits_and_top_n_for_all() -> None:
+@pytest.mark.parametrize("awaited", [False, True])
+async def test_a_threshold_is_for_scored_hits_and_top_n_for_all(awaited: bool) -> None:
+    gate = threading.Event()
+
+    class OneChunk(TableScorer):
+        def score(self, query: str, texts: Sequence[str]) -> Any:
+            if texts[0] != "-8":
+                gate.wait(20)
+            return np.array([float(text) for text in texts])
+
     passages = [Passage(str(number), str(number - 8)) for number in range(100)]  # the first chunk: logits -8 to 7
-    for hits in await ranked_in_time(as_ranker(SlowScorer(0.02)), 0.5, passages, score_threshold=0.9, top_n=10):
-        assert [hit.passage.id for hit in hits] == ["15", "14", "13", "12", "11", "16", "17", "18", "19", "20"]
-        assert [hit.logit is None for hit in hits] == [False] * 5 + [True] * 5
-        assert [hit.rank for hit in hits] == list(range(1, 11))
+    ranker, options = as_ranker(OneChunk({})), {"score_threshold": 0.9, "top_n": 10, "time_budget": 0.8}
+    hits = await ranker.arank(QUERY, passages, **options) if awaited else ranker.rank(QUERY, passages, **options)
+    gate.set()
+    assert [hit.passage.id for hit in hits] == ["15", "14", "13", "12", "11", "16", "17", "18", "19", "20"]
+    assert [hit.logit is None for hit in hits] == [False] * 5 + [True] * 5
+    assert [hit.rank for hit in hits] == list(range(1, 11))
 
 
 async def test_waiting_for_others_counts(model: CrossEncoder) -> None:
@@ -200,9 +217,7 @@ async def test_a_cancelled_call_stops_at_the_next_batch(
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    start = time.monotonic()
-    assert model._worker.run(int, "1") == 1
-    assert time.monotonic() - start < 0.05 + LATE
+    assert model._worker.run(int, "1") == 1  # the batch under way has ended
     assert len(slow_forward) <= 2
     assert model.score(QUERY, ["rome"]).shape == (1,)
 
@@ -272,7 +287,7 @@ async def test_a_model_that_hangs_holds_up_nobody(tiny_cross_encoder: Path, monk
         model.rank(QUERY, ["rome"], time_budget=0.1)
         start = time.monotonic()
         model.close()
-        assert time.monotonic() - start < 0.3
+        assert time.monotonic() - start < 5
         monkeypatch.setattr(transformers.BertModel, "forward", forward)
         assert np.array_equal(model.score(QUERY, ["rome", "paris"]), expected)
     finally:
@@ -292,4 +307,4 @@ def test_the_interpreter_ends_although_a_model_hangs(tiny_cross_encoder: Path, c
         transformers.BertModel.forward = lambda *arguments, **options: threading.Event().wait()
         print({call}[0].logit)
     """
-    assert run_python(script, str(tiny_cross_encoder), timeout=40).strip() == "None"
+    assert run_python(script, str(tiny_cross_encoder), timeout=120).strip() == "None"

@@ -276,7 +276,7 @@ async def test_a_call_that_hangs_is_replaced_after_a_while_and_what_waits_behind
     assert (await call if call is not None else worker.run_until(deadline, gate.wait, 20)) is False
     start = time.monotonic()
     thread = worker.run(threading.current_thread)  # without a deadline: it would wait for ever
-    assert 0.1 < time.monotonic() - start < 2
+    assert 0.1 < time.monotonic() - start < 5
     assert thread is not stuck
     gate.set()
     stuck.join(5)
@@ -306,7 +306,7 @@ def test_close_does_not_wait_for_a_call_that_nobody_waits_for(closed_first: bool
         caller.join()
     start = time.monotonic()
     worker.close(last=lambda: freed.append("freed"))
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 5
     assert freed == ["freed"]
     assert worker.run(int, "7") == 7
     gate.set()
@@ -354,8 +354,8 @@ def test_a_late_error_after_the_loop_has_closed_disturbs_nobody(caplog: pytest.L
     worker.close()
 
 
-@pytest.mark.parametrize(("hangs", "most"), [(True, 20), (False, 20)])
-def test_the_interpreter_ends_with_a_call_given_up(hangs: bool, most: float) -> None:
+@pytest.mark.parametrize("hangs", [True, False])
+def test_the_interpreter_ends_with_a_call_given_up(hangs: bool) -> None:
     """A call that is only late is let finish; one that hangs is left behind."""
     script = f"""
         import threading, time
@@ -364,7 +364,7 @@ def test_the_interpreter_ends_with_a_call_given_up(hangs: bool, most: float) -> 
         call = threading.Event().wait if {hangs} else lambda: (time.sleep(0.5), print("finished", flush=True))
         print(worker.run_until(time.monotonic() + 0.1, call), flush=True)
     """
-    assert run_python(script, timeout=most).split() == (["False"] if hangs else ["False", "finished"])
+    assert run_python(script).split() == (["False"] if hangs else ["False", "finished"])
 
 
 def test_a_call_made_while_the_interpreter_ends_does_not_hang() -> None:
@@ -380,4 +380,4 @@ def test_a_call_made_while_the_interpreter_ends_does_not_hang() -> None:
         worker = Worker("w")
         print(worker.run(int, "1"))
     """
-    assert run_python(script, timeout=20).split() == ["1", "2"]
+    assert run_python(script).split() == ["1", "2"]

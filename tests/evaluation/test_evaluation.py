@@ -161,7 +161,7 @@ def test_systems_with_one_description_share_a_line() -> None:
     shelf, scorer = Shelf(LISTS), TableScorer(logits("abcdef"))
     found = evaluate({name: RetrieveRerank(shelf, scorer, fetch_k=k) for name, k in (("a", 2), ("b", 3))}, dataset())
     assert "- first stage of a, first stage of b: Shelf()" in found.to_markdown()
-    assert found["a"].description.startswith("<tests.core.stubs.TableScorer")
+    assert "TableScorer object" in found["a"].description
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,13 @@ def test_an_index_that_still_holds_the_questions_is_told() -> None:
     )
 
 
+def test_another_passage_may_hold_the_question() -> None:
+    dataset = sample_questions([Passage(str(n), f"Question number {n}. {REST} {n}") for n in range(3)])
+    texts = {**{passage.id: passage.text for passage in dataset.passages}, "x": " ".join(dataset.queries.values())}
+    lists = {question: ["x", "2", "1", "0"] for question in dataset.queries.values()}
+    assert not any("word for word" in note for note in evaluate({"shelf": Shelf(lists, texts)}, dataset).notes)
+
+
 @pytest.mark.parametrize(
     ("passages", "options", "says"),
     [

@@ -289,6 +289,12 @@ async def test_rewrites_are_fused_and_scored_against_the_query(
     assert sorted(stages, key=str) == sorted([(query, parent) for parent in parents for query in "abc"], key=str)
 
 
+async def test_rewrites_in_a_batch_are_those_of_every_query(store: ChromaVectorStore) -> None:
+    retriever = pipeline(store, fetch_k=3)
+    for results in await both(retriever, ["a", "b"], rewrites=["c"]):
+        assert results == [retriever.invoke(query, rewrites=["c"]) for query in ("a", "b")]
+
+
 async def test_rewrites_over_any_first_stage_and_documents_without_ids() -> None:
     class ByQuery(ListRetriever):
         def _get_relevant_documents(self, query: str, *, run_manager: object) -> list[Document]:
@@ -365,8 +371,10 @@ async def test_it_is_an_option_of_both_stages(diverse_store: ChromaVectorStore) 
     ):
         assert [(document.id, document.metadata["retrieval_rank"]) for document in documents] == [("d", 2), ("a", 1)]
     base = ChromaRetriever(vectorstore=diverse_store, lambda_mult=0.0, fetch_k=3)
-    for documents in RetrieveRerankRetriever(base_retriever=base, reranker=reranker, fetch_k=2).batch(["q", "q"]):
-        assert len(documents) == 2
+    both_stages = RetrieveRerankRetriever(base_retriever=base, reranker=reranker)
+    # What both stages call fetch_k is two things: here the candidates, there what they are chosen from.
+    assert both_stages.batch(["q"], fetch_k=2) == [both_stages.invoke("q", fetch_k=2)]
+    assert ids(both_stages.invoke("q", fetch_k=2)) != ids(both_stages.invoke("q", fetch_k=2, lambda_mult=1.0))
 
 
 def test_the_stores_own_method_chooses_as_langchain_does(diverse_store: ChromaVectorStore) -> None:

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 from langchain_core.documents import Document
-from langchain_core.load import dumpd, load
+from langchain_core.load import dumpd
 from pydantic import ValidationError
 
 from retrieve_rerank import BM25Index, IndexMismatchError, InvalidInputError, Passage
-from retrieve_rerank.langchain import BM25Retriever, CrossEncoderReranker, RetrieveRerankRetriever
+from retrieve_rerank.langchain import BM25Retriever, CrossEncoderReranker, RetrieveRerankRetriever, load
 from tests.langchain.stubs import TableCrossEncoder
 
 TEXTS = ["alpha alpha", "alpha beta", "gamma", "Running alphas"]
@@ -105,16 +105,15 @@ def test_whatever_changes_it_has_saved_it(tmp_path: Path) -> None:
 
 def test_it_can_be_written_down_and_read_back(tmp_path: Path) -> None:
     made = retriever(path=tmp_path, k=2, language=None, filter={"n": {"$gt": 0}}, bm25_params={"k1": 0.9})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        again = load(
-            json.loads(json.dumps(dumpd(made))), allowed_objects=[BM25Retriever], valid_namespaces=["retrieve_rerank"]
-        )
+    again = load(json.loads(json.dumps(dumpd(made))))
     assert isinstance(again, BM25Retriever)
     assert (again.k, again.language, again.filter, again.k1) == (2, None, {"n": {"$gt": 0}}, 0.9)
     assert again.invoke("alpha") == made.invoke("alpha") != []
+    pipeline = RetrieveRerankRetriever(base_retriever=made, reranker=CrossEncoderReranker(model="some/model"))
+    assert load(dumpd(pipeline)).base_retriever.invoke("alpha") == made.invoke("alpha")
     for lost in (retriever(), retriever(path=tmp_path / "own", preprocess_func=str.split)):
-        assert dumpd(lost)["type"] == "not_implemented"
+        with pytest.raises(InvalidInputError, match="BM25Retriever"):
+            load(dumpd(lost))
 
 
 def test_a_copy_shares_the_index_unless_it_is_of_another(tmp_path: Path) -> None:

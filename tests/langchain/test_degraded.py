@@ -12,7 +12,7 @@ import pytest
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 
-from retrieve_rerank import CrossEncoder, DegradedWarning, InvalidInputError
+from retrieve_rerank import CrossEncoder, DegradedWarning, InvalidInputError, TruncationWarning
 from retrieve_rerank.langchain import CrossEncoderReranker, RetrieveRerankRetriever
 from tests.langchain.stubs import ListRetriever, TableCrossEncoder
 
@@ -195,8 +195,16 @@ def test_the_scale_of_our_own_model_is_known(tiny_cross_encoder: Path) -> None:
 
 def test_long_passages_go_to_a_model_given_by_name(tiny_cross_encoder: Path) -> None:
     reranker = CrossEncoderReranker(model=tiny_cross_encoder, long_passages="windows", max_windows=4)
-    found = reranker.compress_documents([Document("bread. " * 60)], "capital")  # truncation would warn
-    assert found[0].metadata["rerank_logit"] is not None
+    text = "bread. " * 60
+    metadata = reranker.compress_documents([Document(text)], "capital")[0].metadata  # truncation would warn
+    start, end = metadata["rerank_window"]
+    assert 0 <= start < end <= len(text)
+    assert "rerank_truncated" not in metadata
+    with pytest.warns(TruncationWarning):
+        cut = CrossEncoderReranker(model=tiny_cross_encoder).compress_documents([Document(text)], "capital")
+    assert cut[0].metadata["rerank_truncated"] is True
+    again = CrossEncoderReranker(model=TableCrossEncoder({text: 1.5})).compress_documents(cut, "capital")
+    assert not {"rerank_truncated", "rerank_window"} & set(again[0].metadata)
     with pytest.raises(ValueError, match="with a model's name only; set them where the CrossEncoder is made"):
         CrossEncoderReranker(model=CrossEncoder(tiny_cross_encoder), long_passages="windows")
     with pytest.raises(ValueError, match="max_windows"):

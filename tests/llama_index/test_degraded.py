@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from llama_index.core.schema import NodeWithScore, QueryBundle
 
-from retrieve_rerank import CrossEncoder, DegradedWarning, InvalidInputError
+from retrieve_rerank import CrossEncoder, DegradedWarning, InvalidInputError, TruncationWarning
 from retrieve_rerank.llama_index import CrossEncoderRerank, RetrieveRerankRetriever
 from tests.llama_index.stubs import BrokenScorer, ListRetriever, TableScorer, scored
 
@@ -128,6 +128,13 @@ def test_probabilities_keep_their_scale() -> None:
 def test_long_passages_go_to_a_model_given_by_name(tiny_cross_encoder: Path) -> None:
     nodes = scored("bread. " * 60)
     reranker = CrossEncoderRerank(tiny_cross_encoder, long_passages="windows", max_windows=4)
-    assert reranker.postprocess_nodes(nodes, query_str="capital")  # truncation would warn
+    found: Any = reranker.postprocess_nodes(nodes, query_str="capital")  # truncation would warn
+    start, end = found[0].window
+    assert 0 <= start < end <= len(nodes[0].text)
+    assert not found[0].truncated
+    found[0].model_dump_json()
+    with pytest.warns(TruncationWarning):
+        cut: Any = CrossEncoderRerank(tiny_cross_encoder).postprocess_nodes(nodes, query_str="capital")
+    assert (cut[0].window, cut[0].truncated) == (None, True)
     with pytest.raises(InvalidInputError, match="long_passages can be given with a model's name only"):
         CrossEncoderRerank(CrossEncoder(tiny_cross_encoder), long_passages="windows")

@@ -83,7 +83,7 @@ def test_the_default_model_ranks_passages() -> None:
 def test_a_model_with_two_labels_is_refused(tmp_path: Path) -> None:
     """L4: the peer fails with a TypeError in float()."""
     reranker = CrossEncoderRerank(tiny.save_cross_encoder(tmp_path, labels=2))
-    with pytest.raises(ModelError, match="two labels"):
+    with pytest.raises(ModelError, match="2 labels"):
         reranker.postprocess_nodes(scored("a"), query_str="q")
 
 

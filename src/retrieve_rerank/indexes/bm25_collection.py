@@ -23,7 +23,8 @@ import numpy as np
 from retrieve_rerank.checks import check_count
 from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, RetrieveRerankError, require
 from retrieve_rerank.indexes.bm25_files import Columns, Content, IndexFolder
-from retrieve_rerank.indexes.matching import Matches, Where, matcher
+from retrieve_rerank.indexes.clauses import Where
+from retrieve_rerank.indexes.matching import Matches, matcher
 from retrieve_rerank.indexes.postings import Floats, Postings, Scorer, best
 from retrieve_rerank.indexes.records import Record
 from retrieve_rerank.indexes.words import Analyzer, Tokenizer, Vocabulary

@@ -15,6 +15,7 @@ import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -143,13 +144,14 @@ class ChromaCollection:
         else:
             self.verified = True
 
-    def __reduce__(self) -> tuple[Callable[..., ChromaCollection], tuple[Any, ...]]:
+    def __reduce__(self) -> tuple[Callable[[], ChromaCollection], tuple[()]]:
         if self.folder is None:
             raise InvalidInputError(
-                f"collection {self.name!r} is in memory or a client's: it cannot be pickled or copied, as nothing says "
-                "where it is. Give it a directory"
+                f"collection {self.name!r} is in memory or a client's: it cannot be pickled or copied. Give it a "
+                "directory"
             )
-        return _reopened, (self.name, self.folder, self.metric, self._fingerprint, self.assume_compatible)
+        made = partial(ChromaCollection, self.name, path=self.folder, metric=self.metric)
+        return partial(made, fingerprint=self._fingerprint, assume_compatible=self.assume_compatible), ()
 
     @property
     def handle(self) -> chromadb.Collection:
@@ -360,18 +362,6 @@ class ChromaCollection:
             bad = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
             raise InvalidInputError(f"vector {bad} holds NaN or infinity, which cannot be searched; check the encoder")
         return array
-
-
-def _reopened(
-    name: str,
-    folder: str,
-    metric: Metric,
-    fingerprint: Fingerprint | None,
-    assume_compatible: bool,  # noqa: FBT001 - pickle gives positions
-) -> ChromaCollection:
-    return ChromaCollection(
-        name, path=folder, metric=metric, fingerprint=fingerprint, assume_compatible=assume_compatible
-    )
 
 
 def to_similarity(distance: float, metric: Metric) -> float:

@@ -25,7 +25,8 @@ from retrieve_rerank.types import Encoder, Hit, Metric, Passage
 Vectors = npt.NDArray[np.float32]
 
 # What a re-ranking writes into a document's metadata, and the next one replaces.
-RERANK_KEYS = ("relevance_score", "rerank_logit", "rerank_rank", "rerank_degraded")
+_SCORE_KEYS = ("relevance_score", "rerank_logit", "rerank_rank")
+RERANK_KEYS = (*_SCORE_KEYS, "rerank_window", "rerank_truncated", "rerank_degraded")
 
 # The names under which embedding classes keep what they embed with.
 _MODEL_NAMES = ("model_name", "model", "model_id", "deployment", "repo_id")
@@ -185,6 +186,10 @@ def to_reranked(document: Document, hit: Hit, degraded: str | None = None) -> Do
     }
     if hit.retrieval_score is not None:
         scores["retrieval_score"] = hit.retrieval_score
+    if hit.window is not None:
+        scores["rerank_window"] = list(hit.window)
+    if hit.truncated:
+        scores["rerank_truncated"] = True
     if degraded is not None:
         scores["rerank_degraded"] = degraded
     kept = {key: value for key, value in document.metadata.items() if key not in RERANK_KEYS}

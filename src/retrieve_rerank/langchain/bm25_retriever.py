@@ -16,8 +16,8 @@ from pydantic import ConfigDict, Field, PrivateAttr, field_validator
 from retrieve_rerank.checks import check_count, check_query
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.indexes.bm25_collection import BM25Collection
+from retrieve_rerank.indexes.clauses import Where
 from retrieve_rerank.indexes.collection import check_ids
-from retrieve_rerank.indexes.matching import Where
 from retrieve_rerank.langchain._convert import checked_documents, new_records, to_document, with_metadata
 
 if TYPE_CHECKING:
@@ -122,7 +122,8 @@ class BM25Retriever(BaseRetriever):
         Args:
             texts: What to store.
             metadatas: One a text.
-            ids: One a text; a text without one gets a random one. Of equal ids the last wins.
+            ids: One a text; a text without one gets a random one, and is stored twice if given twice. Of equal ids
+                the last wins.
             bm25_params: `{"k1": …, "b": …}`, either or both.
             preprocess_func: As for the class.
             k: As for the class.

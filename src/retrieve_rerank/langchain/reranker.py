@@ -67,8 +67,9 @@ class CrossEncoderReranker(Serializable, BaseDocumentCompressor):
     The result holds copies, best first. Their metadata has, beside what was there, `relevance_score` (in [0, 1], means
     the same for every model), `rerank_logit`, `rerank_rank` and `retrieval_rank` (1-based), and `retrieval_score` where
     the first stage gave one; documents that carry a `retrieval_rank` already keep it. `Document.id` stays.
-    `rerank_degraded` is there only where the call did not score everything, and says why; the scores of documents that
-    were not scored are None then.
+    Where it applies, there are also `rerank_window`, the character span of the scored text that won, as [start, end];
+    `rerank_truncated`, True where a part of the text was not read; and `rerank_degraded`, which says why the call did
+    not score everything: the scores of documents that were not scored are None then.
 
     The call is a run of its own in a trace. Its outputs are the documents and `model`, `precision`, `candidates`,
     `scored`, `truncated`, `seconds` and `degraded`.

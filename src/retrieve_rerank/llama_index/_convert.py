@@ -164,6 +164,8 @@ def hits_to_nodes(
             retrieval_rank=hit.retrieval_rank,
             rerank_rank=hit.rank,
             retrieval_ranks=hit.retrieval_ranks,
+            window=hit.window,
+            truncated=hit.truncated,
             degraded=degraded,
         )
         for hit in hits

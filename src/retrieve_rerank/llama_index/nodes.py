@@ -20,6 +20,9 @@ class RerankedNode(NodeWithScore):
         retrieval_rank: 1-based rank in the first stage.
         rerank_rank: 1-based rank after re-ranking.
         retrieval_ranks: Where several retrievers were fused: as in `FusedNode`. Else empty.
+        window: Character span of the scored text that won, where it was scored in windows. The scored text is what the
+            re-ranker's `metadata_mode` makes of the node.
+        truncated: Whether part of that text was not read.
         degraded: Why the call that this node comes from did not score every node; None if it did.
 
     Example:
@@ -35,6 +38,8 @@ class RerankedNode(NodeWithScore):
     retrieval_rank: int | None = None
     rerank_rank: int | None = None
     retrieval_ranks: tuple[int | None, ...] = ()
+    window: tuple[int, int] | None = None
+    truncated: bool = False
     degraded: str | None = None
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from retrieve_rerank.types import Scorer
 _MODEL = "cross-encoder/ms-marco-MiniLM-L6-v2"
 
 # What the settings of a model given by name are where they are not given.
-_UNSET = (None, False, "auto", "torch", "truncate", MAX_WINDOWS)
+_DEFAULTS = {name: setting.default for name, setting in inspect.signature(CrossEncoder).parameters.items()}
 
 dispatcher = get_dispatcher(__name__)
 
@@ -255,7 +256,7 @@ def _ranker_of(
     if isinstance(model, (str, os.PathLike)):
         encoder = CrossEncoder(model, **settings)
         return encoder.model, as_ranker(encoder, scores), None
-    given = [name for name, value in settings.items() if value not in _UNSET]
+    given = [name for name, value in settings.items() if value != _DEFAULTS[name]]
     if given:
         raise InvalidInputError(
             f"{', '.join(given)} can be given with a model's name only; set it where the {type(model).__name__} is made"

@@ -35,11 +35,13 @@ class BiEncoder(LocalModel["BiEngine"]):
         model: A hub name or a folder.
         device: "cpu", "cuda", "cuda:1", "mps"; None takes the best there is.
         precision: "auto" takes bfloat16 (or float16) where the processor or GPU computes in it, else float32.
-            Vectors always leave in float32. `precision` says what was chosen. "int8" is smaller and coarser than all
-            others, and needs another backend.
+            Vectors always leave in float32. `precision` says what was chosen. "int8" needs another backend. It is
+            faster than float32 and coarser than all others: near neighbours change places, and a vector depends a
+            little on what is computed in the same batch.
         backend: What computes the network: "torch", or on the processor "onnx" (ONNX Runtime: "float32", "int8") or
-            "openvino" ("float32", "bfloat16", "int8"). A file of the network beside the checkpoint (onnx/, openvino/)
-            is taken, or else one is exported once and kept in `cache_folder`, which needs the extra of that name.
+            "openvino" ("float32", "bfloat16", "int8"). The checkpoint's weights are needed all the same: a file of the
+            network beside them (onnx/, openvino/) must agree with them, and where there is none, one is exported and
+            kept in `cache_folder`, or beside the hub client's cache.
         revision: Branch, tag or commit on the hub.
         cache_folder: Where downloads are kept; None is the hub client's default.
         local_files_only: Never ask the hub.
@@ -51,7 +53,7 @@ class BiEncoder(LocalModel["BiEngine"]):
         truncate_dim: Keep the first dimensions only, for models trained for it.
         max_length: Tokens that are read of a text; None takes the model's own limit.
         batch_tokens: Tokens, with padding, that are computed in one batch; None takes what suits the device. Results do
-            not depend on it. Less takes less memory, more may keep a large GPU busier.
+            not depend on it, but in int8. Less takes less memory, more may keep a large GPU busier.
 
     Raises:
         ModelError: At the first use, if the checkpoint cannot be loaded or is not a bi-encoder.

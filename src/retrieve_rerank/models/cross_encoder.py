@@ -35,23 +35,28 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
     threads and event loops. Use it as a context manager, or call `close`, to free the model early.
 
     Args:
-        model: A hub name or a folder. The checkpoint must have a trained head with one logit.
+        model: A hub name or a folder. The checkpoint must have a trained head: one label; or two, of which the
+            names in its config say which one means relevant; or a language model that answers yes or no, as
+            Qwen3-Reranker does. All of them give scores on one scale.
         device: "cpu", "cuda", "cuda:1", "mps"; None takes the best there is.
         precision: "auto" takes bfloat16 (or float16) where the processor or GPU computes in it, else float32.
-            Logits always leave in float32. `precision` says what was chosen. "int8" is smaller and coarser than all
-            others, and needs another backend.
+            Logits always leave in float32. `precision` says what was chosen. "int8" needs another backend. It is
+            faster than float32 and coarser than all others: near neighbours change places, and a score depends a
+            little on what is computed in the same batch.
         backend: What computes the network: "torch", or on the processor "onnx" (ONNX Runtime: "float32", "int8") or
-            "openvino" ("float32", "bfloat16", "int8"). A file of the network beside the checkpoint (onnx/, openvino/)
-            is taken, or else one is exported once and kept in `cache_folder`, which needs the extra of that name.
+            "openvino" ("float32", "bfloat16", "int8"). The checkpoint's weights are needed all the same: a file of the
+            network beside them (onnx/, openvino/) must agree with them, and where there is none, one is exported and
+            kept in `cache_folder`, or beside the hub client's cache.
         revision: Branch, tag or commit on the hub.
         cache_folder: Where downloads are kept; None is the hub client's default.
         local_files_only: Never ask the hub.
         token: Hub token for private models.
         trust_remote_code: Run code that comes with the checkpoint. Only for repositories whose code you have read.
-        prompt: Instruction put before the pair; None takes the model's saved prompt, "" takes none.
+        prompt: Instruction put before the pair, or where the model's chat template has its place; None takes the
+            model's saved prompt, "" takes none.
         max_length: Tokens of query and passage together; None takes the model's own limit.
         batch_tokens: Tokens, with padding, that are computed in one batch; None takes what suits the device. Results do
-            not depend on it. Less takes less memory, more may keep a large GPU busier.
+            not depend on it, but in int8. Less takes less memory, more may keep a large GPU busier.
         long_passages: What is done with a passage that is longer than the model reads with the query. "truncate" scores
             its beginning; "windows" cuts it into overlapping windows at sentence borders, scores each, and keeps the
             best. Either way the query is never cut, and what was not read is reported.
@@ -139,29 +144,22 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
             texts: May be empty. Equal texts are scored once.
 
         Returns:
-            Float32 array (len(texts),) of logits, in the order of `texts`: larger is more relevant.
+            Float32 array (len(texts),) of logits, in the order of `texts`: larger is more relevant. The sigmoid of a
+            logit is the relevance that `rank` gives.
 
         Raises:
             InvalidInputError: If the query is empty or leaves no room for a text, or an item is not a string.
             ModelError: If the model cannot be loaded.
         """
         items = self._checked(query, texts)
-        scoring = Scoring(query, list(dict.fromkeys(items)))
-        try:
-            self._score(scoring)
-        finally:
-            scores = scoring.finish()
-        return self._logits(items, scoring, scores)
+        distinct = list(dict.fromkeys(items))
+        return _in_order_of(items, distinct, self._scores(query, distinct))
 
     async def ascore(self, query: str, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """As `score`, without blocking the event loop."""
+        """As `score`, without blocking the event loop. A cancelled call stops after the batch under way."""
         items = self._checked(query, texts)
-        scoring = Scoring(query, list(dict.fromkeys(items)))
-        try:
-            await self._ascore(scoring)
-        finally:
-            scores = scoring.finish()
-        return self._logits(items, scoring, scores)
+        distinct = list(dict.fromkeys(items))
+        return _in_order_of(items, distinct, await self._ascores(query, distinct))
 
     def as_langchain(self) -> BaseCrossEncoder:
         """Return this model as LangChain's `BaseCrossEncoder`, for components that want one.
@@ -182,11 +180,6 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
     def _checked(self, query: str, texts: Sequence[str]) -> list[str]:
         check_query(query)
         return check_texts(texts)
-
-    def _logits(self, texts: list[str], scoring: Scoring, scores: Scores) -> npt.NDArray[np.float32]:
-        self._tell(int(scores.truncated.sum()), len(scoring.texts))
-        at = {text: position for position, text in enumerate(scoring.texts)}
-        return scores.logits[[at[text] for text in texts]].astype(np.float32)
 
     def _score(self, scoring: Scoring) -> None:
         self._worker.run_until(scoring.deadline, self._score_here, scoring)
@@ -238,3 +231,8 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
             prompt=self._prompt,
             max_windows=None if self._long_passages == "truncate" else self._max_windows,
         )
+
+
+def _in_order_of(texts: list[str], distinct: list[str], scores: Scores) -> npt.NDArray[np.float32]:
+    at = {text: position for position, text in enumerate(distinct)}
+    return scores.logits[[at[text] for text in texts]].astype(np.float32)

@@ -166,8 +166,8 @@ class CrossEngine(Engine):
         self.prompt = _saved_prompt(model) if prompt is None else prompt
         self.max_windows = max_windows
         self._chat = "message" in getattr(model[0], "modality_config", {})
-        if self.prompt and self._chat:
-            plain, told = (ChatReading(model, "a", given, None) for given in ("", self.prompt))
+        if prompt and self._chat:
+            plain, told = (ChatReading(model, "a", given, None) for given in ("", prompt))
             if plain.around == told.around:
                 raise InvalidInputError(
                     "the chat template of this cross-encoder has no place for an instruction, so prompt would change "
@@ -217,11 +217,11 @@ class CrossEngine(Engine):
     def _cut(self, reading: Reading, text: str, length: int) -> Cut:
         if self.max_length is None or length <= self.max_length:
             return Cut((text,), (length,))
-        if self.max_windows is None:
-            return Cut((reading.fit(text),), (self.max_length,), truncated=True)
         # A window's own tokens may be one or two more than they were in the whole text.
         size = min(_WINDOW, max(1, self.max_length - reading.around - 2))
-        windows = split(text, reading.spans(text), size, min(_OVERLAP, size // 4))
+        windows = self.max_windows and split(text, reading.spans(text), size, min(_OVERLAP, size // 4))
+        if not self.max_windows or not windows:
+            return Cut((reading.fit(text),), (self.max_length,), truncated=True)
         taken = spread(windows, self.max_windows)
         pieces = tuple(text[start:end] for start, end in taken)
         lengths = tuple(reading.lengths(pieces))

@@ -53,7 +53,12 @@ class Network(torch.nn.Module):
         # A file may want an input that this tokenizer does not make: nothing masked, and one segment.
         absent = {"attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
         arrays = {name: {**absent, **features}[name].numpy() for name in self._session.inputs}
-        return {self._output: torch.from_numpy(self._session.run(arrays, self._theirs)).float()}
+        try:
+            values = self._session.run(arrays, self._theirs)
+        except Exception as error:  # the runtimes' errors have no base of their own
+            texts, tokens = ids.shape
+            raise ModelError(f"the network cannot compute {texts} texts of {tokens} tokens: {error}") from error
+        return {self._output: torch.from_numpy(values).float()}
 
 
 def replace_network(

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import huggingface_hub
 import torch
 from huggingface_hub import constants as hub_constants
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
 from retrieve_rerank.errors import ModelError, require
 from retrieve_rerank.models.loading import Checkpoint, hub_failure
@@ -59,7 +60,11 @@ class NetworkFiles:
         return self.checkpoint.model
 
     def find(self, names: tuple[str, ...]) -> Path | None:
-        """Return the first of `names` that lies beside the checkpoint, on disk or on the hub."""
+        """Return the first of `names` that lies beside the checkpoint, on disk or on the hub.
+
+        Raises:
+            ModelError: If the hub has one and does not give it.
+        """
         folder = Path(self.model).expanduser()
         if folder.is_dir():
             return next((folder / name for name in names if (folder / name).is_file()), None)
@@ -79,11 +84,8 @@ class NetworkFiles:
         # x86 without VNNI adds products in 16 bits, in which those of 8-bit weights do not fit.
         narrow = is_x86() and not has_vnni()
         name = "int8-narrow" if narrow else "int8"
-        return self._kept(name, lambda to: _quantise(self.network_file(), to, reduce_range=narrow))
-
-    def network_file(self) -> Path:
-        """Return the float32 ONNX file: the checkpoint's own, or one exported."""
-        return self.find(PLAIN) or self.exported()
+        # Not of a file beside the checkpoint: nobody has compared that with the weights.
+        return self._kept(name, lambda to: _quantise(self.exported(), to, reduce_range=narrow))
 
     def _find_on_hub(self, names: tuple[str, ...]) -> Path | None:
         config = self.network.config
@@ -92,20 +94,27 @@ class NetworkFiles:
             "revision": getattr(config, "_commit_hash", None) or self.checkpoint.revision,
             "cache_dir": self.checkpoint.cache_folder,
         }
+        unknown = []
         for name in names:
             cached = huggingface_hub.try_to_load_from_cache(filename=name, **where)
             if isinstance(cached, str):
                 return Path(cached)
-        if self.checkpoint.local_files_only or hub_constants.HF_HUB_OFFLINE or hub_failure() is not None:
+            if cached is None:  # else it is known not to be there
+                unknown.append(name)
+        offline = self.checkpoint.local_files_only or hub_constants.HF_HUB_OFFLINE
+        if offline or not unknown or hub_failure() is not None:
             return None
-        where["token"] = self.checkpoint.token
-        for name in names:
-            with suppress(EntryNotFoundError):
-                file = Path(huggingface_hub.hf_hub_download(filename=name, **where))
-                for ending in _COMPANIONS[file.suffix]:
-                    with suppress(EntryNotFoundError):
-                        huggingface_hub.hf_hub_download(filename=str(PurePosixPath(name).with_suffix(ending)), **where)
-                return file
+        fetch = partial(huggingface_hub.hf_hub_download, token=self.checkpoint.token, **where)
+        try:
+            for name in unknown:
+                with suppress(EntryNotFoundError):
+                    file = Path(fetch(filename=name))
+                    for ending in _COMPANIONS[file.suffix]:
+                        with suppress(EntryNotFoundError):
+                            fetch(filename=str(PurePosixPath(name).with_suffix(ending)))
+                    return file
+        except (HfHubHTTPError, OSError) as error:
+            raise ModelError(f"cannot get {name} of {self.model!r} from the hub: {error}") from error
         return None
 
     def _kept(self, name: str, make: Callable[[Path], None]) -> Path:

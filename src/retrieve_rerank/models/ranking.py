@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -76,17 +75,7 @@ class Ranker(ABC):
             ModelError: If the model gives NaN or a wrong number of scores.
         """
         job = _Job(query, passages, top_n, score_threshold, time_budget)
-        if not job.texts:
-            return []
-        if job.time_budget is not None:
-            self._ready()
-        scoring = job.scoring()
-        try:
-            self._score(scoring)
-        finally:
-            scores = scoring.finish()
-        self._tell(int(scores.truncated.sum()), len(job.texts))
-        return job.hits(scores)
+        return job.hits(self._scores(query, job.texts, job.time_budget))
 
     async def arank(
         self,
@@ -99,17 +88,33 @@ class Ranker(ABC):
     ) -> list[Hit]:
         """As `rank`, without blocking the event loop. A cancelled call stops after the batch under way."""
         job = _Job(query, passages, top_n, score_threshold, time_budget)
-        if not job.texts:
-            return []
-        if job.time_budget is not None:
-            await self._aready()
-        scoring = job.scoring()
+        return job.hits(await self._ascores(query, job.texts, job.time_budget))
+
+    def _scores(self, query: str, texts: Sequence[str], time_budget: float | None = None) -> Scores:
+        """Score texts that are all different, and warn of what the caller should know."""
+        if texts:
+            self._ready()
+        scoring = Scoring(query, texts, time_budget)
         try:
-            await self._ascore(scoring)
+            if texts:
+                self._score(scoring)
         finally:
             scores = scoring.finish()
-        self._tell(int(scores.truncated.sum()), len(job.texts))
-        return job.hits(scores)
+        self._tell(int(scores.truncated.sum()), len(texts))
+        return scores
+
+    async def _ascores(self, query: str, texts: Sequence[str], time_budget: float | None = None) -> Scores:
+        """As `_scores`, without blocking the event loop."""
+        if texts:
+            await self._aready()
+        scoring = Scoring(query, texts, time_budget)
+        try:
+            if texts:
+                await self._ascore(scoring)
+        finally:
+            scores = scoring.finish()
+        self._tell(int(scores.truncated.sum()), len(texts))
+        return scores
 
     def rank_many(
         self,
@@ -135,6 +140,8 @@ class Ranker(ABC):
             ModelError: If the model gives NaN or a wrong number of scores.
         """
         many = _Jobs(queries, passages, top_n, score_threshold)
+        if many.count:
+            self._ready()
         for scorings in many.scorings():
             try:
                 self._score_many(scorings)
@@ -153,6 +160,8 @@ class Ranker(ABC):
     ) -> list[list[Hit]]:
         """As `rank_many`, without blocking the event loop."""
         many = _Jobs(queries, passages, top_n, score_threshold)
+        if many.count:
+            await self._aready()
         for scorings in many.scorings():
             try:
                 await self._ascore_many(scorings)
@@ -174,7 +183,7 @@ class Ranker(ABC):
                 await self._ascore(scoring)
 
     def _ready(self) -> None:  # noqa: B027 - most have nothing to do
-        """Do what must be done once, before the clock of a time budget starts."""
+        """Do what must be done once, before the clock of a time budget starts. Not to be given up."""
 
     async def _aready(self) -> None:  # noqa: B027
         """As `_ready`, without blocking the event loop."""
@@ -290,12 +299,6 @@ class _Job:
             check_encodable(candidate.passage.text, f"passage {candidate.passage.id!r}")
         self.texts = list(dict.fromkeys(candidate.passage.text for candidate in self.candidates))
 
-    def scoring(self) -> Scoring:
-        """Start the clock."""
-        return Scoring(
-            self.query, self.texts, None if self.time_budget is None else time.monotonic() + self.time_budget
-        )
-
     def hits(self, scores: Scores) -> list[Hit]:
         at = {text: position for position, text in enumerate(self.texts)}
         scored, left = [], []
@@ -362,7 +365,7 @@ class _Jobs:
     def scorings(self) -> Iterator[list[Scoring]]:
         """Yield what is to be scored together."""
         for start in range(0, len(self._jobs), _TOGETHER):
-            yield [job.scoring() for job in self._jobs[start : start + _TOGETHER]]
+            yield [Scoring(job.query, job.texts) for job in self._jobs[start : start + _TOGETHER]]
 
     def take(self, scorings: Sequence[Scoring]) -> None:
         """Take what became of them."""

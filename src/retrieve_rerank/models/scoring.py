@@ -31,16 +31,19 @@ class Scores:
 class Scoring:
     """The texts of one call and what is known of them so far. Safe between the caller and one worker.
 
-    Attributes:
+    Args:
         query: What the texts are scored against.
         texts: All different.
-        deadline: When the caller stops waiting, as a value of `time.monotonic`; None is never.
+        time_budget: Seconds from now after which the caller stops waiting; None is never.
+
+    Attributes:
+        deadline: When that is, as a value of `time.monotonic`, or None.
     """
 
-    def __init__(self, query: str, texts: Sequence[str], deadline: float | None = None) -> None:
+    def __init__(self, query: str, texts: Sequence[str], time_budget: float | None = None) -> None:
         self.query = query
         self.texts = texts
-        self.deadline = deadline
+        self.deadline = None if time_budget is None else time.monotonic() + time_budget
         self._lock = threading.Lock()
         self._given_up = False
         self._logits = np.zeros(len(texts), np.float64)

@@ -135,7 +135,7 @@ class Worker:
 
 def time_left(deadline: float | None) -> float | None:
     """Return the seconds until `deadline`, a value of `time.monotonic`; 0.0 once it has passed."""
-    return None if deadline is None else max(0.0, deadline - time.monotonic())
+    return None if deadline is None else min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
 
 
 class _Here(threading.local):

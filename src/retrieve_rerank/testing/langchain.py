@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -225,7 +226,9 @@ def _travelled(component: object) -> Any:
     dumped = json.loads(json.dumps(dumpd(component)))
     paths = list(_constructors(dumped))
     classes = [getattr(importlib.import_module(".".join(path[:-1])), path[-1]) for path in paths]
-    return load(dumped, allowed_objects=classes, valid_namespaces=sorted({path[0] for path in paths}))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The function `load` is in beta")
+        return load(dumped, allowed_objects=classes, valid_namespaces=sorted({path[0] for path in paths}))
 
 
 def _constructors(dumped: object) -> Iterator[list[str]]:

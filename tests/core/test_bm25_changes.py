@@ -1,0 +1,61 @@
+"""Whatever is added, replaced, deleted, saved and opened again, in any order: the index is that of what is left."""
+
+from __future__ import annotations
+
+import tempfile
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from retrieve_rerank import BM25Index, Passage
+
+IDS = st.sampled_from(["a", "b", "c", "d", "e"])
+TEXTS = st.lists(st.sampled_from(["alpha", "beta", "gamma", "the", "running", "runs"]), max_size=5).map(" ".join)
+METADATA = st.sampled_from([{}, {"n": 1}, {"n": 2, "deep": [None]}])
+STEPS = st.one_of(
+    st.tuples(st.just("add"), st.lists(st.builds(Passage, IDS, TEXTS, METADATA), max_size=4)),
+    st.tuples(st.just("delete"), st.lists(IDS, max_size=3)),
+    st.tuples(st.sampled_from(["clear", "save", "open again", "search"]), st.none()),
+)
+QUERIES = ["alpha", "beta gamma", "run alpha run"]
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(STEPS, max_size=12))
+def test_any_sequence_of_changes(steps: list[tuple[str, Any]]) -> None:
+    left: dict[str, Passage] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        index = BM25Index(path=folder)
+        for name, argument in steps:
+            if name == "add":
+                distinct = {passage.id: passage for passage in argument}
+                report = index.add(argument)
+                assert report.added == len(set(distinct) - set(left))
+                assert report.unchanged == sum(left.get(id_) == passage for id_, passage in distinct.items())
+                left |= distinct
+            elif name == "delete":
+                index.delete(argument)
+                left = {id_: passage for id_, passage in left.items() if id_ not in argument}
+            elif name == "clear":
+                index.clear()
+                left = {}
+            elif name == "save":
+                index.save()
+            elif name == "open again":
+                index.close()
+                index = BM25Index(path=folder)
+            else:
+                index.retrieve("alpha")
+        assert index.count() == len(left)
+        assert index.get(sorted(left)) == [left[id_] for id_ in sorted(left)]
+        with BM25Index() as fresh:
+            fresh.add(left.values())
+            for query in QUERIES:
+                expected = {hit.passage.id: hit.score for hit in fresh.retrieve(query)}
+                found = index.retrieve(query)
+                assert {hit.passage.id: hit.score for hit in found} == pytest.approx(expected, abs=1e-6)
+                assert all(hit.passage == left[hit.passage.id] for hit in found)
+                assert [hit.score for hit in found] == sorted((hit.score for hit in found), reverse=True)
+        index.close()
