@@ -331,10 +331,11 @@ def test_a_deeper_pipeline_is_not_given_for_free_what_a_shallower_one_paid() -> 
 
     data, _ = many([1] * 4)
     shelf, scorer = Shelf(dict.fromkeys(data.queries.values(), "abcdef")), SlowScorer(logits("abcdef"))
+    start = time.perf_counter()
     evaluation = evaluate(
         {"deep": RetrieveRerank(shelf, scorer, fetch_k=6), "shallow": RetrieveRerank(shelf, scorer, fetch_k=2)}, data
     )
-    assert evaluation["deep"].rerank.p50 >= 0.12
+    assert 0.12 <= evaluation["deep"].rerank.p50 <= (time.perf_counter() - start) / 2  # of four questions
     assert evaluation["shallow"].rerank.p50 == pytest.approx(evaluation["deep"].rerank.p50 / 3, rel=0.2)
     assert (evaluation["deep"].rerank.estimated, evaluation["shallow"].rerank.estimated) == (False, True)
 
