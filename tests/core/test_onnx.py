@@ -9,6 +9,7 @@ import logging
 import os
 import pickle
 import shutil
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -318,7 +319,16 @@ def test_weights_outside_the_folder_are_not_read(
         CrossEncoder(path, backend=backend).score(QUERY, SHORT)
 
 
-def test_the_cache_of_the_hub_is_looked_through(tiny_cross_encoder: Path, tmp_path: Path, kept: Path) -> None:
+def test_the_cache_of_the_hub_is_looked_through_and_the_hub_not_asked(
+    tiny_cross_encoder: Path, tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    def ask(host: object, *_: object, **__: object) -> None:
+        asked.append(host)
+        raise socket.gaierror("no network here")
+
+    monkeypatch.setattr(socket, "getaddrinfo", ask)
     repository = tmp_path / "models--owner--name"
     beside(tiny_cross_encoder, repository / "snapshots" / COMMIT, kept)
     (repository / "refs").mkdir()
@@ -328,6 +338,7 @@ def test_the_cache_of_the_hub_is_looked_through(tiny_cross_encoder: Path, tmp_pa
         with CrossEncoder("owner/name", backend=backend, **options) as model:
             model.score(QUERY, SHORT)
             assert str(repository / "snapshots" / COMMIT / "onnx/model.onnx") in repr(model)
+    assert len(asked) <= 1  # the hub client fetches a list for its own use, once a process
 
 
 @pytest.fixture

@@ -150,6 +150,7 @@ def _load(kind: Callable[..., Model], checkpoint: Checkpoint, what: str) -> Mode
     offline = checkpoint.local_files_only or hub_constants.HF_HUB_OFFLINE
     # Without this question, every file that might exist is asked for with retries: a minute before the error.
     unreachable = None if local or offline else hub_failure()
+    cached = offline or unreachable is not None
     try:
         with _quiet_loading():
             model = kind(
@@ -157,10 +158,15 @@ def _load(kind: Callable[..., Model], checkpoint: Checkpoint, what: str) -> Mode
                 device=checkpoint.device,
                 revision=checkpoint.revision,
                 cache_folder=checkpoint.cache_folder,
-                local_files_only=offline or unreachable is not None,
+                local_files_only=cached,
                 token=checkpoint.token,
                 trust_remote_code=checkpoint.trust_remote_code,
-                model_kwargs={"dtype": "auto", "use_safetensors": True},
+                model_kwargs={
+                    "dtype": "auto",
+                    "use_safetensors": True,
+                    # Or transformers, where peft is installed, asks the hub for an adapter, whatever it was told of all else.
+                    "adapter_kwargs": {"local_files_only": cached, "cache_dir": checkpoint.cache_folder},
+                },
             )
     except _LOADING_ERRORS as error:
         if local:
