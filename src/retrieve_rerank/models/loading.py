@@ -164,7 +164,7 @@ def _load(kind: Callable[..., Model], checkpoint: Checkpoint, what: str) -> Mode
                 model_kwargs={
                     "dtype": "auto",
                     "use_safetensors": True,
-                    # Without it, transformers asks the hub for an adapter where peft is installed, whatever else it is told.
+                    # Without it, transformers asks the hub for an adapter where peft is installed.
                     "adapter_kwargs": {"local_files_only": cached, "cache_dir": checkpoint.cache_folder},
                 },
             )
