@@ -98,7 +98,8 @@ class Page(HTMLParser):
 
 
 def test_html_is_well_formed_escaped_and_loads_nothing() -> None:
-    found = evaluation(NASTY)
+    data = dataset()
+    found = evaluation(NASTY, data=Dataset(NASTY, data.passages, data.queries, data.judgements))
     page = Page(found._repr_html_())
     assert page.open == []
     assert set(page.seen) == {"div", "p", "strong", "table", "thead", "tr", "th", "tbody", "td", "ul", "li"}

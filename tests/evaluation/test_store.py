@@ -11,7 +11,7 @@ import pytest
 
 from retrieve_rerank import CrossEncoder, InvalidInputError, RetrieveRerank
 from retrieve_rerank.evaluation import Dataset, Evaluation, evaluate
-from retrieve_rerank.evaluation.store import Score, open_store
+from retrieve_rerank.evaluation.store import Score, key_of, open_store
 from tests.core.stubs import TableScorer
 from tests.evaluation.stubs import TEXTS, Shelf, dataset, logits
 
@@ -68,6 +68,12 @@ def test_scores_of_different_models_are_kept_apart(tmp_path: Path) -> None:
     run(Named(logits("abcdef"), "one"), cache)
     assert run(Named(logits("fedcba"), "another"), cache)["search"].run["q1"] == ("d", "c", "a")
     assert run(Named({}, "one"), cache)["search"].run["q1"] == ("a", "c", "d")
+
+
+def test_the_order_of_a_fingerprint_is_no_matter() -> None:
+    one, other = Named({}), Named({})
+    one.fingerprint, other.fingerprint = {"a": "1", "b": "2"}, {"b": "2", "a": "1"}
+    assert key_of("x", one) == key_of("x", other)
 
 
 def test_a_model_says_what_its_scores_depend_on(tmp_path: Path, tiny_cross_encoder: Path) -> None:
