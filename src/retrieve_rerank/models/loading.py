@@ -164,7 +164,7 @@ def _load(kind: Callable[..., Model], checkpoint: Checkpoint, what: str) -> Mode
                 model_kwargs={
                     "dtype": "auto",
                     "use_safetensors": True,
-                    # Or transformers, where peft is installed, asks the hub for an adapter, whatever it was told of all else.
+                    # Or transformers, where peft is installed, asks the hub for an adapter all the same.
                     "adapter_kwargs": {"local_files_only": cached, "cache_dir": checkpoint.cache_folder},
                 },
             )
