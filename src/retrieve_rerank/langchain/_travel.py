@@ -8,9 +8,10 @@ says so when it is read.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from langchain_core.load import Serializable, dumpd
+from pydantic import FieldSerializationInfo, SerializerFunctionWrapHandler, field_serializer
 
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.langchain.vectorstore import ChromaVectorStore
@@ -22,6 +23,30 @@ _MAKERS: dict[str, type[BiEncoder] | type[CrossEncoder] | type[ChromaVectorStore
     made.__name__: made for made in (BiEncoder, CrossEncoder, ChromaVectorStore)
 }
 _PLAIN = (str, int, float, bool, type(None))
+
+
+class Travelling(Serializable):
+    """A component that LangChain's `dumpd` and pydantic write down, and `retrieve_rerank.langchain.load` reads back.
+
+    Attributes:
+        holds: The fields that may hold models, stores and other components.
+    """
+
+    holds: ClassVar[tuple[str, ...]] = ()
+
+    @field_serializer("*", mode="wrap", when_used="json")
+    def _written(self, value: object, plain: SerializerFunctionWrapHandler, field: FieldSerializationInfo) -> Any:
+        return written(value) if field.field_name in self.holds else plain(value)
+
+    @classmethod
+    def is_lc_serializable(cls) -> bool:
+        """Whether `dumpd` writes this down: yes."""
+        return True
+
+    @property
+    def lc_attributes(self) -> dict[str, Any]:
+        """What `dumpd` writes instead of the fields of these names."""
+        return {name: packed(getattr(self, name)) for name in self.holds}
 
 
 def packed(value: object) -> object:

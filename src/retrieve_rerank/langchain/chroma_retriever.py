@@ -11,7 +11,7 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
 from langchain_core.runnables import RunnableConfig
-from pydantic import ConfigDict, field_serializer, field_validator
+from pydantic import ConfigDict, field_validator
 
 from retrieve_rerank.checks import check_count, check_query
 from retrieve_rerank.indexes.clauses import Where
@@ -19,13 +19,13 @@ from retrieve_rerank.indexes.collection import Found
 from retrieve_rerank.indexes.mmr import check_diversity
 from retrieve_rerank.langchain._convert import to_document, with_metadata
 from retrieve_rerank.langchain._dense import DenseSearch, Together
-from retrieve_rerank.langchain._travel import packed, unpacked, written
+from retrieve_rerank.langchain._travel import Travelling, unpacked
 from retrieve_rerank.langchain.vectorstore import ChromaVectorStore
 
 _SEARCH_OPTIONS = ("k", "filter", "where_document", "lambda_mult", "fetch_k")
 
 
-class ChromaRetriever(BaseRetriever):
+class ChromaRetriever(Travelling, BaseRetriever):
     """The dense first stage: many candidates from a `ChromaVectorStore`, with their scores.
 
     Args:
@@ -55,6 +55,8 @@ class ChromaRetriever(BaseRetriever):
         'Paris is the capital of France.'
     """
 
+    holds: ClassVar[tuple[str, ...]] = ("vectorstore",)
+
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
     score_key: ClassVar[str] = "retrieval_score"  # see `first_stage`
@@ -70,20 +72,6 @@ class ChromaRetriever(BaseRetriever):
     @classmethod
     def _vectorstore(cls, value: object) -> object:
         return unpacked(value)
-
-    @field_serializer("vectorstore", when_used="json")
-    def _written(self, value: object) -> Any:
-        return written(value)
-
-    @classmethod
-    def is_lc_serializable(cls) -> bool:
-        """Whether `dumpd` writes this down; `retrieve_rerank.langchain.load` reads it."""
-        return True
-
-    @property
-    def lc_attributes(self) -> dict[str, Any]:
-        """What `dumpd` writes instead of the fields of these names."""
-        return {"vectorstore": packed(self.vectorstore)}
 
     @field_validator("k", mode="before")
     @classmethod

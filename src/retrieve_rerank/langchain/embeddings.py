@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from langchain_core.embeddings import Embeddings
-from langchain_core.load import Serializable
-from pydantic import AliasChoices, ConfigDict, Field, PrivateAttr, field_serializer, field_validator
+from pydantic import AliasChoices, ConfigDict, Field, PrivateAttr, field_validator
 
-from retrieve_rerank.langchain._travel import packed, unpacked, written
+from retrieve_rerank.langchain._travel import Travelling, unpacked
 from retrieve_rerank.models.backend import Backend
 from retrieve_rerank.models.bi_encoder import BiEncoder
 from retrieve_rerank.models.precision import Precision
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class BiEncoderEmbeddings(Serializable, Embeddings):
+class BiEncoderEmbeddings(Travelling, Embeddings):
     """A sentence-transformers bi-encoder as LangChain embeddings.
 
     Queries and documents get the model's own saved prompts; newlines are kept; vectors equal the model's own. The
@@ -32,6 +31,8 @@ class BiEncoderEmbeddings(Serializable, Embeddings):
         >>> len(embeddings.embed_query("capital of France")), len(embeddings.embed_documents(["Paris", "Rome"]))
         (384, 2)
     """
+
+    holds: ClassVar[tuple[str, ...]] = ("model",)
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, populate_by_name=True, arbitrary_types_allowed=True, protected_namespaces=()
@@ -62,20 +63,6 @@ class BiEncoderEmbeddings(Serializable, Embeddings):
     @classmethod
     def _model(cls, value: object) -> object:
         return os.fspath(value) if isinstance(value, os.PathLike) else unpacked(value)
-
-    @field_serializer("model", when_used="json")
-    def _written(self, value: object) -> Any:
-        return written(value)
-
-    @classmethod
-    def is_lc_serializable(cls) -> bool:
-        """Whether `dumpd` writes this down; `retrieve_rerank.langchain.load` reads it."""
-        return True
-
-    @property
-    def lc_attributes(self) -> dict[str, Any]:
-        """What `dumpd` writes instead of the fields of these names."""
-        return {"model": packed(self.model)}
 
     def __getstate__(self) -> dict[Any, Any]:
         state = super().__getstate__()

@@ -11,18 +11,18 @@ from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import Runnable
 from langchain_core.vectorstores import VectorStore
-from pydantic import ConfigDict, PrivateAttr, field_serializer, field_validator, model_validator
+from pydantic import ConfigDict, PrivateAttr, field_validator, model_validator
 
 from retrieve_rerank.checks import check_count, check_query
 from retrieve_rerank.errors import InvalidInputError
-from retrieve_rerank.langchain._travel import packed, unpacked, written
+from retrieve_rerank.langchain._travel import Travelling, unpacked
 from retrieve_rerank.langchain.first_stage import FirstStage, first_stage
 from retrieve_rerank.langchain.fusion import fuse_documents
 from retrieve_rerank.retrieval.crew import Crew, OnError, check_on_error, named
 from retrieve_rerank.retrieval.fusion import Merge, check_merge, check_rrf_k, check_weights
 
 
-class HybridRetriever(BaseRetriever):
+class HybridRetriever(Travelling, BaseRetriever):
     """Ask several retrievers at once and fuse their rankings by weighted reciprocal rank fusion.
 
     A document's score is the sum of weight / (rrf_k + rank) over the retrievers that found it; see
@@ -56,6 +56,8 @@ class HybridRetriever(BaseRetriever):
         >>> best.page_content, best.metadata["retrieval_ranks"]
         ('Paris is in France.', [None, 1])
     """
+
+    holds: ClassVar[tuple[str, ...]] = ("retrievers",)
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
@@ -116,20 +118,6 @@ class HybridRetriever(BaseRetriever):
     def _one_weight_each(self) -> HybridRetriever:
         check_weights(self.weights, len(self.retrievers))
         return self
-
-    @field_serializer("retrievers", when_used="json")
-    def _written(self, value: object) -> Any:
-        return written(value)
-
-    @classmethod
-    def is_lc_serializable(cls) -> bool:
-        """Whether `dumpd` writes this down; `retrieve_rerank.langchain.load` reads it."""
-        return True
-
-    @property
-    def lc_attributes(self) -> dict[str, Any]:
-        """What `dumpd` writes instead of the fields of these names."""
-        return {"retrievers": packed(self.retrievers)}
 
     def model_post_init(self, context: Any, /) -> None:
         """Make what asks the retrievers side by side."""

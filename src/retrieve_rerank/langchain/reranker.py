@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from langchain_core.callbacks import Callbacks
 from langchain_core.cross_encoders import BaseCrossEncoder
 from langchain_core.documents import BaseDocumentCompressor, Document
-from langchain_core.load import Serializable
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
-from pydantic import ConfigDict, PrivateAttr, field_serializer, field_validator
+from pydantic import ConfigDict, PrivateAttr, field_validator
 from typing_extensions import TypedDict
 
 from retrieve_rerank.checks import check_count, check_query, check_seconds, check_threshold
@@ -25,7 +24,7 @@ from retrieve_rerank.langchain._convert import (
     to_hits,
     to_reranked,
 )
-from retrieve_rerank.langchain._travel import packed, unpacked, written
+from retrieve_rerank.langchain._travel import Travelling, unpacked
 from retrieve_rerank.models.cross_encoder import MAX_WINDOWS, CrossEncoder, LongPassages
 from retrieve_rerank.models.ranking import Ranker, as_ranker
 from retrieve_rerank.models.scales import Scale
@@ -42,7 +41,7 @@ class RerankInput(TypedDict):
     documents: Sequence[Document]
 
 
-class CrossEncoderReranker(Serializable, BaseDocumentCompressor):
+class CrossEncoderReranker(Travelling, BaseDocumentCompressor):
     """Order documents by a cross-encoder and keep the best, with their scores.
 
     Args:
@@ -83,6 +82,8 @@ class CrossEncoderReranker(Serializable, BaseDocumentCompressor):
         >>> best.page_content, best.metadata["retrieval_rank"], best.metadata["rerank_rank"]
         ('Paris is the capital of France.', 2, 1)
     """
+
+    holds: ClassVar[tuple[str, ...]] = ("model",)
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, protected_namespaces=())
 
@@ -127,20 +128,6 @@ class CrossEncoderReranker(Serializable, BaseDocumentCompressor):
     @classmethod
     def _text_template(cls, value: str | None) -> str | None:
         return check_template(value)
-
-    @field_serializer("model", when_used="json")
-    def _written(self, value: object) -> Any:
-        return written(value)
-
-    @classmethod
-    def is_lc_serializable(cls) -> bool:
-        """Whether `dumpd` writes this down; `retrieve_rerank.langchain.load` reads it."""
-        return True
-
-    @property
-    def lc_attributes(self) -> dict[str, Any]:
-        """What `dumpd` writes instead of the fields of these names."""
-        return {"model": packed(self.model)}
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Return a copy; one with another model, or another way to use it, ranks with that."""

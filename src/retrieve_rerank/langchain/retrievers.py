@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.vectorstores import VectorStore
-from pydantic import ConfigDict, field_serializer, field_validator
+from pydantic import ConfigDict, field_validator
 
 from retrieve_rerank.checks import check_count, check_query, check_seconds, check_threshold
 from retrieve_rerank.errors import InvalidInputError
-from retrieve_rerank.langchain._travel import packed, unpacked, written
+from retrieve_rerank.langchain._travel import Travelling, unpacked
 from retrieve_rerank.langchain.chroma_retriever import ChromaRetriever
 from retrieve_rerank.langchain.first_stage import FirstStage, first_stage
 from retrieve_rerank.langchain.fusion import afind, find
@@ -24,7 +24,7 @@ from retrieve_rerank.models.cross_encoder import CrossEncoder
 from retrieve_rerank.retrieval.second_stage import OnError
 
 
-class RetrieveRerankRetriever(BaseRetriever):
+class RetrieveRerankRetriever(Travelling, BaseRetriever):
     """Retrieve candidates with any first stage, order them with a cross-encoder, keep the best.
 
     Args:
@@ -66,6 +66,8 @@ class RetrieveRerankRetriever(BaseRetriever):
         'Paris is the capital of France.'
     """
 
+    holds: ClassVar[tuple[str, ...]] = ("base_retriever",)
+
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
     base_retriever: Runnable[str, list[Document]] | VectorStore
@@ -105,20 +107,6 @@ class RetrieveRerankRetriever(BaseRetriever):
     @classmethod
     def _time_budget(cls, value: float | None) -> float | None:
         return check_seconds(value, "time_budget")
-
-    @field_serializer("base_retriever", when_used="json")
-    def _written(self, value: object) -> Any:
-        return written(value)
-
-    @classmethod
-    def is_lc_serializable(cls) -> bool:
-        """Whether `dumpd` writes this down; `retrieve_rerank.langchain.load` reads it."""
-        return True
-
-    @property
-    def lc_attributes(self) -> dict[str, Any]:
-        """What `dumpd` writes instead of the fields of these names."""
-        return {"base_retriever": packed(self.base_retriever)}
 
     def batch(
         self,
