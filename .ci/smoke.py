@@ -10,12 +10,14 @@ from langchain_core.documents import Document
 from llama_index.core.schema import NodeWithScore, TextNode
 
 import retrieve_rerank
+import retrieve_rerank.evaluation
 import retrieve_rerank.langchain
 import retrieve_rerank.llama_index
 import retrieve_rerank.testing
 from tests import tiny
 
 TEXTS = ["paris is the capital of france", "rome is the capital of italy", "bread is bread"]
+TEXTS_BY_ID = {str(number): text for number, text in enumerate(TEXTS)}
 
 
 def main() -> None:
@@ -33,6 +35,15 @@ def main() -> None:
     search = retrieve_rerank.RetrieveRerank(index, cross_encoder, top_n=2)
     expected = [hit.passage.id for hit in search.search("capital of france")]
     assert [hit.passage.id for hit in asyncio.run(search.asearch("capital of france"))] == expected
+
+    with retrieve_rerank.BM25Index(path=folder / "words") as words:
+        words.add(retrieve_rerank.Passage(str(number), text) for number, text in enumerate(TEXTS))
+    with retrieve_rerank.BM25Index(path=folder / "words") as words:
+        hybrid = retrieve_rerank.RetrieveRerank(retrieve_rerank.HybridRetriever([index, words]), cross_encoder, top_n=2)
+        ranks = [hit.retrieval_ranks for hit in hybrid.search("capital of france").candidates]
+        assert ranks[0][1] == 1
+        dataset = retrieve_rerank.evaluation.Dataset("smoke", TEXTS_BY_ID, {"q": "capital of france"}, {"q": {"0": 1}})
+        assert retrieve_rerank.evaluation.evaluate({"hybrid": hybrid}, dataset).systems
 
     store = retrieve_rerank.langchain.ChromaVectorStore(
         embedding_function=retrieve_rerank.langchain.BiEncoderEmbeddings(model=encoder),
