@@ -84,7 +84,7 @@ def test_a_model_says_what_its_scores_depend_on(tmp_path: Path, tiny_cross_encod
     plain = fingerprint()
     assert plain == fingerprint()
     assert {**plain, "weights": ""} == {
-        "weights": "", "precision": "float32", "max_length": 64, "prompt": "", "max_windows": 0
+        "weights": "", "precision": "float32", "backend": "torch", "max_length": 64, "prompt": "", "max_windows": 0
     }  # fmt: skip
     others = ({"precision": "bfloat16"}, {"max_length": 32}, {"prompt": "find: "}, {"long_passages": "windows"})
     assert all(fingerprint(**options) != plain for options in others)

@@ -131,6 +131,7 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
         return {
             "weights": engine.weights,
             "precision": engine.precision.name,
+            "backend": self._backend,
             "max_length": engine.max_length or 0,
             "prompt": engine.prompt,
             "max_windows": engine.max_windows or 0,
