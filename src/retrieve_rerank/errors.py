@@ -65,10 +65,17 @@ class DegradedWarning(UserWarning):
     """A part of the search failed, and the result is what the rest could give."""
 
 
+# What may lie between the user's code and ours.
+_BETWEEN = frozenset(
+    {"retrieve_rerank", "langchain_core", "langchain_classic", "llama_index", "llama_index_instrumentation"}
+    | {"wrapt", "asyncio", "concurrent"}
+)
+
+
 def warn_caller(message: str, category: type[Warning]) -> None:
-    """Warn where the user's code called this package, however deep inside it the warning arises."""
+    """Warn where the user's code called this package or a framework, however deep inside the warning arises."""
     level, frame = 1, sys._getframe(0)  # noqa: SLF001 - warnings has no other way before Python 3.12
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] == __package__:
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in _BETWEEN:
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)
 

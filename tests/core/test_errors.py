@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from retrieve_rerank import errors
-from retrieve_rerank.errors import MissingDependencyError, RetrieveRerankError, require
+from retrieve_rerank.errors import MissingDependencyError, RetrieveRerankError, TruncationWarning, require
 
 
 @pytest.mark.parametrize(
@@ -65,3 +66,23 @@ def test_require_does_not_blame_the_extra_for_a_broken_installation(
     with pytest.raises(ModuleNotFoundError, match="rr_its_own_dependency") as caught:
         require("rr_installed_but_broken", extra="some")
     assert not isinstance(caught.value, MissingDependencyError)
+
+
+def test_a_warning_points_at_the_users_line_through_a_framework(tiny_cross_encoder: Path) -> None:
+    from langchain_core.documents import Document
+    from llama_index.core.schema import NodeWithScore, TextNode
+
+    from retrieve_rerank.langchain import CrossEncoderReranker
+    from retrieve_rerank.llama_index import CrossEncoderRerank
+
+    long = "word " * 100
+    ways: list[Callable[[], object]] = [
+        lambda: CrossEncoderReranker(model=str(tiny_cross_encoder)).compress_documents([Document(long)], "word"),
+        lambda: CrossEncoderRerank(tiny_cross_encoder).postprocess_nodes(
+            [NodeWithScore(node=TextNode(text=long))], query_str="word"
+        ),
+    ]
+    for way in ways:
+        with pytest.warns(TruncationWarning) as caught:
+            way()
+        assert caught[0].filename == __file__
