@@ -155,9 +155,14 @@ async def test_a_model_that_hangs_at_a_batch_gives_what_it_had_scored(
     assert len(model.rank(QUERY, ["rome", "paris"])) == 2  # the same thread goes on: it only was slow
 
 
-@pytest.fixture
-def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
+@pytest.fixture(params=["CUDA", "MPS"])
+def memory(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Callable[[int], list[int]]:
     """Makes a BERT run out of memory above so many rows; the list gets the rows of every try."""
+
+    errors = {
+        "CUDA": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+        "MPS": RuntimeError("MPS backend out of memory (MPS allocated: 17.00 GiB, max allowed: 18.13 GiB)."),
+    }
 
     def limit(most: int) -> list[int]:
         tries: list[int] = []
@@ -166,7 +171,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
         def limited(self: object, input_ids: torch.Tensor, *arguments: object, **options: object) -> object:
             tries.append(len(input_ids))
             if len(input_ids) > most:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+                raise errors[request.param]
             return forward(self, input_ids, *arguments, **options)
 
         monkeypatch.setattr(transformers.BertModel, "forward", limited)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sqlite3
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from retrieve_rerank import CrossEncoder, InvalidInputError, RetrieveRerank
+from retrieve_rerank import CrossEncoder, Hit, InvalidInputError, RetrieveRerank
 from retrieve_rerank.evaluation import Dataset, Evaluation, evaluate
 from retrieve_rerank.evaluation.store import Score, key_of, open_store
 from tests.core.stubs import TableScorer
@@ -73,7 +74,7 @@ def test_scores_of_different_models_are_kept_apart(tmp_path: Path) -> None:
 def test_the_order_of_a_fingerprint_is_no_matter() -> None:
     one, other = Named({}), Named({})
     one.fingerprint, other.fingerprint = {"a": "1", "b": "2"}, {"b": "2", "a": "1"}
-    assert key_of("x", one) == key_of("x", other)
+    assert key_of("x", one, "logits") == key_of("x", other, "logits")
 
 
 def test_a_model_says_what_its_scores_depend_on(tmp_path: Path, tiny_cross_encoder: Path) -> None:
@@ -139,3 +140,29 @@ def test_files_of_something_else_are_left_alone(tmp_path: Path) -> None:
     with sqlite3.connect(other) as connection:
         assert connection.execute("SELECT name FROM sqlite_master").fetchall() == [("notes",)]
     connection.close()
+
+
+def test_scores_on_another_scale_are_not_mixed(tmp_path: Path) -> None:
+    """Probabilities kept as if they were logits, and then read as what they are: 0.6 must not pass for a logit."""
+    texts = {"a": "aa", "b": "bb", "c": "cc"}
+    data = Dataset("scales", texts, {"q1": "one"}, {"q1": {"c": 1}})
+    scorer = Named({"aa": 0.6, "bb": 0.7, "cc": 0.99})
+    for fetch_k, scores in ((2, "logits"), (3, "probabilities")):
+        search = RetrieveRerank(Shelf({"one": "abc"}, texts), scorer, fetch_k=fetch_k, scores=scores)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            found = evaluate({"search": search}, data, ("RR@10",), fetch_k=fetch_k, cache=tmp_path / "scores.sqlite")
+    assert found["search"].means["RR@10"] == 1.0
+    assert [query for query, _ in scorer.asked] == ["one", "one"]
+    assert scorer.asked[1][1] == ["aa", "bb", "cc"]
+
+
+def test_a_first_stage_that_returns_too_many_is_cut_as_a_search_cuts_it() -> None:
+    class Generous(Shelf):
+        def retrieve(self, query: str, k: int) -> list[Hit]:
+            return super().retrieve(query, 100)
+
+    texts = {"a": "aa", "b": "bb", "c": "cc"}
+    data = Dataset("many", texts, {"q1": "one"}, {"q1": {"c": 1}})
+    search = RetrieveRerank(Generous({"one": "abc"}, texts), TableScorer({"aa": 1.0, "bb": 2.0, "cc": 3.0}), fetch_k=2)
+    assert evaluate({"search": search}, data, ("RR@10",), fetch_k=2)["search"].means["RR@10"] == 0.0

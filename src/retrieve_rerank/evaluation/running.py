@@ -18,7 +18,7 @@ from retrieve_rerank.evaluation.evaluation import Evaluation
 from retrieve_rerank.evaluation.measures import check_measures
 from retrieve_rerank.evaluation.measuring import compare, measure, notes
 from retrieve_rerank.evaluation.store import Score, ScoreStore, key_of, open_store
-from retrieve_rerank.models.ranking import Ranker
+from retrieve_rerank.models.ranking import Ranker, ScorerRanker
 from retrieve_rerank.retrieval.pipeline import RetrieveRerank
 from retrieve_rerank.types import Hit, Retriever
 
@@ -203,7 +203,7 @@ def _run(plan: list[Stage], dataset: Dataset, store: ScoreStore | None, *, show_
     for text, queries in tqdm(ids.items(), disable=not show_progress, unit="question", desc="Retrieving"):
         for stage in firsts:
             start = time.perf_counter()
-            found = stage.retriever.retrieve(text, stage.fetch_k)
+            found = stage.retriever.retrieve(text, stage.fetch_k)[: stage.fetch_k]
             stage.seconds.append(time.perf_counter() - start)
             distinct: dict[str, Hit] = {}
             for hit in found:
@@ -214,20 +214,25 @@ def _run(plan: list[Stage], dataset: Dataset, store: ScoreStore | None, *, show_
     for text, queries in tqdm(ids.items(), disable=not (show_progress and readers), unit="question", desc="Re-ranking"):
         for stage in plan:
             if stage.search is not None and stage.first is not None:
-                reader = readers[id(stage.search.cross_encoder)]
+                reader = readers[_identity(stage.search)]
                 hits = reader.rank(stage, text, stage.first.hits[queries[0]])
                 stage.hits.update((query, hits) for query in queries)
 
 
-def _readers(plan: list[Stage], store: ScoreStore | None) -> dict[int, _Reader]:
+def _readers(plan: list[Stage], store: ScoreStore | None) -> dict[tuple[int, str], _Reader]:
     """Return a reader a cross-encoder, by its identity."""
-    readers: dict[int, _Reader] = {}
+    readers: dict[tuple[int, str], _Reader] = {}
     for stage in plan:
-        if stage.search is not None and id(stage.search.cross_encoder) not in readers:
-            model = stage.search.cross_encoder
-            fingerprint = "" if store is None else key_of(stage.name, model)
-            readers[id(model)] = _Reader(stage.search.ranker, store, fingerprint)
+        if stage.search is not None and _identity(stage.search) not in readers:
+            model, scale = stage.search.cross_encoder, _identity(stage.search)[1]
+            fingerprint = "" if store is None else key_of(stage.name, model, scale)
+            readers[_identity(stage.search)] = _Reader(stage.search.ranker, store, fingerprint)
     return readers
+
+
+def _identity(search: RetrieveRerank) -> tuple[int, str]:
+    """Return what tells a cross-encoder from another: the object, and the scale that its scores are taken to be on."""
+    return id(search.cross_encoder), search.ranker.scores if isinstance(search.ranker, ScorerRanker) else "logits"
 
 
 def _check_found(stage: Stage, dataset: Dataset) -> None:

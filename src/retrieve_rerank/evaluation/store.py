@@ -96,8 +96,8 @@ def _prepare(connection: sqlite3.Connection) -> None:
         connection.execute(f"PRAGMA user_version = {_FORMAT}")
 
 
-def key_of(name: str, cross_encoder: object) -> str:
-    """Return what tells this cross-encoder's scores from another's.
+def key_of(name: str, cross_encoder: object, scale: str) -> str:
+    """Return what tells this cross-encoder's scores, read on a scale, from another's.
 
     Raises:
         InvalidInputError: If it does not say.
@@ -108,7 +108,7 @@ def key_of(name: str, cross_encoder: object) -> str:
             f"cache needs a cross-encoder that says which it is, and {type(cross_encoder).__name__} of {name!r} has no "
             "`fingerprint`, a dict of what its scores depend on; add one, or leave cache out"
         )
-    return json.dumps(dict(fingerprint), sort_keys=True, default=str)
+    return json.dumps([scale, dict(fingerprint)], sort_keys=True, default=str)
 
 
 def _pair(fingerprint: str, query: str, text: str) -> bytes:

@@ -24,8 +24,7 @@ import numpy.typing as npt
 
 from retrieve_rerank.checks import check_count, check_texts
 from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, RetrieveRerankError
-from retrieve_rerank.indexes.clauses import Where as Where  # other modules take it from here
-from retrieve_rerank.indexes.clauses import exact
+from retrieve_rerank.indexes.clauses import Where, exact
 from retrieve_rerank.indexes.client import drop_collection, find_or_create, open_client, translated
 from retrieve_rerank.indexes.fingerprint import SPACES, Fingerprint, Identity, check_format, check_identity, to_metadata
 from retrieve_rerank.indexes.records import Record

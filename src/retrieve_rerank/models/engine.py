@@ -131,10 +131,14 @@ class Engine:
                 }
                 rows: torch.Tensor = self.model(features)[output].float().cpu()
                 return rows
-        except torch.OutOfMemoryError:
-            pass  # the error holds the tensors that filled the memory: first let go of it
+        except RuntimeError as error:  # which torch.OutOfMemoryError is, and what MPS raises is nothing more
+            if not isinstance(error, torch.OutOfMemoryError) and "out of memory" not in str(error):
+                raise
+        # The error holds the tensors that filled the memory: only now it has let go of them.
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+        elif self.device.type == "mps":
+            torch.mps.empty_cache()
         return None
 
 

@@ -129,7 +129,8 @@ class LocalModel(ABC, Generic[E]):
         self._worker = Worker(f"retrieve-rerank {self.model}")
 
     def __repr__(self) -> str:
-        state = "not loaded" if self._engine is None else self._engine.describe()
+        engine = self._engine  # once: `close` may come in between
+        state = "not loaded" if engine is None else engine.describe()
         return f"{type(self).__name__}({self.model!r}, {state})"
 
     @abstractmethod

@@ -197,6 +197,7 @@ class ScorerRanker(Ranker):
 
     def __init__(self, scorer: Scorer, scores: Scale = "logits") -> None:
         self.scorer = scorer
+        self.scores = scores
         self._scaled = scaled(scorer, scores)
         self._worker = Worker(f"retrieve-rerank {type(scorer).__name__}", patience=_PATIENCE)
 
