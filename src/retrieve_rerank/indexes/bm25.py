@@ -178,7 +178,16 @@ class BM25Index:
         self.collection.save()
 
     def close(self) -> None:
-        """Save what has changed and release the index. One without a directory is gone."""
+        """Save what has changed and release the index. One without a directory is gone.
+
+        If saving fails, the index stays open with its changes: close it again when the cause is gone. Where somebody
+        else has saved other changes, that never works; what this index holds can still be read, to be added to one
+        opened anew. An index that is let go of, or still open at the end of the program, warns of what it could not
+        save.
+
+        Raises:
+            RetrieveRerankError: As `save`, if there is something to save.
+        """
         self.collection.close()
 
     def __enter__(self) -> BM25Index:

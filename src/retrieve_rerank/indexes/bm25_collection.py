@@ -14,14 +14,16 @@ import threading
 import weakref
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from numbers import Real
 
 import numpy as np
+import numpy.typing as npt
 
 from retrieve_rerank.checks import check_count
-from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, RetrieveRerankError, require
+from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, RetrieveRerankError, require, warn_caller
 from retrieve_rerank.indexes.bm25_files import Columns, Content, IndexFolder
 from retrieve_rerank.indexes.clauses import Where
 from retrieve_rerank.indexes.matching import Matches, matcher
@@ -59,6 +61,7 @@ class BM25Collection:
     _lengths: array[int]  # and how many each of these has
     _stale: bool  # some postings are of empty slots
     _unsaved: bool
+    _told: bool  # somebody was told that what is unsaved cannot be saved any more
 
     def __init__(
         self,
@@ -75,7 +78,7 @@ class BM25Collection:
         self._folder = None if path is None else IndexFolder(path)
         self._lock = threading.RLock()
         self._process = os.getpid()
-        self._closed = False
+        self._closed = self._told = False
         self.worker = Worker("retrieve-rerank BM25 index")
         self._start()
         if self._folder is not None:
@@ -100,6 +103,7 @@ class BM25Collection:
             yield self._add({record.id: record for record in taken})
 
     def _add(self, records: dict[str, Record]) -> AddReport:
+        self._check_process()
         with self._lock:
             self._follow()
             slots = self._slot_of
@@ -119,25 +123,28 @@ class BM25Collection:
                 self._words.fromlist(words)
                 self._lengths.append(len(words))
             if changed:
-                self._scorer, self._unsaved = None, True
+                self._touch()
             return AddReport(added, len(changed) - added, len(records) - len(changed))
 
     def delete(self, ids: Iterable[str]) -> None:
         """Delete records by id; ids that are not stored are no error."""
+        self._check_process()
         with self._lock:
             self._follow()
             for id_ in ids:
                 if (slot := self._slot_of.pop(id_, None)) is not None:
                     self._empty(slot)
-                    self._scorer, self._unsaved = None, True
+                    self._touch()
 
     def clear(self) -> None:
         """Delete every record."""
+        self._check_process()
         with self._lock:
             self._follow()
             changed = self._unsaved or self.count() > 0
             self._start(self._k1, self._b)
-            self._unsaved = changed
+            if changed:
+                self._touch()
 
     def read(
         self, ids: Sequence[str] | None = None, *, where: Where | None = None, where_document: Where | None = None
@@ -147,7 +154,7 @@ class BM25Collection:
         with self._lock:
             self._follow()
             if ids is None:
-                slots = np.flatnonzero(np.frombuffer(self._alive, np.bool_)).tolist()
+                slots = np.flatnonzero(self._mask()).tolist()
             else:
                 slots = [self._slot_of[id_] for id_ in dict.fromkeys(ids) if id_ in self._slot_of]
             columns = self._columns
@@ -174,6 +181,7 @@ class BM25Collection:
 
     def save(self) -> None:
         """Write what has changed to the directory; see `IndexFolder.save` for the errors."""
+        self._check_process()
         with self._lock:
             self._check_open()
             if self._folder is None:
@@ -183,33 +191,48 @@ class BM25Collection:
             self._fresh()
             postings, alive = self._postings, None
             if not all(self._alive):
-                mask = np.frombuffer(self._alive, np.bool_)
+                mask = self._mask()
                 postings, alive = postings.renumbered(mask), np.flatnonzero(mask)
             used = np.diff(postings.starts) > 0
             # There may be more stems than that: of a batch that could not be stored.
             stems = [stem for stem, is_used in zip(self._vocabulary.stems, used.tolist(), strict=False) if is_used]
             content = Content(self._analyzer.facts, self._k1, self._b, stems, postings.with_words(used), self._columns)
-            self._folder.save(content, alive)
+            try:
+                self._folder.save(content, alive)
+            except IndexMismatchError:
+                self._told = True
+                raise
             self._read_again(self._folder)  # what was in memory is let go of
 
     def close(self) -> None:
-        """Save what has changed, if there is a directory, and let go of everything."""
+        """Save what has changed, if there is a directory, and let go of everything.
+
+        If saving fails, the index stays open and keeps its changes; see `save` for the errors.
+        """
         if os.getpid() != self._process or self._closed:
             return
         with self._lock:
-            try:
-                if self._folder is not None and self._unsaved:
-                    self.save()
-            finally:
-                self.worker.close()
-                self._start()
-                self._closed = True
+            if self._folder is not None and self._unsaved:
+                self.save()
+            self.worker.close()
+            self._start()
+            self._closed = True
 
     def __del__(self) -> None:
         # Nobody else can save it any more. An object that failed to be made has no `_closed`.
         if getattr(self, "_closed", True) or self._folder is None:
             return
-        self.close()
+        self.close_or_warn()
+
+    def close_or_warn(self) -> None:
+        """Close where nobody could catch an error: at the end of the object, or of the program."""
+        if self._told:
+            return
+        try:
+            self.close()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the caller cannot do anything about it
+            self._told = True
+            warn_caller(f"the last changes to the index in {self.path!r} are lost: {error}", RuntimeWarning)
 
     # Below, the lock is held.
 
@@ -263,6 +286,23 @@ class BM25Collection:
         if self._closed:
             raise RetrieveRerankError("this BM25 index was closed; open it again")
 
+    def _check_process(self) -> None:
+        # Before the lock is taken: another thread of the parent may have held it.
+        if os.getpid() != self._process:
+            raise RetrieveRerankError(
+                f"this BM25 index was opened in process {self._process} and cannot be changed in its forked child "
+                f"{os.getpid()}, which would never save it. Open it in the child, or start processes with "
+                "multiprocessing.get_context('spawn')"
+            )
+
+    def _touch(self) -> None:
+        """Note that records have changed."""
+        self._scorer, self._unsaved, self._told = None, True, False
+
+    def _mask(self) -> npt.NDArray[np.bool_]:
+        """Which slots are alive. A copy: a bytearray that an array looks into, such as a kept error's, cannot grow."""
+        return np.frombuffer(bytes(self._alive), np.bool_)
+
     @property
     def _slot_of(self) -> dict[str, int]:
         """The slot of each id. Made when first needed, as searching needs none."""
@@ -279,15 +319,14 @@ class BM25Collection:
         """Return a scorer that knows all records."""
         self._follow()
         if self._scorer is None:
-            postings, slots = self._postings, len(self._alive)
+            slots = len(self._alive)
             if self._lengths:
                 first = slots - len(self._lengths)
-                postings = postings.grown(self._words, self._lengths, first, len(self._vocabulary))
+                self._postings = self._postings.grown(self._words, self._lengths, first, len(self._vocabulary))
                 self._words, self._lengths = array("i"), array("i")
             if self._stale:
-                postings = postings.without(np.frombuffer(self._alive, np.bool_))
+                self._postings = self._postings.without(self._mask())
                 self._stale = False
-            self._postings = postings
             if slots > 2 * self._alive.count(True) + _BATCH:
                 self._compact()
             self._postings = self._postings.weighed(self._alive.count(True), len(self._alive), self._k1, self._b)
@@ -296,9 +335,9 @@ class BM25Collection:
 
     def _compact(self) -> None:
         """Give up empty slots, which nothing refers to any more. Who still reads the old columns has them."""
-        alive = np.frombuffer(self._alive, np.bool_)
-        self._columns = self._columns.kept(np.flatnonzero(alive))
-        self._postings = self._postings.renumbered(alive)
+        alive = self._mask()
+        columns, postings = self._columns.kept(np.flatnonzero(alive)), self._postings.renumbered(alive)
+        self._columns, self._postings = columns, postings
         self._alive = bytearray(b"\1") * len(self._columns.ids)
         self._slots = None
 
@@ -315,8 +354,9 @@ _OPEN: weakref.WeakSet[BM25Collection] = weakref.WeakSet()
 
 @atexit.register
 def _close_all() -> None:
-    for collection in list(_OPEN):
-        collection.close()
+    with ExitStack() as turns:  # each gets its turn, even where warnings are errors
+        for collection in list(_OPEN):
+            turns.callback(collection.close_or_warn)
 
 
 def _checked_number(name: str, value: float | None, most: float) -> float | None:

@@ -156,7 +156,8 @@ class IndexFolder:
                 if self._stamp() is not None and self._pointer()["generation"] != self._generation:
                     raise IndexMismatchError(
                         f"the index in {str(self.path)!r} was saved by another process or object after this one read "
-                        "it, and saving now would undo that. Open it again and repeat the changes"
+                        "it, and saving now would undo that. Open the index again, in another object, and repeat the "
+                        "changes there"
                     )
                 folder.mkdir()
                 sizes = _write(folder, content, alive)
@@ -172,10 +173,13 @@ class IndexFolder:
                 with _synced(self.path / f"{_POINTER}.new") as file:
                     file.write(json.dumps(pointer, indent=1).encode())
                 os.replace(self.path / f"{_POINTER}.new", self.path / _POINTER)  # noqa: PTH105 - the one step
+                self._generation = folder.name
                 _sync_folder(self.path)
-                self._generation, self._seen = folder.name, self._stamp()
+                self._seen = self._stamp()
                 self._tidy(folder.name)
         except OSError as error:
+            if self._generation == folder.name:  # it is saved; only tidying or unlocking failed
+                return
             shutil.rmtree(folder, ignore_errors=True)
             raise InvalidInputError(
                 f"cannot save the index in {str(self.path)!r}: {error}. What was saved before is as it was"
