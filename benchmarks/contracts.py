@@ -161,6 +161,9 @@ class StockBM25(LangChainRetrieverContract):
     def make(self, passages, k, encoder):  # noqa: ANN001, ANN201
         return BM25Retriever.from_documents(self.documents(passages), k=k)
 
+    def make_kept(self, passages, k, encoder, folder):  # noqa: ANN001, ANN201
+        return self.make(passages, k, encoder)  # in memory it can be pickled, too
+
 
 class StockEnsemble(LangChainRetrieverContract):
     """LangChain's hybrid of the two."""
@@ -178,6 +181,9 @@ class StockIndexRetriever(LlamaIndexRetrieverContract):
         index = VectorStoreIndex(self.nodes(passages, encoder), embed_model=EncoderEmbedding(encoder))
         return index.as_retriever(similarity_top_k=k)
 
+    def make_kept(self, passages, k, encoder, folder):  # noqa: ANN001, ANN201
+        return self.make(passages, k, encoder)  # in memory it can be pickled, too
+
 
 class StockFusion(LlamaIndexRetrieverContract):
     """LlamaIndex's fusion, of that retriever with itself."""
@@ -185,6 +191,9 @@ class StockFusion(LlamaIndexRetrieverContract):
     def make(self, passages, k, encoder):  # noqa: ANN001, ANN201
         one = StockIndexRetriever().make(passages, k, encoder)
         return QueryFusionRetriever([one, one], llm=MockLLM(), num_queries=1, similarity_top_k=k, use_async=False)
+
+    def make_kept(self, passages, k, encoder, folder):  # noqa: ANN001, ANN201
+        return self.make(passages, k, encoder)  # in memory it can be pickled, too
 
 
 class StockChroma(LangChainVectorStoreContract):

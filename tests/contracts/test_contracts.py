@@ -184,6 +184,11 @@ class Found:
             for rank, at in enumerate(order[:k], start=1)
         ]
 
+    def __getstate__(self):
+        if self.flaw == "cannot be pickled":
+            raise TypeError("cannot pickle 'lock' object")
+        return {**self.__dict__, "passages": self.passages[:-1] if self.flaw == "forgets one" else self.passages}
+
     async def aretrieve(self, query, k):
         if self.flaw == "blocks the loop":
             return self.retrieve(query, k)
@@ -206,12 +211,17 @@ _AFTER = "a_changed_result_does_not_change_the_next"
         ("numpy's floats", {"scores_are_plain_floats"}),
         ("blocks the loop", {"async_lets_the_event_loop_run"}),
         ("async finds less", {"async_is_sync"}),
+        ("cannot be pickled", {"written_down_and_read_again"}),
+        ("forgets one", {"written_down_and_read_again"}),
     ],
 )
 def test_a_flaw_of_a_retriever_is_caught(flaw, caught):
     class Flawed(RetrieverContract):
         def make(self, passages, k, encoder):
             return Found(passages, encoder, flaw)
+
+        def make_kept(self, passages, k, encoder, folder):
+            return self.make(passages, k, encoder)
 
     failed = {check for check, outcome in run_contract(Flawed).items() if outcome.startswith("FAIL")}
     assert failed == caught
@@ -325,6 +335,27 @@ def test_a_flaw_of_a_store_is_caught(flaw, caught):
 
     failed = {check for check, outcome in run_contract(Flawed).items() if outcome.startswith("FAIL")}
     assert failed == caught
+
+
+def test_a_reranker_without_thresholds_or_a_retriever_that_keeps_nothing_does_not_fail():
+    class Reranker(RerankerContract):
+        has_threshold = False
+
+        def make(self, scorer, *, top_n=None, score_threshold=None):
+            return Ranked(scorer)
+
+        def call(self, component, query, inputs, *, top_n=None, score_threshold=None):
+            assert score_threshold is None
+            return component.rank(query, inputs, top_n=top_n)
+
+    class Retriever(RetrieverContract):
+        def make(self, passages, k, encoder):
+            return Found(passages, encoder)
+
+    for contract in (Reranker, Retriever):
+        outcomes = run_contract(contract)
+        assert [check for check, outcome in outcomes.items() if outcome.startswith("FAIL")] == []
+    assert outcomes["written_down_and_read_again"].startswith("n/a")
 
 
 def test_a_contract_says_what_must_be_given():

@@ -41,31 +41,44 @@ class TestRetrieveRerank(RerankerContract):
 
 class TestChromaIndex(RetrieverContract):
     def make(self, passages, k, encoder):
-        index = ChromaIndex(encoder)
+        return self.make_kept(passages, k, encoder, None)
+
+    def make_kept(self, passages, k, encoder, folder):
+        index = ChromaIndex(encoder, path=folder)
         index.add(passages)
         return index
 
 
 class TestBM25Index(RetrieverContract):
     def make(self, passages, k, encoder):
-        index = BM25Index()
+        return self.make_kept(passages, k, encoder, None)
+
+    def make_kept(self, passages, k, encoder, folder):
+        index = BM25Index(path=folder)
         index.add(passages)
+        if folder:
+            index.save()
         return index
 
 
 class TestHybridRetriever(RetrieverContract):
+    parts = (TestChromaIndex, TestBM25Index)
+
     def make(self, passages, k, encoder):
-        dense, words = ChromaIndex(encoder), BM25Index()
-        dense.add(passages)
-        words.add(passages)
-        return HybridRetriever([dense, words])
+        return HybridRetriever([part().make(passages, k, encoder) for part in self.parts])
+
+    def make_kept(self, passages, k, encoder, folder):
+        return HybridRetriever([part().make_kept(passages, k, encoder, folder) for part in self.parts])
 
 
 class TestRetrieveRerankSearch(RetrieverContract):
     """The pipeline as a retriever, over a real index."""
 
     def make(self, passages, k, encoder):
-        index = ChromaIndex(encoder)
+        return self.make_kept(passages, k, encoder, None)
+
+    def make_kept(self, passages, k, encoder, folder):
+        index = ChromaIndex(encoder, path=folder)
         index.add(passages)
         return RetrieveRerank(index, LetterScorer(), top_n=k)
 

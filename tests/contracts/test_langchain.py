@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from langchain_core.documents import Document
+
+from retrieve_rerank import Hit, Passage
 from retrieve_rerank.langchain import (
     BM25Retriever,
     ChromaRetriever,
@@ -10,6 +13,7 @@ from retrieve_rerank.langchain import (
     HybridRetriever,
     RetrieveRerankRetriever,
 )
+from retrieve_rerank.langchain._convert import to_reranked
 from retrieve_rerank.testing import (
     EncoderEmbeddings,
     LangChainRerankerContract,
@@ -62,26 +66,40 @@ class TestRetrieveRerankRetriever(LangChainRerankerContract):
 
 class TestChromaRetriever(LangChainRetrieverContract):
     def make(self, passages, k, encoder):
-        return ChromaRetriever.from_documents(self.documents(passages), EncoderEmbeddings(encoder), k=k)
+        return self.make_kept(passages, k, encoder, None)
+
+    def make_kept(self, passages, k, encoder, folder):
+        documents, embeddings = self.documents(passages), EncoderEmbeddings(encoder)
+        return ChromaRetriever.from_documents(documents, embeddings, k=k, persist_directory=folder)
 
 
 class TestBM25Retriever(LangChainRetrieverContract):
     def make(self, passages, k, encoder):
-        return BM25Retriever.from_documents(self.documents(passages), k=k)
+        return self.make_kept(passages, k, encoder, None)
+
+    def make_kept(self, passages, k, encoder, folder):
+        return BM25Retriever.from_documents(self.documents(passages), k=k, path=folder)
 
 
 class TestHybridRetriever(LangChainRetrieverContract):
     def make(self, passages, k, encoder):
+        return self.make_kept(passages, k, encoder, None)
+
+    def make_kept(self, passages, k, encoder, folder):
         documents = self.documents(passages)
-        dense = ChromaRetriever.from_documents(documents, EncoderEmbeddings(encoder))
-        return HybridRetriever(retrievers=[dense, BM25Retriever.from_documents(documents)], k=k)
+        dense = ChromaRetriever.from_documents(documents, EncoderEmbeddings(encoder), persist_directory=folder)
+        return HybridRetriever(retrievers=[dense, BM25Retriever.from_documents(documents, path=folder)], k=k)
 
 
 class TestRetrieveRerankRetrieverSearch(LangChainRetrieverContract):
     """The retriever as a retriever, over a real store."""
 
     def make(self, passages, k, encoder):
-        store = ChromaVectorStore.from_documents(self.documents(passages), EncoderEmbeddings(encoder))
+        return self.make_kept(passages, k, encoder, None)
+
+    def make_kept(self, passages, k, encoder, folder):
+        documents, embeddings = self.documents(passages), EncoderEmbeddings(encoder)
+        store = ChromaVectorStore.from_documents(documents, embeddings, persist_directory=folder)
         reranker = CrossEncoderReranker(model=ScorerCrossEncoder(LetterScorer()))
         return RetrieveRerankRetriever(base_retriever=store, reranker=reranker, top_n=k)
 
@@ -94,3 +112,10 @@ class TestChromaVectorStore(LangChainVectorStoreContract):
 
     def count(self, store):
         return len(store.get()["ids"])
+
+
+def test_whatever_a_reranking_writes_is_not_the_users_metadata():
+    hit = Hit(Passage("1", "a"), 1, 0.5, 1, 0.5, logit=0.0, window=(0, 1), truncated=True)
+    document = Document("a", id="1", metadata={"own": 1, "retrieval_ranks": [1, None]})
+    [answer] = LangChainRerankerContract().read([to_reranked(document, hit, degraded="why")])
+    assert answer.metadata == {"own": 1}

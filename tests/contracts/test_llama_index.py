@@ -56,30 +56,42 @@ class TestRetrieveRerankRetriever(LlamaIndexRerankerContract):
 
 class TestChromaRetriever(LlamaIndexRetrieverContract):
     def make(self, passages, k, encoder):
+        return self.make_kept(passages, k, encoder, None)
+
+    def make_kept(self, passages, k, encoder, folder):
         embed_model = EncoderEmbedding(encoder)
-        store = ChromaVectorStore(metric=encoder.metric)
+        store = ChromaVectorStore(persist_dir=folder, metric=encoder.metric)
         store.add(self.nodes(passages, encoder))
         return ChromaRetriever(store, embed_model, similarity_top_k=k)
 
 
 class TestBM25Retriever(LlamaIndexRetrieverContract):
     def make(self, passages, k, encoder):
-        return BM25Retriever(self.nodes(passages, encoder), similarity_top_k=k)
+        return self.make_kept(passages, k, encoder, None)
+
+    def make_kept(self, passages, k, encoder, folder):
+        return BM25Retriever(self.nodes(passages, encoder), similarity_top_k=k, path=folder)
 
 
 class TestHybridRetriever(LlamaIndexRetrieverContract):
     def make(self, passages, k, encoder):
-        nodes, store = self.nodes(passages, encoder), ChromaVectorStore()
+        return self.make_kept(passages, k, encoder, None)
+
+    def make_kept(self, passages, k, encoder, folder):
+        nodes, store = self.nodes(passages, encoder), ChromaVectorStore(persist_dir=folder)
         store.add(nodes)
         dense = ChromaRetriever(store, EncoderEmbedding(encoder))
-        return HybridRetriever([dense, BM25Retriever(nodes)], similarity_top_k=k)
+        return HybridRetriever([dense, BM25Retriever(nodes, path=folder)], similarity_top_k=k)
 
 
 class TestRetrieveRerankRetrieverSearch(LlamaIndexRetrieverContract):
     """The retriever as a retriever, over a real store."""
 
     def make(self, passages, k, encoder):
-        store = ChromaVectorStore()
+        return self.make_kept(passages, k, encoder, None)
+
+    def make_kept(self, passages, k, encoder, folder):
+        store = ChromaVectorStore(persist_dir=folder)
         store.add(self.nodes(passages, encoder))
         first = ChromaRetriever(store, EncoderEmbedding(encoder))
         return RetrieveRerankRetriever(first, CrossEncoderRerank(LetterScorer()), top_n=k)

@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from retrieve_rerank import BiEncoder, ChromaIndex, CrossEncoder, InvalidInputError, Passage, RetrieveRerank
+from retrieve_rerank import (
+    BiEncoder,
+    BM25Index,
+    ChromaIndex,
+    CrossEncoder,
+    HybridRetriever,
+    InvalidInputError,
+    Passage,
+    RetrieveRerank,
+)
+from retrieve_rerank.indexes.words import Analyzer
 from retrieve_rerank.models.worker import Worker
-from tests.core.stubs import LetterEncoder, found, run_python
+from tests.core.stubs import LetterEncoder, TableScorer, found, run_python
 
 MARKER = "marker-of-a-secret"
 TEXTS = ["paris is the capital of france", "rome is in italy", "bread", "what is a word"]
+
+
+WAYS = [lambda thing: pickle.loads(pickle.dumps(thing)), copy.deepcopy]
+
+
+def letters_of(text: str) -> list[str]:
+    return list(text.replace(" ", ""))
 
 
 def again(thing: Any) -> Any:
@@ -70,6 +89,83 @@ def test_in_a_process_of_its_own(pipeline: RetrieveRerank, tmp_path: Path) -> No
 def test_an_index_in_memory_cannot_be_pickled_and_says_so() -> None:
     with pytest.raises(InvalidInputError, match="in memory or a client's: it cannot be pickled"):
         pickle.dumps(ChromaIndex(LetterEncoder()))
+
+
+def words_in(folder: Path, **options: Any) -> BM25Index:
+    index = BM25Index(path=folder, **options)
+    index.add(Passage(text, text) for text in TEXTS)
+    index.save()
+    return index
+
+
+@pytest.mark.parametrize("way", WAYS, ids=["pickle", "copy"])
+@pytest.mark.parametrize(
+    "options", [{}, {"language": "german", "k1": 0.9, "b": 0.1}, {"tokenizer": letters_of}, {"language": None}]
+)
+def test_an_index_of_words(way: Any, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stemmer cannot be pickled, nor can a lock; an index opens its directory again, wherever the process is."""
+    monkeypatch.chdir(tmp_path)
+    index = words_in(Path("words"), **options)
+    expected = index.retrieve("capitals of France")
+    monkeypatch.chdir(tmp_path.parent)
+    restored = way(index)
+    assert restored.language == index.language
+    assert restored.retrieve("capitals of France") == expected != []
+    restored.add([Passage("new", "capital")])
+    restored.save()
+    assert index.get(["new"])[0].text == "capital"  # it is the same index, with threads and locks of its own
+    assert restored.collection.worker is not index.collection.worker
+    index.close()
+    assert "new" in [hit.passage.id for hit in restored.retrieve("capital")]
+    assert way(index).count() == 5  # as one of Chroma, a closed one is opened by its copy
+
+
+@pytest.mark.parametrize("way", WAYS, ids=["pickle", "copy"])
+def test_words_that_are_not_saved_are_not_left_behind(way: Any, tmp_path: Path) -> None:
+    index = words_in(tmp_path)
+    index.add([Passage("new", "capital")])
+    with pytest.raises(InvalidInputError, match=re.escape(f"{str(tmp_path)!r} has changes that are not saved")):
+        way(index)
+    assert BM25Index(path=tmp_path).count() == 4  # nor is anything written in passing
+    index.save()
+    assert way(index).get(["new"])
+
+
+@pytest.mark.parametrize("way", WAYS, ids=["pickle", "copy"])
+def test_words_in_memory_cannot_be_pickled_and_say_so(way: Any) -> None:
+    for thing in (BM25Index(), HybridRetriever([BM25Index()]), RetrieveRerank(BM25Index(), TableScorer({}))):
+        with pytest.raises(InvalidInputError, match=r"in memory: it cannot be pickled or copied\. Give it a directory"):
+            way(thing)
+
+
+@pytest.mark.parametrize("way", [*WAYS, copy.copy], ids=["pickle", "deepcopy", "copy"])
+def test_an_analyzer_makes_its_stemmer_again(way: Any) -> None:
+    for analyzer in (Analyzer("de"), Analyzer(None), Analyzer("en", str.split)):
+        restored = way(analyzer)
+        assert restored.facts == analyzer.facts
+        assert restored.words("und Häuser") == analyzer.words("und Häuser")
+        assert [restored.stem(word) for word in ("und", "häuser")] == [analyzer.stem(w) for w in ("und", "häuser")]
+
+
+def test_words_and_vectors_in_a_process_of_its_own(pipeline: RetrieveRerank, tmp_path: Path) -> None:
+    words = words_in(tmp_path / "words")
+    hybrid = HybridRetriever([pipeline.retriever, words], weights=[0.5, 1.0])
+    whole = RetrieveRerank(hybrid, pipeline.cross_encoder, top_n=3)
+    things = [words, hybrid, whole]
+    expected = [[hit.passage.id for hit in thing.retrieve("capitals", 4)] for thing in (words, hybrid)]
+    expected.append([hit.passage.id for hit in whole.search("capitals")])
+    pickled = tmp_path / "things.pickle"
+    pickled.write_bytes(pickle.dumps(things))
+    for thing in (pipeline.retriever, words):
+        thing.close()
+    script = """
+        import pickle, sys
+        words, hybrid, whole = pickle.loads(open(sys.argv[1], "rb").read())
+        for found in (words.retrieve("capitals", 4), hybrid.retrieve("capitals", 4), whole.search("capitals")):
+            print(*[hit.passage.id for hit in found], sep="|")
+    """
+    found = run_python(script, str(pickled), warnings="ignore").splitlines()
+    assert found == ["|".join(row) for row in expected]
 
 
 def test_hits_and_results() -> None:

@@ -25,7 +25,8 @@ class BM25Index:
     cut off, all as the language has it. With a directory, changes are kept in memory until `save`, which `close`, the
     end of a `with` block and the normal end of the program call too. A process that is killed leaves what was saved
     last. Any number of objects and processes may read a directory, and see what another saved at their next call; of
-    two that change it, the first to save wins and the other is told.
+    two that change it, the first to save wins and the other is told. A saved index can be pickled and copied, which
+    opens its directory again; one in memory or with unsaved changes cannot.
 
     Args:
         path: Directory of a saved index; it is made if missing, and read without loading it into memory. None: in

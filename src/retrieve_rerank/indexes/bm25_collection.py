@@ -13,9 +13,10 @@ import os
 import threading
 import weakref
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from numbers import Real
 
@@ -84,6 +85,20 @@ class BM25Collection:
         if self._folder is not None:
             self._read_again(self._folder)
             _OPEN.add(self)
+
+    def __reduce__(self) -> tuple[Callable[[], BM25Collection], tuple[()]]:
+        if self.path is None:
+            raise InvalidInputError(
+                "this BM25 index is in memory: it cannot be pickled or copied. Give it a directory: path=…"
+            )
+        with self._lock:
+            if self._unsaved:
+                raise InvalidInputError(
+                    f"the BM25 index in {self.path!r} has changes that are not saved, which a pickle or a copy of it "
+                    "would not have; save it first: save()"
+                )
+        made = partial(BM25Collection, self.path, self.language, tokenizer=self._analyzer.tokenizer)
+        return partial(made, k1=self._given[0], b=self._given[1]), ()
 
     @property
     def path(self) -> str | None:

@@ -76,7 +76,7 @@ class Analyzer:
         if tokenizer is not None and not callable(tokenizer):
             raise InvalidInputError(f"tokenizer must be a function from a text to its words, got {tokenizer!r}")
         self.language = None if tokenizer is not None else language_name(language)
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._stem: Callable[[str], str] | None = None
         self._stop: frozenset[str] = frozenset()
         self.facts: dict[str, str | None] = {"language": self.language}
@@ -90,11 +90,14 @@ class Analyzer:
             digest = hashlib.sha256(" ".join(sorted(self._stop)).encode()).hexdigest()[:16]
             self.facts |= {"stemmer": stemmers.version(), "stop_words": digest}
 
+    def __reduce__(self) -> tuple[type[Analyzer], tuple[str | None, Tokenizer | None]]:
+        return Analyzer, (self.language, self.tokenizer)  # a stemmer cannot be pickled, and is made again
+
     def words(self, text: str) -> list[str]:
         """Return the words of a text, stop words and endings still there."""
-        if self._tokenizer is None:
+        if self.tokenizer is None:
             return _find_words(text.lower())
-        words = self._tokenizer(text)
+        words = self.tokenizer(text)
         if not isinstance(words, (list, tuple)) or not all(isinstance(word, str) for word in words):
             raise InvalidInputError(f"the tokenizer must return a list of strings, got {words!r}")
         return list(words)

@@ -27,6 +27,8 @@ Vectors = npt.NDArray[np.float32]
 # What a re-ranking writes into a document's metadata, and the next one replaces.
 _SCORE_KEYS = ("relevance_score", "rerank_logit", "rerank_rank")
 RERANK_KEYS = (*_SCORE_KEYS, "rerank_window", "rerank_truncated", "rerank_degraded")
+# What a first stage writes there.
+RETRIEVAL_KEYS = ("retrieval_score", "retrieval_rank", "retrieval_ranks")
 
 # The names under which embedding classes keep what they embed with.
 _MODEL_NAMES = ("model_name", "model", "model_id", "deployment", "repo_id")
@@ -159,9 +161,8 @@ def as_candidates(documents: Sequence[Document], *, scored: bool, fused: bool = 
         scored: Whether the stage wrote their `retrieval_score`; what a stored document says of itself is no score.
         fused: The same for their `retrieval_ranks`.
     """
-    old = {*RERANK_KEYS, "retrieval_rank"} | (set() if scored else {"retrieval_score"})
-    if not fused:
-        old.add("retrieval_ranks")
+    true = ({"retrieval_score"} if scored else set()) | ({"retrieval_ranks"} if fused else set())
+    old = {*RERANK_KEYS, *RETRIEVAL_KEYS} - true
     marked = []
     for rank, document in enumerate(checked_documents(documents), start=1):
         metadata = {key: value for key, value in document.metadata.items() if key not in old}

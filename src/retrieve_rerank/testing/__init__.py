@@ -5,6 +5,8 @@ A contract is a class whose methods are the checks. Say how your component is ma
     from retrieve_rerank.testing import LangChainRerankerContract, ScorerCrossEncoder
 
     class TestMyReranker(LangChainRerankerContract):
+        has_threshold = False  # MyReranker takes no score_threshold
+
         def make(self, scorer, *, top_n=None, score_threshold=None):
             return MyReranker(model=ScorerCrossEncoder(scorer), top_n=top_n)
 

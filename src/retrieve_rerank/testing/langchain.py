@@ -17,6 +17,7 @@ from langchain_core.documents import Document  # noqa: E402
 from langchain_core.embeddings import Embeddings  # noqa: E402
 from langchain_core.load import dumpd, load  # noqa: E402
 
+from retrieve_rerank.langchain._convert import RERANK_KEYS, RETRIEVAL_KEYS  # noqa: E402
 from retrieve_rerank.testing.reranker import RerankerContract  # noqa: E402
 from retrieve_rerank.testing.retriever import RetrieverContract  # noqa: E402
 from retrieve_rerank.testing.running import Answer  # noqa: E402
@@ -25,7 +26,7 @@ from retrieve_rerank.types import Encoder, Metric, Passage, Scorer  # noqa: E402
 
 _SCORE_KEYS = ("relevance_score", "retrieval_score")
 # What re-rankers and retrievers write into the metadata; the rest is the user's.
-_WRITTEN = {*_SCORE_KEYS, "rerank_logit", "rerank_rank", "rerank_degraded", "retrieval_rank", "retrieval_ranks"}
+_WRITTEN = {*RERANK_KEYS, *RETRIEVAL_KEYS}
 
 
 class ScorerCrossEncoder(BaseCrossEncoder):
