@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import json
 import threading
@@ -22,6 +23,7 @@ from langchain_core.vectorstores import InMemoryVectorStore
 from retrieve_rerank import DegradedWarning, InvalidInputError, RetrieveRerankError, fuse
 from retrieve_rerank.langchain import (
     BiEncoderEmbeddings,
+    BM25Retriever,
     ChromaRetriever,
     ChromaVectorStore,
     CrossEncoderReranker,
@@ -142,6 +144,31 @@ async def test_documents_without_ids_are_merged_by_text_or_refused() -> None:
     assert (document.id, document.metadata["retrieval_ranks"]) == (None, [1, 1])
     # Where one retriever alone found something, there is nothing to merge.
     assert ids(HybridRetriever(retrievers=[ListRetriever(documents=[]), bare]).invoke("q")) == "None"
+
+
+async def test_retrievers_that_made_their_own_ids_are_told_of() -> None:
+    """Else every document comes twice, without a word."""
+    documents = [Document(text) for text in TEXTS]
+    retrievers = [
+        InMemoryVectorStore.from_documents(documents, WordEmbeddings()).as_retriever(),
+        BM25Retriever.from_documents(documents),
+    ]
+    by_id = HybridRetriever(retrievers=retrievers)
+    for call in (lambda: by_id.invoke("a"), lambda: asyncio.run(by_id.ainvoke("a"))):
+        with pytest.warns(UserWarning, match='the same texts under different ids.*merge="text"') as warned:
+            found = await asyncio.to_thread(call)
+        assert len(warned) == 1
+        texts = [document.page_content for document in found]
+        assert len(texts) > len(set(texts))
+    for found in await both_ways(HybridRetriever(retrievers=retrievers, merge="text"), "a"):
+        assert sorted(document.page_content for document in found) == sorted(TEXTS)
+    shared = [Document(text, id=text) for text in TEXTS]
+    same_ids = [
+        InMemoryVectorStore.from_documents(shared, WordEmbeddings()).as_retriever(),
+        BM25Retriever.from_documents(shared),
+    ]
+    for found in await both_ways(HybridRetriever(retrievers=same_ids), "a"):
+        assert sorted(str(document.id) for document in found) == sorted(TEXTS)
 
 
 async def test_the_retrievers_documents_stay_as_they_are() -> None:
