@@ -380,7 +380,7 @@ def own_ids(prefix: str, texts: str) -> ListRetriever:
     return ListRetriever([Hit(Passage(f"{prefix}{text}", text), n, 1 / n) for n, text in enumerate(texts, start=1)])
 
 
-async def every_way(hybrid: HybridRetriever, call: str) -> list[list[Hit]]:
+async def called(hybrid: HybridRetriever, call: str) -> list[list[Hit]]:
     match call:
         case "retrieve":
             return [hybrid.retrieve("q")]
@@ -400,7 +400,7 @@ async def test_equal_texts_that_share_no_id_warn_once_a_call(call: str) -> None:
     """Else every passage comes twice, without a word."""
     hybrid = HybridRetriever([own_ids("x", "ab"), own_ids("y", "bc"), ListRetriever([])])
     with pytest.warns(UserWarning, match='the same texts under different ids.*merge="text"') as warned:
-        found = await every_way(hybrid, call)
+        found = await called(hybrid, call)
     assert len(warned) == 1
     assert warned[0].filename == __file__
     assert [ids(hits) for hits in found] == [["a", "b", "b", "c"]] * len(found)
@@ -422,7 +422,7 @@ async def test_equal_texts_that_share_no_id_warn_once_a_call(call: str) -> None:
 async def test_what_is_no_mistake_does_not_warn(
     call: str, retrievers: list[ListRetriever], options: dict[str, Any]
 ) -> None:
-    assert await every_way(HybridRetriever(retrievers, **options), call)
+    assert await called(HybridRetriever(retrievers, **options), call)
 
 
 # What cannot be used

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import json
 import threading
@@ -148,27 +147,26 @@ async def test_documents_without_ids_are_merged_by_text_or_refused() -> None:
 
 async def test_retrievers_that_made_their_own_ids_are_told_of() -> None:
     """Else every document comes twice, without a word."""
-    documents = [Document(text) for text in TEXTS]
-    retrievers = [
-        InMemoryVectorStore.from_documents(documents, WordEmbeddings()).as_retriever(),
-        BM25Retriever.from_documents(documents),
+    texts = ["a paris", "b paris", "c paris"]
+
+    def made(documents: list[Document]) -> list[Any]:
+        return [
+            InMemoryVectorStore.from_documents(documents, WordEmbeddings()).as_retriever(),
+            BM25Retriever.from_documents(documents),
+        ]
+
+    retrievers = made([Document(text) for text in texts])
+    with pytest.warns(UserWarning, match='the same texts under different ids.*merge="text"') as warned:
+        twice = await both_ways(HybridRetriever(retrievers=retrievers), "a paris")
+    assert len(warned) == 2  # one a call
+    same_ids = made([Document(text, id=text) for text in texts])
+    once = [
+        *await both_ways(HybridRetriever(retrievers=retrievers, merge="text"), "a paris"),
+        *await both_ways(HybridRetriever(retrievers=same_ids), "a paris"),
     ]
-    by_id = HybridRetriever(retrievers=retrievers)
-    for call in (lambda: by_id.invoke("a"), lambda: asyncio.run(by_id.ainvoke("a"))):
-        with pytest.warns(UserWarning, match='the same texts under different ids.*merge="text"') as warned:
-            found = await asyncio.to_thread(call)
-        assert len(warned) == 1
-        texts = [document.page_content for document in found]
-        assert len(texts) > len(set(texts))
-    for found in await both_ways(HybridRetriever(retrievers=retrievers, merge="text"), "a"):
-        assert sorted(document.page_content for document in found) == sorted(TEXTS)
-    shared = [Document(text, id=text) for text in TEXTS]
-    same_ids = [
-        InMemoryVectorStore.from_documents(shared, WordEmbeddings()).as_retriever(),
-        BM25Retriever.from_documents(shared),
-    ]
-    for found in await both_ways(HybridRetriever(retrievers=same_ids), "a"):
-        assert sorted(str(document.id) for document in found) == sorted(TEXTS)
+    for results, times in ((twice, 2), (once, 1)):
+        for documents in results:
+            assert sorted(document.page_content for document in documents) == sorted(texts * times)
 
 
 async def test_the_retrievers_documents_stay_as_they_are() -> None:

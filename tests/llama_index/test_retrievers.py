@@ -203,7 +203,7 @@ async def test_an_index_is_a_first_stage_and_may_grow(store: ChromaVectorStore) 
 async def test_a_model_makes_a_reranker(tiny_cross_encoder: Path) -> None:
     """C6: as LangChain's retriever takes one."""
     first, scorer = ListRetriever(scored("paris", "rome")), TableScorer({"paris": 0.0, "rome": 1.0})
-    encoder = CrossEncoder(tiny_cross_encoder, precision="float32")
+    encoder = CrossEncoder(tiny_cross_encoder)
     expected = CrossEncoderRerank(encoder).postprocess_nodes(scored("paris", "rome"), query_str="capital")
     assert RetrieveRerankRetriever(first, encoder).retrieve("capital") == expected
     for model in (str(tiny_cross_encoder), tiny_cross_encoder):
