@@ -128,7 +128,8 @@ def of_nodes(result: list[Any]) -> Seen:
     assert len(marks) == 1
     assert [node.rerank_rank for node in result] == list(range(1, len(result) + 1))
     for node in result:
-        assert node.logit is not None or node.score == node.retrieval_score
+        assert (node.score is None) == (node.logit is None)
+        assert node.retrieval_score is not None
     return Seen([node.node_id for node in result], [node.logit is not None for node in result], marks.pop())
 
 

@@ -373,6 +373,58 @@ def test_it_works_in_a_forked_child() -> None:
     assert run_python(script, timeout=20).strip() == "2"
 
 
+# The same texts under ids of each retriever's own
+
+
+def own_ids(prefix: str, texts: str) -> ListRetriever:
+    return ListRetriever([Hit(Passage(f"{prefix}{text}", text), n, 1 / n) for n, text in enumerate(texts, start=1)])
+
+
+async def called(hybrid: HybridRetriever, call: str) -> list[list[Hit]]:
+    match call:
+        case "retrieve":
+            return [hybrid.retrieve("q")]
+        case "aretrieve":
+            return [await hybrid.aretrieve("q")]
+        case "retrieve_many":
+            return hybrid.retrieve_many(["q", "r", "s"])
+        case _:
+            return await hybrid.aretrieve_many(["q", "r", "s"])
+
+
+CALLS = pytest.mark.parametrize("call", ["retrieve", "aretrieve", "retrieve_many", "aretrieve_many"])
+
+
+@CALLS
+async def test_equal_texts_that_share_no_id_warn_once_a_call(call: str) -> None:
+    """Else every passage comes twice, without a word."""
+    hybrid = HybridRetriever([own_ids("x", "ab"), own_ids("y", "bc"), ListRetriever([])])
+    with pytest.warns(UserWarning, match='the same texts under different ids.*merge="text"') as warned:
+        found = await called(hybrid, call)
+    assert len(warned) == 1
+    assert warned[0].filename == __file__
+    assert [ids(hits) for hits in found] == [["a", "b", "b", "c"]] * len(found)
+
+
+@CALLS
+@pytest.mark.parametrize(
+    ("retrievers", "options"),
+    [
+        ([own_ids("x", "ab"), own_ids("y", "ab")], {"merge": "text"}),
+        ([own_ids("x", "ab"), own_ids("y", "cd")], {}),  # two collections
+        ([own_ids("x", "abc"), own_ids("y", "ab"), own_ids("x", "c")], {}),
+        ([own_ids("x", "aa"), own_ids("y", "b")], {}),  # twins of one retriever are its own affair
+        ([own_ids("x", "ab"), own_ids("y", "ab")], {"weights": [1, 0]}),  # nothing comes twice
+        ([own_ids("x", "ab"), ListRetriever([])], {}),
+        ([ListRetriever([Hit(Passage(id_, ""), 1, 1.0)]) for id_ in "ab"], {}),  # pictures, say
+    ],
+)
+async def test_what_is_no_mistake_does_not_warn(
+    call: str, retrievers: list[ListRetriever], options: dict[str, Any]
+) -> None:
+    assert await called(HybridRetriever(retrievers, **options), call)
+
+
 # What cannot be used
 
 

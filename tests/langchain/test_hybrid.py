@@ -22,6 +22,7 @@ from langchain_core.vectorstores import InMemoryVectorStore
 from retrieve_rerank import DegradedWarning, InvalidInputError, RetrieveRerankError, fuse
 from retrieve_rerank.langchain import (
     BiEncoderEmbeddings,
+    BM25Retriever,
     ChromaRetriever,
     ChromaVectorStore,
     CrossEncoderReranker,
@@ -142,6 +143,30 @@ async def test_documents_without_ids_are_merged_by_text_or_refused() -> None:
     assert (document.id, document.metadata["retrieval_ranks"]) == (None, [1, 1])
     # Where one retriever alone found something, there is nothing to merge.
     assert ids(HybridRetriever(retrievers=[ListRetriever(documents=[]), bare]).invoke("q")) == "None"
+
+
+async def test_retrievers_that_made_their_own_ids_are_told_of() -> None:
+    """Else every document comes twice, without a word."""
+    texts = ["a paris", "b paris", "c paris"]
+
+    def made(documents: list[Document]) -> list[Any]:
+        return [
+            InMemoryVectorStore.from_documents(documents, WordEmbeddings()).as_retriever(),
+            BM25Retriever.from_documents(documents),
+        ]
+
+    retrievers = made([Document(text) for text in texts])
+    with pytest.warns(UserWarning, match='the same texts under different ids.*merge="text"') as warned:
+        twice = await both_ways(HybridRetriever(retrievers=retrievers), "a paris")
+    assert len(warned) == 2  # one a call
+    same_ids = made([Document(text, id=text) for text in texts])
+    once = [
+        *await both_ways(HybridRetriever(retrievers=retrievers, merge="text"), "a paris"),
+        *await both_ways(HybridRetriever(retrievers=same_ids), "a paris"),
+    ]
+    for results, times in ((twice, 2), (once, 1)):
+        for documents in results:
+            assert sorted(document.page_content for document in documents) == sorted(texts * times)
 
 
 async def test_the_retrievers_documents_stay_as_they_are() -> None:

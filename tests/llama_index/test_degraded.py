@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from llama_index.core.postprocessor import SimilarityPostprocessor
 from llama_index.core.schema import NodeWithScore, QueryBundle
 
 from retrieve_rerank import CrossEncoder, DegradedWarning, InvalidInputError, TruncationWarning
@@ -60,6 +61,24 @@ def test_the_mark_goes_when_the_next_ranking_works() -> None:
         ("a", 0.9, 1),
     ]
     assert marks(found) == {None}
+
+
+@pytest.mark.parametrize("call", ["sync", "async"])
+def test_a_first_stages_score_is_no_relevance(call: str) -> None:
+    """A cosine of 0.8 beside relevances would pass for a good answer, and a cutoff would keep it before them."""
+    logits = {str(number): -2.0 for number in range(40)} | {"0": 2.0}
+    reranker = CrossEncoderRerank(TableScorer(logits, seconds=0.15), top_n=40, time_budget=0.2)
+    nodes = [NodeWithScore(node=node.node, score=0.8) for node in scored(*logits)]
+    found: Any = (
+        reranker.postprocess_nodes(nodes, query_str="q")
+        if call == "sync"
+        else asyncio.run(reranker.apostprocess_nodes(nodes, query_str="q"))
+    )
+    assert 0 < sum(node.logit is None for node in found) < len(found) == 40
+    assert all((node.score is None) == (node.logit is None) for node in found)
+    assert {node.retrieval_score for node in found} == {0.8}
+    kept = SimilarityPostprocessor(similarity_cutoff=0.5).postprocess_nodes(found)
+    assert [node.node_id for node in kept] == ["0"]
 
 
 @pytest.mark.parametrize("on_error", ["raise", "retrieval_order"])

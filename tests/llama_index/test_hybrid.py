@@ -12,11 +12,13 @@ from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.span_handlers import SimpleSpanHandler
+from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.postprocessor import SimilarityPostprocessor
-from llama_index.core.schema import NodeWithScore, QueryBundle
+from llama_index.core.schema import Document, NodeWithScore, QueryBundle
 
 from retrieve_rerank import DegradedWarning, InvalidInputError, RetrieveRerankError, fuse
 from retrieve_rerank.llama_index import (
+    BM25Retriever,
     ChromaRetriever,
     ChromaVectorStore,
     CrossEncoderRerank,
@@ -262,3 +264,22 @@ async def test_an_empty_query_asks_nobody() -> None:
         hybrid.retrieve(" ")
     with pytest.raises(InvalidInputError, match="empty"):
         await hybrid.aretrieve("")
+
+
+async def test_retrievers_that_made_their_own_ids_are_told_of() -> None:
+    """Else every passage comes twice, without a word."""
+    texts = ["a paris", "b paris", "c paris"]
+    documents, split = [Document(text=text) for text in texts], SentenceSplitter()
+    dense = VectorStoreIndex.from_documents(documents, embed_model=WordEmbedding(), transformations=[split])
+    words = BM25Retriever(split.get_nodes_from_documents(documents))
+    with pytest.warns(UserWarning, match='the same texts under different ids.*merge="text"') as warned:
+        twice = await both_ways(HybridRetriever([dense, words]), "a paris")
+    assert len(warned) == 2  # one a call
+    same_ids = BM25Retriever(list(dense.docstore.docs.values()))
+    once = [
+        *await both_ways(HybridRetriever([dense, words], merge="text"), "a paris"),
+        *await both_ways(HybridRetriever([dense, same_ids]), "a paris"),
+    ]
+    for results, times in ((twice, 2), (once, 1)):
+        for nodes in results:
+            assert sorted(node.get_content() for node in nodes) == sorted(texts * times)

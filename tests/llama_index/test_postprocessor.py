@@ -190,6 +190,47 @@ def test_configuration_survives_dict_json_and_pickle(tiny_cross_encoder: Path) -
         assert "hf_secret" not in text
 
 
+def test_a_copy_with_another_model_ranks_with_it(tiny_cross_encoder: Path) -> None:
+    """Else the copy says one model and ranks with another."""
+    nodes = scored("a", "b")
+    original = CrossEncoderRerank(TableScorer({"a": 1.0, "b": 0.0}), top_n=1, score_threshold=0.0)
+    turned = original.model_copy(update={"model": TableScorer({"a": 0.0, "b": 1.0}), "top_n": 2})
+    assert [node.node_id for node in turned.postprocess_nodes(nodes, query_str="q")] == ["b", "a"]
+    assert [node.node_id for node in original.postprocess_nodes(nodes, query_str="q")] == ["a"]
+    by_name = turned.model_copy(update={"model": tiny_cross_encoder})
+    assert (by_name.model, by_name.scorer, by_name.top_n) == (str(tiny_cross_encoder), None, 2)
+    assert by_name.to_dict() == CrossEncoderRerank(tiny_cross_encoder, 2, score_threshold=0.0).to_dict()
+    assert by_name.postprocess_nodes(nodes, query_str="q") == CrossEncoderRerank(tiny_cross_encoder).postprocess_nodes(
+        nodes, query_str="q"
+    )
+    told = original.model_copy(update={"scores": "probabilities"}).postprocess_nodes(nodes, query_str="q")
+    assert told[0].score == pytest.approx(1.0)
+    with pytest.raises(InvalidInputError, match="device can be given with a model's name only"):
+        original.model_copy(update={"device": "cpu"})
+
+
+@pytest.mark.parametrize("given", [CrossEncoder, str])
+def test_a_copy_with_other_settings_of_the_model_uses_them(given: type, tiny_cross_encoder: Path) -> None:
+    original = CrossEncoderRerank(given(tiny_cross_encoder), top_n=3)
+    changed = original.model_copy(update={"long_passages": "windows", "max_windows": 4})
+    assert (changed.top_n, changed.model, changed.long_passages) == (3, original.model, "windows")
+    nodes = scored("bread. " * 60)
+    found: object = changed.postprocess_nodes(nodes, query_str="capital")[0]  # truncation would warn
+    assert isinstance(found, RerankedNode)
+    assert found.window is not None
+    with pytest.warns(TruncationWarning):
+        original.postprocess_nodes(nodes, query_str="capital")
+    with pytest.raises(InvalidInputError, match="max_windows"):
+        original.model_copy(update={"max_windows": 0})
+
+
+@pytest.mark.parametrize("update", [None, {"top_n": 2, "time_budget": 3.0, "max_length": None}])
+def test_any_other_copy_shares_the_model(update: dict[str, object] | None, tiny_cross_encoder: Path) -> None:
+    for model in (tiny_cross_encoder, CrossEncoder(tiny_cross_encoder), TableScorer({})):
+        original = CrossEncoderRerank(model)
+        assert original.model_copy(update=update)._ranker is original._ranker
+
+
 def test_remote_code_is_off_by_default() -> None:
     """L8: the peer runs the hub's code unasked while its field says that it does not."""
     assert CrossEncoderRerank().trust_remote_code is False

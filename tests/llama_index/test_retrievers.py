@@ -14,7 +14,7 @@ from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
 from llama_index.core.vector_stores.types import FilterOperator
 
-from retrieve_rerank import IndexMismatchError, InvalidInputError
+from retrieve_rerank import CrossEncoder, IndexMismatchError, InvalidInputError
 from retrieve_rerank.llama_index import (
     BiEncoderEmbedding,
     ChromaRetriever,
@@ -200,6 +200,30 @@ async def test_an_index_is_a_first_stage_and_may_grow(store: ChromaVectorStore) 
     assert RetrieveRerankRetriever(summary, CrossEncoderRerank(scorer)).retrieve("b")[0].text == "only"
 
 
+async def test_a_model_makes_a_reranker(tiny_cross_encoder: Path) -> None:
+    """C6: as LangChain's retriever takes one."""
+    first, scorer = ListRetriever(scored("paris", "rome")), TableScorer({"paris": 0.0, "rome": 1.0})
+    encoder = CrossEncoder(tiny_cross_encoder)
+    expected = CrossEncoderRerank(encoder).postprocess_nodes(scored("paris", "rome"), query_str="capital")
+    assert RetrieveRerankRetriever(first, encoder).retrieve("capital") == expected
+    for model in (str(tiny_cross_encoder), tiny_cross_encoder):
+        assert await RetrieveRerankRetriever(first, model).aretrieve("capital") == expected
+    assert [node.node_id for node in RetrieveRerankRetriever(first, scorer).retrieve("q")] == ["rome", "paris"]
+
+
+@pytest.mark.parametrize(
+    ("own", "whole", "kept"), [(None, 0.6, "b"), (0.9, 0.4, "bc"), (0.9, 0.0, "bca"), (0.6, None, "b"), (None, 1.0, "")]
+)
+async def test_the_retrievers_threshold_goes_before_the_rerankers(
+    own: float | None, whole: float | None, kept: str
+) -> None:
+    reranker = CrossEncoderRerank(TableScorer({"a": -1.0, "b": 1.0, "c": 0.0}), score_threshold=own)
+    retriever = RetrieveRerankRetriever(ListRetriever(scored(*"abc")), reranker, score_threshold=whole)
+    for found in (retriever.retrieve("q"), await retriever.aretrieve("q")):
+        assert "".join(node.node_id for node in found) == kept
+    assert reranker.score_threshold == own
+
+
 @pytest.mark.parametrize("query", ["", " "])
 async def test_an_empty_query_reaches_no_stage(query: str) -> None:
     scorer, first = TableScorer(LOGITS), ListRetriever([])
@@ -219,7 +243,16 @@ async def test_no_candidates_are_no_results() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"retriever": "r"}, {"reranker": "some/model"}, {"reranker": None}, {"fetch_k": 0}, {"top_n": 0}]
+    "wrong",
+    [
+        {"retriever": "r"},
+        {"reranker": ""},
+        {"reranker": None},
+        {"reranker": ListRetriever([])},
+        {"fetch_k": 0},
+        {"top_n": 0},
+        {"score_threshold": 1.5},
+    ],
 )
 def test_wrong_stages_are_refused(wrong: dict[str, object]) -> None:
     arguments = {"retriever": ListRetriever([]), "reranker": CrossEncoderRerank(TableScorer({})), **wrong}

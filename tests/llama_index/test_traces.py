@@ -102,10 +102,12 @@ def test_a_degraded_call_says_so_in_event_and_nodes(call: str) -> None:
     assert len(warned) == 1
     told = "re-ranking failed: RuntimeError: out of memory"
     assert recorder.events[1].tags["degraded"] == told
-    assert [(node.text, node.score, node.logit, node.rerank_rank, node.degraded) for node in found] == [
-        ("a", 0.9, None, 1, told),
-        ("b", 0.8, None, 2, told),
-        ("c", None, None, 3, told),
+    assert [
+        (node.text, node.score, node.retrieval_score, node.logit, node.rerank_rank, node.degraded) for node in found
+    ] == [
+        ("a", None, 0.9, None, 1, told),
+        ("b", None, 0.8, None, 2, told),
+        ("c", None, None, None, 3, told),
     ]
     found[0].model_dump_json()
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 from llama_index.core.schema import MetadataMode, NodeWithScore, TextNode
-from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
+from llama_index.core.vector_stores import MetadataFilter, MetadataFilters, VectorStoreQuery
+from pydantic import TypeAdapter
 
 from retrieve_rerank import CrossEncoder, InvalidInputError, TruncationWarning
 from retrieve_rerank.llama_index import (
@@ -31,11 +32,14 @@ WAYS: list[Any] = [
     lambda component: type(component).from_dict(component.to_dict()),
     lambda component: type(component).from_json(component.to_json()),
     lambda component: type(component).from_dict(json.loads(component.model_dump_json())),
+    lambda component: type(component).model_validate(component.model_dump()),
+    lambda component: type(component).model_validate_json(component.model_dump_json()),
+    lambda component: TypeAdapter(dict[str, type(component)]).validate_python({"it": component.to_dict()})["it"],
     lambda component: pickle.loads(pickle.dumps(component)),
 ]
 
 
-@pytest.fixture(params=WAYS, ids=["dict", "json", "pydantic", "pickle"])
+@pytest.fixture(params=WAYS, ids=["dict", "json", "pydantic", "validate", "validate_json", "field", "pickle"])
 def way(request: pytest.FixtureRequest) -> Any:
     return request.param
 
@@ -79,6 +83,8 @@ def test_another_scorer_cannot_be_made_again_and_says_so() -> None:
     for write in (original.to_dict(), json.loads(original.model_dump_json())):
         with pytest.raises(InvalidInputError, match="written down with a TableScorer as its model"):
             CrossEncoderRerank.from_dict(write)
+        with pytest.raises(ValueError, match="written down with a TableScorer as its model"):
+            CrossEncoderRerank.model_validate(write)
     restored = pickle.loads(pickle.dumps(original))
     assert restored.postprocess_nodes(scored("a", "b"), query_str="q") == original.postprocess_nodes(
         scored("a", "b"), query_str="q"
@@ -108,6 +114,16 @@ def filled(folder: Path, embed_model: BiEncoderEmbedding) -> ChromaVectorStore:
     nodes = [TextNode(id_=text, text=text, metadata={"length": len(text)}) for text in TEXTS]
     store.add(embed_model(nodes))
     return store
+
+
+def test_a_store_in_a_directory(way: Any, tiny_bi_encoder: Path, tmp_path: Path) -> None:
+    embed_model = BiEncoderEmbedding(tiny_bi_encoder, token=MARKER)
+    original = filled(tmp_path, embed_model)
+    query = VectorStoreQuery(query_embedding=embed_model.get_query_embedding("capital"), similarity_top_k=3)
+    restored = way(original)
+    assert restored.query(query) == original.query(query)
+    assert restored.to_dict() == original.to_dict()
+    assert MARKER not in original.model_dump_json()
 
 
 def ids(found: list[NodeWithScore]) -> list[tuple[str, float | None]]:

@@ -19,7 +19,7 @@ from retrieve_rerank.langchain._travel import Travelling, unpacked
 from retrieve_rerank.langchain.first_stage import FirstStage, first_stage
 from retrieve_rerank.langchain.fusion import fuse_documents
 from retrieve_rerank.retrieval.crew import Crew, OnError, check_on_error, named
-from retrieve_rerank.retrieval.fusion import Merge, check_merge, check_rrf_k, check_weights
+from retrieve_rerank.retrieval.fusion import Merge, check_merge, check_rrf_k, check_weights, warn_of_twins
 
 
 class HybridRetriever(Travelling, BaseRetriever):
@@ -35,7 +35,8 @@ class HybridRetriever(Travelling, BaseRetriever):
         rrf_k: How flat the shares of the ranks are. The larger, the less the first ranks stand out.
         k: How many documents to return at most; `invoke(query, k=…)` overrides it for one call.
         merge: What makes two documents one: the same "id", or the same "text" (`page_content`). Documents of several
-            retrievers that have no ids can be merged by their text only.
+            retrievers that have no ids can be merged by their text only. It warns where the retrievers give equal texts
+            ids of their own, which "id" keeps apart.
         on_error: "raise" raises what a retriever raises; "skip" fuses what the others found and warns with one
             `DegradedWarning` a call. What the caller did wrong, such as an option that a retriever does not take, and
             the failure of all retrievers raise in any case.
@@ -172,4 +173,8 @@ class HybridRetriever(Travelling, BaseRetriever):
                         'retrievers; give the documents ids, or merge them by their text: merge="text"'
                     )
         weights = check_weights(self.weights, len(rankings))
+        if self.merge == "id":
+            warn_of_twins(
+                [rankings], lambda document: document.id, lambda document: document.page_content, weights=weights
+            )
         return fuse_documents(rankings, weights=weights, rrf_k=self.rrf_k, k=limit, merge=self.merge)

@@ -158,7 +158,8 @@ def hits_to_nodes(
     return [
         RerankedNode(
             node=nodes[hit.passage.metadata[_POSITION]].node,
-            score=None if math.isnan(hit.score) else hit.score,
+            # The first stage's score is on another scale than the relevances beside it.
+            score=None if hit.logit is None else hit.score,
             logit=hit.logit,
             retrieval_score=hit.retrieval_score,
             retrieval_rank=hit.retrieval_rank,

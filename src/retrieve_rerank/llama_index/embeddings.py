@@ -17,6 +17,7 @@ from llama_index.core.storage.kvstore.types import BaseKVStore
 
 from retrieve_rerank.checks import check_count
 from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.llama_index._travel import Travelling
 from retrieve_rerank.models.backend import Backend
 from retrieve_rerank.models.bi_encoder import BiEncoder
 from retrieve_rerank.models.precision import Precision
@@ -31,7 +32,7 @@ _LARGEST_BATCH = 2048  # the base class's own limit
 dispatcher = get_dispatcher(__name__)
 
 
-class BiEncoderEmbedding(BaseEmbedding):
+class BiEncoderEmbedding(BaseEmbedding, Travelling):
     """Embeds queries and nodes with a sentence-transformers bi-encoder.
 
     Queries get the model's query prompt, nodes its document prompt. A batch is one call of the encoder, which sorts by

@@ -14,7 +14,7 @@ from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.llama_index.first_stage import Index, aask, ask, check_retriever, first_stage
 from retrieve_rerank.llama_index.fusion import fuse_nodes
 from retrieve_rerank.retrieval.crew import Crew, OnError, check_on_error, named
-from retrieve_rerank.retrieval.fusion import Merge, check_merge, check_rrf_k, check_weights
+from retrieve_rerank.retrieval.fusion import Merge, check_merge, check_rrf_k, check_weights, warn_of_twins
 
 
 class HybridRetriever(BaseRetriever):
@@ -29,7 +29,8 @@ class HybridRetriever(BaseRetriever):
         weights: One a retriever, 0 or more and not all 0; None weighs all alike.
         rrf_k: How flat the shares of the ranks are. The larger, the less the first ranks stand out.
         similarity_top_k: How many nodes to return at most.
-        merge: What makes two nodes one: the same "id" (`node_id`), or the same "text".
+        merge: What makes two nodes one: the same "id" (`node_id`), or the same "text". It warns where the
+            retrievers give equal texts ids of their own, which "id" keeps apart.
         on_error: "raise" raises what a retriever raises; "skip" fuses what the others found and warns with one
             `DegradedWarning` a call. What the caller did wrong and the failure of all retrievers raise in any case.
         callback_manager: LlamaIndex's callbacks.
@@ -99,4 +100,11 @@ class HybridRetriever(BaseRetriever):
 
     def _fused(self, found: Sequence[list[NodeWithScore] | None]) -> list[NodeWithScore]:
         rankings = [ranking or [] for ranking in found]
+        if self.merge == "id":
+            warn_of_twins(
+                [rankings],
+                lambda found: found.node.node_id,
+                lambda found: found.node.get_content(),
+                weights=self.weights,
+            )
         return fuse_nodes(rankings, weights=self.weights, rrf_k=self.rrf_k, k=self.similarity_top_k, merge=self.merge)

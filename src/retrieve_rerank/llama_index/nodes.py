@@ -13,8 +13,8 @@ class RerankedNode(NodeWithScore):
 
     Attributes:
         node: The very node that was retrieved.
-        score: Relevance in [0, 1]: the sigmoid of `logit`. Where the cross-encoder did not score the node, the first
-            stage's score.
+        score: Relevance in [0, 1]: the sigmoid of `logit`. None where the cross-encoder did not score the node: the
+            first stage's score is on another scale.
         logit: The cross-encoder's raw output: what `rerank_rank` is by. None where it did not score the node.
         retrieval_score: The first stage's score, if it gave one. Re-ranking again keeps the first stage's.
         retrieval_rank: 1-based rank in the first stage.

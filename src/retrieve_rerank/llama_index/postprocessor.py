@@ -6,7 +6,7 @@ import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
@@ -18,23 +18,29 @@ from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 from retrieve_rerank.checks import check_count, check_query, check_seconds, check_threshold
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.llama_index._convert import hits_to_nodes, nodes_to_hits
+from retrieve_rerank.llama_index._travel import Travelling
 from retrieve_rerank.models.backend import Backend
 from retrieve_rerank.models.cross_encoder import MAX_WINDOWS, CrossEncoder, LongPassages
 from retrieve_rerank.models.precision import Precision
-from retrieve_rerank.models.ranking import Ranker, as_ranker
+from retrieve_rerank.models.ranking import Ranker, ScorerRanker, as_ranker
 from retrieve_rerank.models.scales import Scale, scorer_name
 from retrieve_rerank.retrieval.second_stage import OnError, Reranked, SecondStage, check_on_error, in_one_line
 from retrieve_rerank.types import Scorer
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 _MODEL = "cross-encoder/ms-marco-MiniLM-L6-v2"
 
 # What the settings of a model given by name are where they are not given.
-_DEFAULTS = {name: setting.default for name, setting in inspect.signature(CrossEncoder).parameters.items()}
+_DEFAULTS = {
+    name: setting.default for name, setting in inspect.signature(CrossEncoder).parameters.items() if name != "model"
+}
 
 dispatcher = get_dispatcher(__name__)
 
 
-class CrossEncoderRerank(BaseNodePostprocessor):
+class CrossEncoderRerank(BaseNodePostprocessor, Travelling):
     """Orders retrieved nodes by a cross-encoder and keeps the best.
 
     The nodes that come in are never modified: new `RerankedNode` objects around the same nodes go out. Nodes with equal
@@ -161,25 +167,38 @@ class CrossEncoderRerank(BaseNodePostprocessor):
                 f"this was written down with a {scorer} as its model, which cannot be made again; give "
                 "CrossEncoderRerank(model=…) the object"
             )
-        name, ranker, kind = _ranker_of(model, settings, scores)
-        if type(ranker) is CrossEncoder:  # also one that was given: what it was made with is what is written down
-            settings.update(ranker.settings)
-        settings.update(
-            model=name,
-            scorer=kind,
-            scores=scores,
+        fields, ranker = _made(model, settings, scores)
+        fields.update(
             time_budget=check_seconds(time_budget, "time_budget"),
             on_error=check_on_error(on_error),
             top_n=check_count(top_n, "top_n"),
             score_threshold=check_threshold(score_threshold),
             metadata_mode=_mode(metadata_mode),
         )
-        super().__init__(callback_manager=callback_manager or CallbackManager(), **settings)
+        super().__init__(callback_manager=callback_manager or CallbackManager(), **fields)
         self._ranker = ranker
 
     @classmethod
     def class_name(cls) -> str:
         return "CrossEncoderRerank"
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy; one with another model, or other settings of it, ranks with that. Any other shares the model.
+
+        A model that is given by name gets the settings of this one, but for those in `update`.
+        """
+        copied = super().model_copy(update=update, deep=deep)
+        given = {name: value for name, value in (update or {}).items() if name in ("model", "scores", *_DEFAULTS)}
+        if all(value == getattr(self, name) for name, value in given.items()):
+            return copied
+        scores = given.pop("scores", self.scores)
+        ranker = copied._ranker.scorer if isinstance(copied._ranker, ScorerRanker) else copied._ranker  # noqa: SLF001
+        model = given.pop("model", self.model if self.scorer is None else ranker)
+        if isinstance(model, (str, os.PathLike)):
+            given = {**{name: getattr(self, name) for name in _DEFAULTS}, **given}
+        fields, copied._ranker = _made(model, {**_DEFAULTS, **given}, scores)  # noqa: SLF001 - a copy of our own
+        copied.__dict__.update(fields)
+        return copied
 
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
@@ -249,20 +268,24 @@ def _mode(mode: MetadataMode | str) -> MetadataMode:
         raise InvalidInputError(f"metadata_mode must be one of {known}; got {mode!r}") from error
 
 
-def _ranker_of(
+def _made(
     model: str | os.PathLike[str] | Scorer, settings: Mapping[str, Any], scores: Scale
-) -> tuple[str, Ranker, str | None]:
-    """Return the model's name, what ranks, and the kind of scorer where its settings are not known."""
+) -> tuple[dict[str, Any], Ranker]:
+    """Return the fields that say what ranks, and what ranks."""
     if isinstance(model, (str, os.PathLike)):
         encoder = CrossEncoder(model, **settings)
-        return encoder.model, as_ranker(encoder, scores), None
+        return {**settings, **encoder.settings, "scorer": None, "scores": scores}, as_ranker(encoder, scores)
     given = [name for name, value in settings.items() if value != _DEFAULTS[name]]
     if given:
         raise InvalidInputError(
             f"{', '.join(given)} can be given with a model's name only; set it where the {type(model).__name__} is made"
         )
     ranker = as_ranker(model, scores)
-    return scorer_name(model), ranker, None if type(model) is CrossEncoder else type(model).__name__
+    # What a CrossEncoder was made with is what is written down; of another scorer nothing is known.
+    known = type(model) is CrossEncoder
+    told = model.settings if isinstance(model, CrossEncoder) and known else {}
+    kind = None if known else type(model).__name__
+    return {**settings, **told, "model": scorer_name(model), "scorer": kind, "scores": scores}, ranker
 
 
 def _query_of(bundle: QueryBundle | None) -> str:

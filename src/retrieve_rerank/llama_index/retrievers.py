@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
@@ -11,13 +12,14 @@ from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.schema import NodeWithScore, QueryBundle
 
-from retrieve_rerank.checks import check_count, check_queries, check_query, check_seconds
+from retrieve_rerank.checks import check_count, check_queries, check_query, check_seconds, check_threshold
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.llama_index.first_stage import Index, check_retriever, first_stage
 from retrieve_rerank.llama_index.fusion import afind, find
 from retrieve_rerank.llama_index.postprocessor import CrossEncoderRerank
 from retrieve_rerank.models.worker import Worker
 from retrieve_rerank.retrieval.second_stage import OnError, check_on_error
+from retrieve_rerank.types import Scorer
 
 
 class RetrieveRerankRetriever(BaseRetriever):
@@ -28,9 +30,10 @@ class RetrieveRerankRetriever(BaseRetriever):
     Args:
         retriever: Any LlamaIndex retriever, or an index. One that does not say how many nodes it returns (it has no
             `similarity_top_k`) is asked as it is.
-        reranker: Orders the candidates.
+        reranker: A `CrossEncoderRerank`, or a model for one.
         fetch_k: How many candidates the first stage is asked for.
         top_n: How many nodes to return at most; goes before the re-ranker's own.
+        score_threshold: Nodes whose relevance score is below are left out; None takes the re-ranker's own.
         time_budget: Seconds that the whole search may take: what the first stage leaves is the re-ranker's, whose own
             budget is not used then. The first stage is never cut off. None takes the re-ranker's own, for the
             re-ranking alone.
@@ -62,10 +65,11 @@ class RetrieveRerankRetriever(BaseRetriever):
     def __init__(
         self,
         retriever: BaseRetriever | Index,
-        reranker: CrossEncoderRerank,
+        reranker: CrossEncoderRerank | str | os.PathLike[str] | Scorer,
         *,
         fetch_k: int = 100,
         top_n: int = 5,
+        score_threshold: float | None = None,
         time_budget: float | None = None,
         on_error: OnError | None = None,
         rewrites: Callable[[str], Sequence[str]] | None = None,
@@ -73,15 +77,11 @@ class RetrieveRerankRetriever(BaseRetriever):
         verbose: bool = False,
     ) -> None:
         check_retriever(retriever, "retriever")
-        if not isinstance(reranker, CrossEncoderRerank):
-            raise InvalidInputError(
-                f"reranker must be a CrossEncoderRerank, got {type(reranker).__name__}; make one: "
-                "CrossEncoderRerank(model)"
-            )
         self.retriever = retriever
-        self.reranker = reranker
+        self.reranker = reranker if isinstance(reranker, CrossEncoderRerank) else CrossEncoderRerank(reranker)
         self.fetch_k = check_count(fetch_k, "fetch_k")
         self.top_n = check_count(top_n, "top_n")
+        self.score_threshold = check_threshold(score_threshold)
         self.time_budget = check_seconds(time_budget, "time_budget")
         self.on_error = None if on_error is None else check_on_error(on_error)
         if rewrites is not None and not callable(rewrites):
@@ -114,6 +114,8 @@ class RetrieveRerankRetriever(BaseRetriever):
     def _second_stage(self, start: float) -> CrossEncoderRerank:
         # A copy for one call shares the model and nothing else.
         changed: dict[str, Any] = {"top_n": self.top_n}
+        if self.score_threshold is not None:
+            changed["score_threshold"] = self.score_threshold
         if self.on_error is not None:
             changed["on_error"] = self.on_error
         if self.time_budget is None:

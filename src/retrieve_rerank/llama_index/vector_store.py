@@ -36,6 +36,7 @@ from retrieve_rerank.llama_index._convert import (
 )
 from retrieve_rerank.llama_index._filters import to_condition
 from retrieve_rerank.llama_index._query import Request, read_request
+from retrieve_rerank.llama_index._travel import Travelling
 from retrieve_rerank.llama_index.embeddings import BiEncoderEmbedding
 from retrieve_rerank.types import Metric
 
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 _KEPT_BY_INDEX: Any = {TYPE_KEY: {"$in": [ImageNode.class_name(), IndexNode.class_name()]}}
 
 
-class ChromaVectorStore(BasePydanticVectorStore):
+class ChromaVectorStore(BasePydanticVectorStore, Travelling):
     """Nodes in a Chroma collection.
 
     Adding a node whose id is stored replaces it, text, vector and metadata. The async methods run on a thread of the

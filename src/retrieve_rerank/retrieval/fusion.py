@@ -9,7 +9,7 @@ from numbers import Real
 from typing import Generic, Literal, TypeVar
 
 from retrieve_rerank.checks import check_count
-from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.errors import InvalidInputError, warn_caller
 from retrieve_rerank.types import Hit
 
 Merge = Literal["id", "text"]
@@ -121,6 +121,34 @@ def fuse_by(
     return fused if k is None else fused[: check_count(k, "k")]
 
 
+def warn_of_twins(
+    searches: Iterable[Sequence[Sequence[T]]],
+    key: Callable[[T], Hashable],
+    text: Callable[[T], str],
+    *,
+    weights: Sequence[float],
+) -> None:
+    """Warn once if lists to be fused by their keys have equal texts, and no key that two of them share.
+
+    Args:
+        searches: For each query of one call, what `fuse_by` fuses.
+        key: As in `fuse_by`.
+        text: What the user reads of an item; empty texts are not compared.
+        weights: As in `fuse_by`; a list of weight 0 brings nothing that could come twice.
+    """
+    for rankings in searches:
+        counted = [ranking for ranking, weight in zip(rankings, weights, strict=True) if weight]
+        if not _shared([map(key, ranking) for ranking in counted]) and _shared(
+            [filter(None, map(text, ranking)) for ranking in counted]
+        ):
+            warn_caller(
+                "the retrievers found the same texts under different ids, so these were not merged and may come more "
+                'than once; give them the same ids in every retriever, or merge them by their text: merge="text"',
+                UserWarning,
+            )
+            return
+
+
 def check_weights(weights: Iterable[float] | None, count: int | None) -> tuple[float, ...]:
     """Return one weight a list, or raise InvalidInputError if they cannot be used; a `count` of None is not known."""
     if weights is None:
@@ -150,6 +178,16 @@ def check_merge(merge: Merge) -> Merge:
     if merge not in ("id", "text"):
         raise InvalidInputError(f"merge must be 'id' or 'text', got {merge!r}")
     return merge
+
+
+def _shared(lists: Iterable[Iterable[Hashable]]) -> bool:
+    seen: set[Hashable] = set()
+    for values in lists:
+        distinct = set(values)
+        if not seen.isdisjoint(distinct):
+            return True
+        seen |= distinct
+    return False
 
 
 def _lists(rankings: Sequence[Sequence[Hit]]) -> Sequence[Sequence[Hit]]:

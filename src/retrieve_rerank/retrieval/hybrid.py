@@ -9,7 +9,7 @@ from types import TracebackType
 from retrieve_rerank.checks import check_count, check_queries, check_query
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.retrieval.crew import Crew, OnError, check_on_error, named
-from retrieve_rerank.retrieval.fusion import Merge, check_merge, check_rrf_k, check_weights, fuse
+from retrieve_rerank.retrieval.fusion import Merge, check_merge, check_rrf_k, check_weights, fuse, warn_of_twins
 from retrieve_rerank.retrieval.source import Source
 from retrieve_rerank.types import Hit, Retriever
 
@@ -25,7 +25,8 @@ class HybridRetriever:
         on_error: "raise" raises what a retriever raises; "skip" fuses what the others found and warns with one
             `DegradedWarning` a call. What the caller did wrong, such as an option that a retriever does not take, and
             the failure of all retrievers raise in any case.
-        merge: What makes two hits one passage: the same "id", or the same "text".
+        merge: What makes two hits one passage: the same "id", or the same "text". It warns where the
+            retrievers give equal texts ids of their own, which "id" keeps apart.
 
     Raises:
         InvalidInputError: If an argument cannot be used.
@@ -134,8 +135,11 @@ class HybridRetriever:
         return check_queries(queries)
 
     def _fused(self, rankings: Sequence[list[Hit] | None], k: int) -> list[Hit]:
-        found = [ranking or [] for ranking in rankings]
-        return fuse(found, weights=self.weights, rrf_k=self.rrf_k, k=k, merge=self.merge)
+        return self._fused_each([None if ranking is None else [ranking] for ranking in rankings], 1, k)[0]
 
     def _fused_each(self, found: Sequence[list[list[Hit]] | None], count: int, k: int) -> list[list[Hit]]:
-        return [self._fused([None if lists is None else lists[row] for lists in found], k) for row in range(count)]
+        searches = [[[] if lists is None else lists[row] for lists in found] for row in range(count)]
+        fused = [fuse(rankings, weights=self.weights, rrf_k=self.rrf_k, k=k, merge=self.merge) for rankings in searches]
+        if self.merge == "id":
+            warn_of_twins(searches, lambda hit: hit.passage.id, lambda hit: hit.passage.text, weights=self.weights)
+        return fused
