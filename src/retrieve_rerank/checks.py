@@ -9,21 +9,24 @@ from numbers import Real
 from retrieve_rerank.errors import InvalidInputError
 
 
-def check_query(query: str) -> str:
+def check_query(query: str, what: str = "the query") -> str:
     """Return `query`, or raise InvalidInputError if it is not a string with something in it."""
     if not isinstance(query, str):
-        raise InvalidInputError(f"the query must be a string, got {type(query).__name__}")
+        raise InvalidInputError(f"{what} must be a string, got {type(query).__name__}")
     if not query.strip():
-        raise InvalidInputError(f"the query is empty (got {query!r}); give at least one word")
-    check_encodable(query, "the query")
+        raise InvalidInputError(f"{what} is empty (got {query!r}); give at least one word")
+    check_encodable(query, what)
     return query
 
 
-def check_queries(queries: Iterable[str]) -> list[str]:
+def check_queries(queries: Iterable[str], what: str = "queries") -> list[str]:
     """Return `queries` as a list, or raise InvalidInputError if it is no list or one of them is not usable."""
-    if isinstance(queries, (str, bytes)) or not isinstance(queries, Iterable):
-        raise InvalidInputError(f"queries must be a list of strings, got one {type(queries).__name__}; wrap it: [...]")
-    return [check_query(query) for query in queries]
+    if isinstance(queries, (str, bytes)):
+        raise InvalidInputError(f"{what} must be a list of strings, got one {type(queries).__name__}; wrap it: [...]")
+    if not isinstance(queries, Iterable):
+        raise InvalidInputError(f"{what} must be a list of strings, got {type(queries).__name__}")
+    item = "the query" if what == "queries" else f"one of {what}"
+    return [check_query(query, item) for query in queries]
 
 
 def check_texts(texts: Iterable[str], what: str = "texts") -> list[str]:

@@ -14,8 +14,11 @@ Every message says what was given, what was expected and what to do.
 from __future__ import annotations
 
 import importlib
+import os
+import re
 import sys
 import warnings
+from collections.abc import Callable
 from types import ModuleType
 
 
@@ -78,6 +81,45 @@ def warn_caller(message: str, category: type[Warning]) -> None:
     while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in _BETWEEN:
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)
+
+
+_LONGEST_REASON = 300
+_QUOTE = r"""(?:\\*b?\\*(["']))?"""
+_REST = r"""(?:(?!\2).)+"""  # of a quoted value
+# What a library may put into its message: a header, a setting, a parameter or a user in an address, a token of a
+# well-known shape.
+_SECRETS = (
+    re.compile(
+        rf"""(?i)(authorization(?:\\*["']\s*,|\\*["']?\s*[:=])\s*{_QUOTE})(?(2){_REST}|(?:[\w-]+\s+)?[^\s"',;]+)"""
+    ),
+    re.compile(
+        r"""(?i)((?:api[-_ ]?key(?: provided)?|access[-_]?key|token|passw(?:or)?d|passphrase|secret|signature)"""
+        rf"""(?:\\*["']\s*,|\\*["']?\s*[:=])\s*{_QUOTE})(?(2){_REST}|[^\s"',;&)]+)"""
+    ),
+    re.compile(r"""(?i)(\bbearer\s+)[^\s"',;]+"""),
+    re.compile(r"(?i)(\b(?:apikey|basic)\s+)[\w+/=.-]{16,}"),
+    re.compile(r"""(?i)([?&](?:key|sig|auth|code|pass|pwd|sas|jwt|x-(?:amz|goog)-[\w-]+)=)[^&\s"']+"""),
+    re.compile(r"(://)[^\s/]+(?=@)"),
+    re.compile(
+        r"()\b(?:hf_|sk-|gsk_|gh[pousr]_|github_pat_|glpat-|xox[a-z]-|nvapi-|pcsk_|AKIA|ASIA|AIza|eyJ)"
+        r"[\w-]{8,}(?:\.[\w-]+)*"
+    ),
+)
+
+
+def in_one_line(error: BaseException, hide: Callable[[str], str] = str) -> str:
+    """Return an error's kind and message, short, in one line, and without tokens and passwords.
+
+    Args:
+        error: Whatever was raised, by whatever library.
+        hide: Takes out secrets that the caller knows.
+    """
+    text = hide(" ".join(f"{type(error).__name__}: {error}".split()).rstrip(":. "))
+    if known := os.environ.get("HF_TOKEN"):  # what the hub's client uses where no token is given
+        text = text.replace(known, "***")
+    for pattern in _SECRETS:
+        text = pattern.sub(r"\1***", text)
+    return text if len(text) <= _LONGEST_REASON else text[: _LONGEST_REASON - 1] + "…"
 
 
 def require(package: str, *, extra: str) -> ModuleType:

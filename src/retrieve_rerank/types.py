@@ -115,7 +115,8 @@ class SearchResult(Sequence[Hit]):
         candidates: The first stage's hits, in its order.
         timings: Seconds spent in each stage.
         truncated_count: Candidates whose text the cross-encoder did not see whole.
-        degraded: Why this is not the re-ranked result that was asked for; None if it is.
+        degraded: Why this is not the re-ranked result that was asked for; None if it is. It is about the re-ranking: a
+            retriever that a `HybridRetriever` with `on_error="skip"` left out shows in its `DegradedWarning` only.
 
     Example:
         >>> hit = Hit(Passage("a", "Paris is a city."), rank=1, score=0.98)

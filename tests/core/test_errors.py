@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from retrieve_rerank import errors
-from retrieve_rerank.errors import MissingDependencyError, RetrieveRerankError, TruncationWarning, require
+from retrieve_rerank.errors import MissingDependencyError, RetrieveRerankError, TruncationWarning, in_one_line, require
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,49 @@ def test_nothing_else_is_in_the_tree() -> None:
     expected = {"ModelError", "IndexMismatchError", "IndexLockedError", "MissingDependencyError", "InvalidInputError"}
     ours = {kind.__name__ for kind in RetrieveRerankError.__subclasses__() if kind.__module__ == errors.__name__}
     assert ours == expected | {"RemoteError"}
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("Authorization: Bearer abc.def-123 was refused", "Authorization: *** was refused"),
+        ("Authorization: ApiKey c2VjcmV0 was refused", "Authorization: *** was refused"),
+        ("authorization=token abcdef, status 401", "authorization=***, status 401"),
+        ("{'Authorization': 'Basic dXNlcjpwYXNz', 'n': 1}", "{'Authorization': '***', 'n': 1}"),
+        ("[(b'authorization', b'Bearer a b')]", "[(b'authorization', b'***')]"),
+        ("no bearer abcdef given", "no bearer *** given"),
+        ("401 for https://me:secret-word@host/path", "401 for https://***@host/path"),
+        ("401 for https://me:secret@word@host/path", "401 for https://***@host/path"),
+        ("http://a:b@one,http://c:d@two", "http://***@one,http://***@two"),
+        ("GET /v1?api_key=abc123&q=x failed", "GET /v1?api_key=***&q=x failed"),
+        ("GET /v1?q=x&key=abc123&sig=x%2F failed", "GET /v1?q=x&key=***&sig=*** failed"),
+        ("{'token': 'abc123'}", "{'token': '***'}"),
+        ('{"password": "it\'s, you know", "n": 1}', '{"password": "***", "n": 1}'),
+        (r"{\"password\": \"abc 123\"}", r'{\"password\": \"***"}'),
+        ("Incorrect API key provided: abc123", "Incorrect API key provided: ***"),
+        ("the key sk-abcdefgh12345678 is unknown", "the key *** is unknown"),
+        ("hf_abcdefghijkl is no token", "*** is no token"),
+        ("the token ghp_abcdefghijkl expired", "the token *** expired"),
+        ("gsk_abcdefghijkl, AKIAABCDEFGHIJKL, AIzaSyabc-defgh, xoxb-12345678-9", "***, ***, ***, ***"),
+        ("eyJhbGciOiJIUzI1.eyJzdWIiOiIx.c2ln is expired", "*** is expired"),
+        ("the tokenizer has no pad token", "the tokenizer has no pad token"),
+        ("http://host:9200/a@b and authorization failed", "http://host:9200/a@b and authorization failed"),
+        ("password: ''", "password: ''"),
+        ("a\n b\t:", "a b"),
+    ],
+)
+def test_an_error_in_one_line_shows_no_secret(message: str, shown: str) -> None:
+    assert in_one_line(ValueError(message)) == f"ValueError: {shown}"
+
+
+def test_an_error_in_one_line_is_short_and_hides_what_the_caller_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "of the environment")
+    shown = in_one_line(
+        ValueError("mine and of the environment " + "x" * 400), lambda text: text.replace("mine", "***")
+    )
+    assert shown.startswith("ValueError: *** and *** xxx")
+    assert len(shown) == 300
+    assert in_one_line(ValueError()) == "ValueError"
 
 
 def test_truncation_is_a_warning_that_users_can_filter() -> None:

@@ -9,7 +9,9 @@ import os
 import pickle
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -25,6 +27,7 @@ from retrieve_rerank import (
     RetrieveRerankError,
     fuse,
 )
+from retrieve_rerank.models.worker import run_beside
 from tests.core.stubs import LetterEncoder, ListRetriever, TableScorer, found, run_python
 
 
@@ -243,6 +246,20 @@ async def test_all_failing_raises_where_failures_are_skipped(way: int) -> None:
     assert isinstance(raised.value.__cause__, ConnectionError)
 
 
+def test_a_failure_is_named_in_one_line_and_without_secrets() -> None:
+    down = Down(
+        ConnectionError("http://elastic:hunter2@db:9200/_search?api_key=SECRET\nAuthorization: Bearer abc\nrefused")
+    )
+    shown = (
+        r"retriever \d \(Down\): ConnectionError: http://\*\*\*@db:9200/_search\?api_key=\*\*\* "
+        r"Authorization: \*\*\* refused"
+    )
+    with pytest.warns(DegradedWarning, match=f"what these would have found: {shown}$"):
+        HybridRetriever([ListRetriever("a"), down], on_error="skip").retrieve("q")
+    with pytest.raises(RetrieveRerankError, match=f"^every retriever failed: {shown}; {shown}$"):
+        HybridRetriever([down, down], on_error="skip").retrieve("q")
+
+
 @pytest.mark.parametrize("error", [InvalidInputError("where is wrong"), KeyboardInterrupt()])
 def test_what_is_not_the_retrievers_fault_is_not_skipped(error: BaseException) -> None:
     with pytest.raises(type(error)):
@@ -330,15 +347,91 @@ def test_a_hybrid_in_a_hybrid(indexes: list[ChromaIndex]) -> None:
 
 
 def test_closing_leaves_the_retrievers_open_and_a_later_call_works() -> None:
-    before = threading.active_count()
     with HybridRetriever([ListRetriever("a"), ListRetriever("b")]) as hybrid:
         assert ids(hybrid.retrieve("q")) == ["a", "b"]
-        assert threading.active_count() > before
-    wait_until(lambda: threading.active_count() <= before)
     assert ids(hybrid.retrieve("q")) == ["a", "b"]
-    del hybrid
-    gc.collect()
+
+
+def test_a_calls_threads_end_with_it() -> None:
+    before = threading.active_count()
+    hybrid = HybridRetriever([ListRetriever("a"), ListRetriever("b")])
+    assert ids(hybrid.retrieve("q")) == ["a", "b"]
     wait_until(lambda: threading.active_count() <= before)
+
+
+class Stuck(ListRetriever):
+    """Hangs for the first calls, until it is released."""
+
+    def __init__(self, calls: int) -> None:
+        super().__init__("a")
+        self.calls = calls
+        self.release = threading.Event()
+
+    def retrieve(self, query: str, k: int, **options: object) -> list[Hit]:
+        self.calls -= 1
+        if self.calls >= 0:
+            self.release.wait(60)
+        return super().retrieve(query, k, **options)
+
+
+async def test_calls_that_hang_do_not_block_the_next() -> None:
+    stuck = Stuck(20)
+    hybrid = HybridRetriever([stuck, ListRetriever("b")])
+    try:
+        for _ in range(20):
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(hybrid.aretrieve("q"), 0.02)
+        assert ids(await asyncio.wait_for(hybrid.aretrieve("q"), 10)) == ["a", "b"]
+        assert ids(hybrid.retrieve("q")) == ["a", "b"]
+    finally:
+        stuck.release.set()
+
+
+@pytest.mark.parametrize("way", ["sync", "async"])
+def test_a_retriever_that_hangs_keeps_no_interpreter_alive(way: str) -> None:
+    script = """
+        import asyncio, sys, time
+        from retrieve_rerank import HybridRetriever
+
+        class Hung:
+            def retrieve(self, query, k):
+                time.sleep(600)
+
+        class Down:
+            def retrieve(self, query, k):
+                raise ConnectionError("no server")
+
+        hybrid = HybridRetriever([Hung(), Down()])
+        try:
+            hybrid.retrieve("q") if sys.argv[1] == "sync" else asyncio.run(hybrid.aretrieve("q"))
+        except ConnectionError:
+            print("raised")
+    """
+    assert run_python(script, way, timeout=30).strip() == "raised"
+
+
+def test_what_a_failed_call_held_is_freed_at_once() -> None:
+    class Held:
+        pass
+
+    held = Held()
+    alive = weakref.ref(held)
+
+    class Fails(ListRetriever):
+        def retrieve(self, query: str, k: int, **options: object) -> list[Hit]:
+            raise ConnectionError("no server")
+
+    future = run_beside("retrieve-rerank test", partial(Fails("a").retrieve, "q", 1, held=held))
+    del held
+    gc.collect()
+    gc.disable()
+    try:
+        assert isinstance(future.exception(10), ConnectionError)
+        wait_until(lambda: all(thread.name != "retrieve-rerank test" for thread in threading.enumerate()))
+        del future
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 def wait_until(true: Callable[[], bool]) -> None:
@@ -358,13 +451,12 @@ def test_it_is_pickled_without_its_threads() -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_it_works_in_a_forked_child() -> None:
     script = """
-        import os, time, warnings
+        import os, warnings
         from retrieve_rerank import HybridRetriever
         from tests.core.stubs import ListRetriever
         warnings.simplefilter("ignore")  # newer Pythons warn of a fork beside threads
         hybrid = HybridRetriever([ListRetriever("ab")])
         hybrid.retrieve("q")
-        time.sleep(0.2)  # its thread now waits for work, and a child that counted on it would wait for ever
         child = os.fork()
         if child == 0:
             os._exit(len(hybrid.retrieve("q")))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -187,6 +188,40 @@ async def test_async_does_not_block_the_loop_whatever_the_parts_can() -> None:
         await asyncio.sleep(0.01)
     assert found_texts(waiting.result()) == ["d", "b", "c", "a"]
     assert ticks >= 15
+
+
+class Late(ListRetriever):
+    """Takes 0.2 s; the first calls hang until they are released."""
+
+    def __init__(self, stuck: int = 0) -> None:
+        super().__init__(TEXTS)
+        self.stuck = stuck
+        self.release = threading.Event()
+
+    def retrieve(self, query: str, k: int, **options: object) -> list[Hit]:
+        self.stuck -= 1
+        self.release.wait(60 if self.stuck >= 0 else 0.2)
+        return super().retrieve(query, k, **options)
+
+
+async def test_searches_do_not_wait_for_one_another_in_a_first_stage_that_is_not_async() -> None:
+    search = RetrieveRerank(Late(), TableScorer(TABLE))
+    start = time.perf_counter()
+    results = await asyncio.gather(*(search.asearch("q") for _ in range(8)))
+    assert time.perf_counter() - start < 1.0  # one after another they take 1.6 s
+    assert {found_texts(result)[0] for result in results} == {found_texts(search.search("q"))[0]}
+
+
+async def test_a_first_stage_that_hung_once_does_not_block_the_next_search() -> None:
+    late = Late(stuck=3)
+    search = RetrieveRerank(late, TableScorer(TABLE))
+    try:
+        for _ in range(3):
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(search.asearch("q"), 0.05)
+        assert len(await asyncio.wait_for(search.asearch("q"), 10)) > 0
+    finally:
+        late.release.set()
 
 
 def test_the_caller_sees_its_own_hits_unchanged() -> None:

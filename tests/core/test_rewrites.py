@@ -72,11 +72,21 @@ async def test_no_rewrites_is_a_plain_search() -> None:
 async def test_unusable_rewrites_ask_nobody(rewrites: Any) -> None:
     retriever = Together([])
     search = RetrieveRerank(retriever, TableScorer(TABLE))
-    with pytest.raises(InvalidInputError):
+    with pytest.raises(InvalidInputError, match="rewrites"):
         search.search("a", rewrites=rewrites)
-    with pytest.raises(InvalidInputError):
+    with pytest.raises(InvalidInputError, match="rewrites"):
         await search.asearch("a", rewrites=rewrites)
     assert retriever.asked == []
+
+
+async def test_many_searches_take_no_rewrites() -> None:
+    for retriever in (ByQuery([]), Together([])):
+        search = RetrieveRerank(retriever, TableScorer(TABLE))
+        with pytest.raises(InvalidInputError, match="many queries take no rewrites"):
+            search.search_many(["a", "b"], rewrites=[["c"], []])
+        with pytest.raises(InvalidInputError, match="many queries take no rewrites"):
+            await search.asearch_many(["a", "b"], rewrites=[["c"], []])
+        assert retriever.asked == []
 
 
 async def test_rewrites_over_an_index_cost_one_encoding() -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from retrieve_rerank import CrossEncoder, DegradedWarning, Hit, InvalidInputError, ModelError, Passage, RetrieveRerank
 from retrieve_rerank.models.ranking import as_ranker, sigmoid
-from retrieve_rerank.retrieval.second_stage import SecondStage, in_one_line
+from retrieve_rerank.retrieval.second_stage import SecondStage
 from tests.core.stubs import ListRetriever, TableScorer, found
 
 TEXTS = ["a", "b", "c", "d"]
@@ -180,20 +180,30 @@ def test_a_model_that_cannot_be_loaded_is_a_failure(tmp_path: Path) -> None:
     assert "degraded: re-ranking failed: ModelError" in repr(result)
 
 
-@pytest.mark.parametrize(
-    ("message", "shown"),
-    [
-        ("Authorization: Bearer abc.def-123 was refused", "Authorization: Bearer *** was refused"),
-        ("401 for https://me:secret-word@host/path", "401 for https://***@host/path"),
-        ("GET /v1?api_key=abc123&q=x failed", "GET /v1?api_key=***&q=x failed"),
-        ("{'token': 'abc123'}", "{'token': '***'}"),
-        ("the key sk-abcdefgh12345678 is unknown", "the key *** is unknown"),
-        ("hf_abcdefghijkl is no token", "*** is no token"),
-        ("the tokenizer has no pad token", "the tokenizer has no pad token"),
-    ],
-)
-def test_secrets_that_a_message_shows_are_hidden(message: str, shown: str) -> None:
-    assert in_one_line(ValueError(message), as_ranker(TableScorer({}))) == f"ValueError: {shown}"
+def test_a_query_too_long_for_the_model_is_a_failure_of_that_search_alone(tiny_cross_encoder: Path) -> None:
+    model, long = CrossEncoder(tiny_cross_encoder), "france " * 600
+    with pytest.raises(InvalidInputError, match="shorten the query"):
+        search(model).search(long)
+    degraded = search(model, on_error="retrieval_order")
+    with pytest.warns(DegradedWarning, match="shorten the query"):
+        result = degraded.search(long)
+    assert names(result) == "abcd"
+    assert "shorten the query" in (result.degraded or "")
+    with pytest.warns(DegradedWarning) as warned:
+        together = stage(model, on_error="retrieval_order").run_many(
+            ["france", long], [found(TEXTS), found(TEXTS)], spent=0.0
+        )
+    assert [done.scored for done in together] == [4, 0]
+    assert len(warned) == 1
+
+
+def test_the_reason_shows_no_secret() -> None:
+    error = ConnectionError("http://me:hunter2@host/\nAuthorization: ApiKey c2VjcmV0")
+    with pytest.warns(DegradedWarning) as warned:
+        result = search(Failing(error), on_error="retrieval_order").search("q")
+    expected = "re-ranking failed: ConnectionError: http://***@host/ Authorization: ***"
+    assert result.degraded == expected
+    assert str(warned[0].message).startswith(expected)
 
 
 def test_the_tokens_of_the_model_and_of_the_environment_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -270,6 +270,25 @@ async def test_neither_stage_blocks_the_event_loop(first: type[ListRetriever], s
     assert ticks >= 15
 
 
+async def test_a_sync_first_stage_that_hangs_does_not_block_the_next_search() -> None:
+    release = threading.Event()
+
+    class Stuck(ListRetriever):
+        def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+            if query_bundle.query_str == "stuck":
+                release.wait(60)
+            return super()._retrieve(query_bundle)
+
+    retriever = RetrieveRerankRetriever(Stuck(scored("a", "c")), CrossEncoderRerank(TableScorer(LOGITS)))
+    try:
+        for _ in range(3):
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(retriever.aretrieve("stuck"), 0.1)
+        assert [node.node_id for node in await asyncio.wait_for(retriever.aretrieve("q"), 10)] == ["c", "a"]
+    finally:
+        release.set()
+
+
 async def test_chroma_does_not_block_the_event_loop(store: ChromaVectorStore, monkeypatch: pytest.MonkeyPatch) -> None:
     original = type(store.client).query
 

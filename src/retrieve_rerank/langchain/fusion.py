@@ -35,7 +35,7 @@ def fuse_documents(
 
 def find(stage: FirstStage, query: str, rewrites: Sequence[str], callbacks: BaseCallbackManager) -> list[Document]:
     """Return the candidates for a query; given in other words, too, the fusion of what each of them finds."""
-    queries = check_queries(rewrites)
+    queries = check_queries(rewrites, "rewrites")
     if not queries:
         return stage.invoke(query, callbacks)
     found = stage.asked.batch([query, *queries], {"callbacks": callbacks}, **stage.options)
@@ -46,7 +46,7 @@ async def afind(
     stage: FirstStage, query: str, rewrites: Sequence[str], callbacks: BaseCallbackManager
 ) -> list[Document]:
     """As `find`, by the first stage's own async method."""
-    queries = check_queries(rewrites)
+    queries = check_queries(rewrites, "rewrites")
     if not queries:
         return await stage.ainvoke(query, callbacks)
     found = await stage.asked.abatch([query, *queries], {"callbacks": callbacks}, **stage.options)

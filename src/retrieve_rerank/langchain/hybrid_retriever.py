@@ -123,7 +123,7 @@ class HybridRetriever(Travelling, BaseRetriever):
     def model_post_init(self, context: Any, /) -> None:
         """Make what asks the retrievers side by side."""
         super().model_post_init(context)
-        self._crew = Crew(len(self.retrievers))
+        self._crew = Crew("retrieve-rerank hybrid")
 
     def _get_relevant_documents(
         self,

@@ -57,9 +57,9 @@ class CrossEncoderReranker(Travelling, BaseDocumentCompressor):
             metadata, whose keys every document must have; None reads the page content.
         time_budget: Seconds that a call may take, never more than one batch over. Documents that were not scored in
             time follow those that were.
-        on_error: What happens when the model cannot be loaded or fails. "raise" raises the cause; "retrieval_order"
-            gives the documents in the order given, marked, with a `DegradedWarning`. Arguments that cannot be used
-            raise in any case.
+        on_error: What happens when the model cannot be loaded or fails, or cannot read the query, being too long for
+            it. "raise" raises the cause; "retrieval_order" gives the documents in the order given, marked, with a
+            `DegradedWarning`. An empty query and settings that cannot be used raise in any case.
         scores: What a `BaseCrossEncoder` that is not ours returns: "logits", or "probabilities" in [0, 1], as
             langchain-community's `HuggingFaceCrossEncoder` does for most models.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextvars
 import copy
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -60,11 +59,10 @@ async def aask(
         retriever: One without an async method of its own runs by `arun`.
         bundle: The query.
         k: How many nodes at most.
-        arun: Runs a call on a thread and awaits it.
+        arun: Runs a call on a thread, in the caller's context (spans stay nested), and awaits it.
     """
     if type(retriever)._aretrieve is BaseRetriever._aretrieve:  # noqa: SLF001 - the only way to know
-        # It would run its sync method on the event loop. The thread sees the caller's context: spans stay nested.
-        context = contextvars.copy_context()
-        found: list[NodeWithScore] = await arun(context.run, ask, retriever, bundle, k)
+        # It would run its sync method on the event loop.
+        found: list[NodeWithScore] = await arun(ask, retriever, bundle, k)
         return found
     return in_sense(retriever, (await retriever.aretrieve(replace(bundle)))[:k])

@@ -78,7 +78,7 @@ class HybridRetriever(BaseRetriever):
         self.merge = check_merge(merge)
         self.on_error = check_on_error(on_error)
         self._names = named(self.retrievers)
-        self._crew = Crew(len(self.retrievers))
+        self._crew = Crew("retrieve-rerank hybrid")
         super().__init__(callback_manager=callback_manager, verbose=verbose)
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:

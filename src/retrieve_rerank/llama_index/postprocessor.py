@@ -24,7 +24,7 @@ from retrieve_rerank.models.cross_encoder import MAX_WINDOWS, CrossEncoder, Long
 from retrieve_rerank.models.precision import Precision
 from retrieve_rerank.models.ranking import Ranker, ScorerRanker, as_ranker
 from retrieve_rerank.models.scales import Scale, scorer_name
-from retrieve_rerank.retrieval.second_stage import OnError, Reranked, SecondStage, check_on_error, in_one_line
+from retrieve_rerank.retrieval.second_stage import OnError, Reranked, SecondStage, check_on_error, reason
 from retrieve_rerank.types import Scorer
 
 if TYPE_CHECKING:
@@ -59,9 +59,9 @@ class CrossEncoderRerank(BaseNodePostprocessor, Travelling):
             model sees, NONE the bare text.
         time_budget: Seconds that a call may take, never more than one batch over. Nodes that were not scored in time
             follow those that were.
-        on_error: What happens when the model cannot be loaded or fails. "raise" raises the cause; "retrieval_order"
-            gives the nodes in the order given, marked, with a `DegradedWarning`. Arguments that cannot be used raise in
-            any case.
+        on_error: What happens when the model cannot be loaded or fails, or cannot read the query, being too long for
+            it. "raise" raises the cause; "retrieval_order" gives the nodes in the order given, marked, with a
+            `DegradedWarning`. An empty query and settings that cannot be used raise in any case.
         scores: What a scorer that is no `CrossEncoder` returns: "logits", or "probabilities" in [0, 1].
         device: As in `CrossEncoder`; this and all below are for a model given by name.
         precision: As in `CrossEncoder`.
@@ -254,7 +254,7 @@ class CrossEncoderRerank(BaseNodePostprocessor, Travelling):
                 yield keep
                 event.on_end(payload={EventPayload.NODES: result})
         except BaseException as error:
-            tags["error"] = in_one_line(error, self._ranker)
+            tags["error"] = reason(error, self._ranker)
             raise
         finally:
             dispatcher.event(ReRankEndEvent(nodes=result, tags=tags))

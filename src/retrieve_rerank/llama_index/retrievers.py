@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextvars import copy_context
 from typing import Any
 
 from llama_index.core.base.base_retriever import BaseRetriever
@@ -17,7 +16,7 @@ from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.llama_index.first_stage import Index, check_retriever, first_stage
 from retrieve_rerank.llama_index.fusion import afind, find
 from retrieve_rerank.llama_index.postprocessor import CrossEncoderRerank
-from retrieve_rerank.models.worker import Worker
+from retrieve_rerank.retrieval.crew import Crew
 from retrieve_rerank.retrieval.second_stage import OnError, check_on_error
 from retrieve_rerank.types import Scorer
 
@@ -89,7 +88,7 @@ class RetrieveRerankRetriever(BaseRetriever):
                 f"rewrites must be a function from the query to a list of texts, got {type(rewrites).__name__}"
             )
         self.rewrites = rewrites
-        self._worker = Worker("retrieve-rerank first stage")
+        self._crew = Crew("retrieve-rerank first stage")
         super().__init__(callback_manager=callback_manager, verbose=verbose)
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
@@ -102,14 +101,14 @@ class RetrieveRerankRetriever(BaseRetriever):
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         bundle = _checked(query_bundle)
         start = time.perf_counter()
-        first, arun = first_stage(self.retriever, self.fetch_k), self._worker.arun
+        first, arun = first_stage(self.retriever, self.fetch_k), self._crew.arun
         # Whoever rewrites may ask a server for it.
-        queries = [] if self.rewrites is None else await arun(copy_context().run, self._in_other_words, bundle)
+        queries = [] if self.rewrites is None else await arun(self._in_other_words, bundle)
         candidates = await afind(first, bundle, queries, self.fetch_k, arun)
         return await self._second_stage(start).apostprocess_nodes(candidates, query_bundle=bundle)
 
     def _in_other_words(self, bundle: QueryBundle) -> list[str]:
-        return [] if self.rewrites is None else check_queries(self.rewrites(bundle.query_str))
+        return [] if self.rewrites is None else check_queries(self.rewrites(bundle.query_str), "rewrites")
 
     def _second_stage(self, start: float) -> CrossEncoderRerank:
         # A copy for one call shares the model and nothing else.

@@ -3,6 +3,7 @@
 A tokenizer and a model are not made for two threads at once, and an event loop must not wait for either. So each
 model has a thread of its own: sync callers wait for it, async callers await it, and neither the event loop's thread nor
 its shared default pool is ever used. The thread is a daemon: one that hangs in foreign code keeps no interpreter alive.
+Other people's retrievers, which may be asked side by side, get a daemon thread a call instead (`run_beside`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import concurrent.futures
+import contextvars
 import os
 import threading
 import time
@@ -136,6 +138,26 @@ class Worker:
 def time_left(deadline: float | None) -> float | None:
     """Return the seconds until `deadline`, a value of `time.monotonic`; 0.0 once it has passed."""
     return None if deadline is None else min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
+
+
+def run_beside(name: str, call: Callable[[], T]) -> Future[T]:
+    """Run `call` on a thread of its own, a daemon that ends with it, in the caller's context."""
+    future: Future[T] = Future()
+    work = partial(contextvars.copy_context().run, _fulfil, future, call)
+    thread = threading.Thread(target=work, name=name, daemon=True)
+    thread.start()
+    _threads.add(thread)
+    return future
+
+
+def _fulfil(future: Future[T], call: Callable[[], T]) -> None:
+    if future.set_running_or_notify_cancel():
+        try:
+            future.set_result(call())
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it belongs to the caller
+            future.set_exception(error)
+        finally:
+            del future, call  # or an error, which holds this frame, and its future would hold each other
 
 
 class _Here(threading.local):

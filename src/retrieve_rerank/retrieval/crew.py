@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
-import os
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from concurrent.futures import ALL_COMPLETED, FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ALL_COMPLETED, FIRST_EXCEPTION, Future, wait
+from functools import partial
 from typing import Any, Literal, ParamSpec, TypeVar
 
-from retrieve_rerank.errors import DegradedWarning, InvalidInputError, RetrieveRerankError, warn_caller
+from retrieve_rerank.errors import DegradedWarning, InvalidInputError, RetrieveRerankError, in_one_line, warn_caller
+from retrieve_rerank.models.worker import run_beside
 
 OnError = Literal["raise", "skip"]
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_THREADS_EACH = 4  # so that a few callers at a time do not wait for one another
-
 
 class Crew:
-    """A few threads of its own on which calls run side by side, each in the caller's context.
+    """Runs calls side by side, each on a thread of its own in the caller's context, so that none waits for another.
+
+    A thread ends with its call. One that hangs is left alone: it takes no other call's place and, as a daemon, keeps no
+    interpreter alive.
 
     Args:
-        size: How many calls there are at a time.
+        name: What the threads are called.
     """
 
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._renew()
-
-    def __reduce__(self) -> tuple[type[Crew], tuple[int]]:
-        return Crew, (self._size,)  # a copy has threads of its own
+    def __init__(self, name: str) -> None:
+        self._name = name
 
     def ask(
         self, names: Sequence[str], calls: Sequence[Callable[[], T]], on_error: OnError, *, with_options: bool = False
@@ -47,12 +44,8 @@ class Crew:
         Raises:
             RetrieveRerankError: If all calls failed and would be skipped.
         """
-        futures = [self._submit(call) for call in calls]
-        try:
-            wait(futures, return_when=FIRST_EXCEPTION if on_error == "raise" else ALL_COMPLETED)
-        finally:
-            for future in futures:
-                future.cancel()  # those that have not begun
+        futures = [run_beside(self._name, call) for call in calls]
+        wait(futures, return_when=FIRST_EXCEPTION if on_error == "raise" else ALL_COMPLETED)
         failures = [_failure(future) for future in futures]
         _judge(names, failures, on_error, (InvalidInputError, TypeError) if with_options else InvalidInputError)
         return [None if failure else future.result() for future, failure in zip(futures, failures, strict=True)]
@@ -78,23 +71,8 @@ class Crew:
         return [None if failure else task.result() for task, failure in zip(tasks, failures, strict=True)]
 
     async def arun(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a call that blocks on one of the threads and await its result."""
-        return await asyncio.wrap_future(self._submit(lambda: call(*args, **kwargs)))
-
-    def close(self) -> None:
-        """Let the threads end. A later call starts new ones."""
-        threads = self._threads
-        self._renew()
-        threads.shutdown(wait=False)
-
-    def _renew(self) -> None:
-        self._process = os.getpid()
-        self._threads = ThreadPoolExecutor(self._size * _THREADS_EACH, "retrieve-rerank hybrid")  # starts none yet
-
-    def _submit(self, call: Callable[[], T]) -> Future[T]:
-        if os.getpid() != self._process:  # threads do not survive a fork
-            self._renew()
-        return self._threads.submit(contextvars.copy_context().run, call)
+        """Run a call that blocks on a thread and await its result. A cancelled call goes on by itself."""
+        return await asyncio.wrap_future(run_beside(self._name, partial(call, *args, **kwargs)))
 
 
 def named(parts: Iterable[object]) -> list[str]:
@@ -126,7 +104,7 @@ def _judge(
     for _, failure in failed:
         if on_error == "raise" or isinstance(failure, never_skipped) or not isinstance(failure, Exception):
             raise failure
-    said = "; ".join(f"{name}: {type(failure).__name__}: {failure}" for name, failure in failed)
+    said = "; ".join(f"{name}: {in_one_line(failure)}" for name, failure in failed)
     if len(failed) == len(names):
         raise RetrieveRerankError(f"every retriever failed: {said}") from failed[0][1]
     warn_caller(f"the result lacks what these would have found: {said}", DegradedWarning)

@@ -67,7 +67,7 @@ class HybridRetriever:
         self.on_error = check_on_error(on_error)
         self.merge = check_merge(merge)
         self._names = named(self.retrievers)
-        self._crew = Crew(len(self.retrievers))
+        self._crew = Crew("retrieve-rerank hybrid")
         self._sources = [Source(retriever, self._crew.arun) for retriever in self.retrievers]
 
     def retrieve(self, query: str, k: int = 100, **options: object) -> list[Hit]:
@@ -113,8 +113,7 @@ class HybridRetriever:
         return self._fused_each(found, len(checked), k)
 
     def close(self) -> None:
-        """End the threads. The retrievers are the caller's and stay open."""
-        self._crew.close()
+        """End nothing: a call's threads end with it, and the retrievers are the caller's and stay open."""
 
     def __enter__(self) -> HybridRetriever:
         return self

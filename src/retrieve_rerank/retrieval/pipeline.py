@@ -9,7 +9,7 @@ from retrieve_rerank.checks import check_count, check_queries, check_query, chec
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.models.ranking import Ranker, as_ranker
 from retrieve_rerank.models.scales import Scale
-from retrieve_rerank.models.worker import Worker
+from retrieve_rerank.retrieval.crew import Crew
 from retrieve_rerank.retrieval.second_stage import OnError, Reranked, SecondStage, check_on_error
 from retrieve_rerank.retrieval.source import Options, Source
 from retrieve_rerank.types import Hit, Retriever, Scorer, SearchResult, Timings
@@ -28,9 +28,10 @@ class RetrieveRerank:
         time_budget: Seconds that a whole search may take: what the first stage leaves is the cross-encoder's. It is
             never more than one batch over, and the first stage is never cut off. Candidates that were not scored in
             time follow those that were; `SearchResult.degraded` says how many.
-        on_error: What happens when the cross-encoder cannot be loaded or fails. "raise" raises the cause;
-            "retrieval_order" gives the first stage's order, says why in `SearchResult.degraded` and warns
-            (`DegradedWarning`). Arguments that cannot be used and a first stage that fails raise in any case.
+        on_error: What happens when the cross-encoder cannot be loaded or fails, or cannot read the query, being too
+            long for it. "raise" raises the cause; "retrieval_order" gives the first stage's order, says why in
+            `SearchResult.degraded` and warns (`DegradedWarning`). An empty query, settings that cannot be used and a
+            first stage that fails raise in any case.
         scores: What a scorer that is no `CrossEncoder` returns: "logits", or "probabilities" in [0, 1].
 
     Raises:
@@ -70,7 +71,7 @@ class RetrieveRerank:
         self.time_budget = check_seconds(time_budget, "time_budget")
         self.on_error = check_on_error(on_error)
         self._ranker = as_ranker(cross_encoder, scores)
-        self._source = Source(retriever, Worker("retrieve-rerank first stage").arun)
+        self._source = Source(retriever, Crew("retrieve-rerank first stage").arun)
 
     @property
     def ranker(self) -> Ranker:
@@ -116,7 +117,11 @@ class RetrieveRerank:
         time_budget: float | None = None,
         **first_stage_options: object,
     ) -> SearchResult:
-        """As `search`, without blocking the event loop."""
+        """As `search`, without blocking the event loop.
+
+        A retriever without async methods is asked on a thread of its own a call, so several calls at a time reach it
+        together, as they do from threads that search.
+        """
         check_query(query)
         stage = self._second_stage(top_n, score_threshold, time_budget)
         return await self._aone(query, rewrites, stage, first_stage_options)
@@ -134,8 +139,12 @@ class RetrieveRerank:
 
         The times of a result are its share of what all took. A time budget is each query's own: its share of the common
         first stage, and its re-ranking, which is then done by itself.
+
+        Raises:
+            InvalidInputError: If an argument cannot be used; `rewrites` are `search`'s alone.
+            ModelError: If a model cannot be loaded or gives unusable numbers.
         """
-        checked = check_queries(queries)
+        checked = _checked_many(queries, first_stage_options)
         stage = self._second_stage(top_n, score_threshold, time_budget)
         if not (checked and self._source.takes_many):
             return [self._one(query, (), stage, first_stage_options) for query in checked]
@@ -155,7 +164,7 @@ class RetrieveRerank:
         **first_stage_options: object,
     ) -> list[SearchResult]:
         """As `search_many`, without blocking the event loop."""
-        checked = check_queries(queries)
+        checked = _checked_many(queries, first_stage_options)
         stage = self._second_stage(top_n, score_threshold, time_budget)
         if not (checked and self._source.takes_many):
             return [await self._aone(query, (), stage, first_stage_options) for query in checked]
@@ -193,6 +202,12 @@ class RetrieveRerank:
             self.time_budget if time_budget is None else time_budget,
             self.on_error,
         )
+
+
+def _checked_many(queries: Sequence[str], options: Options) -> list[str]:
+    if "rewrites" in options:  # no option of a retriever: `search` would not hand it on either
+        raise InvalidInputError("many queries take no rewrites; call search or asearch for each query that has some")
+    return check_queries(queries)
 
 
 def _result(query: str, candidates: Sequence[Hit], retrieve_seconds: float, reranked: Reranked) -> SearchResult:

@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 import math
-import os
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from retrieve_rerank.checks import check_count, check_query, check_seconds, check_threshold
-from retrieve_rerank.errors import DegradedWarning, InvalidInputError, warn_caller
+from retrieve_rerank.errors import DegradedWarning, InvalidInputError, in_one_line, warn_caller
 from retrieve_rerank.models.local import LocalModel
 from retrieve_rerank.models.ranking import Ranker, ScorerRanker
 from retrieve_rerank.models.scales import scorer_name
 from retrieve_rerank.types import Hit
 
 OnError = Literal["raise", "retrieval_order"]
-
-_LONGEST_REASON = 300
-# What a library may put into its message: a header, a parameter, a user in an address, a token of a well-known shape.
-_SECRETS = (
-    re.compile(r"(?i)(authorization[\"']?\s*[:=]\s*[\"']?(?:bearer|basic)?\s*|\bbearer\s+)[^\s\"',;]+"),
-    re.compile(r"(?i)((?:api[-_]?key|access[-_]?key|token|password|secret)[\"']?\s*[:=]\s*[\"']?)[^\s\"',;&)]+"),
-    re.compile(r"(://)[^\s/@]+(?=@)"),
-    re.compile(r"()\b(?:hf_|sk-)[\w-]{8,}"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +64,9 @@ class SecondStage:
         top_n: How many hits to keep; None keeps all.
         score_threshold: Scored hits whose relevance score is below are left out. Those without a score stay.
         time_budget: Seconds for all that `spent` counts and the ranking; None is no limit.
-        on_error: What happens when the model cannot be loaded or fails: "raise" raises the cause; "retrieval_order"
-            gives the candidates in the first stage's order, marked, with a `DegradedWarning`.
+        on_error: What happens when the ranker raises, whatever it is: the model cannot be loaded or fails, or the query
+            is too long for it. "raise" raises the cause; "retrieval_order" gives the candidates in the first stage's
+            order, marked, with a `DegradedWarning`.
 
     Raises:
         InvalidInputError: If an argument cannot be used.
@@ -104,7 +94,8 @@ class SecondStage:
             spent: Seconds of the time budget that are gone already.
 
         Raises:
-            InvalidInputError: If the query or the candidates cannot be used, whatever `on_error` says.
+            InvalidInputError: Whatever `on_error` says, if the query is empty or no text, or a candidate is no hit.
+                What the ranker finds unusable, such as a query too long for the model, is up to `on_error`.
         """
         call = _Call(self, query, candidates, spent)
         if call.left is not None and call.left <= 0:
@@ -199,7 +190,7 @@ class _Call:
 
     def failed(self, error: Exception) -> Reranked:
         """Return the first stage's order, and warn: something is broken."""
-        result = self._result(self._unscored(), f"re-ranking failed: {in_one_line(error, self.stage.ranker)}")
+        result = self._result(self._unscored(), f"re-ranking failed: {reason(error, self.stage.ranker)}")
         warn_caller(f"{result.degraded}; the result is in the first stage's order", DegradedWarning)
         return result
 
@@ -248,13 +239,6 @@ def described(ranker: Ranker) -> tuple[str, str | None]:
     return scorer_name(ranker.scorer if isinstance(ranker, ScorerRanker) else ranker), None
 
 
-def in_one_line(error: BaseException, ranker: Ranker) -> str:
-    """Return an error's kind and message, short, in one line, and without tokens and passwords."""
-    text = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(":. ")
-    if isinstance(ranker, LocalModel):
-        text = ranker.redacted(text)
-    if known := os.environ.get("HF_TOKEN"):  # what the hub's client uses where no token is given
-        text = text.replace(known, "***")
-    for pattern in _SECRETS:
-        text = pattern.sub(r"\1***", text)
-    return text if len(text) <= _LONGEST_REASON else text[: _LONGEST_REASON - 1] + "…"
+def reason(error: BaseException, ranker: Ranker) -> str:
+    """Return an error in one line, also without the ranker's own token."""
+    return in_one_line(error, ranker.redacted if isinstance(ranker, LocalModel) else str)

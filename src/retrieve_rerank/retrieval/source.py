@@ -62,14 +62,14 @@ class Source:
 
     def retrieve_fused(self, query: str, rewrites: Sequence[str], k: int, options: Options) -> list[Hit]:
         """Find candidates for a query, given in other words, too: the fusion of what each of them finds."""
-        queries = check_queries(rewrites)
+        queries = check_queries(rewrites, "rewrites")
         if not queries:
             return self.retrieve(query, k, options)
         return fuse(self.retrieve_many([query, *queries], k, options), k=k)
 
     async def aretrieve_fused(self, query: str, rewrites: Sequence[str], k: int, options: Options) -> list[Hit]:
         """As `retrieve_fused`, without blocking the event loop."""
-        queries = check_queries(rewrites)
+        queries = check_queries(rewrites, "rewrites")
         if not queries:
             return await self.aretrieve(query, k, options)
         return fuse(await self.aretrieve_many([query, *queries], k, options), k=k)
