@@ -97,6 +97,8 @@ async def test_a_batch_is_one_encoding_and_one_search(
     }[kind]
     options: list[dict[str, Any]] = [{}, {"filter": {"n": {"$gt": 0}}}, {"where_document": {"$contains": "b"}}]
     options += [{"k": 2}] if kind == "first stage" else [{"lambda_mult": 0.3}]
+    if kind.startswith("both stages"):
+        options += [{"top_n": 1, "fetch_k": 3, "score_threshold": 0.1, "time_budget": 60, "on_error": "raise"}]
     for option in options:
         expected = [retriever.invoke(query, **option) for query in QUERIES]
         counted = Counted(store, monkeypatch)
@@ -196,10 +198,10 @@ async def test_what_is_wrong_for_all_is_each_ones_error_and_run(
 
 
 async def test_an_unknown_option_is_refused_in_a_batch_too(store: ChromaVectorStore) -> None:
-    for retriever in (ChromaRetriever(vectorstore=store), pipeline(store)):
-        with pytest.raises(TypeError, match="filtre"):
+    for retriever, error in ((ChromaRetriever(vectorstore=store), TypeError), (pipeline(store), InvalidInputError)):
+        with pytest.raises(error, match="filtre"):
             retriever.batch(["a", "b"], filtre={})
-        with pytest.raises(TypeError, match="filtre"):
+        with pytest.raises(error, match="filtre"):
             await retriever.abatch(["a", "b"], filtre={})
     with pytest.raises(InvalidInputError, match="fetch_k"):
         pipeline(store).batch(["a"], fetch_k=0)

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
@@ -277,8 +280,28 @@ class Scored(BaseRetriever):
 def test_a_retriever_says_where_its_scores_are() -> None:
     assert scores(invoke(Scored(found=[7.5, 3]))) == [7.5, 3.0]
     assert scores(invoke(Scored(found=[None, "high", math.nan]))) == [None] * 3
+    assert scores(invoke(Scored(found=[True, 10**400]))) == [None] * 2
+    found = scores(invoke(Scored(found=[np.float32(7.5), np.int64(3), Fraction(1, 2), np.float32("inf")])))
+    assert found == [7.5, 3.0, 0.5, None]
+    assert {type(score) for score in found[:3]} == {float}
     silent = ListRetriever(documents=[Document("text", metadata={"_score": 3.0, "retrieval_score": 0.5})])
     assert scores(invoke(silent)) == [None]
+
+
+class Ours(BaseRetriever):
+    """Says that it leaves its scores where ours do."""
+
+    score_key: ClassVar[str] = "retrieval_score"
+    found: list[Any]
+
+    def _get_relevant_documents(self, query: str, *, run_manager: Any) -> list[Document]:
+        return [Document("text", metadata={"retrieval_score": score}) for score in self.found]
+
+
+def test_scores_under_our_own_key_are_plain_numbers_too() -> None:
+    found = scores(invoke(Ours(found=[np.float32(0.5), 2, math.nan, "high"])))
+    assert found == [0.5, 2.0, None, None]
+    assert json.dumps(found[:2]) == "[0.5, 2.0]"
 
 
 def hits(query: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from langchain_classic.retrievers.document_compressors import CrossEncoderRerank
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document
 
-from retrieve_rerank import CrossEncoder, InvalidInputError, ModelError
+from retrieve_rerank import CrossEncoder, DegradedWarning, InvalidInputError, ModelError
 from retrieve_rerank.langchain import CrossEncoderReranker
 from tests.langchain.stubs import ListRetriever, TableCrossEncoder
 
@@ -230,3 +230,53 @@ def test_pickled_and_copied(tiny_cross_encoder: Path) -> None:
     expected = original.compress_documents(documents(), "paris")
     for copied in (pickle.loads(pickle.dumps(original)), copy.deepcopy(original)):
         assert copied.compress_documents(documents(), "paris") == expected
+
+
+async def test_options_of_a_call_of_the_runnable() -> None:
+    """As any runnable's, and none is dropped."""
+    step, job = reranker().as_runnable(), {"query": "q", "documents": documents()}
+    calls: list[Any] = [step.invoke(job, top_n=1), await step.ainvoke(job, top_n=1), step.bind(top_n=1).invoke(job)]
+    calls += [step.batch([job], top_n=1)[0], step.invoke(job, score_threshold=0.9, time_budget=60, on_error="raise")]
+    assert [[document.id for document in call] for call in calls] == [["id-high"]] * 5
+    assert len(step.invoke(job, top_n=None)) == 3
+    broken: Any = CrossEncoderReranker(model=TableCrossEncoder({})).as_runnable()
+    with pytest.warns(DegradedWarning):
+        assert len(broken.invoke(job, on_error="retrieval_order")) == 3
+    for wrong in ({"top_k": 1}, {"text_template": "{page_content}"}, {"top_n": 0}, {"on_error": "skip"}):
+        with pytest.raises(InvalidInputError, match=next(iter(wrong))):
+            step.invoke(job, **wrong)
+        with pytest.raises(InvalidInputError, match=next(iter(wrong))):
+            await step.ainvoke(job, **wrong)
+
+
+class Lengths:
+    """Scores by our protocol, and is no class of LangChain's."""
+
+    def score(self, query: str, texts: Any) -> Any:
+        return np.array([len(text) for text in texts]) / 10
+
+
+async def test_any_scorer_is_a_model() -> None:
+    own = CrossEncoderReranker(model=Lengths(), scores="probabilities")
+    result = own.compress_documents(documents(), "q")
+    assert [document.page_content for document in result] == ["middle", "high", "low"]
+    assert [document.metadata["relevance_score"] for document in result] == pytest.approx([0.6, 0.4, 0.3])
+    assert await own.acompress_documents(documents(), "q") == result
+    with pytest.raises(ValueError, match="Lengths in it, which cannot be written down"):
+        CrossEncoderReranker.model_validate_json(own.model_dump_json())
+    with pytest.raises(ValueError, match="model"):
+        CrossEncoderReranker(model=3)
+
+
+@pytest.mark.parametrize("template", ["{n:03d}", "{none:03d}", "{n:{n.x}}", "{n!x}"])
+def test_a_format_that_a_value_has_not(template: str) -> None:
+    given = [Document("low", id="7", metadata={"n": "one", "none": None})]
+    with pytest.raises(InvalidInputError, match=r"cannot be filled from document '7'|text_template"):
+        reranker(text_template=template).compress_documents(given, "q")
+
+
+def test_a_score_of_numpys_that_a_document_carries_becomes_a_plain_one() -> None:
+    for score, expected in ((np.float32(0.5), 0.5), (2, 2.0), (True, True), ("high", "high")):
+        kept = reranker().compress_documents([Document("low", metadata={"retrieval_score": score})], "q")[0]
+        assert kept.metadata["retrieval_score"] == expected
+        assert type(kept.metadata["retrieval_score"]) is type(expected)

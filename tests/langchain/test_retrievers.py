@@ -1,18 +1,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from uuid import UUID
 
 import pytest
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document
+from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import RunnableLambda
 from langchain_core.vectorstores import InMemoryVectorStore
 
-from retrieve_rerank import BiEncoder, ChromaIndex, CrossEncoder, InvalidInputError, RetrieveRerank
+from retrieve_rerank import BiEncoder, ChromaIndex, CrossEncoder, DegradedWarning, InvalidInputError, RetrieveRerank
 from retrieve_rerank.langchain import (
     BiEncoderEmbeddings,
+    BM25Retriever,
     ChromaRetriever,
     ChromaVectorStore,
     CrossEncoderReranker,
@@ -190,3 +192,127 @@ def test_scores_of_an_earlier_search_are_not_taken_for_this_ones() -> None:
     assert [document.metadata["retrieval_score"] for document in found] == pytest.approx([0.8, 2 / 5**0.5], abs=0.02)
     diverse = pipeline(stored.as_retriever(search_type="mmr")).invoke("a")  # which has no scores
     assert all("retrieval_score" not in document.metadata for document in diverse)
+
+
+class Broken:
+    """Scores by our own protocol, or would."""
+
+    def score(self, query: str, texts: Any) -> Any:
+        raise ConnectionError("no server")
+
+
+class Lengths:
+    def score(self, query: str, texts: Any) -> Any:
+        return [float(-len(text)) for text in texts]
+
+
+async def test_what_happens_on_an_error_can_be_said_at_a_call() -> None:
+    lenient = RetrieveRerankRetriever(base_retriever=store(), reranker=Broken(), on_error="retrieval_order")
+    strict = RetrieveRerankRetriever(base_retriever=store(), reranker=Broken())
+    option: Any = {"on_error": "retrieval_order"}
+    with pytest.warns(DegradedWarning, match="no server"):
+        found = [strict.invoke("a", **option), *strict.batch(["a", "a"], **option)]
+    with pytest.warns(DegradedWarning, match="no server"):
+        found += [await strict.ainvoke("a", **option), *await strict.abatch(["a"], **option)]
+    assert [ids(documents) for documents in found] == [["0", "1", "3", "2"]] * 5
+    with pytest.raises(ConnectionError):
+        lenient.invoke("a", on_error="raise")
+    with pytest.raises(InvalidInputError, match="on_error must be one of raise, retrieval_order; got 'skip'"):
+        strict.invoke("a", on_error="skip")
+
+
+@pytest.mark.parametrize(
+    "option", ["long_passages", "max_windows", "text_template", "scores", "mmr_lambda", "model", "reranker"]
+)
+async def test_a_components_setting_is_not_dropped_as_an_option(option: str) -> None:
+    """Stores that take any keyword drop it without a word."""
+    stored = InMemoryVectorStore.from_texts(TEXTS, WordEmbeddings())
+    for base in (stored, stored.as_retriever(), stored.as_retriever() | RunnableLambda(lambda found: found), store()):
+        with pytest.raises(InvalidInputError, match=f"'{option}'"):
+            pipeline(base).invoke("a", **{option: "x"})
+        with pytest.raises(InvalidInputError, match=f"'{option}'"):
+            await pipeline(base).ainvoke("a", **{option: "x"})
+    with pytest.raises(InvalidInputError, match=f"'{option}'"):
+        pipeline(stored.as_retriever().bind(**{option: "x"})).invoke("a")
+
+
+def test_an_unknown_option_is_answered_with_those_there_are() -> None:
+    takes = "'fetch_k', 'filter', 'k', 'lambda_mult', 'score_threshold', 'where_document'$"
+    for base in (store(), ChromaRetriever(vectorstore=store())):
+        with pytest.raises(InvalidInputError, match=rf"ChromaRetriever has no option 'filtre' at invoke.*{takes}"):
+            pipeline(base).invoke("a", filtre={})
+    with pytest.raises(
+        InvalidInputError, match=r"BM25Retriever has no option 'filtre'.*'filter', 'k', 'where_document'$"
+    ):
+        pipeline(BM25Retriever.from_texts(TEXTS)).invoke("a", filtre={})
+
+
+def test_an_option_that_a_retriever_names_itself_reaches_it() -> None:
+    class Named(BaseRetriever):
+        def _get_relevant_documents(self, query: str, *, run_manager: Any, model: str = "", **rest: Any) -> Any:
+            return [Document("c", id=f"{model} {sorted(rest)}")]
+
+    assert ids(pipeline(Named()).invoke("a", model="m", anything=1)) == ["m ['anything']"]
+
+
+def test_made_with_all_settings() -> None:
+    texts = ["a a a", "a a a", "a b"]
+    for made in (
+        ChromaRetriever.from_texts(texts, WordEmbeddings(), k=2, lambda_mult=0.0, fetch_k=3),
+        ChromaRetriever.from_documents([Document(text) for text in texts], WordEmbeddings(), k=2, lambda_mult=0.0),
+    ):
+        assert [document.page_content for document in made.invoke("a")] == ["a a a", "a b"]
+    assert ChromaRetriever.from_texts(texts, WordEmbeddings(), lambda_mult=0.3, fetch_k=7).fetch_k == 7
+
+
+def test_a_reranker_is_made_of_whatever_it_can_be_made_of(tiny_cross_encoder: Path) -> None:
+    for model in (str(tiny_cross_encoder), tiny_cross_encoder, CrossEncoder(tiny_cross_encoder)):
+        assert len(RetrieveRerankRetriever(base_retriever=store(), reranker=model).invoke("a")) == 4
+    table = RetrieveRerankRetriever(base_retriever=store(), reranker=TableCrossEncoder(SCORES), top_n=2)
+    assert ids(table.invoke("a")) == ["2", "1"]
+    assert ids(RetrieveRerankRetriever(base_retriever=store(), reranker=Lengths(), top_n=1).invoke("a")) == ["2"]
+    with pytest.raises(ValueError, match="reranker"):
+        RetrieveRerankRetriever(base_retriever=store(), reranker=3)
+
+
+class Down(BaseRetriever):
+    def _get_relevant_documents(self, query: str, *, run_manager: Any) -> list[Document]:
+        raise ConnectionError("no server")
+
+
+async def test_the_depth_and_the_scores_get_through_retries_and_fallbacks() -> None:
+    texts = ["a a a", *["a a b"] * 8, "c"]
+    stored = InMemoryVectorStore.from_texts(texts, WordEmbeddings(), ids=[str(number) for number in range(10)])
+    plain = stored.as_retriever()
+    expected = pipeline(plain, top_n=10).invoke("a")
+    assert len(expected) == 10
+    wrapped: list[Any] = [
+        plain.with_retry(stop_after_attempt=2),
+        plain.with_fallbacks([Down()]),
+        Down().with_fallbacks([plain]),
+        Down().with_retry(stop_after_attempt=1).with_fallbacks([plain.with_retry()]).with_config(tags=["x"]),
+    ]
+    for base in wrapped:
+        before = repr(base)
+        retriever = pipeline(base, top_n=10)
+        assert retriever.invoke("a") == await retriever.ainvoke("a") == expected
+        assert retriever.batch(["a"]) == [expected]
+        assert all("retrieval_rank" in document.metadata for document in retriever.invoke("a", rewrites=["b"]))
+        assert repr(base) == before
+
+
+def test_fallbacks_that_leave_their_scores_elsewhere() -> None:
+    class Scored(Down):
+        score_key: ClassVar[str] = "bm25"
+        broken: bool = False
+
+        def _get_relevant_documents(self, query: str, *, run_manager: Any) -> list[Document]:
+            if self.broken:
+                raise ConnectionError("no server")
+            return [Document("c", metadata={"bm25": 7, "retrieval_score": 0.5})]
+
+    for broken, expected in ((False, 7.0), (True, pytest.approx(0.0, abs=1e-6))):
+        base = Scored(broken=broken).with_fallbacks([store().as_retriever()])
+        assert pipeline(base).invoke("a")[0].metadata["retrieval_score"] == expected
+    with pytest.raises(InvalidInputError, match="Scored takes no options at invoke, got 'filter'"):
+        pipeline(store().as_retriever().with_fallbacks([Scored()])).invoke("a", filter={"n": 1})

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
+from numbers import Real
 from string import Formatter
 from typing import Any
 
@@ -147,25 +149,39 @@ def to_hits(documents: Sequence[Document], texts: Sequence[str]) -> list[Hit]:
                 rank=position + 1,
                 score=float("nan"),
                 retrieval_rank=rank if isinstance(rank, int) else position + 1,
-                retrieval_score=score if isinstance(score, float) else None,
+                retrieval_score=finite(score),
             )
         )
     return hits
 
 
-def as_candidates(documents: Sequence[Document], *, scored: bool, fused: bool = False) -> list[Document]:
+def finite(score: object) -> float | None:
+    """Return a score, numpy's too, as a plain float; None if it is no finite number."""
+    if isinstance(score, bool) or not isinstance(score, Real):
+        return None
+    try:
+        number = float(score)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def as_candidates(documents: Sequence[Document], *, score_key: str | None, fused: bool = False) -> list[Document]:
     """Return a first stage's documents, marked with their ranks in it and free of an earlier search's scores.
 
     Args:
         documents: In the first stage's order.
-        scored: Whether the stage wrote their `retrieval_score`; what a stored document says of itself is no score.
-        fused: The same for their `retrieval_ranks`.
+        score_key: Where in the metadata the stage wrote their scores; None where it wrote none, as what a stored
+            document says of itself is no score.
+        fused: Whether the stage wrote their `retrieval_ranks`.
     """
-    true = ({"retrieval_score"} if scored else set()) | ({"retrieval_ranks"} if fused else set())
-    old = {*RERANK_KEYS, *RETRIEVAL_KEYS} - true
+    old = {*RERANK_KEYS, *RETRIEVAL_KEYS} - ({"retrieval_ranks"} if fused else set())
     marked = []
     for rank, document in enumerate(checked_documents(documents), start=1):
         metadata = {key: value for key, value in document.metadata.items() if key not in old}
+        score = None if score_key is None else finite(document.metadata.get(score_key))
+        if score is not None:
+            metadata["retrieval_score"] = score
         marked.append(document.model_copy(update={"metadata": {**metadata, "retrieval_rank": rank}}))
     return marked
 
@@ -262,7 +278,8 @@ def render(document: Document, template: str | None) -> str:
     """Return what the cross-encoder reads of a document: its text, or the filled template.
 
     Raises:
-        InvalidInputError: If the template names a metadata key that the document lacks.
+        InvalidInputError: If the template names a metadata key that the document lacks, or asks for a format that the
+            document's value has not.
     """
     if template is None:
         return document.page_content
@@ -272,4 +289,9 @@ def render(document: Document, template: str | None) -> str:
         raise InvalidInputError(
             f"text_template {template!r} names {error}, which document {document.id!r} has not: its metadata has "
             f"{sorted(document.metadata)}. Fill it for every document, or leave it out of the template"
+        ) from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"text_template {template!r} cannot be filled from document {document.id!r}, whose metadata is "
+            f"{document.metadata!r:.200}: {error}. Leave out the format, or store values that it fits"
         ) from error

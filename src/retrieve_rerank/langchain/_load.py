@@ -35,8 +35,9 @@ def load(dumped: Mapping[str, Any], *, trust_remote_code: bool = False) -> Any:
     """Restore a component, or a chain of them, from what `langchain_core.load.dumpd` wrote.
 
     Only classes of this package and LangChain's own containers are made, whatever the dump says. Tokens are never
-    written down: set `HF_TOKEN` for private models. A `ChromaVectorStore` comes back by its directory; one in memory,
-    other vector stores and other people's models cannot be written down, and loading says so.
+    written down: set `HF_TOKEN` for private models. Inside a component, a `ChromaVectorStore` comes back by its
+    directory. One by itself, one in memory, other vector stores and other people's models cannot be written down, and
+    loading says so.
 
     Args:
         dumped: What `dumpd` returned, or the same read from JSON.

@@ -99,6 +99,8 @@ class ChromaRetriever(Travelling, BaseRetriever):
         k: int = 100,
         filter: Where | None = None,
         score_threshold: float | None = None,
+        lambda_mult: float | None = None,
+        fetch_k: int | None = None,
         **store_options: Any,
     ) -> ChromaRetriever:
         """Return a retriever over a new store with texts in it.
@@ -111,10 +113,19 @@ class ChromaRetriever(Travelling, BaseRetriever):
             k: As for the class.
             filter: As for the class.
             score_threshold: As for the class.
+            lambda_mult: As for the class.
+            fetch_k: As for the class.
             **store_options: For `ChromaVectorStore.from_texts`, such as `persist_directory`.
         """
         store = ChromaVectorStore.from_texts(texts, embedding, metadatas, ids=ids, **store_options)
-        return cls(vectorstore=store, k=k, filter=filter, score_threshold=score_threshold)
+        return cls(
+            vectorstore=store,
+            k=k,
+            filter=filter,
+            score_threshold=score_threshold,
+            lambda_mult=lambda_mult,
+            fetch_k=fetch_k,
+        )
 
     @classmethod
     def from_documents(
@@ -125,11 +136,20 @@ class ChromaRetriever(Travelling, BaseRetriever):
         k: int = 100,
         filter: Where | None = None,
         score_threshold: float | None = None,
+        lambda_mult: float | None = None,
+        fetch_k: int | None = None,
         **store_options: Any,
     ) -> ChromaRetriever:
         """Return a retriever over a new store with documents in it; see `from_texts`."""
         store = ChromaVectorStore.from_documents(documents, embedding, **store_options)
-        return cls(vectorstore=store, k=k, filter=filter, score_threshold=score_threshold)
+        return cls(
+            vectorstore=store,
+            k=k,
+            filter=filter,
+            score_threshold=score_threshold,
+            lambda_mult=lambda_mult,
+            fetch_k=fetch_k,
+        )
 
     def add_documents(self, documents: list[Document], **options: Any) -> list[str]:
         """Store documents; see `ChromaVectorStore.add_texts`. Returns their ids."""

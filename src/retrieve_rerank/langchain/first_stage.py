@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+import inspect
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeAlias
 
@@ -14,12 +14,13 @@ from langchain_core.callbacks import (
 )
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
-from langchain_core.runnables import Runnable, RunnableBinding
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableSequence, RunnableWithFallbacks
+from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.runnables.config import run_in_executor
 from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 
 from retrieve_rerank.errors import InvalidInputError
-from retrieve_rerank.langchain._convert import as_candidates, with_metadata
+from retrieve_rerank.langchain._convert import as_candidates, finite, with_metadata
 from retrieve_rerank.langchain._stores import Sense, falling, prepared, similarity_of
 from retrieve_rerank.langchain.chroma_retriever import ChromaRetriever
 from retrieve_rerank.langchain.vectorstore import ChromaVectorStore
@@ -29,6 +30,28 @@ Base: TypeAlias = Runnable[str, list[Document]] | VectorStore
 _OURS = "retrieval_score"
 # Where retrievers of other libraries leave the score of each document, in its metadata. Larger is better in all.
 _SCORE_KEYS = {"ElasticsearchRetriever": "_score", "AsyncElasticsearchRetriever": "_score"}
+
+# What a component of ours is made with, or takes itself at a call: never an option of somebody else's store, which may
+# drop what it does not know.
+_OUR_SETTINGS = {
+    "base_retriever",
+    "long_passages",
+    "max_windows",
+    "merge",
+    "mmr_lambda",
+    "model",
+    "on_error",
+    "reranker",
+    "retrievers",
+    "rewrites",
+    "rrf_k",
+    "scores",
+    "text_template",
+    "time_budget",
+    "top_n",
+}
+_NO_OPTIONS = {"self", "query", "run_manager"}
+_UNTOLD = {"together"}  # between our own retrievers
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +82,7 @@ class FirstStage:
 
     def candidates(self, found: list[Document]) -> list[Document]:
         """Return copies of what it found, marked with their ranks."""
-        documents = as_candidates(found[: self.fetch_k], scored=self.score_key == _OURS, fused=self.fused)
-        if self.score_key in (None, _OURS):
-            return documents
-        return [_with_score(document, document.metadata.get(self.score_key)) for document in documents]
+        return as_candidates(found[: self.fetch_k], score_key=self.score_key, fused=self.fused)
 
 
 def first_stage(base: Base, fetch_k: int, options: dict[str, Any]) -> FirstStage:
@@ -72,20 +92,28 @@ def first_stage(base: Base, fetch_k: int, options: dict[str, Any]) -> FirstStage
     name; of a class that does not, what stored documents say of themselves is not taken for a score.
 
     Args:
-        base: Any LangChain retriever or vector store.
+        base: Any LangChain retriever or vector store, also behind `with_config`, `bind`, `with_retry` and
+            `with_fallbacks`. Of another runnable, such as `retriever | function`, the depth cannot be set, and the
+            scores are not known.
         fetch_k: How many documents it is asked for, where it can be told.
         options: Further options of the call, for `base`.
 
     Raises:
-        InvalidInputError: If `base` would drop the options without a word.
+        InvalidInputError: If `base` does not take one of the options, or would drop it without a word.
     """
-    if isinstance(base, RunnableBinding):  # what with_config and bind make
+    if isinstance(base, RunnableBindingBase):  # what with_config, bind and with_retry make
+        _check_options(base.bound, base.kwargs)
         inner = first_stage(base.bound, fetch_k, options)
         return replace(inner, asked=base.model_copy(update={"bound": inner.asked}))
+    if isinstance(base, RunnableWithFallbacks):
+        first, *others = [_Alternative(first_stage(runnable, fetch_k, options)) for runnable in base.runnables]
+        asked = base.model_copy(update={"runnable": first, "fallbacks": others})
+        return FirstStage(asked, {}, fetch_k, _OURS, fused=True)  # as each of them leaves what it knows
     if isinstance(base, ChromaVectorStore):
-        return FirstStage(ChromaRetriever(vectorstore=base, k=fetch_k), options, fetch_k, _OURS)
-    if isinstance(base, VectorStore):
+        base = ChromaRetriever(vectorstore=base)
+    elif isinstance(base, VectorStore):
         base = VectorStoreRetriever(vectorstore=base)
+    _check_options(base, options)
     if isinstance(base, VectorStoreRetriever):
         depth = {"k": fetch_k}
         if base.search_type == "mmr":  # it chooses k out of fetch_k
@@ -93,15 +121,47 @@ def first_stage(base: Base, fetch_k: int, options: dict[str, Any]) -> FirstStage
         if type(base) is VectorStoreRetriever:
             base = ScoredStoreRetriever.of(base)
         return FirstStage(base, {**depth, **options}, fetch_k, _score_key(base))
-    if isinstance(base, BaseRetriever):
-        if options and not base._expects_other_args:  # noqa: SLF001 - LangChain drops them without a word
-            raise InvalidInputError(
-                f"{type(base).__name__} takes no options at invoke, got {', '.join(map(repr, sorted(options)))}; "
-                "set them on the retriever itself"
-            )
-        if "k" in type(base).model_fields:
-            base = base.model_copy(update={"k": fetch_k})
+    if isinstance(base, BaseRetriever) and "k" in type(base).model_fields:
+        base = base.model_copy(update={"k": fetch_k})
     return FirstStage(base, options, fetch_k, _score_key(base), fused=getattr(type(base), "fuses", False) is True)
+
+
+class _Alternative(Runnable[str, list[Document]]):
+    """One of several first stages of which the first that does not fail counts, each with options of its own."""
+
+    def __init__(self, stage: FirstStage) -> None:
+        self.stage = stage
+
+    def invoke(self, input: str, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
+        return self.stage.candidates(self.stage.asked.invoke(input, config, **self.stage.options))
+
+    async def ainvoke(self, input: str, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
+        return self.stage.candidates(await self.stage.asked.ainvoke(input, config, **self.stage.options))
+
+
+def _check_options(asked: object, options: Mapping[str, Any]) -> None:
+    """Raise InvalidInputError for options that a retriever does not take, which LangChain may drop without a word."""
+    if isinstance(asked, RunnableSequence):
+        asked = asked.first  # which alone gets them
+    if not options or not isinstance(asked, BaseRetriever):
+        return
+    parameters = inspect.signature(type(asked)._get_relevant_documents).parameters.values()  # noqa: SLF001
+    takes = {item.name for item in parameters if item.kind is not item.VAR_KEYWORD} - _NO_OPTIONS
+    takes_any = any(item.kind is item.VAR_KEYWORD for item in parameters)
+    wrong = set(options) - takes
+    if takes_any:
+        wrong &= _OUR_SETTINGS
+    if not wrong:
+        return
+    kind, names = type(asked).__name__, ", ".join(map(repr, sorted(wrong)))
+    if takes_any:
+        raise InvalidInputError(
+            f"{names}: no option of a call that reaches {kind}; set it where the component that has it is made"
+        )
+    if not takes:
+        raise InvalidInputError(f"{kind} takes no options at invoke, got {names}; set them on the retriever itself")
+    told = ", ".join(map(repr, sorted(takes - _UNTOLD)))
+    raise InvalidInputError(f"{kind} has no option {names} at invoke; it takes {told}")
 
 
 class ScoredStoreRetriever(VectorStoreRetriever):
@@ -166,7 +226,8 @@ def _unscored(documents: Iterable[Document]) -> list[Document]:
 
 def _with_score(document: Document, score: object) -> Document:
     """Return a copy with this score, or, if it is no number, without any."""
-    if isinstance(score, (int, float)) and math.isfinite(score):
-        return with_metadata(document, {_OURS: float(score)})
+    number = finite(score)
+    if number is not None:
+        return with_metadata(document, {_OURS: number})
     metadata = {key: value for key, value in document.metadata.items() if key != _OURS}
     return document.model_copy(update={"metadata": metadata})

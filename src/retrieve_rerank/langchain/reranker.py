@@ -29,9 +29,12 @@ from retrieve_rerank.models.cross_encoder import MAX_WINDOWS, CrossEncoder, Long
 from retrieve_rerank.models.ranking import Ranker, as_ranker
 from retrieve_rerank.models.scales import Scale
 from retrieve_rerank.retrieval.second_stage import OnError, Reranked, SecondStage
+from retrieve_rerank.types import Scorer
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+_OPTIONS = ("top_n", "score_threshold", "time_budget", "on_error")  # of a call
 
 
 class RerankInput(TypedDict):
@@ -46,7 +49,8 @@ class CrossEncoderReranker(Travelling, BaseDocumentCompressor):
 
     Args:
         model: A cross-encoder's hub name or folder; a `retrieve_rerank.CrossEncoder`, to set its device or precision
-            or to share one; or any `BaseCrossEncoder`.
+            or to share one; any `BaseCrossEncoder`; or anything else with `score(query, texts)`, see
+            `retrieve_rerank.Scorer`.
         top_n: How many documents to keep; None keeps all.
         score_threshold: Documents whose relevance score is below are left out; 0.0 leaves out none. Documents that the
             model did not score stay.
@@ -60,7 +64,7 @@ class CrossEncoderReranker(Travelling, BaseDocumentCompressor):
         on_error: What happens when the model cannot be loaded or fails, or cannot read the query, being too long for
             it. "raise" raises the cause; "retrieval_order" gives the documents in the order given, marked, with a
             `DegradedWarning`. An empty query and settings that cannot be used raise in any case.
-        scores: What a `BaseCrossEncoder` that is not ours returns: "logits", or "probabilities" in [0, 1], as
+        scores: What a model that is not ours returns: "logits", or "probabilities" in [0, 1], as
             langchain-community's `HuggingFaceCrossEncoder` does for most models.
 
     The result holds copies, best first. Their metadata has, beside what was there, `relevance_score` (in [0, 1], means
@@ -87,7 +91,7 @@ class CrossEncoderReranker(Travelling, BaseDocumentCompressor):
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, protected_namespaces=())
 
-    model: str | CrossEncoder | BaseCrossEncoder = "cross-encoder/ms-marco-MiniLM-L6-v2"
+    model: str | CrossEncoder | BaseCrossEncoder | Scorer = "cross-encoder/ms-marco-MiniLM-L6-v2"
     top_n: int | None = 5
     score_threshold: float | None = None
     long_passages: LongPassages = "truncate"
@@ -184,19 +188,9 @@ class CrossEncoderReranker(Travelling, BaseDocumentCompressor):
             time_budget: As for the class.
             on_error: As for the class.
         """
-        changed = {
-            name: value
-            for name, value in {
-                "top_n": None if top_n is None else check_count(top_n, "top_n"),
-                "score_threshold": check_threshold(score_threshold),
-                "time_budget": check_seconds(time_budget, "time_budget"),
-                "on_error": on_error,
-            }.items()
-            if value is not None
-        }
-        step = RerankStep(reranker=self.model_copy(update=changed) if changed else self)
-        step.reranker.second_stage()  # whose checks say now what cannot be used
-        return step
+        return RerankStep(reranker=self).changed(
+            top_n=top_n, score_threshold=score_threshold, time_budget=time_budget, on_error=on_error
+        )
 
     def second_stage(self) -> SecondStage:
         """Return how this re-ranker ranks, without LangChain."""
@@ -218,7 +212,7 @@ class RerankStep(RunnableSerializable[RerankInput, list[Document]]):
         return super().get_name(suffix, name=name or self.name or type(self.reranker).__name__)
 
     def invoke(
-        self, input: RerankInput, config: RunnableConfig | None = None, *, spent: float = 0.0, **kwargs: Any
+        self, input: RerankInput, config: RunnableConfig | None = None, *, spent: float = 0.0, **options: Any
     ) -> list[Document]:
         """Return copies of the best documents.
 
@@ -226,20 +220,38 @@ class RerankStep(RunnableSerializable[RerankInput, list[Document]]):
             input: The query and the documents.
             config: LangChain's.
             spent: Seconds of the time budget that are gone already.
-            **kwargs: LangChain's; none is known.
+            **options: Those of `as_runnable`, for this call; another one raises.
         """
         # The run ends with the facts beside the documents: they are known at its end only.
-        rerank: Any = self._rerank
+        rerank: Any = self.changed(**options)._rerank  # noqa: SLF001 - a copy of its own
         outputs: Any = self._call_with_config(rerank, input, config, spent=spent)
         return cast("list[Document]", outputs["documents"])
 
     async def ainvoke(
-        self, input: RerankInput, config: RunnableConfig | None = None, *, spent: float = 0.0, **kwargs: Any
+        self, input: RerankInput, config: RunnableConfig | None = None, *, spent: float = 0.0, **options: Any
     ) -> list[Document]:
         """As `invoke`, without blocking the event loop."""
-        rerank: Any = self._arerank
+        rerank: Any = self.changed(**options)._arerank  # noqa: SLF001
         outputs: Any = await self._acall_with_config(rerank, input, config, spent=spent)
         return cast("list[Document]", outputs["documents"])
+
+    def changed(self, **options: Any) -> RerankStep:
+        """Return this step with options of `as_runnable` instead of the re-ranker's own; None keeps that.
+
+        Raises:
+            InvalidInputError: If there is no such option, or its value cannot be used.
+        """
+        if unknown := sorted(set(options) - set(_OPTIONS)):
+            raise InvalidInputError(
+                f"re-ranking has no option {', '.join(map(repr, unknown))} of a call; it takes {', '.join(_OPTIONS)}. "
+                "Set others where the re-ranker is made"
+            )
+        given = {name: value for name, value in options.items() if value is not None}
+        if not given:
+            return self
+        reranker = self.reranker.model_copy(update=given)
+        reranker.second_stage()  # whose checks say now what cannot be used
+        return self.model_copy(update={"reranker": reranker})
 
     def _rerank(self, job: RerankInput, *, spent: float) -> dict[str, Any]:
         documents, texts = self._prepare(job)

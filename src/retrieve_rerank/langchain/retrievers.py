@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -20,8 +21,10 @@ from retrieve_rerank.langchain.chroma_retriever import ChromaRetriever
 from retrieve_rerank.langchain.first_stage import FirstStage, first_stage
 from retrieve_rerank.langchain.fusion import afind, find
 from retrieve_rerank.langchain.reranker import CrossEncoderReranker
-from retrieve_rerank.models.cross_encoder import CrossEncoder
 from retrieve_rerank.retrieval.second_stage import OnError
+from retrieve_rerank.types import Scorer
+
+_OPTIONS = ("top_n", "fetch_k", "score_threshold", "time_budget", "on_error", "rewrites")  # of a call, for itself
 
 
 class RetrieveRerankRetriever(Travelling, BaseRetriever):
@@ -29,8 +32,9 @@ class RetrieveRerankRetriever(Travelling, BaseRetriever):
 
     Args:
         base_retriever: Any LangChain retriever or vector store. It is asked for `fetch_k` documents where it has a `k`,
-            and is never modified.
-        reranker: A `CrossEncoderReranker`, or a model for one.
+            and is never modified; so it is behind `with_config`, `bind`, `with_retry` and `with_fallbacks`. Of another
+            runnable, such as `retriever | function`, the depth cannot be set, and the scores are not known.
+        reranker: A `CrossEncoderReranker`, or anything that it takes as its `model`.
         fetch_k: How many candidates; `invoke(query, fetch_k=…)` overrides it for one call.
         top_n: How many documents to return at most; `invoke(query, top_n=…)` overrides it. The re-ranker's own `top_n`
             is not used.
@@ -39,7 +43,7 @@ class RetrieveRerankRetriever(Travelling, BaseRetriever):
             budget is not used then. The first stage is never cut off. None takes the re-ranker's own, for the
             re-ranking alone; `invoke(query, time_budget=…)` overrides it.
         on_error: What happens when the re-ranking fails, as in `CrossEncoderReranker`; None takes the re-ranker's own.
-            A first stage that fails raises in any case.
+            `invoke(query, on_error=…)` overrides it. A first stage that fails raises in any case.
 
     `invoke(query, rewrites=[…])` gives the query in other words, too: the first stage looks for each of them, and what
     they find is fused (see `retrieve_rerank.fuse`; documents without ids by their text). The query itself decides the
@@ -91,7 +95,8 @@ class RetrieveRerankRetriever(Travelling, BaseRetriever):
     @field_validator("reranker", mode="before")
     @classmethod
     def _reranker(cls, value: object) -> object:
-        return CrossEncoderReranker(model=value) if isinstance(value, (str, CrossEncoder)) else value
+        model = os.fspath(value) if isinstance(value, os.PathLike) else value
+        return CrossEncoderReranker(model=model) if isinstance(model, (str, Scorer)) else model
 
     @field_validator("fetch_k", "top_n", mode="before")
     @classmethod
@@ -140,12 +145,13 @@ class RetrieveRerankRetriever(Travelling, BaseRetriever):
         fetch_k: int | None = None,
         score_threshold: float | None = None,
         time_budget: float | None = None,
+        on_error: OnError | None = None,
         rewrites: Sequence[str] = (),
         **first_stage_options: Any,
     ) -> list[Document]:
         check_query(query)
         stage = self._first_stage(fetch_k, first_stage_options)
-        rerank = self._second_stage(top_n, score_threshold, time_budget)
+        rerank = self._second_stage(top_n, score_threshold, time_budget, on_error)
         start = time.perf_counter()
         candidates = find(stage, query, rewrites, run_manager.get_child("retrieve"))
         return rerank.invoke(
@@ -163,12 +169,13 @@ class RetrieveRerankRetriever(Travelling, BaseRetriever):
         fetch_k: int | None = None,
         score_threshold: float | None = None,
         time_budget: float | None = None,
+        on_error: OnError | None = None,
         rewrites: Sequence[str] = (),
         **first_stage_options: Any,
     ) -> list[Document]:
         check_query(query)
         stage = self._first_stage(fetch_k, first_stage_options)
-        rerank = self._second_stage(top_n, score_threshold, time_budget)
+        rerank = self._second_stage(top_n, score_threshold, time_budget, on_error)
         start = time.perf_counter()
         candidates = await afind(stage, query, rewrites, run_manager.get_child("retrieve"))
         return await rerank.ainvoke(
@@ -178,13 +185,17 @@ class RetrieveRerankRetriever(Travelling, BaseRetriever):
         )
 
     def _second_stage(
-        self, top_n: int | None, score_threshold: float | None, time_budget: float | None
+        self,
+        top_n: int | None,
+        score_threshold: float | None,
+        time_budget: float | None,
+        on_error: OnError | None,
     ) -> Runnable[Any, list[Document]]:
         return self.reranker.as_runnable(
             top_n=self.top_n if top_n is None else top_n,
             score_threshold=self.score_threshold if score_threshold is None else score_threshold,
             time_budget=self.time_budget if time_budget is None else time_budget,
-            on_error=self.on_error,
+            on_error=self.on_error if on_error is None else on_error,
         )
 
     def _spent(self, start: float, time_budget: float | None) -> float:
@@ -197,12 +208,13 @@ class RetrieveRerankRetriever(Travelling, BaseRetriever):
         if options.get("rewrites"):  # these are what is searched in one go
             return options
         try:
-            stage = self._first_stage(options.get("fetch_k"), options)
+            others = {name: value for name, value in options.items() if name not in _OPTIONS}
+            stage = self._first_stage(options.get("fetch_k"), others)
         except InvalidInputError:  # raised again for each query
             return options
         if not isinstance(stage.asked, ChromaRetriever):
             return options
-        return {**options, "together": stage.asked.together(queries, {**stage.options, "fetch_k": None})}
+        return {**options, "together": stage.asked.together(queries, stage.options)}
 
     def _first_stage(self, fetch_k: int | None, options: dict[str, Any]) -> FirstStage:
         limit = self.fetch_k if fetch_k is None else check_count(fetch_k, "fetch_k")
