@@ -67,7 +67,7 @@ def test_the_mark_goes_when_the_next_ranking_works() -> None:
 def test_a_first_stages_score_is_no_relevance(call: str) -> None:
     """A cosine of 0.8 beside relevances would pass for a good answer, and a cutoff would keep it before them."""
     logits = {str(number): -2.0 for number in range(40)} | {"0": 2.0}
-    reranker = CrossEncoderRerank(TableScorer(logits, seconds=0.15), top_n=40, time_budget=0.2)
+    reranker = CrossEncoderRerank(TableScorer(logits, seconds=0.3), top_n=40, time_budget=0.8)
     nodes = [NodeWithScore(node=node.node, score=0.8) for node in scored(*logits)]
     found: Any = (
         reranker.postprocess_nodes(nodes, query_str="q")
