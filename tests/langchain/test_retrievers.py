@@ -316,3 +316,12 @@ def test_fallbacks_that_leave_their_scores_elsewhere() -> None:
         assert pipeline(base).invoke("a")[0].metadata["retrieval_score"] == expected
     with pytest.raises(InvalidInputError, match="Scored takes no options at invoke, got 'filter'"):
         pipeline(store().as_retriever().with_fallbacks([Scored()])).invoke("a", filter={"n": 1})
+    with pytest.raises(InvalidInputError, match="Scored takes no options at invoke, got 'filter'"):
+        pipeline(store().as_retriever().with_fallbacks([Scored()]).bind(filter={"n": 1})).invoke("a")
+
+
+async def test_what_is_bound_around_fallbacks_reaches_each() -> None:
+    plain = store().as_retriever()
+    base = plain.with_fallbacks([plain.with_retry()]).bind(filter={"n": {"$lt": 2}})
+    for documents in (pipeline(base).invoke("a"), await pipeline(base).ainvoke("a"), pipeline(base).batch(["a"])[0]):
+        assert ids(documents) == ["1", "0"]

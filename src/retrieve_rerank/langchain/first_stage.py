@@ -133,16 +133,21 @@ class _Alternative(Runnable[str, list[Document]]):
         self.stage = stage
 
     def invoke(self, input: str, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
-        return self.stage.candidates(self.stage.asked.invoke(input, config, **self.stage.options))
+        return self.stage.candidates(self.stage.asked.invoke(input, config, **{**kwargs, **self.stage.options}))
 
     async def ainvoke(self, input: str, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
-        return self.stage.candidates(await self.stage.asked.ainvoke(input, config, **self.stage.options))
+        return self.stage.candidates(await self.stage.asked.ainvoke(input, config, **{**kwargs, **self.stage.options}))
 
 
 def _check_options(asked: object, options: Mapping[str, Any]) -> None:
     """Raise InvalidInputError for options that a retriever does not take, which LangChain may drop without a word."""
-    if isinstance(asked, RunnableSequence):
-        asked = asked.first  # which alone gets them
+    if isinstance(asked, RunnableWithFallbacks):
+        for runnable in asked.runnables:
+            _check_options(runnable, options)
+    elif isinstance(asked, RunnableBindingBase):
+        _check_options(asked.bound, options)
+    elif isinstance(asked, RunnableSequence):
+        _check_options(asked.first, options)  # which alone gets them
     if not options or not isinstance(asked, BaseRetriever):
         return
     parameters = inspect.signature(type(asked)._get_relevant_documents).parameters.values()  # noqa: SLF001
