@@ -315,7 +315,7 @@ async def test_rewrites_over_any_first_stage_and_documents_without_ids() -> None
             ("a a a", [1, None]),
         ]
     assert "retrieval_ranks" not in retriever.invoke("01", rewrites=[])[0].metadata
-    with pytest.raises(InvalidInputError, match="queries must be a list"):
+    with pytest.raises(InvalidInputError, match="rewrites must be a list"):
         retriever.invoke("01", rewrites="12")
 
 
