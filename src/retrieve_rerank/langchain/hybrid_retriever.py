@@ -39,7 +39,8 @@ class HybridRetriever(Travelling, BaseRetriever):
             ids of their own, which "id" keeps apart.
         on_error: "raise" raises what a retriever raises; "skip" fuses what the others found and warns with one
             `DegradedWarning` a call. What the caller did wrong, such as an option that a retriever does not take, and
-            the failure of all retrievers raise in any case.
+            the failure of all retrievers raise in any case. Inside a search
+            only the warning tells: the mark of a degraded search is about its re-ranking.
 
     Other options of `invoke`, such as `filter=…`, go to every retriever. Each is traced as a run under this one's run.
 

@@ -24,7 +24,8 @@ class HybridRetriever:
         rrf_k: How flat the shares of the ranks are. The larger, the less the first ranks stand out.
         on_error: "raise" raises what a retriever raises; "skip" fuses what the others found and warns with one
             `DegradedWarning` a call. What the caller did wrong, such as an option that a retriever does not take, and
-            the failure of all retrievers raise in any case.
+            the failure of all retrievers raise in any case. Inside a search
+            only the warning tells: the mark of a degraded search is about its re-ranking.
         merge: What makes two hits one passage: the same "id", or the same "text". It warns where the
             retrievers give equal texts ids of their own, which "id" keeps apart.
 
