@@ -32,8 +32,8 @@ class HybridRetriever(BaseRetriever):
         merge: What makes two nodes one: the same "id" (`node_id`), or the same "text". It warns where the
             retrievers give equal texts ids of their own, which "id" keeps apart.
         on_error: "raise" raises what a retriever raises; "skip" fuses what the others found and warns with one
-            `DegradedWarning` a call. What the caller did wrong and the failure of all retrievers raise in any case. Inside a search
-            only the warning tells: the mark of a degraded search is about its re-ranking.
+            `DegradedWarning` a call. What the caller did wrong and the failure of all retrievers raise in any case.
+            Inside a search only the warning tells: the mark of a degraded search is about its re-ranking.
         callback_manager: LlamaIndex's callbacks.
         verbose: Whether LlamaIndex prints which objects of index nodes it enters.
 
