@@ -137,6 +137,7 @@ class SecondStage:
             except Exception:
                 if self.on_error == "raise":
                     raise
+                # Not swallowed: each query is asked again by itself below, so that the failure is its own and is told.
         return [self.run(query, hits, spent=spent) for query, hits in zip(queries, candidates, strict=True)]
 
     async def arun_many(
@@ -150,6 +151,7 @@ class SecondStage:
             except Exception:
                 if self.on_error == "raise":
                     raise
+                # Not swallowed: each query is asked again by itself below, so that the failure is its own and is told.
         return [await self.arun(query, hits, spent=spent) for query, hits in zip(queries, candidates, strict=True)]
 
     def _together(
