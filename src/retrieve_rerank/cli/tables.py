@@ -1,0 +1,95 @@
+"""Results as tables for a terminal. Everything from outside is cleaned here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+from retrieve_rerank.cli.texts import clean, one_line
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from retrieve_rerank.types import Hit, SearchResult
+
+_SNIPPET = 240  # characters of a text
+
+
+def searched(result: SearchResult, top_n: int) -> Sequence[RenderableType]:
+    """Return a search as a table, and what re-ranking sent away from the top."""
+    title = Text(one_line(result.query, 400), style="bold")
+    if not result.hits:
+        return [title, Text("nothing was found", style="dim")]
+    scored = any(hit.logit is not None for hit in result.hits)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", expand=True)
+    table.add_column("#", justify="right", no_wrap=True)
+    if scored:
+        table.add_column("was", no_wrap=True)
+    table.add_column("relevance" if scored else "score", justify="right", no_wrap=True)
+    table.add_column("source", ratio=2, overflow="fold")
+    table.add_column("passage", ratio=5)
+    for hit in result.hits[:top_n]:
+        _add(table, hit, scored=scored)
+    return [title, table, *(_left(result, top_n) if scored else ())]
+
+
+def _add(table: Table, hit: Hit, *, scored: bool) -> None:
+    cells: list[RenderableType] = [Text(str(hit.rank), style="bold")]
+    if scored:
+        cells.append(_was(hit))
+    cells.append(f"{hit.score:.3f}" + ("*" if hit.truncated else ""))
+    cells += [_source(hit), Text(one_line(hit.passage.text, _SNIPPET))]
+    table.add_row(*cells)
+
+
+def _was(hit: Hit) -> Text:
+    if hit.retrieval_rank is None:
+        return Text("–", style="dim")
+    up = hit.retrieval_rank - hit.rank
+    move, style = (f"↑{up}", "green") if up > 0 else (f"↓{-up}", "red") if up < 0 else ("=", "dim")
+    return Text.assemble(f"{hit.retrieval_rank} ", (move, style))
+
+
+def _source(hit: Hit) -> Text:
+    source = _place(hit)
+    heading = hit.passage.metadata.get("heading") or hit.passage.metadata.get("title")
+    if not isinstance(heading, str):
+        return Text(clean(source), style="cyan")
+    return Text.assemble((clean(source), "cyan"), "\n", (one_line(heading, 120), "dim"))
+
+
+def _place(hit: Hit) -> str:
+    return str(hit.passage.metadata.get("source", hit.passage.id))
+
+
+def _left(result: SearchResult, top_n: int) -> Sequence[RenderableType]:
+    """Return a line about what was at the top before and is not any more."""
+    now = {hit.passage.id: hit.rank for hit in result.hits}
+    gone = [
+        f"{hit.rank} → {now.get(hit.passage.id, 'left out')} {one_line(_place(hit), 60)}"
+        for hit in result.candidates[:top_n]
+        if now.get(hit.passage.id, top_n + 1) > top_n
+    ]
+    return [Text("Before in the top: " + ", ".join(gone), style="dim")] if gone else []
+
+
+def reranked(query: str, hits: Sequence[Hit], positions: Sequence[int]) -> Sequence[RenderableType]:
+    """Return the passages of one line, re-ranked."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", expand=True)
+    table.add_column("#", justify="right", no_wrap=True)
+    table.add_column("was", justify="right", no_wrap=True)
+    table.add_column("relevance", justify="right", no_wrap=True)
+    table.add_column("id", ratio=1, overflow="fold")
+    table.add_column("passage", ratio=5)
+    for hit, position in zip(hits, positions, strict=True):
+        table.add_row(
+            Text(str(hit.rank), style="bold"),
+            str(position + 1),
+            f"{hit.score:.3f}" + ("*" if hit.truncated else ""),
+            Text(one_line(hit.passage.id, 60), style="cyan"),
+            Text(one_line(hit.passage.text, _SNIPPET)),
+        )
+    return [Text(one_line(query, 400), style="bold"), table]
