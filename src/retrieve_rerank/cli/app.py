@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from retrieve_rerank import __version__
-from retrieve_rerank.cli import indexing, reranking, searching
+from retrieve_rerank.cli import evaluating, indexing, reporting, reranking, searching
 from retrieve_rerank.cli.texts import with_examples
 
 _HELP = with_examples(
@@ -31,6 +31,8 @@ app = typer.Typer(
 app.command("index", help=indexing.HELP)(indexing.index)
 app.command("search", help=searching.HELP)(searching.search)
 app.command("rerank", help=reranking.HELP)(reranking.rerank)
+app.command("evaluate", help=evaluating.HELP)(evaluating.evaluate)
+app.command("report", help=reporting.HELP)(reporting.report)
 
 
 def _say_version(asked: bool) -> None:  # noqa: FBT001 - typer's way

@@ -13,6 +13,8 @@ from retrieve_rerank.cli.texts import clean, one_line
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from retrieve_rerank.evaluation.evaluation import Evaluation
+    from retrieve_rerank.evaluation.results import Latency
     from retrieve_rerank.types import Hit, SearchResult
 
 _SNIPPET = 240  # characters of a text
@@ -24,7 +26,7 @@ def searched(result: SearchResult, top_n: int) -> Sequence[RenderableType]:
     if not result.hits:
         return [title, Text("nothing was found", style="dim")]
     scored = any(hit.logit is not None for hit in result.hits)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", expand=True)
+    table = _table(expand=True)
     table.add_column("#", justify="right", no_wrap=True)
     if scored:
         table.add_column("was", no_wrap=True)
@@ -78,7 +80,7 @@ def _left(result: SearchResult, top_n: int) -> Sequence[RenderableType]:
 
 def reranked(query: str, hits: Sequence[Hit], positions: Sequence[int]) -> Sequence[RenderableType]:
     """Return the passages of one line, re-ranked."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", expand=True)
+    table = _table(expand=True)
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("was", justify="right", no_wrap=True)
     table.add_column("relevance", justify="right", no_wrap=True)
@@ -93,3 +95,36 @@ def reranked(query: str, hits: Sequence[Hit], positions: Sequence[int]) -> Seque
             Text(one_line(hit.passage.text, _SNIPPET)),
         )
     return [Text(one_line(query, 400), style="bold"), table]
+
+
+def evaluated(evaluation: Evaluation) -> Sequence[RenderableType]:
+    """Return an evaluation: its answer, the main columns, what to know."""
+    first = evaluation.measures[0]
+    changes = {change.system: change for change in evaluation.comparisons if change.measure == first}
+    table = _table()
+    table.add_column("system", overflow="fold")
+    for name in (*evaluation.measures, f"change in {first}", "p", "better / same / worse", "p50 / p95"):
+        table.add_column(name, justify="right")
+    for system in evaluation.systems:
+        change = changes.get(system.name)
+        style = {"helps": "green", "hurts": "red"}.get("" if change is None else change.verdict, "")
+        table.add_row(
+            clean(system.name),
+            *(f"{system.means[name]:.3f}" for name in evaluation.measures),
+            "" if change is None else Text(f"{change.difference:+.3f} [{change.low:+.3f}, {change.high:+.3f}]", style),
+            "" if change is None else f"{change.p_holm:.4f}",
+            "" if change is None else f"{change.wins} / {change.ties} / {change.losses}",
+            _seconds(system.retrieve if system.rerank is None else system.rerank),
+        )
+    weak = [Text(f"The questions are weak: {clean(evaluation.weak)}.", style="yellow")] if evaluation.weak else []
+    notes = [Text(f"• {clean(note)}", style="dim") for note in evaluation.notes]
+    return [Text(clean(evaluation.answer), style="bold"), Text(), table, *weak, *notes]
+
+
+def _seconds(latency: Latency) -> str:
+    about = "≈ " if latency.estimated else ""
+    return f"{about}{1000 * latency.p50:,.0f} / {1000 * latency.p95:,.0f} ms"
+
+
+def _table(*, expand: bool = False) -> Table:
+    return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", expand=expand)
