@@ -119,6 +119,16 @@ class Evaluation:
         """Return the answer, the table and the notes as Markdown."""
         return presenting.markdown(self)
 
+    def to_html(self, path: str | os.PathLike[str]) -> None:
+        """Write a report as one HTML file that loads nothing from outside.
+
+        The answer, the table (sorted by a click), quality against latency, what re-ranking changes, how deep to
+        re-rank, the questions that gained and lost most with both rankings, scores, truncation, machine and versions.
+        """
+        from retrieve_rerank.evaluation.report.page import evaluation_page  # only who looks pays for it
+
+        Path(path).write_text(evaluation_page(self), encoding="utf-8")
+
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Write everything, values per question included, as one JSON object, in UTF-8; `from_json` reads it."""
         exporting.write_json({"format": FORMAT, "answer": self.answer, **asdict(self)}, Path(path))

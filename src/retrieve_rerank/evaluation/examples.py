@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 SHOWN = 10  # ranks of each side
 _EACH = 5  # questions that gained, and that lost
-_LONGEST = 320  # characters of a text that are kept
+_LONGEST = 240  # characters of a text that are kept
 
 
 @dataclass(frozen=True, slots=True)
