@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -82,8 +81,19 @@ def _latency(content: Any) -> Latency:
 
 
 def _comparison(content: Any) -> Comparison:
-    kinds = {"str": _text, "float": _number, "int": _whole}
-    return Comparison(**{field.name: kinds[str(field.type)](content[field.name]) for field in fields(Comparison)})
+    return Comparison(
+        system=_text(content["system"]),
+        baseline=_text(content["baseline"]),
+        measure=_text(content["measure"]),
+        difference=_number(content["difference"]),
+        low=_number(content["low"]),
+        high=_number(content["high"]),
+        p=_number(content["p"]),
+        p_holm=_number(content["p_holm"]),
+        wins=_whole(content["wins"]),
+        ties=_whole(content["ties"]),
+        losses=_whole(content["losses"]),
+    )
 
 
 def _check_names(evaluation: Evaluation) -> None:

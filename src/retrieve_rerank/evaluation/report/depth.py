@@ -62,7 +62,7 @@ def depths(evaluation: Evaluation, system: System, baseline: System) -> list[Dep
 
 
 def depth_charts(evaluation: Evaluation, drawn: Mapping[str, Mark]) -> str:
-    """Return a chart a re-ranked system, all on one scale, and their numbers; empty where there is no depth to choose."""
+    """Return a chart a re-ranked system, all on one scale, with its numbers; empty where there is no depth to choose."""
     curves = [
         (system, baseline, depths(evaluation, system, baseline))
         for system, baseline in reranked(evaluation)

@@ -36,7 +36,7 @@ def score_charts(evaluation: Evaluation, drawn: Mapping[str, Mark]) -> str:
 
 
 def above(evaluation: Evaluation, system: System) -> float | None:
-    """Return how often a relevant candidate is ranked above another candidate of its question; None if there are none."""
+    """Return how often a relevant candidate is ranked above another one of its question; None if none has both."""
     shares = []
     for query, ids in system.run.items():
         relevance = evaluation.judgements[query]
