@@ -11,6 +11,7 @@ from retrieve_rerank.evaluation.results import Comparison, Latency, System
 from retrieve_rerank.evaluation.running import evaluate
 from retrieve_rerank.evaluation.runs import StoredRun, load_run
 from retrieve_rerank.evaluation.tuned import HeldOut, Setting, Tuning
+from retrieve_rerank.evaluation.tuning import tune
 
 __all__ = [
     "Comparison",
@@ -26,4 +27,5 @@ __all__ = [
     "load_dataset",
     "load_run",
     "sample_questions",
+    "tune",
 ]
