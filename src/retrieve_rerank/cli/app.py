@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from retrieve_rerank import __version__
-from retrieve_rerank.cli import evaluating, indexing, reporting, reranking, searching
+from retrieve_rerank.cli import evaluating, indexing, reporting, reranking, searching, tuning
 from retrieve_rerank.cli.texts import with_examples
 
 _HELP = with_examples(
@@ -32,6 +32,7 @@ app.command("index", help=indexing.HELP)(indexing.index)
 app.command("search", help=searching.HELP)(searching.search)
 app.command("rerank", help=reranking.HELP)(reranking.rerank)
 app.command("evaluate", help=evaluating.HELP)(evaluating.evaluate)
+app.command("tune", help=tuning.HELP)(tuning.tune)
 app.command("report", help=reporting.HELP)(reporting.report)
 
 

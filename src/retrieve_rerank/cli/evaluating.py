@@ -31,6 +31,7 @@ from retrieve_rerank.cli.options import (
     FirstStage,
     Json,
     Models,
+    PrecisionName,
     PrecisionOption,
     check_first_stages,
     model_name,
@@ -47,9 +48,9 @@ if TYPE_CHECKING:
 
 HELP = with_examples(
     "Measure whether re-ranking helps, by how much, and at what cost.\n\n"
-    "DATASET is a folder in the BEIR layout; its index is kept in the cache, and so are the scores, so that a second run "
-    "is fast. Or take an index of yours, with questions and judgements in files, or with weak questions that are made "
-    "from its own passages.",
+    "DATASET is a folder in the BEIR layout; its index is kept in the cache, and so are the scores, so that a second "
+    "run is fast. Or take an index of yours, with questions and judgements in files, or with weak questions that are "
+    "made from its own passages.",
     "retrieve-rerank evaluate my-dataset --demo --html report.html",
     "retrieve-rerank evaluate my-dataset --demo --sample 50 --first-stage bm25 --first-stage dense --runs runs",
     "retrieve-rerank evaluate --in my-index --sample-questions 100",
@@ -66,7 +67,8 @@ def evaluate(
     sample: Sample = None,
     sample_questions: SampleQuestions = None,
     first_stage: Annotated[
-        list[FirstStage] | None, typer.Option(help="May be repeated; left out: hybrid, or dense where there is no BM25.")
+        list[FirstStage] | None,
+        typer.Option(help="May be repeated; left out: hybrid, or dense where there is no BM25."),
     ] = None,
     fetch_k: Annotated[int, typer.Option(min=1, help="How many candidates to re-rank.")] = 100,
     measure: Annotated[
@@ -77,7 +79,7 @@ def evaluate(
     bi_encoder: BiEncoderName = None,
     cross_encoder: CrossEncoderNames = None,
     device: Device = None,
-    precision: PrecisionOption = "auto",
+    precision: PrecisionOption = PrecisionName.AUTO,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the report as a page.")] = None,
     markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table as Markdown.")] = None,
     save: Annotated[
@@ -129,7 +131,7 @@ def short_names(models: list[str | None]) -> dict[str | None, str]:
 
 
 def _pipelines(
-    stages: Mapping[FirstStage, Retriever],
+    stages: Mapping[str, Retriever],
     names: list[str | None],
     models: Models,
     fetch_k: int,
@@ -139,7 +141,7 @@ def _pipelines(
 
     from retrieve_rerank.retrieval.pipeline import RetrieveRerank
 
-    pipelines: dict[str, Retriever | RetrieveRerank] = dict(stages)
+    pipelines: dict[str, Retriever | RetrieveRerank] = {**stages}
     shown = short_names(names)
     for name in names:
         scorer = opened.enter_context(replace(models, cross_encoder=name).make_cross_encoder())

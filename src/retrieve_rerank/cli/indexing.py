@@ -17,6 +17,7 @@ from retrieve_rerank.cli.options import (
     Device,
     Json,
     Models,
+    PrecisionName,
     PrecisionOption,
     has_bm25,
     model_name,
@@ -52,7 +53,7 @@ def index(
     bi_encoder: BiEncoderName = None,
     cross_encoder: CrossEncoderName = None,
     device: Device = None,
-    precision: PrecisionOption = "auto",
+    precision: PrecisionOption = PrecisionName.AUTO,
     tokens: Annotated[
         int | None,
         typer.Option("--passage-tokens", min=1, help="Of a passage at most; left out: 256, or what the model reads."),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from retrieve_rerank.cli.library import Library, all_passages, first_stages, made_folder, open_vectors, open_words
-from retrieve_rerank.cli.options import FirstStage, Models
+from retrieve_rerank.cli.options import Models
 from retrieve_rerank.cli.streams import say, show_bars
 from retrieve_rerank.errors import InvalidInputError
 
@@ -66,7 +66,7 @@ class Ground:
     language: str
 
     @contextmanager
-    def stages(self, names: list[FirstStage]) -> Iterator[Mapping[FirstStage, Retriever]]:
+    def stages(self, names: list[str]) -> Iterator[Mapping[str, Retriever]]:
         """Open first stages over the passages."""
         with first_stages(self.folder, names, self.encoder, self.language) as opened:
             yield opened
@@ -79,7 +79,7 @@ class Ground:
 
 
 @contextmanager
-def prepared(source: Source, models: Models, names: list[FirstStage], *, weak: int | None = None) -> Iterator[Ground]:
+def prepared(source: Source, models: Models, names: list[str], *, weak: int | None = None) -> Iterator[Ground]:
     """Read the questions, and make the indexes of their passages, unless an earlier run has.
 
     Args:
@@ -94,21 +94,21 @@ def prepared(source: Source, models: Models, names: list[FirstStage], *, weak: i
     from retrieve_rerank.evaluation.reading import load_dataset
 
     _check(source, weak)
-    if source.index is None:
-        assert source.dataset is not None  # noqa: S101 - _check has seen to it
+    if source.dataset is not None:
         dataset = load_dataset(source.dataset, qrels=source.qrels)
         if source.queries is not None:
             dataset = _with_queries(dataset, source.queries)
         with models.make_bi_encoder() as encoder:
             yield _cached(_sampled(dataset, source.sample), encoder, "en", names)
         return
-    library = Library.open(source.index)
+    folder = source.index or Path()
+    library = Library.open(folder)
     language = library.record.language
     own = Models(library.record.bi_encoder, None, models.device, models.precision)
     with own.make_bi_encoder() as encoder:
         if source.qrels is not None and source.queries is not None:
             dataset = _judged(library, encoder, source.queries, source.qrels)
-            yield Ground(_sampled(dataset, source.sample), source.index, encoder, language)
+            yield Ground(_sampled(dataset, source.sample), folder, encoder, language)
         else:
             dataset = _weak(library, encoder, source.sample_questions or weak or 0)
             yield _cached(_sampled(dataset, source.sample), encoder, language, names)
@@ -161,11 +161,12 @@ def _weak(library: Library, encoder: BiEncoder, n: int) -> Dataset:
     return dataset
 
 
-def _cached(dataset: Dataset, encoder: BiEncoder, language: str, names: list[FirstStage]) -> Ground:
+def _cached(dataset: Dataset, encoder: BiEncoder, language: str, names: list[str]) -> Ground:
     """Return the dataset with its index, which is kept in the user's cache."""
     from retrieve_rerank.demo import cache_folder
 
-    digest = sha256(repr([language, *sorted(_facts(encoder).items())]).encode())
+    facts = {} if set(names) == {"bm25"} else _facts(encoder)  # asking for them loads the model
+    digest = sha256(repr([language, *sorted(facts.items())]).encode())
     for passage in dataset.passages:
         digest.update(repr((passage.id, passage.text)).encode("utf-8", "surrogatepass"))
     safe = "".join(mark if mark.isalnum() or mark in "-_" else "-" for mark in dataset.name)[:60]
@@ -178,7 +179,7 @@ def _facts(encoder: BiEncoder) -> dict[str, str | int | float | bool]:
     return {name: value for name, value in encoder.fingerprint.items() if name != "model"}  # which is a path, or a name
 
 
-def _fill(folder: Path, dataset: Dataset, encoder: BiEncoder, language: str, names: list[FirstStage]) -> None:
+def _fill(folder: Path, dataset: Dataset, encoder: BiEncoder, language: str, names: list[str]) -> None:
     """Store the passages that are missing in the indexes that are needed."""
     from retrieve_rerank.indexes.locking import locked
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from retrieve_rerank.cli.options import FirstStage, has_bm25
+from retrieve_rerank.cli.options import has_bm25
 from retrieve_rerank.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -138,14 +138,12 @@ def all_passages(index: ChromaIndex) -> Iterator[Passage]:
 
 
 @contextmanager
-def first_stages(
-    folder: Path, names: list[FirstStage], encoder: Encoder, language: str
-) -> Iterator[Mapping[FirstStage, Retriever]]:
+def first_stages(folder: Path, names: list[str], encoder: Encoder, language: str) -> Iterator[Mapping[str, Retriever]]:
     """Open first stages over one folder; they share what they can."""
     from retrieve_rerank.retrieval.hybrid import HybridRetriever
 
     with ExitStack() as opened:
-        made: dict[FirstStage, Retriever] = {}
+        made: dict[str, Retriever] = {}
         if set(names) != {"bm25"}:
             made["dense"] = opened.enter_context(open_vectors(folder, encoder))
         if set(names) != {"dense"}:

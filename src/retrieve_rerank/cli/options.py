@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,10 +14,26 @@ from retrieve_rerank.errors import InvalidInputError, require
 if TYPE_CHECKING:
     from retrieve_rerank.models.bi_encoder import BiEncoder
     from retrieve_rerank.models.cross_encoder import CrossEncoder
-    from retrieve_rerank.models.precision import Precision
 
 DEMO = "demo"
-FIRST_STAGES = ("hybrid", "bm25", "dense")
+
+
+class FirstStage(str, Enum):
+    """What finds the candidates."""
+
+    HYBRID = "hybrid"
+    BM25 = "bm25"
+    DENSE = "dense"
+
+
+class PrecisionName(str, Enum):
+    """What a model computes in, of what torch takes."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
 
 Demo = Annotated[bool, typer.Option("--demo", help="Use the two small demo models, which need no model hub.")]
 BiEncoderName = Annotated[
@@ -29,12 +46,10 @@ CrossEncoderNames = Annotated[
     list[str] | None,
     typer.Option("--cross-encoder", metavar="MODEL", help="Hub name or folder of a cross-encoder; may be repeated."),
 ]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; left out: the best there is.")]
-PrecisionName = Literal["auto", "float32", "bfloat16", "float16"]
 PrecisionOption = Annotated[
     PrecisionName, typer.Option("--precision", help="What the models compute in; auto keeps the ranking.")
 ]
-FirstStage = Literal["hybrid", "bm25", "dense"]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; left out: the best there is.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON lines, on a terminal too.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show where an error arose, and libraries' warnings.")]
 
@@ -53,25 +68,25 @@ class Models:
     bi_encoder: str | None = None
     cross_encoder: str | None = None
     device: str | None = None
-    precision: Precision = "auto"
+    precision: PrecisionName = PrecisionName.AUTO
 
     def make_bi_encoder(self) -> BiEncoder:
         """Return the bi-encoder; it loads at its first use."""
         from retrieve_rerank.models.bi_encoder import BiEncoder
 
         if self.bi_encoder is None:
-            return BiEncoder(device=self.device, precision=self.precision)
+            return BiEncoder(device=self.device, precision=self.precision.value)
         model = _demo(0) if self.bi_encoder == DEMO else self.bi_encoder
-        return BiEncoder(model, device=self.device, precision=self.precision)
+        return BiEncoder(model, device=self.device, precision=self.precision.value)
 
     def make_cross_encoder(self) -> CrossEncoder:
         """Return the cross-encoder; it loads at its first use."""
         from retrieve_rerank.models.cross_encoder import CrossEncoder
 
         if self.cross_encoder is None:
-            return CrossEncoder(device=self.device, precision=self.precision)
+            return CrossEncoder(device=self.device, precision=self.precision.value)
         model = _demo(1) if self.cross_encoder == DEMO else self.cross_encoder
-        return CrossEncoder(model, device=self.device, precision=self.precision)
+        return CrossEncoder(model, device=self.device, precision=self.precision.value)
 
 
 def model_name(given: str | None, *, demo: bool) -> str | None:
@@ -95,10 +110,11 @@ def has_bm25() -> bool:
     return find_spec("bm25s") is not None
 
 
-def check_first_stages(names: list[FirstStage] | None) -> list[FirstStage]:
+def check_first_stages(given: list[FirstStage] | None) -> list[str]:
     """Return first stages, each once; without a name, words and vectors together where that is installed."""
-    if not names:
+    if not given:
         return ["hybrid"] if has_bm25() else ["dense"]
+    names = [stage.value for stage in given]
     if set(names) != {"dense"}:
         require("bm25s", extra="hybrid")
     return list(dict.fromkeys(names))

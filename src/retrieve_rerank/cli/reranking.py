@@ -20,6 +20,7 @@ from retrieve_rerank.cli.options import (
     Device,
     Json,
     Models,
+    PrecisionName,
     PrecisionOption,
     model_name,
 )
@@ -55,7 +56,7 @@ def rerank(
     demo: Demo = False,
     cross_encoder: CrossEncoderName = None,
     device: Device = None,
-    precision: PrecisionOption = "auto",
+    precision: PrecisionOption = PrecisionName.AUTO,
     json: Json = False,
     debug: Debug = False,
 ) -> None:

@@ -19,6 +19,7 @@ from retrieve_rerank.cli.options import (
     FirstStage,
     Json,
     Models,
+    PrecisionName,
     PrecisionOption,
     model_name,
 )
@@ -58,7 +59,7 @@ def search(
     demo: Demo = False,
     cross_encoder: CrossEncoderName = None,
     device: Device = None,
-    precision: PrecisionOption = "auto",
+    precision: PrecisionOption = PrecisionName.AUTO,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -69,7 +70,7 @@ def search(
     record = library.record
     if not record.clean:
         say(f"warning: indexing {index} was broken off; run retrieve-rerank index again to finish it")
-    stage = first_stage or ("hybrid" if library.has_words else "dense")
+    stage = ("hybrid" if library.has_words else "dense") if first_stage is None else first_stage.value
     chosen = model_name(cross_encoder, demo=demo) or record.cross_encoder
     models = Models(record.bi_encoder, chosen, device, precision)
     with ExitStack() as opened:
@@ -113,7 +114,7 @@ def _queries(query: str) -> Iterator[str]:
             yield text
 
 
-def _answer(result: SearchResult, top_n: int, stage: FirstStage, *, json: bool) -> None:
+def _answer(result: SearchResult, top_n: int, stage: str, *, json: bool) -> None:
     if not for_people(json=json):
         for hit in result.hits[:top_n]:
             put(_record(result.query, hit))

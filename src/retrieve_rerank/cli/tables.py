@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from retrieve_rerank.evaluation.evaluation import Evaluation
     from retrieve_rerank.evaluation.results import Latency
+    from retrieve_rerank.evaluation.tuned import Tuning
     from retrieve_rerank.types import Hit, SearchResult
 
 _SNIPPET = 240  # characters of a text
@@ -128,3 +129,26 @@ def _seconds(latency: Latency) -> str:
 
 def _table(*, expand: bool = False) -> Table:
     return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", expand=expand)
+
+
+def tuned(tuning: Tuning) -> Sequence[RenderableType]:
+    """Return a tuning: its answer, and the settings that nothing beats."""
+    table = _table()
+    table.add_column("setting", overflow="fold")
+    for name in (tuning.measure, "95 % interval", "passages read", "p50 / p95"):
+        table.add_column(name, justify="right")
+    settings = list(tuning.frontier)
+    if tuning.chosen not in settings:
+        settings.append(tuning.chosen)
+    for setting in settings:
+        table.add_row(
+            clean(setting.name),
+            f"{setting.quality:.3f}",
+            f"{setting.low:.3f} – {setting.high:.3f}",
+            f"{setting.pairs:.0f}",
+            _seconds(setting.latency),
+            style="bold green" if setting == tuning.chosen else "",
+        )
+    weak = [Text(f"The questions are weak: {clean(tuning.weak)}.", style="yellow")] if tuning.weak else []
+    notes = [Text(f"• {clean(note)}", style="dim") for note in tuning.notes]
+    return [Text(clean(tuning.answer), style="bold"), Text(), table, *weak, *notes]
