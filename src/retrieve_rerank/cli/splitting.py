@@ -15,6 +15,8 @@ from retrieve_rerank.types import Passage
 
 USUAL = 256  # tokens of a passage at most, if the bi-encoder reads as many: room for a question beside it in 512
 
+_LONGEST = 16  # characters a token: a tokenizer may take a whole image in base64 for one unknown word
+
 _FENCE = re.compile(r"[`~]{3,}[\w-]*")
 
 
@@ -32,6 +34,7 @@ class Splitter:
     """
 
     def __init__(self, encoder: BiEncoder, tokens: int | None = None) -> None:
+        self.encoder = encoder
         splitters = require("semantic_text_splitter", extra="cli")
         self._parser = require("markdown_it", extra="cli").MarkdownIt("commonmark")
         limit = encoder.max_length
@@ -45,7 +48,7 @@ class Splitter:
             raise InvalidInputError(f"passages of {self.tokens} tokens have no room for text; give more than {around}")
 
         def count(text: str) -> int:
-            return encoder.count_tokens([text])[0]
+            return max(encoder.count_tokens([text])[0], len(text) // _LONGEST)
 
         self._splitters = {
             "text": splitters.TextSplitter.from_callback(count, self.tokens),
