@@ -133,10 +133,8 @@ def _disc(x: Axis, y: Axis, point: Disc, shift: float) -> str:
     limit = ""
     if point.ceiling is not None:
         level = round(100 - y.at(point.ceiling), 2)
-        limit = (
-            f'<line class="reach" x1="{left}%" x2="{left}%" y1="{high}%" y2="{level}%"/>'
-            f'<svg x="{left}%" y="{level}%" overflow="visible"><line class="limit" x1="-9" x2="9" y1="0" y2="0"/></svg>'
-        )
+        reach = f'<line class="reach" x1="{left}%" x2="{left}%" y1="{high}%" y2="{level}%"/>' if level < high else ""
+        limit = f'{reach}<svg x="{left}%" y="{level}%" overflow="visible"><line class="limit" x1="-9" x2="9" y1="0" y2="0"/></svg>'
     return (
         f'<g class="disc hue{point.hue % HUES}{" filled" * point.filled}" transform="translate({shift:g} 0)">'
         f"<title>{escaped(point.said)}</title>{limit}{tail}"

@@ -132,11 +132,11 @@ def _panel(name: str, y: Axis, curve: Curve) -> str:
         f"</td><td>{'' if one.ceiling is None else signed(one.ceiling)}</td></tr>"
         for one in found
     )
+    head = "".join(f'<th scope="col">{column}</th>' for column in ("depth", measure, "95\u00a0%", "ceiling"))
     return (
         f'<figure class="panel hue{curve.mark.hue % HUES}"><figcaption>{curve.mark.chip} {name_of(curve.name)}: {said}.'
         f'</figcaption>{drawing}<details><summary>numbers</summary><table class="plain"><caption class="hidden">'
-        f'{measure} by depth</caption><thead><tr><th scope="col">depth</th><th scope="col">{measure}</th><th scope="col">'
-        f'95\u00a0%</th><th scope="col">ceiling</th></tr></thead><tbody>{rows}</tbody></table></details></figure>'
+        f"{measure} by depth</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></details></figure>"
     )
 
 

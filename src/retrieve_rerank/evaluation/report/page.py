@@ -34,8 +34,8 @@ _SCORES = (
     "may be relevant as well. Each row is drawn to its own height; the line is the median."
 )
 _UNREAD = (
-    "Passages that are longer than the cross-encoder reads were cut at its limit. Where that hurts, shorter passages or "
-    'long_passages="windows" may help.'
+    "Passages longer than the cross-encoder reads were cut at its limit. Where that hurts, shorter passages or "
+    "CrossEncoder(…, long_passages='windows') may help."
 )
 
 
@@ -45,7 +45,7 @@ def evaluation_page(evaluation: Evaluation, tuning: Tuning | None = None) -> str
     parts = [_head(evaluation, drawn)]
     if tuning is not None:
         parts.append(tuning_sections(tuning))
-    parts.append(section("table", "All numbers", _table(evaluation, drawn)))
+    parts.append(section("table", "All numbers", _tables(evaluation, drawn)))
     parts.append(section("quality", "Quality and latency", quality_and_latency(evaluation, drawn), _QUALITY))
     if evaluation.comparisons:
         parts.append(section("changes", "What re-ranking changes", changes(evaluation, drawn)))
@@ -72,13 +72,18 @@ def _head(evaluation: Evaluation, drawn: dict[str, Mark]) -> str:
     )
 
 
-def _table(evaluation: Evaluation, drawn: dict[str, Mark]) -> str:
+def _tables(evaluation: Evaluation, drawn: dict[str, Mark]) -> str:
+    """Return the table in two halves, each as wide as a laptop shows."""
     columns, rows = presenting.table(evaluation)
-    named = [
-        (f"{drawn[system.name].chip} {name_of(system.name)}", row)
-        for system, row in zip(evaluation.systems, rows, strict=True)
-    ]
-    return table(columns, named, caption=f"{presenting.size(evaluation)}; changes with 95 % intervals")
+    names = [f"{drawn[system.name].chip} {name_of(system.name)}" for system in evaluation.systems]
+    middle = columns.index("p") + 2
+    found = [(name, row[:middle]) for name, row in zip(names, rows, strict=True)]
+    reach = [(name, [row[0], *row[middle:]]) for name, row in zip(names, rows, strict=True)]
+    return table(
+        columns[:middle], found, caption=f"What was found: {presenting.size(evaluation)}; changes with 95 % intervals"
+    ) + table(
+        [columns[0], *columns[middle:]], reach, caption="What could be found, what nobody judged, and what it costs"
+    )
 
 
 def _about(evaluation: Evaluation) -> str:

@@ -56,7 +56,8 @@ def quality_and_latency(evaluation: Evaluation, drawn: dict[str, Mark]) -> str:
             )
         )
         key.append(
-            f'<li>{mark.chip}<span>{name_of(system.name)} <span class="soft">{shown}{ceiling}<br>{times}</span></span></li>'
+            f'<li>{mark.chip}<span>{name_of(system.name)} <span class="soft">{shown}{ceiling}<br>{times}</span></span>'
+            "</li>"
         )
     x = axis_around((value for point in points for value in (point.x, point.x_to or point.x)), log=True, margin=0.12)
     reach = [value for point in points for value in (point.low, point.high, point.ceiling or point.high)]

@@ -48,13 +48,13 @@ def _list(
 
 
 def _example(evaluation: Evaluation, system: System, baseline: System, one: Example, *, opened: bool) -> str:
-    text = evaluation.queries.get(one.query, one.query)
-    kind = "up" if one.change > 0 else "down"
+    text = cut(evaluation.queries.get(one.query, one.query), _QUESTION)
+    values = f"{escaped(evaluation.measures[0])} {signed(one.before)} → {signed(one.after)}"
+    change = f'<b class="{"up" if one.change > 0 else "down"}">{signed(one.change, plus=True)}</b>'
     return (
-        f'<details class="example"{" open" * opened}><summary><span class="asked" dir="auto">'
-        f'{escaped(cut(text, _QUESTION))}</span> <span class="values">{escaped(evaluation.measures[0])} {signed(one.before)} → {signed(one.after)} '
-        f'<b class="{kind}">{signed(one.change, plus=True)}</b></span></summary>'
-        f"{_fate(evaluation, system, baseline, one.query)}{_sides(evaluation, system, baseline, one.query)}</details>"
+        f'<details class="example"{" open" * opened}><summary><span class="asked" dir="auto">{escaped(text)}</span> '
+        f'<span class="values">{values} {change}</span></summary>{_fate(evaluation, system, baseline, one.query)}'
+        f"{_sides(evaluation, system, baseline, one.query)}</details>"
     )
 
 

@@ -23,8 +23,8 @@ _FRONTIER = (
     "their intervals."
 )
 _DEPTH = (
-    "Solid: re-ranked, with a 95 % band; dashed: first stage alone; dotted: ceiling, which a perfect re-ranking of as many "
-    "candidates would reach."
+    "Solid: re-ranked, with a 95 % band; dashed: first stage alone; dotted: ceiling, which a perfect re-ranking of as "
+    "many candidates would reach."
 )
 
 
@@ -61,14 +61,12 @@ def _code(tuning: Tuning) -> str:
         "There are too few questions to check the choice on others."
         if held is None
         else f"Chosen on one half of the questions and measured on the other, {held.splits} times: {tuning.measure} "
-        f"{signed(held.quality)}, which is {signed(held.regret)} below the best setting there (in nine of ten splits at "
-        f"most {signed(held.spread)}); {held.agreement:.0%} of the splits chose this setting."
+        f"{signed(held.quality)}, which is {signed(held.regret)} below the best setting there (in nine of ten splits "
+        f"at most {signed(held.spread)}); {held.agreement:.0%} of the splits chose this setting."
     )
     reason = f"{tuning.reason.rstrip('.')}. " if tuning.reason else ""
-    return (
-        f'<p>{prose(f"{reason}{worth}")}</p><div class="code"><pre tabindex="0"><code>{escaped(tuning.code())}</code></pre>'
-        "</div>"
-    )
+    code = f'<div class="code"><pre tabindex="0"><code>{escaped(tuning.code())}</code></pre></div>'
+    return f"<p>{prose(f'{reason}{worth}')}</p>{code}"
 
 
 def _frontier(tuning: Tuning) -> str:
@@ -96,12 +94,13 @@ def _frontier(tuning: Tuning) -> str:
             dots += f'<g class="dot hue{mark.hue % HUES}">{said}{ring}{shape}</g>'
     if limit is not None:
         dots += f'<line class="budget" x1="{x.at(limit)}%" x2="{x.at(limit)}%" y1="0" y2="100%"/>'
+    asked = "" if limit is None else f"; dashed: {shown_time(limit)} asked for"
     drawing = chart(
         x,
         y,
         stretched(shapes) + dots,
-        title=f"{tuning.measure} against seconds a question of {len(tuning.settings)} settings; the table has the numbers",
-        x_name=f"time a question, p95 (logarithmic){'' if limit is None else f'; dashed: {shown_time(limit)} asked for'}",
+        title=f"{tuning.measure} against seconds a question of {len(tuning.settings)} settings, which the table lists",
+        x_name=f"time a question, p95 (logarithmic){asked}",
         y_name=tuning.measure,
         x_label=shown_time_short,
     )
@@ -164,6 +163,6 @@ def _method(tuning: Tuning) -> str:
     return (
         f"{tuning.questions} questions, {tuning.passages} passages. The deepest pool was re-ranked once, and every "
         f"shallower depth was read from its scores. Intervals: 95 %, bootstrap over questions, {tuning.resamples} "
-        f"resamples, seed {tuning.seed}. Ceiling: what a perfect re-ranking of the same candidates would reach. ≈: in part "
-        "from times measured earlier or in proportion to the pairs read."
+        f"resamples, seed {tuning.seed}. Ceiling: what a perfect re-ranking of the same candidates would reach. ≈: in "
+        "part from times measured earlier or in proportion to the pairs read."
     )
