@@ -94,7 +94,7 @@ def curve_charts(measure: str, curves: Sequence[Curve]) -> str:
     for curve in curves:
         for one in curve.depths:
             reach += [one.low, one.high, one.high if one.ceiling is None else one.ceiling]
-    y = axis_around(reach, within=(min(0.0, *reach), max(1.0, *reach)))
+    y = axis_around(reach)
     return f'<div class="panels">{"".join(_panel(measure, y, curve) for curve in curves)}</div>'
 
 

@@ -61,7 +61,7 @@ def quality_and_latency(evaluation: Evaluation, drawn: dict[str, Mark]) -> str:
         )
     x = axis_around((value for point in points for value in (point.x, point.x_to or point.x)), log=True, margin=0.12)
     reach = [value for point in points for value in (point.low, point.high, point.ceiling or point.high)]
-    y = axis_around(reach, within=(min(0.0, *reach), max(1.0, *reach)))
+    y = axis_around(reach)
     drawing = chart(
         x,
         y,
