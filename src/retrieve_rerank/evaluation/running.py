@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tqdm.auto import tqdm
 
@@ -15,6 +15,7 @@ from retrieve_rerank.checks import check_count
 from retrieve_rerank.errors import InvalidInputError, TruncationWarning
 from retrieve_rerank.evaluation.dataset import Dataset
 from retrieve_rerank.evaluation.evaluation import Evaluation
+from retrieve_rerank.evaluation.examples import texts_of
 from retrieve_rerank.evaluation.measures import check_measures
 from retrieve_rerank.evaluation.measuring import compare, measure, notes
 from retrieve_rerank.evaluation.store import Score, ScoreStore, key_of, open_store
@@ -81,6 +82,7 @@ def evaluate(
     with nullcontext() if cache is None else open_store(cache) as store:
         run(plan, dataset, store, show_progress=show_progress)
     systems = [measure(stage, dataset, names) for stage in plan]
+    queries = {query: dataset.queries[query] for query in sorted(dataset.judgements)}
     return Evaluation(
         dataset=dataset.name,
         weak=dataset.weak,
@@ -92,6 +94,8 @@ def evaluate(
         passages=len(dataset.passages),
         resamples=resamples,
         seed=seed,
+        queries=queries,
+        texts=texts_of(plan, systems, names[0], dataset),
     )
 
 
@@ -148,7 +152,8 @@ class Reader:
         stage.seconds.append(sum(self.known[text].seconds for text in texts))
         stage.pairs += len(texts)
         stage.truncated += sum(self.known[text].truncated for text in texts)
-        return sorted(candidates, key=lambda hit: -self.known[hit.passage.text].logit)
+        ranked = sorted(candidates, key=lambda hit: -self.known[hit.passage.text].logit)
+        return [_scored(hit, self.known[hit.passage.text]) for hit in ranked]
 
     def _read(self, candidates: Sequence[Hit]) -> dict[str, Score]:
         if not candidates:
@@ -163,6 +168,10 @@ class Reader:
         if self.store is not None:
             self.store.put(self.fingerprint, self.query, scores)
         return scores
+
+
+def _scored(hit: Hit, score: Score) -> Hit:
+    return replace(hit, logit=score.logit, truncated=score.truncated)
 
 
 def _plan(pipelines: Mapping[str, RetrieveRerank | Retriever], fetch_k: int) -> list[Stage]:
