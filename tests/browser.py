@@ -56,9 +56,10 @@ def browse(
         for page in pages
         for width in widths
     )
+    code = f"{_HELPERS}{script}{_AROUND}"
     file = folder / "look.html"
     file.write_text(
-        f'<!doctype html><meta charset="utf-8"><script>{_HELPERS}{script}{_AROUND}</script>{frames}<pre id="out"></pre>',
+        f'<!doctype html><meta charset="utf-8"><script>{code}</script>{frames}<pre id="out"></pre>',
         encoding="utf-8",
     )
     process = subprocess.run(
