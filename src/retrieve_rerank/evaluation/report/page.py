@@ -79,10 +79,10 @@ def _tables(evaluation: Evaluation, drawn: dict[str, Mark]) -> str:
     middle = columns.index("p") + 2
     found = [(name, row[:middle]) for name, row in zip(names, rows, strict=True)]
     reach = [(name, [row[0], *row[middle:]]) for name, row in zip(names, rows, strict=True)]
-    return table(
-        columns[:middle], found, caption=f"What was found: {presenting.size(evaluation)}; changes with 95 % intervals"
-    ) + table(
-        [columns[0], *columns[middle:]], reach, caption="What could be found, what nobody judged, and what it costs"
+    intervals = "; changes with 95 % intervals" if evaluation.comparisons else ""
+    costs = "What could be found, what nobody judged, and what it costs"
+    return table(columns[:middle], found, caption=f"What was found: {presenting.size(evaluation)}{intervals}") + table(
+        [columns[0], *columns[middle:]], reach, caption=costs
     )
 
 

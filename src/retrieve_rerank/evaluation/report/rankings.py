@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from retrieve_rerank.evaluation.dataset import counted
 from retrieve_rerank.evaluation.examples import SHOWN, Example, examples, missed
 from retrieve_rerank.evaluation.report.chart import signed
 from retrieve_rerank.evaluation.report.marks import Mark, name_of, reranked
@@ -28,8 +29,8 @@ def rankings(evaluation: Evaluation, drawn: Mapping[str, Mark]) -> str:
         comparison = evaluation.comparison(system.name)
         parts.append(
             f"<h3>{drawn[system.name].chip} {name_of(system.name)}</h3>"
-            f'<p class="soft">{comparison.wins} of {len(evaluation.judgements)} questions gained, {comparison.losses} '
-            f"lost, {comparison.ties} are as before.</p>"
+            f'<p class="soft">Of {counted(len(evaluation.judgements), "question")}, {comparison.wins} gained, '
+            f"{comparison.losses} lost, {comparison.ties} stayed as before.</p>"
             + _list(evaluation, system, baseline, "Gained most", gained, opened=place == 0)
             + _list(evaluation, system, baseline, "Lost most", lost, opened=place == 0)
         )
