@@ -32,7 +32,7 @@ class Cell:
     """A cell of the table, and what sorting by its column is by; None comes last."""
 
     text: str
-    value: float | str | None
+    value: float | str | None = None
 
 
 def answer(evaluation: Evaluation) -> str:
@@ -120,7 +120,7 @@ def _change(evaluation: Evaluation, comparison: Comparison) -> str:
 
 def _cost(evaluation: Evaluation, comparison: Comparison) -> str:
     latency = evaluation[comparison.system].rerank
-    return "" if latency is None else f", at a cost of {_seconds(latency)} a question (p50 / p95)"
+    return "" if latency is None else f", at a cost of {shown_latency(latency)} a question (p50 / p95)"
 
 
 def table(evaluation: Evaluation) -> tuple[list[str], list[list[Cell]]]:
@@ -147,7 +147,7 @@ def _row(evaluation: Evaluation, system: System, change: Comparison | None) -> l
     first = system if system.baseline is None else evaluation[system.baseline]
     share, rerank, ceiling = system.truncated_share, system.rerank, first.ceiling
     perfect, recall = ceiling[evaluation.measures[0]], ceiling[f"R@{first.fetch_k}"]
-    none = Cell("", None)
+    none = Cell("")
     return [
         Cell(system.name, system.name.casefold()),
         *(Cell(f"{system.means[name]:.3f}", system.means[name]) for name in evaluation.measures),
@@ -160,8 +160,8 @@ def _row(evaluation: Evaluation, system: System, change: Comparison | None) -> l
         Cell(f"{recall:.3f} (k = {first.fetch_k})", recall),
         Cell(f"{system.mean_unjudged:.1f}", system.mean_unjudged),
         none if share is None else Cell(f"{share:.1%}", share),
-        Cell(_seconds(system.retrieve), system.retrieve.p50),
-        none if rerank is None else Cell(_seconds(rerank), rerank.p50),
+        Cell(shown_latency(system.retrieve), system.retrieve.p50),
+        none if rerank is None else Cell(shown_latency(rerank), rerank.p50),
     ]
 
 
@@ -202,7 +202,8 @@ def described(evaluation: Evaluation) -> dict[str, str]:
     return {description: ", ".join(those) for description, those in names.items()}
 
 
-def _seconds(latency: Latency) -> str:
+def shown_latency(latency: Latency) -> str:
+    """Return p50 and p95 as text."""
     return f"{'≈ ' if latency.estimated else ''}{shown_time(latency.p50)} / {shown_time(latency.p95)}"
 
 
