@@ -82,7 +82,8 @@ def docs(tmp_path: Path) -> Path:
         "<body><nav>menu</nav><h1>Of words</h1><p>What is the word in France?</p></body></html>"
     )
     (folder / "more" / "facts.jsonl").write_text(
-        '{"id": "f1", "text": "the word of rome", "title": "Word", "year": 2020}\n{"id": "f2", "text": "in the bread"}\n'
+        '{"id": "f1", "text": "the word of rome", "title": "Word", "year": 2020}\n'
+        '{"id": "f2", "text": "in the bread"}\n'
     )
     (folder / "table.csv").write_text("id;text\nc1;capital of capital\n")
     return folder

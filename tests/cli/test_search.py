@@ -18,11 +18,11 @@ QUERY = "what is the capital of france"
 
 def test_hits_are_the_librarys(run: Run, indexed: Path, tiny_bi_encoder: Path, tiny_cross_encoder: Path) -> None:
     found = run("search", QUERY, "--in", "made", "--top-n", 3).lines
-    with ChromaIndex(BiEncoder(tiny_bi_encoder), path=indexed / "vectors") as vectors:
-        with BM25Index(path=indexed / "words") as words:
-            hybrid = HybridRetriever([vectors, words])
-            expected = RetrieveRerank(hybrid, CrossEncoder(tiny_cross_encoder), top_n=3).search(QUERY)
-            bm25 = words.retrieve(QUERY, 2)
+    vectors = ChromaIndex(BiEncoder(tiny_bi_encoder), path=indexed / "vectors")
+    with vectors, BM25Index(path=indexed / "words") as words:
+        hybrid = HybridRetriever([vectors, words])
+        expected = RetrieveRerank(hybrid, CrossEncoder(tiny_cross_encoder), top_n=3).search(QUERY)
+        bm25 = words.retrieve(QUERY, 2)
     assert [(hit["id"], hit["rank"], hit["retrieval_rank"], hit["logit"]) for hit in found] == [
         (hit.passage.id, hit.rank, hit.retrieval_rank, hit.logit) for hit in expected
     ]

@@ -66,7 +66,6 @@ def test_a_passage_knows_its_headings(splitter: Splitter) -> None:
     assert {passage.metadata["title"] for passage in passages} == {"Guide"}
 
 
-
 def test_ids_stay_where_text_before_them_changes(splitter: Splitter) -> None:
     parts = [f"the word of paris {number} is the word of rome. " * 3 for number in range(6)]  # no two fit into one
     before = {passage.id for passage in splitter.passages(Document("\n\n".join(parts), "text"), "a.txt")}
@@ -99,7 +98,7 @@ def test_a_document_without_words_has_no_passages(splitter: Splitter, text: str)
 
 
 def test_sizes_that_cannot_be_are_refused(encoder: BiEncoder) -> None:
-    with pytest.raises(InvalidInputError, match="65 tokens would be cut: .* reads 64"):
+    with pytest.raises(InvalidInputError, match=r"65 tokens would be cut: .* reads 64"):
         Splitter(encoder, 65)
     with pytest.raises(InvalidInputError, match="no room for text; give more than"):
         Splitter(encoder, 3)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,11 +25,13 @@ from retrieve_rerank.cli.options import (
 )
 from retrieve_rerank.cli.streams import for_people, guarded, put, say, show
 from retrieve_rerank.cli.texts import with_examples
-from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.errors import InvalidInputError, require
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from retrieve_rerank.models.cross_encoder import CrossEncoder
+    from retrieve_rerank.retrieval.saved import SavedSetting
     from retrieve_rerank.types import Hit, Retriever, SearchResult
 
 HELP = with_examples(
@@ -38,7 +40,8 @@ HELP = with_examples(
     "all that is known of it, its text included.",
     'retrieve-rerank search "how do I install it?" --in my-index',
     'retrieve-rerank search "how do I install it?" --in my-index --no-rerank --first-stage bm25',
-    "cat questions.txt | retrieve-rerank search - --in my-index --top-n 1 --json",
+    'retrieve-rerank search "how do I install it?" --in my-index --setting setting.json',
+    "retrieve-rerank search - --in my-index --top-n 1 --json < questions.txt",
 )
 
 
@@ -48,11 +51,16 @@ def search(
     *,
     index: Annotated[Path, typer.Option("--in", metavar="DIR", help="Folder of an index.")],
     top_n: Annotated[int, typer.Option(min=1, help="How many passages to show.")] = 5,
-    fetch_k: Annotated[int, typer.Option(min=1, help="How many candidates to re-rank.")] = 100,
+    setting: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Search as tune --save says; the options below change it.")
+    ] = None,
+    fetch_k: Annotated[int | None, typer.Option(min=1, help="How many candidates to re-rank; left out: 100.")] = None,
     first_stage: Annotated[
         FirstStage | None, typer.Option(help="Left out: hybrid, or dense where there is no BM25.")
     ] = None,
-    rerank: Annotated[bool, typer.Option("--rerank/--no-rerank", help="Re-rank, or show what retrieval found.")] = True,
+    rerank: Annotated[
+        bool | None, typer.Option("--rerank/--no-rerank", help="Re-rank, which is usual, or show what retrieval found.")
+    ] = None,
     threshold: Annotated[
         float | None, typer.Option(min=0, max=1, help="Leave out passages whose relevance is below.")
     ] = None,
@@ -70,20 +78,57 @@ def search(
     record = library.record
     if not record.clean:
         say(f"warning: indexing {index} was broken off; run retrieve-rerank index again to finish it")
-    stage = ("hybrid" if library.has_words else "dense") if first_stage is None else first_stage.value
-    chosen = model_name(cross_encoder, demo=demo) or record.cross_encoder
-    models = Models(record.bi_encoder, chosen, device, precision)
+    saved = None if setting is None else _saved(setting)
+    stage = _stage(first_stage, saved, library)
+    deep = fetch_k or (100 if saved is None else saved.fetch_k)
+    chosen = model_name(cross_encoder, demo=demo)
+    models = Models(record.bi_encoder, chosen or record.cross_encoder, device, precision)
     with ExitStack() as opened:
         encoder = opened.enter_context(models.make_bi_encoder())
         stages = opened.enter_context(first_stages(index, [stage], encoder, record.language))
-        if rerank:
-            scorer = opened.enter_context(models.make_cross_encoder())
-            pipeline = RetrieveRerank(stages[stage], scorer, fetch_k=fetch_k, top_n=fetch_k, score_threshold=threshold)
-            ask: Callable[[str], SearchResult] = pipeline.search
-        else:
-            ask = _retrieving(stages[stage], max(top_n, 1))
+        ask = _retrieving(stages[stage], top_n)
+        if rerank if rerank is not None else saved is None or saved.reranked:
+            tuned = saved is not None and saved.reranked and chosen is None
+            scorer = opened.enter_context(_tuned(saved, device) if saved and tuned else models.make_cross_encoder())
+            # All of them, to say what became of those that were at the top before.
+            ask = RetrieveRerank(stages[stage], scorer, fetch_k=deep, top_n=deep, score_threshold=threshold).search
         for text in _queries(query):
             _answer(ask(text), top_n, stage, json=json)
+
+
+def _saved(file: Path) -> SavedSetting:
+    from retrieve_rerank.retrieval.saved import load_setting
+
+    saved = load_setting(file)
+    if saved.first_stage not in {stage.value for stage in FirstStage}:
+        raise InvalidInputError(
+            f"{file} is for a first stage {saved.first_stage!r}, which an index does not have; expected a setting that "
+            "retrieve-rerank tune --save wrote"
+        )
+    return saved
+
+
+def _stage(given: FirstStage | None, saved: SavedSetting | None, library: Library) -> str:
+    stage = "dense"
+    if given is not None:
+        stage = given.value
+    elif saved is not None:
+        stage = saved.first_stage
+    elif library.has_words:
+        stage = "hybrid"
+    if stage != "dense" and not library.has_words:
+        require("bm25s", extra="hybrid")
+        raise InvalidInputError(f"{library.folder} has no words to search for; run retrieve-rerank index again")
+    return stage
+
+
+def _tuned(saved: SavedSetting, device: str | None) -> CrossEncoder:
+    """Return the cross-encoder of a setting, which says nothing about the device."""
+    from retrieve_rerank.models.cross_encoder import CrossEncoder
+    from retrieve_rerank.retrieval.saved import REMEMBERED
+
+    arguments: dict[str, Any] = {name: value for name, value in (saved.model or {}).items() if name in REMEMBERED}
+    return CrossEncoder(**arguments, device=device)
 
 
 def _retrieving(retriever: Retriever, k: int) -> Callable[[str], SearchResult]:
