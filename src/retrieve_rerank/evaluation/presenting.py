@@ -120,7 +120,7 @@ def _change(evaluation: Evaluation, comparison: Comparison) -> str:
 
 def _cost(evaluation: Evaluation, comparison: Comparison) -> str:
     latency = evaluation[comparison.system].rerank
-    return "" if latency is None else f", at a cost of {_seconds(latency)} a question (p50 / p95)"
+    return "" if latency is None else f", at a cost of {shown_latency(latency)} a question (p50 / p95)"
 
 
 def table(evaluation: Evaluation) -> tuple[list[str], list[list[Cell]]]:
@@ -160,8 +160,8 @@ def _row(evaluation: Evaluation, system: System, change: Comparison | None) -> l
         Cell(f"{recall:.3f} (k = {first.fetch_k})", recall),
         Cell(f"{system.mean_unjudged:.1f}", system.mean_unjudged),
         none if share is None else Cell(f"{share:.1%}", share),
-        Cell(_seconds(system.retrieve), system.retrieve.p50),
-        none if rerank is None else Cell(_seconds(rerank), rerank.p50),
+        Cell(shown_latency(system.retrieve), system.retrieve.p50),
+        none if rerank is None else Cell(shown_latency(rerank), rerank.p50),
     ]
 
 
@@ -202,7 +202,8 @@ def described(evaluation: Evaluation) -> dict[str, str]:
     return {description: ", ".join(those) for description, those in names.items()}
 
 
-def _seconds(latency: Latency) -> str:
+def shown_latency(latency: Latency) -> str:
+    """Return the median and the 95th percentile, marked where they are estimated."""
     return f"{'≈ ' if latency.estimated else ''}{shown_time(latency.p50)} / {shown_time(latency.p95)}"
 
 
