@@ -18,6 +18,8 @@ from retrieve_rerank.evaluation.results import Comparison, System
 if TYPE_CHECKING:
     pass
 
+    from retrieve_rerank.evaluation.tuned import Tuning
+
 FORMAT = 1  # of the JSON file
 
 
@@ -119,15 +121,35 @@ class Evaluation:
         """Return the answer, the table and the notes as Markdown."""
         return presenting.markdown(self)
 
-    def to_html(self, path: str | os.PathLike[str]) -> None:
+    def to_html(self, path: str | os.PathLike[str], tuning: Tuning | None = None) -> None:
         """Write a report as one HTML file that loads nothing from outside.
 
         The answer, the table (sorted by a click), quality against latency, what re-ranking changes, how deep to
         re-rank, the questions that gained and lost most with both rankings, scores, truncation, machine and versions.
+
+        Args:
+            path: The file.
+            tuning: What `tune` found on the same data: the setting to paste, and what it was chosen from.
         """
         from retrieve_rerank.evaluation.report.page import evaluation_page  # only who looks pays for it
 
-        Path(path).write_text(evaluation_page(self), encoding="utf-8")
+        exporting.write_text(evaluation_page(self, tuning), Path(path))
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw quality against seconds a question with matplotlib: intervals, ceilings, and lines to p95.
+
+        Args:
+            ax: Where; None takes a new figure.
+
+        Returns:
+            The axes that were drawn on.
+
+        Raises:
+            MissingDependencyError: If matplotlib is not installed.
+        """
+        from retrieve_rerank.evaluation.plotting import plot_evaluation
+
+        return plot_evaluation(self, ax)
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Write everything, values per question included, as one JSON object, in UTF-8; `from_json` reads it."""

@@ -19,6 +19,11 @@ def write_json(content: Mapping[str, object], path: Path) -> None:
         file.write("{\n" + ",\n".join(members) + "\n}\n")
 
 
+def write_text(text: str, path: Path) -> None:
+    """Write a text as UTF-8, the same on every system."""
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
 def write_runs(judgements: Mapping[str, Mapping[str, int]], systems: Sequence[System], folder: Path) -> list[Path]:
     """Write `qrels.txt` and a run a system; return the runs' paths."""
     folder.mkdir(parents=True, exist_ok=True)

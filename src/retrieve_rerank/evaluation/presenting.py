@@ -32,7 +32,7 @@ class Cell:
     """A cell of the table, and what sorting by its column is by; None comes last."""
 
     text: str
-    value: float | str | None
+    value: float | str | None = None
 
 
 def answer(evaluation: Evaluation) -> str:
@@ -147,7 +147,7 @@ def _row(evaluation: Evaluation, system: System, change: Comparison | None) -> l
     first = system if system.baseline is None else evaluation[system.baseline]
     share, rerank, ceiling = system.truncated_share, system.rerank, first.ceiling
     perfect, recall = ceiling[evaluation.measures[0]], ceiling[f"R@{first.fetch_k}"]
-    none = Cell("", None)
+    none = Cell("")
     return [
         Cell(system.name, system.name.casefold()),
         *(Cell(f"{system.means[name]:.3f}", system.means[name]) for name in evaluation.measures),
@@ -203,7 +203,7 @@ def described(evaluation: Evaluation) -> dict[str, str]:
 
 
 def shown_latency(latency: Latency) -> str:
-    """Return the median and the 95th percentile, marked where they are estimated."""
+    """Return p50 and p95 as text."""
     return f"{'≈ ' if latency.estimated else ''}{shown_time(latency.p50)} / {shown_time(latency.p95)}"
 
 

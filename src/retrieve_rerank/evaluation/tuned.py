@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.evaluation import choosing, exporting, tuning_words
@@ -13,6 +14,9 @@ from retrieve_rerank.evaluation.evaluation import machine
 from retrieve_rerank.evaluation.results import Latency
 from retrieve_rerank.retrieval.adaptive import AdaptiveDepth
 from retrieve_rerank.retrieval.saved import save_setting
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +218,31 @@ class Tuning:
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Write everything, values per question included, as one JSON object, in UTF-8."""
         exporting.write_json({"answer": self.answer, **asdict(self)}, Path(path))
+
+    def to_html(self, path: str | os.PathLike[str]) -> None:
+        """Write a report as one HTML file that loads nothing from outside; `Evaluation.to_html` takes a tuning too.
+
+        The setting to paste, quality against latency, how deep to re-rank, all settings, machine and versions.
+        """
+        from retrieve_rerank.evaluation.report.tuning import tuning_page  # only who looks pays for it
+
+        exporting.write_text(tuning_page(self), Path(path))
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw quality against seconds a question with matplotlib: all settings, the frontier and the chosen one.
+
+        Args:
+            ax: Where; None takes a new figure.
+
+        Returns:
+            The axes that were drawn on.
+
+        Raises:
+            MissingDependencyError: If matplotlib is not installed.
+        """
+        from retrieve_rerank.evaluation.plotting import plot_tuning
+
+        return plot_tuning(self, ax)
 
     def __repr__(self) -> str:
         return tuning_words.short(self)

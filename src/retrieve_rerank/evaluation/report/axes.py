@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-_STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
+_STEPS = (1.0, 2.0, 5.0, 10.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +44,13 @@ class Axis:
         return [round(number * step, 10) for number in range(first, last + 1)]
 
 
-def axis_around(
-    values: Iterable[float], *, log: bool = False, margin: float = 0.08, within: tuple[float, float] | None = None
-) -> Axis:
+def axis_around(values: Iterable[float], *, log: bool = False, margin: float = 0.08) -> Axis:
     """Return a scale that shows all values, with a margin (a share of it) on both sides.
 
     Args:
         values: At least one.
         log: Whether it is logarithmic; values are then > 0.
         margin: Share of the span of the values.
-        within: Ends that the margin does not pass.
     """
     known = [max(value, 1e-7) for value in values] if log else list(values)
     low, high = (math.log10(min(known)), math.log10(max(known))) if log else (min(known), max(known))
@@ -63,8 +60,4 @@ def axis_around(
         low, high = middle - least / 2, middle + least / 2
     room = (high - low) * margin
     low, high = low - room, high + room
-    if log:
-        return Axis(10.0**low, 10.0**high, log=True)
-    if within is not None:
-        low, high = max(low, within[0]), min(high, within[1])
-    return Axis(low, high)
+    return Axis(10.0**low, 10.0**high, log=True) if log else Axis(low, high)

@@ -54,15 +54,15 @@ def chart(
     x_name: str,
     y_name: str,
     x_label: Callable[[float], str],
-    y_label: Callable[[float], str] = lambda value: signed(value, 2),
     x_ticks: Sequence[float] | None = None,
     height: int = 280,
 ) -> str:
-    """Return a chart with its grid, ticks and names around what is inside."""
+    """Return a chart with its grid, ticks and names around what is inside; `y` is a mean of a measure in [0, 1]."""
     grid = [
         f'<line class="grid" x1="0" x2="100%" y1="{100 - y.at(tick)}%" y2="{100 - y.at(tick)}%"/>'
-        f'<text class="tick" x="-8" y="{100 - y.at(tick)}%" dy=".33em" text-anchor="end">{y_label(tick)}</text>'
+        f'<text class="tick" x="-8" y="{100 - y.at(tick)}%" dy=".33em" text-anchor="end">{signed(tick, 2)}</text>'
         for tick in y.ticks()
+        if 0 <= tick <= 1
     ]
     grid += [
         f'<line class="grid" x1="{x.at(tick)}%" x2="{x.at(tick)}%" y1="0" y2="100%"/>'
@@ -133,10 +133,9 @@ def _disc(x: Axis, y: Axis, point: Disc, shift: float) -> str:
     limit = ""
     if point.ceiling is not None:
         level = round(100 - y.at(point.ceiling), 2)
-        limit = (
-            f'<line class="reach" x1="{left}%" x2="{left}%" y1="{high}%" y2="{level}%"/>'
-            f'<svg x="{left}%" y="{level}%" overflow="visible"><line class="limit" x1="-9" x2="9" y1="0" y2="0"/></svg>'
-        )
+        reach = f'<line class="reach" x1="{left}%" x2="{left}%" y1="{high}%" y2="{level}%"/>' if level < high else ""
+        cap = '<line class="limit" x1="-9" x2="9" y1="0" y2="0"/>'
+        limit = f'{reach}<svg x="{left}%" y="{level}%" overflow="visible">{cap}</svg>'
     return (
         f'<g class="disc hue{point.hue % HUES}{" filled" * point.filled}" transform="translate({shift:g} 0)">'
         f"<title>{escaped(point.said)}</title>{limit}{tail}"

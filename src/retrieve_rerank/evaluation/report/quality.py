@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from retrieve_rerank.evaluation.presenting import shown_time
 from retrieve_rerank.evaluation.report.axes import Axis, axis_around
 from retrieve_rerank.evaluation.report.chart import Disc, chart, discs, signed, strip
-from retrieve_rerank.evaluation.report.marks import Mark, mean_intervals, name_of
+from retrieve_rerank.evaluation.report.frame import prose
+from retrieve_rerank.evaluation.report.marks import Mark, mean_intervals, name_of, reranked
 from retrieve_rerank.evaluation.results import Comparison, System
 from retrieve_rerank.view import escaped
 
@@ -55,11 +56,12 @@ def quality_and_latency(evaluation: Evaluation, drawn: dict[str, Mark]) -> str:
             )
         )
         key.append(
-            f'<li>{mark.chip}<span>{name_of(system.name)} <span class="soft">{shown}{ceiling}<br>{times}</span></span></li>'
+            f'<li>{mark.chip}<span>{name_of(system.name)} <span class="soft">{shown}{ceiling}<br>{times}</span></span>'
+            "</li>"
         )
     x = axis_around((value for point in points for value in (point.x, point.x_to or point.x)), log=True, margin=0.12)
     reach = [value for point in points for value in (point.low, point.high, point.ceiling or point.high)]
-    y = axis_around(reach, within=(min(0.0, *reach), max(1.0, *reach)))
+    y = axis_around(reach)
     drawing = chart(
         x,
         y,
@@ -74,29 +76,25 @@ def quality_and_latency(evaluation: Evaluation, drawn: dict[str, Mark]) -> str:
 
 def changes(evaluation: Evaluation, drawn: dict[str, Mark]) -> str:
     """Return the table of differences with their intervals, all measures."""
-    axis = change_axis(evaluation.comparisons)
+    axis = axis_around([end for one in evaluation.comparisons for end in (one.low, one.high, 0.0)], margin=0.1)
     rows = []
-    for system in dict.fromkeys(comparison.system for comparison in evaluation.comparisons):
-        first = evaluation.comparison(system)
-        rows.append(
-            f'<tr class="head"><th colspan="3" scope="rowgroup">{drawn[system].chip} {name_of(system)} '
-            f"{badge(first)}</th></tr>"
-        )
+    for system, _ in reranked(evaluation):
+        verdict = badge(evaluation.comparison(system.name))
+        rows.append(head_row(f"{drawn[system.name].chip} {name_of(system.name)} {verdict}"))
         for measure in evaluation.measures:
-            one = evaluation.comparison(system, measure)
+            one = evaluation.comparison(system.name, measure)
             rows.append(change_row(axis, measure, one.difference, one.low, one.high, _KIND[one.verdict]))
     return forest(rows, "Change by re-ranking, question by question, with 95 % intervals", axis)
-
-
-def change_axis(found: tuple[Comparison, ...]) -> Axis:
-    """Return a scale for differences, the same for all, with 0 on it."""
-    ends = [value for one in found for value in (one.low, one.high, 0.0)]
-    return axis_around(ends, margin=0.1)
 
 
 def badge(comparison: Comparison) -> str:
     """Return the verdict as HTML."""
     return f'<span class="verdict {_KIND[comparison.verdict]}">{comparison.verdict}</span>'
+
+
+def head_row(title: str) -> str:
+    """Return a row of `forest` that names those below it, from HTML."""
+    return f'<tr class="head"><th colspan="3" scope="rowgroup">{title}</th></tr>'
 
 
 def change_row(axis: Axis, label: str, difference: float, low: float, high: float, kind: str) -> str:
@@ -110,11 +108,16 @@ def change_row(axis: Axis, label: str, difference: float, low: float, high: floa
 
 def forest(rows: list[str], caption: str, axis: Axis) -> str:
     """Return a table of intervals on one scale."""
-    ends = f'<span class="ends"><span>{signed(axis.low, 2, plus=True)}</span><span>{signed(axis.high, 2, plus=True)}</span></span>'
+    ticks = "".join(
+        f'<text class="tick" x="{axis.at(tick)}%" y="12" text-anchor="middle">'
+        f"{signed(tick, 2, plus=True) if tick else 'no change'}</text>"
+        for tick in axis.ticks(4)
+    )
+    scale = f'<svg class="scale" width="100%" height="16" aria-hidden="true">{ticks}</svg>'
     return (
-        f'<table class="forest"><caption>{escaped(caption)}</caption><thead><tr><th scope="col">'
-        f'<span class="hidden">what</span></th><th scope="col" class="draw">{ends}</th>'
-        f'<th scope="col" class="number">change [95 %]</th></tr></thead><tbody>{"".join(rows)}</tbody></table>'
+        f'<table class="forest"><caption>{prose(caption)}</caption><thead><tr><th scope="col"><span class="hidden">of'
+        f'</span></th><th scope="col" class="draw"><span class="hidden">drawn</span>{scale}</th><th scope="col" '
+        f'class="number">{prose("change [95 % interval]")}</th></tr></thead><tbody>{"".join(rows)}</tbody></table>'
     )
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from retrieve_rerank.evaluation.dataset import counted
 from retrieve_rerank.evaluation.examples import SHOWN, Example, examples, missed
 from retrieve_rerank.evaluation.report.chart import signed
 from retrieve_rerank.evaluation.report.marks import Mark, name_of, reranked
@@ -20,37 +21,41 @@ _QUESTION = 300  # characters
 
 
 def rankings(evaluation: Evaluation, drawn: Mapping[str, Mark]) -> str:
-    """Return, a re-ranked system, the questions that gained most and those that lost most; the first of each open."""
+    """Return the questions that gained most and lost most, a re-ranked system; the first system's first ones open."""
     measure = evaluation.measures[0]
     parts = []
-    for system, baseline in reranked(evaluation):
+    for place, (system, baseline) in enumerate(reranked(evaluation)):
         gained, lost = examples(system, baseline, measure)
         comparison = evaluation.comparison(system.name)
         parts.append(
             f"<h3>{drawn[system.name].chip} {name_of(system.name)}</h3>"
-            f'<p class="soft">{comparison.wins} of {len(evaluation.judgements)} questions gained, {comparison.losses} '
-            f"lost, {comparison.ties} are as before.</p>"
-            + _list(evaluation, system, baseline, "Gained most", gained)
-            + _list(evaluation, system, baseline, "Lost most", lost)
+            f'<p class="soft">Of {counted(len(evaluation.judgements), "question")}, {comparison.wins} gained, '
+            f"{comparison.losses} lost, {comparison.ties} stayed as before.</p>"
+            + _list(evaluation, system, baseline, "Gained most", gained, opened=place == 0)
+            + _list(evaluation, system, baseline, "Lost most", lost, opened=place == 0)
         )
     return "".join(parts)
 
 
-def _list(evaluation: Evaluation, system: System, baseline: System, title: str, found: Sequence[Example]) -> str:
+def _list(
+    evaluation: Evaluation, system: System, baseline: System, title: str, found: Sequence[Example], *, opened: bool
+) -> str:
     if not found:
         return ""
-    rows = "".join(_example(evaluation, system, baseline, one, opened=place == 0) for place, one in enumerate(found))
+    rows = "".join(
+        _example(evaluation, system, baseline, one, opened=opened and place == 0) for place, one in enumerate(found)
+    )
     return f"<h4>{title}</h4>{rows}"
 
 
 def _example(evaluation: Evaluation, system: System, baseline: System, one: Example, *, opened: bool) -> str:
-    text = evaluation.queries.get(one.query, one.query)
-    kind = "up" if one.change > 0 else "down"
+    text = cut(evaluation.queries.get(one.query, one.query), _QUESTION)
+    values = f"{escaped(evaluation.measures[0])} {signed(one.before)} → {signed(one.after)}"
+    change = f'<b class="{"up" if one.change > 0 else "down"}">{signed(one.change, plus=True)}</b>'
     return (
-        f'<details class="example"{" open" * opened}><summary><span class="asked" dir="auto">{escaped(cut(text, _QUESTION))}'
-        f'</span> <span class="values">{escaped(evaluation.measures[0])} {signed(one.before)} → {signed(one.after)} '
-        f'<b class="{kind}">{signed(one.change, plus=True)}</b></span></summary>'
-        f"{_fate(evaluation, system, baseline, one.query)}{_sides(evaluation, system, baseline, one.query)}</details>"
+        f'<details class="example"{" open" * opened}><summary><span class="asked" dir="auto">{escaped(text)}</span> '
+        f'<span class="values">{values} {change}</span></summary>{_fate(evaluation, system, baseline, one.query)}'
+        f"{_sides(evaluation, system, baseline, one.query)}</details>"
     )
 
 
@@ -60,7 +65,7 @@ def _fate(evaluation: Evaluation, system: System, baseline: System, query: str) 
     before = {passage: rank for rank, passage in enumerate(baseline.run[query], start=1)}
     after = {passage: rank for rank, passage in enumerate(system.run[query], start=1)}
     moves = [
-        f"{name_of(passage)} {before[passage]} → {rank}"
+        f"{name_of(passage)} ({before[passage]} → {rank})"
         for passage, rank in after.items()
         if relevance.get(passage, 0) > 0
     ]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from retrieve_rerank.evaluation.report.axes import Axis, axis_around
 from retrieve_rerank.evaluation.report.chart import HUES, signed
 from retrieve_rerank.evaluation.report.marks import Mark, mean_intervals, name_of, reranked
-from retrieve_rerank.evaluation.report.quality import change_row, forest
+from retrieve_rerank.evaluation.report.quality import change_row, forest, head_row
 from retrieve_rerank.evaluation.results import System
 from retrieve_rerank.view import escaped
 
@@ -61,16 +61,13 @@ def truncation(evaluation: Evaluation, drawn: Mapping[str, Mark]) -> str:
             parts.append(_bars(evaluation, drawn[system.name], system))
             seen.append((system, _split(evaluation, measure, system, baseline)))
     if not parts:
-        return "<p>Every passage was read to its end.</p>"
+        return "<p>Nothing: every candidate was read to its end.</p>"
     ends = [end for _, halves in seen for _, _, interval in halves for end in interval]
     drawing = ""
     if ends:
         axis = axis_around([*ends, 0.0], margin=0.1)
         for system, halves in seen:
-            rows.append(
-                f'<tr class="head"><th colspan="3" scope="rowgroup">{drawn[system.name].chip} {name_of(system.name)}'
-                "</th></tr>"
-            )
+            rows.append(head_row(f"{drawn[system.name].chip} {name_of(system.name)}"))
             for label, values, (low, high) in halves:
                 kind = "up" if low > 0 else "down" if high < 0 else "same"
                 rows.append(change_row(axis, f"{label} ({len(values)})", statistics.fmean(values), low, high, kind))
@@ -143,12 +140,12 @@ def _bars(evaluation: Evaluation, mark: Mark, system: System) -> str:
             every[other] += 1
             cut[other] += rank in ranks
     rows = "".join(
-        f'<div class="share"><span>{name}</span><span class="track"><span style="width:{100 * part / whole:.1f}%"></span>'
-        f"</span><span>{part / whole:.1%} of {whole:,}</span></div>"
+        f'<div class="share"><span>{name}</span><span class="track"><span style="width:{100 * part / whole:.1f}%">'
+        f"</span></span><span>{part / whole:.1%} of {whole:,}</span></div>"
         for name, part, whole in zip(("relevant", "others"), cut, every, strict=True)
         if whole
     )
-    return f'<div class="hue{mark.hue % HUES}"><div>{mark.chip} {name_of(system.name)}: cut off</div>{rows}</div>'
+    return f'<div class="hue{mark.hue % HUES}"><div>{mark.chip} {name_of(system.name)}, cut:</div>{rows}</div>'
 
 
 def _split(
