@@ -31,7 +31,9 @@ def dataset(tmp_path: Path) -> Path:
     queries = [{"_id": identifier, "text": text} for identifier, text in QUERIES.items()]
     for name, records in (("corpus", corpus), ("queries", queries)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    (folder / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join("%s\t%s\t%d\n" % row for row in QRELS))
+    (folder / "qrels.tsv").write_text(
+        "query-id\tcorpus-id\tscore\n" + "".join(f"{query}\t{passage}\t{grade}\n" for query, passage, grade in QRELS)
+    )
     return folder
 
 
@@ -112,7 +114,7 @@ def test_an_index_of_ones_own_without_judgements(run: Run, tmp_path: Path, model
     folder.mkdir()
     words = ("paris", "rome", "bread", "france", "italy", "capital")
     for word in words:
-        (folder / f"{word}.txt").write_text(f"what is the {word}. the word {word} is the word of the {word} in france\n")
+        (folder / f"{word}.txt").write_text(f"what is the {word}. the word {word} is the word of the {word} in it\n")
     run("index", folder, "--to", "made", *models)
     done = run("evaluate", "--in", "made", "--sample-questions", 4, "--measure", "RR@10")
     assert all(line["weak"] and line["questions"] == 4 for line in done.lines)
