@@ -51,7 +51,7 @@ HELP = with_examples(
     "DATASET is a folder in the BEIR layout; its index is kept in the cache, and so are the scores, so that a second "
     "run is fast. Or take an index of yours, with questions and judgements in files, or with weak questions that are "
     "made from its own passages.",
-    "retrieve-rerank evaluate my-dataset --demo --html report.html",
+    "retrieve-rerank evaluate my-dataset --demo --html report.html --save evaluation.json",
     "retrieve-rerank evaluate my-dataset --demo --sample 50 --first-stage bm25 --first-stage dense --runs runs",
     "retrieve-rerank evaluate --in my-index --sample-questions 100",
 )

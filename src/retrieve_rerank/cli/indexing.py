@@ -37,7 +37,7 @@ HELP = with_examples(
     "after files have changed: only what is new is encoded, and passages of files that are gone go, too. The index "
     "knows its models, so that searching names none.",
     "retrieve-rerank index docs --to my-index --demo",
-    "retrieve-rerank index docs --to my-index",
+    "retrieve-rerank index docs --to my-index              # again, after changes",
     "retrieve-rerank index faq.jsonl --to faq-index --demo --text-field answer --title-field question",
 )
 
