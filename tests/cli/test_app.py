@@ -24,7 +24,7 @@ MODULES = [indexing, evaluating, tuning, reporting, searching, reranking]
 
 def run_python(code: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=300, check=True
     )
     return done.stdout
 
@@ -132,7 +132,7 @@ def in_shell(line: str, place: Path) -> Done:
     script.chmod(0o755)
     known = environment(PATH=f"{script.parent}{os.pathsep}{os.environ['PATH']}")
     done = subprocess.run(
-        ["sh", "-c", line], cwd=place, env=known, capture_output=True, text=True, timeout=120, check=False
+        ["sh", "-c", line], cwd=place, env=known, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
     return Done(done.returncode, done.stdout, done.stderr)

@@ -216,16 +216,16 @@ def test_ctrl_c_ends_it_cleanly_and_the_next_run_goes_on(
     folder.mkdir()
     for number in range(2_000):
         (folder / f"{number}.txt").write_text(f"the word number {number} of paris")
-    process = start("index", folder, "--to", tmp_path / "made", *models)
-    database = tmp_path / "made" / "vectors" / "chroma.sqlite3"
-    end = time.monotonic() + 60
-    while not (database.exists() and (tmp_path / "made" / "words").exists()):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    time.sleep(0.5)
-    os.kill(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    with start("index", folder, "--to", tmp_path / "made", *models) as process:
+        database = tmp_path / "made" / "vectors" / "chroma.sqlite3"
+        end = time.monotonic() + 300
+        while not (database.exists() and (tmp_path / "made" / "words").exists()):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        time.sleep(0.5)
+        os.kill(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=300)
     assert process.returncode == 130, err
     assert out == b""
     assert b"Traceback" not in err

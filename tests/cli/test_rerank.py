@@ -110,7 +110,7 @@ def test_lines_are_answered_as_they_come(model: tuple[str, str]) -> None:
         process.stdin.flush()
         assert b"line 2" in process.stderr.readline()
         process.stdin.write(LINE.encode()[20:].rstrip())
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=3000)
     assert json.loads(out)["hits"] == first["hits"]
     assert process.returncode == 1
     assert err == b"retrieve-rerank: 1 line could not be used\n"
@@ -125,7 +125,7 @@ def test_ctrl_c_while_it_waits_ends_it_quietly(model: tuple[str, str]) -> None:
     process.stdin.flush()
     assert process.stdout.readline()
     os.kill(process.pid, signal.SIGINT)
-    assert process.wait(timeout=30) == 130
+    assert process.wait(timeout=300) == 130
     out, err = process.communicate()
     assert out == b""
     assert err.strip() == b"retrieve-rerank: stopped"
@@ -141,6 +141,6 @@ def test_a_reader_that_has_enough_is_no_failure(tmp_path: Path, model: tuple[str
     assert process.stderr is not None
     assert process.stdout.readline()
     process.stdout.close()
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=3000) == 0
     assert process.stderr.read() == b""
     process.stderr.close()

@@ -97,7 +97,7 @@ def test_a_terminal_gets_a_table_that_fits_and_no_commands(run: Run, tmp_path: P
         if not block:
             break
         shown += block
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     os.close(ours)
     assert process.returncode == 0, err
     styled = shown.decode()
