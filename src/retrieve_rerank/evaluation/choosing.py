@@ -45,6 +45,7 @@ class HeldOut:
         regret: `best` less `quality`.
         spread: The 90th percentile of that difference over the splits.
         agreement: Share of the splits in which the setting taken is the one that was chosen on all questions.
+        regrets: `best` less `quality` in each split.
 
     Example:
         >>> from retrieve_rerank.evaluation import HeldOut
@@ -59,6 +60,7 @@ class HeldOut:
     regret: float
     spread: float
     agreement: float
+    regrets: tuple[float, ...] = ()
 
 
 def frontier(settings: Sequence[Setting]) -> tuple[Setting, ...]:
@@ -124,6 +126,7 @@ def check(
         regret=float(regret.mean()),
         spread=float(np.percentile(regret, 90)),
         agreement=float(np.mean(taken)),
+        regrets=tuple(regret.tolist()),
     )
 
 

@@ -76,21 +76,41 @@ class Plan:
         distinct = {id(reader): reader.seconds for reader in self.readers.values()}
         return sum(sum(stage.seconds) for stage in self.firsts.values()) + sum(distinct.values())
 
-    def settings(self, dataset: Dataset, measure: str, *, resamples: int, seed: int) -> list[Setting]:
-        """Return what the rows, which have run, say of each setting."""
+    @property
+    def rows(self) -> dict[tuple[str, str | None, int], Stage]:
+        """The rows that are settings, by first stage, cross-encoder and depth: the shallowest first."""
         deepest = self.depths[-1]
         rows: dict[tuple[str, str | None, int], Stage] = {
             (name, None, depth): stage for (name, depth), stage in self.firsts.items() if depth == deepest
         }
         rows.update(reversed(self.reranked.items()))
+        return rows
+
+    def seconds_alone(self, costs: Mapping[str, float]) -> float:
+        """Return what running every setting by itself would take, given what a call of each cross-encoder costs."""
+        return sum(sum(self._seconds(*key, costs)) for key in self.rows)
+
+    def call_seconds(self, dataset: Dataset) -> dict[str, float]:
+        """Return what a call of each cross-encoder costs beside its pairs, as calls for single pairs show.
+
+        It is 0 where all scores came from the cache: the model is not loaded for it.
+        """
+        return {model: self._call_seconds(model, reader, dataset) for model, reader in self.readers.items()}
+
+    def settings(
+        self, costs: Mapping[str, float], dataset: Dataset, measure: str, *, resamples: int, seed: int
+    ) -> list[Setting]:
+        """Return what the rows, which have run, say of each setting."""
+        rows = self.rows
         values = [_values(stage.hits, dataset, measure) for stage in rows.values()]
         table = np.array([[one[query] for one in values] for query in sorted(dataset.judgements)])
         intervals = bootstrap_interval(table, resamples=resamples, seed=seed)
-        costs = {model: self._call_seconds(model, reader, dataset) for model, reader in self.readers.items()}
         settings = []
         for ((name, model, depth), stage), one, mean, (low, high) in zip(
             rows.items(), values, table.mean(axis=0), intervals, strict=True
         ):
+            seconds = self._seconds(name, model, depth, costs)
+            p50, p95 = np.percentile(seconds[1:] or seconds, [50, 95])  # the first question includes loading
             made, precision = (None, None) if model is None else described(self.rankers[model])
             settings.append(
                 Setting(
@@ -103,7 +123,7 @@ class Plan:
                     low=float(low),
                     high=float(high),
                     pairs=stage.pairs / len(stage.seconds),
-                    latency=self._latency(name, model, stage, costs),
+                    latency=Latency(float(p50), float(p95), stage.estimated),
                     per_query=one,
                 )
             )
@@ -120,21 +140,18 @@ class Plan:
             found.setdefault(name, {})[depth] = statistics.fmean(_values(perfect, dataset, measure).values())
         return found
 
-    def _latency(self, name: str, model: str | None, stage: Stage, costs: Mapping[str, float]) -> Latency:
-        """Return the seconds of both stages; those of the pairs hold their share of the call for the deepest pool."""
-        seconds = stage.seconds
-        if model is not None and stage.first is not None:
-            share = stage.pairs / max(1, self.reranked[name, model, self.depths[-1]].pairs)
-            call = costs[model] * (1 - share)
-            seconds = [a + b + call for a, b in zip(stage.first.seconds, stage.seconds, strict=True)]
-        p50, p95 = np.percentile(seconds[1:] or seconds, [50, 95])  # the first question includes loading
-        return Latency(float(p50), float(p95), stage.estimated)
+    def _seconds(self, name: str, model: str | None, depth: int, costs: Mapping[str, float]) -> list[float]:
+        """Return the seconds of both stages by question.
+
+        A pair's seconds hold its share of the cost of the call for the deepest pool: of fewer pairs, a part is missing.
+        """
+        if model is None:
+            return self.firsts[name, depth].seconds
+        stage, deepest = self.reranked[name, model, depth], self.reranked[name, model, self.depths[-1]]
+        call = costs[model] * (1 - stage.pairs / max(1, deepest.pairs))
+        return [a + b + call for a, b in zip(self.firsts[name, depth].seconds, stage.seconds, strict=True)]
 
     def _call_seconds(self, model: str, reader: Reader, dataset: Dataset) -> float:
-        """Return what a call costs beside its pairs, as calls for single pairs show.
-
-        It is 0 where all scores came from the cache: the model is not loaded for it.
-        """
         if not reader.fresh:
             return 0.0
         first = next(iter(self.firsts.values()))

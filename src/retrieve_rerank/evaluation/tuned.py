@@ -85,7 +85,8 @@ class Tuning:
         passages: Number of passages of the dataset.
         resamples: Of the bootstrap.
         seed: Of the bootstrap and the splits.
-        seconds: How long the tuning took; times read from the cache are counted as what they took then.
+        seconds: How long the tuning took. A score from the cache counts as what it took when it was made.
+        seconds_alone: How long it would have taken to run each setting by itself, added up in the same way.
         models: What `CrossEncoder(**arguments)` makes each cross-encoder from, by name; empty for one of another kind.
         machine: Processor, cores, versions.
 
@@ -99,8 +100,10 @@ class Tuning:
         >>> report = index.add(dataset.passages)
         >>> scorer = TableScorer({texts["p1"]: -1.0, texts["p2"]: 2.0})
         >>> tuning = tune({"words": index}, {"table": scorer}, dataset, depths=[1, 2])
-        >>> [(setting.name, setting.quality) for setting in tuning.settings]
-        >>> print(tuning.code())
+        >>> [(setting.name, round(setting.quality, 2)) for setting in tuning.settings]
+        [('words, not re-ranked', 0.63), ('words → table, 1 deep', 0.0), ('words → table, 2 deep', 1.0)]
+        >>> print(tuning.code().splitlines()[-1])
+        search = RetrieveRerank(words, table, fetch_k=2)
     """
 
     dataset: str
@@ -120,6 +123,7 @@ class Tuning:
     resamples: int
     seed: int
     seconds: float
+    seconds_alone: float
     models: Mapping[str, Mapping[str, str | int | bool | None]] = field(default_factory=dict)
     machine: Mapping[str, str | int] = field(default_factory=machine)
 

@@ -88,7 +88,8 @@ def tune(
         began = time.perf_counter()
         run(plan.stages, dataset, store, show_progress=show_progress)
         running = time.perf_counter() - began
-    settings = plan.settings(dataset, name, resamples=resamples, seed=seed)
+    costs = plan.call_seconds(dataset)
+    settings = plan.settings(costs, dataset, name, resamples=resamples, seed=seed)
     choice = choosing.choose(settings, latency_budget, quality)
     held_out = choosing.check(settings, choice.setting, latency_budget, quality, seed=seed)
     return Tuning(
@@ -110,6 +111,7 @@ def tune(
         seed=seed,
         models=plan.models,
         seconds=time.perf_counter() - start - running + plan.seconds,
+        seconds_alone=plan.seconds_alone(costs),
     )
 
 
