@@ -1,9 +1,9 @@
-"""Is what `tune` picks as good as an exhaustive search on other questions, at what part of its time? And adaptive depth?
+"""Is what `tune` picks as good as what an exhaustive search finds, at what part of its time? And adaptive depth?
 
-    python benchmarks/tuning.py FOLDER [FOLDER ...] [--queries 200] [--cache FILE] [--indexes FOLDER] [--really 5]
+    python benchmarks/tuning.py FOLDER … [--queries 200] [--cache FILE] [--indexes FOLDER] [--really 5]
 
-Each folder is a test collection, as `load_dataset` reads it. First stages: BM25, dense and hybrid; the models default to
-the demo models. For each collection:
+Each folder is a test collection, as `load_dataset` reads it. First stages: BM25, dense and hybrid; the models default
+to the demo models. For each collection:
 
 - The questions (`--queries` of them, seeded; 0: all) are split in halves. `tune` chooses on one half. On the other,
   every setting is measured as a pipeline of its own: that is the exhaustive search, whose best setting nobody can know
@@ -83,13 +83,13 @@ def choice(here: Tuning, there: Tuning) -> None:
     """Print what was picked on one half, and how far it is from the best of the other."""
     picked, best = same(there, here.chosen), max(there.settings, key=lambda setting: setting.quality)
     print(
-        f"picked on {here.questions} questions: {picked.name}; on the other {there.questions}: {picked.quality:.4f}, best "
-        f"{best.quality:.4f} ({best.name}), difference {best.quality - picked.quality:.4f}"
+        f"picked on {here.questions} questions: {picked.name}; on the other {there.questions}: {picked.quality:.4f}, "
+        f"best {best.quality:.4f} ({best.name}), difference {best.quality - picked.quality:.4f}"
     )
     ratio = here.seconds / there.seconds_alone * there.questions / here.questions
     print(
-        f"time: tune {here.seconds:.1f} s, exhaustive search {there.seconds_alone:.1f} s (added up): {ratio:.3f} of it a "
-        "question"
+        f"time: tune {here.seconds:.1f} s, exhaustive search {there.seconds_alone:.1f} s (added up): {ratio:.3f} of it "
+        "a question"
     )
 
 
@@ -101,8 +101,8 @@ def spread(tuning: Tuning) -> None:
     regrets = np.array(tuning.held_out.regrets)
     low, middle, high = np.percentile(regrets, [10, 50, 90])
     print(
-        f"over {len(regrets)} splits: difference {regrets.mean():.4f} on average, {low:.4f} / {middle:.4f} / {high:.4f} "
-        f"(p10 / p50 / p90), at most 0.01 in {np.mean(regrets <= 0.01):.0%}"
+        f"over {len(regrets)} splits: difference {regrets.mean():.4f} on average, p10 / p50 / p90 {low:.4f} / "
+        f"{middle:.4f} / {high:.4f}, at most 0.01 in {np.mean(regrets <= 0.01):.0%}"
     )
 
 
@@ -183,7 +183,7 @@ def outcomes(evaluation: Evaluation, name: str) -> dict[str, tuple[Array, Array]
             run, read = {}, {}
             for query, ids in before.items():
                 read[query] = rule(in_order[query])
-                top = sorted(range(read[query]), key=lambda place: -in_order[query][place])  # noqa: B023 - used at once
+                top = sorted(range(read[query]), key=lambda place: -in_order[query][place])
                 order = [*(ids[place] for place in top), *ids[read[query] :]]
                 run[query] = {passage: -float(rank) for rank, passage in enumerate(order)}
             values = {one.query_id: one.value for one in ir_measures.iter_calc([NDCG], qrels, run)}
@@ -245,7 +245,11 @@ def main() -> None:
                 words = stack.enter_context(BM25Index())
                 for index in (dense, words):
                     index.add(dataset.passages, show_progress=sys.stderr.isatty())
-                firsts = {"BM25": words, "dense": dense, "hybrid": HybridRetriever([dense, words])}
+                firsts: dict[str, Retriever] = {
+                    "BM25": words,
+                    "dense": dense,
+                    "hybrid": HybridRetriever([dense, words]),
+                }
                 print(f"\n## {dataset.name}: {len(dataset.judgements)} questions, {len(dataset.passages)} passages")
                 here, there = (
                     tune(firsts, {"demo": model}, half, cache=arguments.cache, show_progress=sys.stderr.isatty())
