@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from retrieve_rerank.errors import require
 from retrieve_rerank.evaluation.report.marks import marks, mean_intervals
 from retrieve_rerank.evaluation.report.quality import latency
+from retrieve_rerank.view import cut
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from retrieve_rerank.evaluation.evaluation import Evaluation
     from retrieve_rerank.evaluation.tuned import Tuning
 
+_NAME = 50  # characters of a name beside the chart
 _DASHES = (0, (1, 2))
 
 
@@ -101,6 +103,6 @@ def _finish(ax: Axes, dataset: str, measure: str, x_name: str) -> Axes:
 
 
 def _literal(text: str) -> str:
-    """Return text that matplotlib draws as it is: no mathematics between dollar signs, no hidden label."""
-    text = text.replace("$", r"\$")
+    """Return text that matplotlib draws as it is, if not too long: no mathematics between dollar signs, no hidden label."""
+    text = cut(" ".join(text.encode("utf-8", "replace").decode("utf-8").split()), _NAME).replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
