@@ -91,7 +91,8 @@ def _pick(means: Array, settings: Sequence[Setting], quality: float | None) -> i
     """Return the position of the setting to take, given the means over some questions."""
     steady = smooth(settings) @ means
     enough = steady.max() - TOLERANCE if quality is None else min(quality, steady.max())
-    return min(np.flatnonzero(steady >= enough), key=lambda place: (settings[place].latency.p95, -steady[place]))
+    places = np.flatnonzero(steady >= enough).tolist()
+    return min(places, key=lambda place: (settings[place].latency.p95, -steady[place]))
 
 
 def smooth(settings: Sequence[Setting]) -> Array:

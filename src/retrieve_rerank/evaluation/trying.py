@@ -18,9 +18,11 @@ from retrieve_rerank.evaluation.results import Latency
 from retrieve_rerank.evaluation.running import Reader, Stage
 from retrieve_rerank.evaluation.significance import bootstrap_interval
 from retrieve_rerank.evaluation.tuned import Setting
+from retrieve_rerank.models.cross_encoder import CrossEncoder
 from retrieve_rerank.models.ranking import Ranker
 from retrieve_rerank.retrieval.adaptive import AdaptiveDepth
 from retrieve_rerank.retrieval.pipeline import RetrieveRerank
+from retrieve_rerank.retrieval.saved import remembered
 from retrieve_rerank.retrieval.second_stage import described
 from retrieve_rerank.types import Hit, Retriever, Scorer
 
@@ -60,6 +62,14 @@ class Plan:
         """All rows, in the order that they run in."""
         return [*self.firsts.values(), *self.reranked.values()]
 
+    @property
+    def models(self) -> dict[str, dict[str, str | int | bool | None]]:
+        """What `CrossEncoder(**arguments)` makes each cross-encoder from; empty for one of another kind."""
+        return {
+            name: remembered(ranker) if isinstance(ranker, CrossEncoder) else {}
+            for name, ranker in self.rankers.items()
+        }
+
     def seconds(self, readers: Sequence[Reader]) -> float:
         """Return what running took; scores from the cache count as what they took when they were made."""
         return sum(sum(stage.seconds) for stage in self.firsts.values()) + sum(reader.seconds for reader in readers)
@@ -87,7 +97,7 @@ class Plan:
             perfect = {}
             for query, hits in stage.hits.items():
                 relevance = dataset.judgements[query]
-                perfect[query] = sorted(_ids(hits), key=lambda passage: -relevance.get(passage, 0))  # noqa: B023 - used at once
+                perfect[query] = sorted(_ids(hits), key=lambda passage: -relevance.get(passage, 0))
             values = per_query([measure], dataset.judgements, perfect)[measure]
             found.setdefault(name, {})[depth] = statistics.fmean(values.values())
         return found
@@ -153,7 +163,7 @@ def _adaptive(name: str, model: str, stage: Stage, rule: AdaptiveDepth, call: fl
     for query, candidates in ({} if stage.first is None else stage.first.hits).items():
         scores = [stage.scores[query][hit.passage.text] for hit in candidates]
         read = rule.depth([score.logit for score in scores])
-        order = sorted(range(read), key=lambda place: -scores[place].logit)  # noqa: B023 - used at once
+        order = sorted(range(read), key=lambda place: -scores[place].logit)
         hits[query] = [*(candidates[place] for place in order), *candidates[read:]]
         pairs[query] = read
         calls = math.ceil(read / rule.chunk) - read / max(1, len(candidates))

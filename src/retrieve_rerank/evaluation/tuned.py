@@ -13,6 +13,7 @@ from retrieve_rerank.evaluation import choosing, exporting, tuning_words
 from retrieve_rerank.evaluation.evaluation import machine
 from retrieve_rerank.evaluation.results import Latency
 from retrieve_rerank.retrieval.adaptive import AdaptiveDepth
+from retrieve_rerank.retrieval.saved import save_setting
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,7 +76,7 @@ class HeldOut:
 
     Attributes:
         splits: How many splits.
-        tuned: Mean quality of the setting taken, on the half that it was chosen on. Too good, since it was chosen there.
+        tuned: Mean quality of the setting taken, on the half that it was chosen on, and so too good.
         quality: Mean quality of the setting taken, on the other half.
         best: Mean quality of whichever setting is best on the other half: nobody can know it before.
         regret: `best` less `quality`.
@@ -106,7 +107,7 @@ class Tuning:
         latency_budget: Seconds that nineteen of twenty questions may take, as asked for; None is no limit.
         quality: Mean of the measure that is wanted, as asked for; None is the best there is.
         depths: Depths that were tried.
-        ceiling: What no re-ranking can exceed: by first stage and depth, the mean that a perfect re-ranking would reach.
+        ceiling: By first stage and depth, the mean that a perfect re-ranking would reach.
         held_out: What choosing on one half of the questions is worth on the other; None where there are too few.
         notes: What the numbers do not say by themselves.
         questions: Number of questions.
@@ -114,7 +115,21 @@ class Tuning:
         resamples: Of the bootstrap.
         seed: Of the bootstrap and the splits.
         seconds: How long the tuning took; times read from the cache are counted as what they took then.
+        models: What `CrossEncoder(**arguments)` makes each cross-encoder from, by name; empty for one of another kind.
         machine: Processor, cores, versions.
+
+    Example:
+        >>> from retrieve_rerank import BM25Index
+        >>> from retrieve_rerank.evaluation import Dataset, tune
+        >>> from retrieve_rerank.testing import TableScorer
+        >>> texts = {"p1": "Paris is in France.", "p2": "Paris is the capital of France."}
+        >>> index = BM25Index()
+        >>> dataset = Dataset("toy", texts, {"q1": "Paris"}, {"q1": {"p2": 1}})
+        >>> report = index.add(dataset.passages)
+        >>> scorer = TableScorer({texts["p1"]: -1.0, texts["p2"]: 2.0})
+        >>> tuning = tune({"words": index}, {"table": scorer}, dataset, depths=[1, 2])
+        >>> [(setting.name, setting.quality) for setting in tuning.settings]
+        >>> print(tuning.code())
     """
 
     dataset: str
@@ -134,6 +149,7 @@ class Tuning:
     resamples: int
     seed: int
     seconds: float
+    models: Mapping[str, Mapping[str, str | int | bool | None]] = field(default_factory=dict)
     machine: Mapping[str, str | int] = field(default_factory=machine)
 
     @property
@@ -189,13 +205,15 @@ class Tuning:
         return choosing.choose(self.settings, latency_budget, quality).setting
 
     def code(self, setting: Setting | None = None) -> str:
-        """Return Python code that makes the pipeline of a setting; None takes the chosen one."""
-        return tuning_words.code(self.chosen if setting is None else setting)
+        """Return Python code that makes the pipeline of a setting; None takes the chosen one.
+
+        The first stage, and a cross-encoder that is no `CrossEncoder`, are variables of their names in it.
+        """
+        return tuning_words.code(self, self.chosen if setting is None else setting)
 
     def save(self, path: str | os.PathLike[str], setting: Setting | None = None) -> None:
-        """Write a setting as a JSON file that `RetrieveRerank.load` reads; None takes the chosen one."""
-        chosen = self.chosen if setting is None else setting
-        exporting.write_json(tuning_words.file(self, chosen), Path(path))
+        """Write a setting as a JSON file that `RetrieveRerank.load` and `load_setting` read; None: the chosen one."""
+        save_setting(tuning_words.saved(self, self.chosen if setting is None else setting), path)
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Write everything, values per question included, as one JSON object, in UTF-8."""

@@ -108,6 +108,7 @@ def tune(
         passages=len(dataset.passages),
         resamples=resamples,
         seed=seed,
+        models=plan.models,
         seconds=time.perf_counter() - start - running + plan.seconds(readers),
     )
 

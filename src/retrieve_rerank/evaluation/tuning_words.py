@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from html import escape
 from typing import TYPE_CHECKING
 
 from retrieve_rerank import __version__
 from retrieve_rerank.evaluation.dataset import counted
-from retrieve_rerank.evaluation.presenting import seconds as time_of
+from retrieve_rerank.evaluation.presenting import shown_latency, shown_time
 from retrieve_rerank.retrieval.saved import SavedSetting
+from retrieve_rerank.view import escaped
 
 if TYPE_CHECKING:
     from retrieve_rerank.evaluation.tuned import Setting, Tuning
@@ -21,7 +20,7 @@ def answer(tuning: Tuning) -> str:
     chosen, measure = tuning.chosen, tuning.measure
     where = f"On {tuning.dataset}{' (weak questions, made from the passages themselves)' if tuning.weak else ''}, "
     reached = f"{measure} {chosen.quality:.3f} [{chosen.low:.3f}, {chosen.high:.3f}]"
-    cost = f"{time_of(chosen.latency)} a question (p50 / p95), over {counted(tuning.questions, 'question')}"
+    cost = f"{shown_latency(chosen.latency)} a question (p50 / p95), over {counted(tuning.questions, 'question')}"
     if chosen.cross_encoder is None:
         others = [setting for setting in tuning.settings if setting.cross_encoder is not None]
         best = max(others, key=lambda setting: setting.quality)
@@ -44,7 +43,7 @@ def short(tuning: Tuning) -> str:
     return (
         f"<Tuning of {counted(len(tuning.settings), 'setting')} on {tuning.dataset!r}, "
         f"{counted(tuning.questions, 'question')}: {chosen.name}; {tuning.measure} {chosen.quality:.3f}, "
-        f"p95 {time_of(chosen.latency, p50=False)}>"
+        f"p95 {shown_time(chosen.latency.p95)}>"
     )
 
 
@@ -53,7 +52,7 @@ def code(tuning: Tuning, setting: Setting) -> str:
     first = _variable(setting.first_stage)
     head = f"# {setting.name}: {tuning.measure} {setting.quality:.3f} on {tuning.dataset}\n"
     if setting.cross_encoder is None:
-        return f"{head}# Not to re-rank is best there: search the first stage by itself.\nhits = {first}.retrieve(query, k=10)\n"
+        return f"{head}# It does not re-rank: search the first stage by itself.\nhits = {first}.retrieve(query, k=10)\n"
     arguments = tuning.models.get(setting.cross_encoder)
     if arguments:
         imports = "from retrieve_rerank import CrossEncoder, RetrieveRerank\n\n"
@@ -88,7 +87,9 @@ def saved(tuning: Tuning, setting: Setting) -> SavedSetting:
 
 def html(tuning: Tuning) -> str:
     """Return the answer, the frontier and the notes as one element, with nothing to load."""
-    shown = dict.fromkeys([*tuning.frontier, *(one for one in tuning.settings if one.cross_encoder is None), tuning.chosen])
+    shown = dict.fromkeys(
+        [*tuning.frontier, *(one for one in tuning.settings if one.cross_encoder is None), tuning.chosen]
+    )
     columns = ("setting", tuning.measure, "95 % interval", "pairs", "p50 / p95", "")
     rows = [
         (
@@ -96,7 +97,7 @@ def html(tuning: Tuning) -> str:
             f"{setting.quality:.3f}",
             f"[{setting.low:.3f}, {setting.high:.3f}]",
             f"{setting.pairs:.0f}",
-            time_of(setting.latency),
+            shown_latency(setting.latency),
             " ".join(
                 word
                 for word, applies in (("chosen", setting is tuning.chosen), ("frontier", setting in tuning.frontier))
@@ -105,21 +106,21 @@ def html(tuning: Tuning) -> str:
         )
         for setting in sorted(shown, key=lambda one: one.latency.p95)
     ]
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    head = "".join(f"<th>{escaped(column)}</th>" for column in columns)
     body = "".join(
         "<tr>"
         + "".join(
-            f"<td style='text-align:{'left' if place in (0, 5) else 'right'}'>{escape(cell)}</td>"
+            f"<td style='text-align:{'left' if place in (0, 5) else 'right'}'>{escaped(cell)}</td>"
             for place, cell in enumerate(row)
         )
         + "</tr>"
         for row in rows
     )
-    notes = "".join(f"<li>{escape(note)}</li>" for note in (tuning.reason, *tuning.notes))
+    notes = "".join(f"<li>{escaped(note)}</li>" for note in (tuning.reason, *tuning.notes))
     return (
-        f"<div><p><strong>{escape(tuning.answer)}</strong></p><div style='overflow-x:auto'><table>"
+        f"<div><p><strong>{escaped(tuning.answer)}</strong></p><div style='overflow-x:auto'><table>"
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div><ul>{notes}</ul>"
-        f"<pre>{escape(tuning.code())}</pre></div>"
+        f"<pre>{escaped(tuning.code())}</pre></div>"
     )
 
 
