@@ -88,9 +88,7 @@ def damaged(content: dict[str, Any], *path: str | int, value: Any) -> dict[str, 
         (("judgements",), {}, "other questions"),
     ],
 )
-def test_a_damaged_file_is_refused_at_once(
-    tmp_path: Path, path: tuple[str | int, ...], value: Any, said: str
-) -> None:
+def test_a_damaged_file_is_refused_at_once(tmp_path: Path, path: tuple[str | int, ...], value: Any, said: str) -> None:
     """Not when the report is half written."""
     file = tmp_path / "evaluation.json"
     reports.smallest().to_json(file)

@@ -16,7 +16,7 @@ from retrieve_rerank.evaluation import exporting, presenting
 from retrieve_rerank.evaluation.results import Comparison, System
 
 if TYPE_CHECKING:
-    pass
+    from matplotlib.axes import Axes
 
     from retrieve_rerank.evaluation.tuned import Tuning
 

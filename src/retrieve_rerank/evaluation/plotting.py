@@ -103,6 +103,6 @@ def _finish(ax: Axes, dataset: str, measure: str, x_name: str) -> Axes:
 
 
 def _literal(text: str) -> str:
-    """Return text that matplotlib draws as it is, if not too long: no mathematics between dollar signs, no hidden label."""
+    """Return text that is drawn as it is, if not too long: no mathematics between dollar signs, no hidden label."""
     text = cut(" ".join(text.encode("utf-8", "replace").decode("utf-8").split()), _NAME).replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text

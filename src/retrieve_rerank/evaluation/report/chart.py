@@ -146,18 +146,27 @@ def _disc(x: Axis, y: Axis, point: Disc, shift: float) -> str:
 
 
 def _shifts(x: Axis, points: Sequence[Disc]) -> list[float]:
-    """Return by how many pixels each point is moved, so that none covers another on the smallest phone."""
+    """Return by how many pixels each point is moved, as little as keeps them apart on the smallest phone.
+
+    Points stay in their order, and a wider chart only draws them further apart.
+    """
     order = sorted(range(len(points)), key=lambda place: points[place].x)
-    groups: list[list[int]] = []
-    for place in order:
-        near = groups[-1][0] if groups else None
-        if near is not None and (x.at(points[place].x) - x.at(points[near].x)) / 100 * _NARROWEST < 2 * _RADIUS + 1:
-            groups[-1].append(place)
-        else:
-            groups.append([place])
+    room = _NARROWEST - 2 * _RADIUS
+    step = min(2 * _RADIUS + 2, room / max(1, len(points) - 1))
+    wanted = [x.at(points[place].x) / 100 * _NARROWEST - number * step for number, place in enumerate(order)]
     shifts = [0.0] * len(points)
-    for group in groups:
-        step = min(2 * _RADIUS + 2, _NARROWEST / 2 / len(group))
-        for number, place in enumerate(group):
-            shifts[place] = (number - (len(group) - 1) / 2) * step
+    for number, (place, at) in enumerate(zip(order, _rising(wanted), strict=True)):
+        inside = min(max(at, _RADIUS), _RADIUS + room - (len(points) - 1) * step)
+        shifts[place] = round(inside - wanted[number], 1)
     return shifts
+
+
+def _rising(values: Sequence[float]) -> list[float]:
+    """Return the values that never fall and are closest to those given: what falls is replaced by its mean."""
+    blocks: list[list[float]] = []
+    for value in values:
+        blocks.append([value])
+        while len(blocks) > 1 and sum(blocks[-2]) / len(blocks[-2]) > sum(blocks[-1]) / len(blocks[-1]):
+            last = blocks.pop()
+            blocks[-1] += last
+    return [sum(block) / len(block) for block in blocks for _ in block]
