@@ -206,9 +206,9 @@ def test_first_stage_scores_that_are_no_numbers_are_no_obstacle(tmp_path: Path) 
 
 
 def test_a_large_evaluation_is_a_small_file(tmp_path: Path) -> None:
-    evaluation = reports.ordinary(questions=150, depth=100)
+    evaluation = reports.ordinary(questions=90, depth=60)
     evaluation.to_html(tmp_path / "small.html")
-    reports.ordinary(questions=50, depth=100).to_html(tmp_path / "smaller.html")
+    reports.ordinary(questions=30, depth=60).to_html(tmp_path / "smaller.html")
     large, small = ((tmp_path / name).stat().st_size for name in ("small.html", "smaller.html"))
     assert large < 1.2 * small  # it depends on what is shown, not on the number of questions
     assert large < 1_000_000
