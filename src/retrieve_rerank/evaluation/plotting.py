@@ -56,24 +56,17 @@ def plot_tuning(tuning: Tuning, ax: Axes | None) -> Axes:
     hues = {name: hue for hue, name in enumerate(tuning.first_stages)}
     for first_stage, cross_encoder in pairs:
         rows = [one for one in tuning.settings if (one.first_stage, one.cross_encoder) == (first_stage, cross_encoder)]
-        fixed = sorted((one for one in rows if one.adaptive is None), key=lambda one: one.fetch_k)
+        rows.sort(key=lambda one: one.fetch_k)
         name = f"{first_stage}, not re-ranked" if cross_encoder is None else f"{first_stage} → {cross_encoder}"
         ax.errorbar(
-            [one.latency.p95 for one in fixed],
-            [one.quality for one in fixed],
-            yerr=[[one.quality - one.low for one in fixed], [one.high - one.quality for one in fixed]],
+            [one.latency.p95 for one in rows],
+            [one.quality for one in rows],
+            yerr=[[one.quality - one.low for one in rows], [one.high - one.quality for one in rows]],
             fmt="D" if cross_encoder is None else "o-",
             markersize=4,
             color=f"C{hues[first_stage] % 10}",
             elinewidth=0.6,
             label=_literal(name),
-        )
-        adaptive = [one for one in rows if one.adaptive is not None]
-        ax.plot(
-            [one.latency.p95 for one in adaptive],
-            [one.quality for one in adaptive],
-            "x",
-            color=f"C{hues[first_stage] % 10}",
         )
     ax.plot(
         [tuning.chosen.latency.p95],

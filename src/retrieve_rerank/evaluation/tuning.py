@@ -10,7 +10,7 @@ from pathlib import Path
 
 from retrieve_rerank.checks import check_count, check_seconds
 from retrieve_rerank.errors import InvalidInputError
-from retrieve_rerank.evaluation import choosing
+from retrieve_rerank.evaluation import choosing, tuning_words
 from retrieve_rerank.evaluation.dataset import Dataset
 from retrieve_rerank.evaluation.measures import check_measures
 from retrieve_rerank.evaluation.running import run
@@ -86,9 +86,10 @@ def tune(
     plan = Plan(_firsts(first_stages), _models(cross_encoders), _depths(depths))
     with nullcontext() if cache is None else open_store(cache) as store:
         began = time.perf_counter()
-        readers = run(plan.stages, dataset, store, show_progress=show_progress)
+        run(plan.stages, dataset, store, show_progress=show_progress)
         running = time.perf_counter() - began
-    settings = plan.settings(readers, dataset, name, resamples=resamples, seed=seed)
+    costs = plan.call_seconds(dataset)
+    settings = plan.settings(costs, dataset, name, resamples=resamples, seed=seed)
     choice = choosing.choose(settings, latency_budget, quality)
     held_out = choosing.check(settings, choice.setting, latency_budget, quality, seed=seed)
     return Tuning(
@@ -103,13 +104,14 @@ def tune(
         depths=plan.depths,
         ceiling=plan.ceiling(dataset, name),
         held_out=held_out,
-        notes=(),
+        notes=tuning_words.notes(plan, dataset, name, choice.setting, held_out),
         questions=len(dataset.judgements),
         passages=len(dataset.passages),
         resamples=resamples,
         seed=seed,
         models=plan.models,
-        seconds=time.perf_counter() - start - running + plan.seconds(readers),
+        seconds=time.perf_counter() - start - running + plan.seconds,
+        seconds_alone=plan.seconds_alone(costs),
     )
 
 
