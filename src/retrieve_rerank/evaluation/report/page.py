@@ -25,9 +25,9 @@ _QUALITY = (
     "about the same latency stand side by side."
 )
 _DEPTH = (
-    "What fewer candidates would have reached, read from the same scores. Solid: re-ranked, with a 95 % band; dashed: "
-    "first stage alone; dotted: ceiling. The highest point is the highest on these questions; on others it may lie "
-    "elsewhere."
+    "What the first candidates alone would have reached, read from the same scores; a fused first stage that is asked "
+    "for fewer may find slightly others. Solid: re-ranked, with a 95 % band; dashed: first stage alone; dotted: ceiling. "
+    "The highest point is the highest on these questions; on others it may lie elsewhere."
 )
 _SCORES = (
     "Logits of all candidates. Where relevant and other passages overlap, no threshold divides them. Unjudged passages "

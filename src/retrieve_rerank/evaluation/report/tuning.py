@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from retrieve_rerank.evaluation import presenting
+from retrieve_rerank.evaluation.dataset import counted
 from retrieve_rerank.evaluation.presenting import Cell, shown_latency, shown_time
 from retrieve_rerank.evaluation.report.axes import axis_around
 from retrieve_rerank.evaluation.report.chart import HUES, chart, line, signed, stretched
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 
 _FRONTIER = (
     "One line for each first stage and cross-encoder, a dot for each depth; a diamond is the first stage alone. Large "
-    "dots are settings that nothing beats in quality without taking longer; the ring is the one to take. The table has "
-    "their intervals."
+    "dots and filled diamonds are settings that nothing beats in quality without taking longer; the ring is the one to "
+    "take. The table has their intervals."
 )
 _DEPTH = (
     "Solid: re-ranked, with a 95 % band; dashed: first stage alone; dotted: ceiling, which a perfect re-ranking of as "
@@ -56,17 +57,8 @@ def _sections(tuning: Tuning, *, with_code: bool = True) -> str:
 
 
 def _code(tuning: Tuning) -> str:
-    held = tuning.held_out
-    worth = (
-        "There are too few questions to check the choice on others."
-        if held is None
-        else f"Chosen on one half of the questions and measured on the other, {held.splits} times: {tuning.measure} "
-        f"{signed(held.quality)}, which is {signed(held.regret)} below the best setting there (in nine of ten splits "
-        f"at most {signed(held.spread)}); {held.agreement:.0%} of the splits chose this setting."
-    )
-    reason = f"{tuning.reason.rstrip('.')}. " if tuning.reason else ""
     code = f'<div class="code"><pre tabindex="0"><code>{escaped(tuning.code())}</code></pre></div>'
-    return f"<p>{prose(f'{reason}{worth}')}</p>{code}"
+    return f"<p>{prose(tuning.reason)}</p>{code}"
 
 
 def _frontier(tuning: Tuning) -> str:
@@ -86,8 +78,9 @@ def _frontier(tuning: Tuning) -> str:
             said = f"<title>{escaped(one.name)}: {signed(one.quality)}, {shown_time(one.latency.p95)}</title>"
             ring = f'<circle class="ring" cx="{at}%" cy="{up}%" r="10"/>' if one == tuning.chosen else ""
             size = 5 if one in best else 2.5
+            hollow = "" if one in best else ' class="hollow"'
             shape = (
-                f'<svg x="{at}%" y="{up}%" overflow="visible"><path d="M0-6 6 0 0 6-6 0Z"/></svg>'
+                f'<svg x="{at}%" y="{up}%" overflow="visible"><path{hollow} d="M0-6 6 0 0 6-6 0Z"/></svg>'
                 if cross_encoder is None
                 else f'<circle cx="{at}%" cy="{up}%" r="{size}"/>'
             )
@@ -151,18 +144,18 @@ def _table(tuning: Tuning) -> str:
 def _marks(tuning: Tuning) -> dict[tuple[str, str | None], Mark]:
     """Return how each first stage, alone and with each cross-encoder, is drawn."""
     hues = {name: hue for hue, name in enumerate(tuning.first_stages)}
-    pairs = dict.fromkeys(_pair(setting) for setting in tuning.settings)
-    return {pair: Mark(number, hues[pair[0]], filled=pair[1] is not None) for number, pair in enumerate(pairs, start=1)}
-
-
-def _pair(setting: Setting) -> tuple[str, str | None]:
-    return setting.first_stage, setting.cross_encoder
+    pairs = {(setting.first_stage, setting.cross_encoder) for setting in tuning.settings}
+    order = [(one, other) for one in tuning.first_stages for other in (None, *tuning.cross_encoders)]
+    return {
+        pair: Mark(number, hues[pair[0]], filled=pair[1] is not None)
+        for number, pair in enumerate((pair for pair in order if pair in pairs), start=1)
+    }
 
 
 def _method(tuning: Tuning) -> str:
     return (
-        f"{tuning.questions} questions, {tuning.passages} passages. The deepest pool was re-ranked once, and every "
-        f"shallower depth was read from its scores. Intervals: 95 %, bootstrap over questions, {tuning.resamples} "
-        f"resamples, seed {tuning.seed}. Ceiling: what a perfect re-ranking of the same candidates would reach. ≈: in "
-        "part from times measured earlier or in proportion to the pairs read."
+        f"{counted(tuning.questions, 'question')}, {counted(tuning.passages, 'passage')}. Every first stage was asked at "
+        "every depth, and each pair of question and passage was scored once. Intervals: 95 %, bootstrap over questions, "
+        f"{tuning.resamples} resamples, seed {tuning.seed}. Ceiling: what a perfect re-ranking of the same candidates "
+        "would reach."
     )
