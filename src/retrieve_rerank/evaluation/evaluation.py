@@ -138,6 +138,8 @@ class Evaluation:
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw quality against seconds a question with matplotlib: intervals, ceilings, and lines to p95.
 
+        Systems of about the same latency are drawn side by side.
+
         Args:
             ax: Where; None takes a new figure.
 

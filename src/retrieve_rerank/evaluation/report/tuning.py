@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from string import ascii_uppercase
 from typing import TYPE_CHECKING
 
 from retrieve_rerank.evaluation import presenting
@@ -16,8 +17,9 @@ from retrieve_rerank.evaluation.report.quality import shown_time_short
 from retrieve_rerank.view import escaped
 
 if TYPE_CHECKING:
-    from retrieve_rerank.evaluation.tuned import Setting, Tuning
+    from retrieve_rerank.evaluation.tuned import Tuning
 
+_DASHES = 3  # kinds of lines in report.css
 _FRONTIER = (
     "One line for each first stage and cross-encoder, a dot for each depth; a diamond is the first stage alone. Large "
     "dots and filled diamonds are settings that nothing beats in quality without taking longer; the ring is the one to "
@@ -67,12 +69,13 @@ def _frontier(tuning: Tuning) -> str:
     x = axis_around([*seconds, *([] if limit is None else [limit])], log=True)
     y = axis_around([setting.quality for setting in tuning.settings], margin=0.12)
     marks, best = _marks(tuning), tuning.frontier
+    dashes = {name: f"dash{place % _DASHES}" for place, name in enumerate(tuning.cross_encoders)}
     shapes, dots = "", ""
     for (first_stage, cross_encoder), mark in marks.items():
         rows = [one for one in tuning.settings if (one.first_stage, one.cross_encoder) == (first_stage, cross_encoder)]
         if cross_encoder is not None:
             points = [(one.latency.p95, one.quality) for one in tuning.curve(first_stage, cross_encoder)]
-            shapes += f'<g class="hue{mark.hue % HUES}">{line(x, y, points, "curve")}</g>'
+            shapes += f'<g class="hue{mark.hue % HUES}">{line(x, y, points, dashes[cross_encoder])}</g>'
         for one in rows:
             at, up = x.at(one.latency.p95), round(100 - y.at(one.quality), 2)
             said = f"<title>{escaped(one.name)}: {signed(one.quality)}, {shown_time(one.latency.p95)}</title>"
@@ -98,11 +101,21 @@ def _frontier(tuning: Tuning) -> str:
         x_label=shown_time_short,
     )
     key = "".join(
-        f"<li>{mark.chip}<span>{name_of(first_stage)}"
-        f"{', not re-ranked' if cross_encoder is None else f' → {name_of(cross_encoder)}'}</span></li>"
+        f"<li>{mark.chip}<span>{name_of(first_stage)}, not re-ranked</span></li>"
+        if cross_encoder is None
+        else f"<li>{mark.chip}<span>{_sample(mark, dashes[cross_encoder])} {name_of(first_stage)} → "
+        f"{name_of(cross_encoder)}</span></li>"
         for (first_stage, cross_encoder), mark in marks.items()
     )
     return f'<div class="with-key">{drawing}<ol class="key">{key}</ol></div>'
+
+
+def _sample(mark: Mark, kind: str) -> str:
+    """Return a piece of a curve's line."""
+    return (
+        f'<svg class="hue{mark.hue % HUES}" width="28" height="10" aria-hidden="true">'
+        f'<polyline class="{kind}" points="0,5 28,5"/></svg>'
+    )
 
 
 def _curves(tuning: Tuning) -> list[Curve]:
@@ -147,15 +160,21 @@ def _marks(tuning: Tuning) -> dict[tuple[str, str | None], Mark]:
     pairs = {(setting.first_stage, setting.cross_encoder) for setting in tuning.settings}
     order = [(one, other) for one in tuning.first_stages for other in (None, *tuning.cross_encoders)]
     return {
-        pair: Mark(number, hues[pair[0]], filled=pair[1] is not None)
-        for number, pair in enumerate((pair for pair in order if pair in pairs), start=1)
+        pair: Mark(_letter(place), hues[pair[0]], filled=pair[1] is not None)
+        for place, pair in enumerate(pair for pair in order if pair in pairs)
     }
+
+
+def _letter(place: int) -> str:
+    """Return a label that is none of an evaluation's, whose labels are numbers."""
+    more, letter = divmod(place, len(ascii_uppercase))
+    return f"{ascii_uppercase[letter]}{more or ''}"
 
 
 def _method(tuning: Tuning) -> str:
     return (
-        f"{counted(tuning.questions, 'question')}, {counted(tuning.passages, 'passage')}. Every first stage was asked at "
-        "every depth, and each pair of question and passage was scored once. Intervals: 95 %, bootstrap over questions, "
-        f"{tuning.resamples} resamples, seed {tuning.seed}. Ceiling: what a perfect re-ranking of the same candidates "
+        f"{counted(tuning.questions, 'question')}, {counted(tuning.passages, 'passage')}. Every first stage was asked "
+        "at every depth, and each pair of question and passage was scored once. Intervals: 95 %, bootstrap over "
+        f"questions, {tuning.resamples} resamples, seed {tuning.seed}. Ceiling: what a perfect re-ranking of the same candidates "
         "would reach."
     )
