@@ -150,7 +150,7 @@ def _fast_enough(settings: Sequence[Setting], latency_budget: float | None) -> l
 
 
 def _within(latency_budget: float | None) -> str:
-    return "" if latency_budget is None else f" that keep latency_budget={latency_budget:g} s"
+    return "" if latency_budget is None else f" within latency_budget={latency_budget:g} s"
 
 
 def _table(settings: Sequence[Setting]) -> Array:

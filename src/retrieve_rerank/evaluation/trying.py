@@ -17,6 +17,7 @@ from retrieve_rerank.evaluation.running import Reader, Stage
 from retrieve_rerank.evaluation.significance import bootstrap_interval
 from retrieve_rerank.evaluation.tuned import Setting
 from retrieve_rerank.models.cross_encoder import CrossEncoder
+from retrieve_rerank.models.scales import Scale
 from retrieve_rerank.retrieval.pipeline import RetrieveRerank
 from retrieve_rerank.retrieval.saved import remembered
 from retrieve_rerank.retrieval.second_stage import described
@@ -35,7 +36,13 @@ class Plan:
         rankers: The cross-encoders by name.
     """
 
-    def __init__(self, firsts: Mapping[str, Retriever], models: Mapping[str, Scorer], depths: Sequence[int]) -> None:
+    def __init__(
+        self,
+        firsts: Mapping[str, Retriever],
+        models: Mapping[str, Scorer],
+        depths: Sequence[int],
+        scores: Scale = "logits",
+    ) -> None:
         self.depths = tuple(sorted(set(depths)))
         # The deepest first: what is read for it serves the others, and is read in the fewest calls.
         self.firsts = {
@@ -47,7 +54,8 @@ class Plan:
         searches: dict[str, RetrieveRerank] = {}
         for model, scorer in models.items():
             for (name, depth), first in self.firsts.items():
-                searches[model] = RetrieveRerank(first.retriever, scorer, fetch_k=depth)
+                scale = "logits" if isinstance(scorer, CrossEncoder) else scores
+                searches[model] = RetrieveRerank(first.retriever, scorer, fetch_k=depth, scores=scale)
                 title = f"{first.name} → {model}"
                 self.reranked[name, model, depth] = Stage(title, first.retriever, depth, searches[model], first)
         self.rankers = {model: search.ranker for model, search in searches.items()}
@@ -78,12 +86,13 @@ class Plan:
 
     @property
     def rows(self) -> dict[tuple[str, str | None, int], Stage]:
-        """The rows that are settings, by first stage, cross-encoder and depth: the shallowest first."""
+        """The rows that are settings, by first stage, cross-encoder and depth; the shallowest first."""
         deepest = self.depths[-1]
         rows: dict[tuple[str, str | None, int], Stage] = {
             (name, None, depth): stage for (name, depth), stage in self.firsts.items() if depth == deepest
         }
-        rows.update(reversed(self.reranked.items()))
+        # Sorting keeps the order in which first stages and cross-encoders were given.
+        rows.update(sorted(self.reranked.items(), key=lambda row: row[0][2]))
         return rows
 
     def seconds_alone(self, costs: Mapping[str, float]) -> float:
@@ -162,7 +171,10 @@ class Plan:
                 warnings.simplefilter("ignore", TruncationWarning)  # it was read before
                 self.rankers[model].rank(dataset.queries[query], first.hits[query][:1])
             taken.append(time.perf_counter() - start)
-        return max(0.0, statistics.median(taken[1:] or taken) - reader.seconds / reader.pairs)  # the first warms up
+        single = statistics.median(taken[1:] or taken)  # the first warms up
+        # A pair of a call for many holds its share of that call's cost, too: cost / many.
+        many = reader.pairs / len(first.seconds)
+        return max(0.0, (single - reader.seconds / reader.pairs) / (1 - 1 / many)) if many > 1 else 0.0
 
 
 def _values(hits: Mapping[str, Sequence[Hit]], dataset: Dataset, measure: str) -> dict[str, float]:

@@ -13,6 +13,7 @@ from retrieve_rerank.evaluation import choosing, exporting, tuning_words
 from retrieve_rerank.evaluation.choosing import HeldOut
 from retrieve_rerank.evaluation.evaluation import machine
 from retrieve_rerank.evaluation.results import Latency
+from retrieve_rerank.models.scales import Scale
 from retrieve_rerank.retrieval.saved import save_setting
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ class Tuning:
         seconds: How long the tuning took. A score from the cache counts as what it took when it was made.
         seconds_alone: How long it would have taken to run each setting by itself, added up in the same way.
         models: What `CrossEncoder(**arguments)` makes each cross-encoder from, by name; empty for one of another kind.
+        scores: What a cross-encoder of another kind returns.
         machine: Processor, cores, versions.
 
     Example:
@@ -125,6 +127,7 @@ class Tuning:
     seconds: float
     seconds_alone: float
     models: Mapping[str, Mapping[str, str | int | bool | None]] = field(default_factory=dict)
+    scores: Scale = "logits"
     machine: Mapping[str, str | int] = field(default_factory=machine)
 
     @property

@@ -103,7 +103,8 @@ def code(tuning: Tuning, setting: Setting) -> str:
         model = f"CrossEncoder({', '.join(f'{name}={value!r}' for name, value in arguments.items())})"
     else:
         imports, model = "from retrieve_rerank import RetrieveRerank\n\n", _variable(setting.cross_encoder)
-    return f"{imports}{head}search = RetrieveRerank({first}, {model}, fetch_k={setting.fetch_k})\n"
+    scale = "" if arguments or tuning.scores == "logits" else f", scores={tuning.scores!r}"
+    return f"{imports}{head}search = RetrieveRerank({first}, {model}, fetch_k={setting.fetch_k}{scale})\n"
 
 
 def saved(tuning: Tuning, setting: Setting) -> SavedSetting:
