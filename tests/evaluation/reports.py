@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import lru_cache
 
 from retrieve_rerank import RetrieveRerank
 from retrieve_rerank.evaluation import Dataset, Evaluation, evaluate
@@ -16,6 +17,7 @@ HOSTILE = f"</script></style>--><script>window.hacked = 1</script>{EVIL}\u2028 $
 SURROGATE = "\ud800"  # half a character, which no file can hold
 
 
+@lru_cache  # frozen, and made by several tests
 def ordinary(
     questions: int = 40, depth: int = 30, *, prefix: str = "", name: str = "", weak: str | None = None
 ) -> Evaluation:

@@ -33,7 +33,7 @@ def read_evaluation(path: Path) -> Evaluation:
     try:
         evaluation = _evaluation(content)
         _check_names(evaluation)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise InvalidInputError(f"{path} is not a whole evaluation: {type(error).__name__} {error}") from error
     return evaluation
 
