@@ -149,6 +149,5 @@ def tuned(tuning: Tuning) -> Sequence[RenderableType]:
             _seconds(setting.latency),
             style="bold green" if setting == tuning.chosen else "",
         )
-    weak = [Text(f"The questions are weak: {clean(tuning.weak)}.", style="yellow")] if tuning.weak else []
     notes = [Text(f"• {clean(note)}", style="dim") for note in tuning.notes]
-    return [Text(clean(tuning.answer), style="bold"), Text(), table, *weak, *notes]
+    return [Text(clean(tuning.answer), style="bold"), Text(), table, *notes]
