@@ -39,6 +39,6 @@ def test_one_file_for_all(tiny_cross_encoder: Path, tmp_path: Path) -> None:
     )
     assert [document.id for document in langchain.invoke(query)] == [hit.passage.id for hit in expected]
     nodes = [TextNode(id_=name, text=text) for name, text in TEXTS.items()]
-    words = LlamaIndexBM25.from_nodes(nodes)
+    words = LlamaIndexBM25.from_defaults(nodes=nodes, similarity_top_k=20)
     llama_index = LlamaIndexRetriever(words, setting.make_cross_encoder(), fetch_k=setting.fetch_k, top_n=7)
     assert [node.node_id for node in llama_index.retrieve(query)] == [hit.passage.id for hit in expected]
