@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from retrieve_rerank import CrossEncoder, Hit, RetrieveRerank
-from retrieve_rerank.evaluation import Dataset, Evaluation, evaluate
+from retrieve_rerank.evaluation import Dataset, Evaluation, evaluate, tune
 from retrieve_rerank.evaluation.examples import examples
 from retrieve_rerank.evaluation.report.axes import Axis, axis_around
 from retrieve_rerank.evaluation.report.depth import depths
@@ -234,3 +235,45 @@ def test_a_scale_shows_one_value_and_zero_seconds() -> None:
     assert one.at(0.5) == 50.0
     log = axis_around([0.0, 1.0], log=True)
     assert 0 < log.at(1e-7) < log.at(1.0) < 100
+
+
+def test_a_tuning_has_a_report_of_its_own_with_the_setting_to_paste(tmp_path: Path) -> None:
+    tuning = reports.tuned(latency_budget=10.0)
+    tuning.to_html(tmp_path / "tuning.html")
+    text = (tmp_path / "tuning.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.open == []
+    assert tuning.answer in page.said("header").replace("\u00a0", " ")
+    assert page.tags.count("code") == 1
+    assert html.unescape(re.findall("<code>(.*?)</code>", text, re.DOTALL)[0]) == tuning.code()
+    assert "dashed: 10.00 s asked for" in page.said("frontier")
+    settings = page.said("settings")
+    assert settings.count(" chosen ") == 1
+    assert settings.count(" deep ") == 16  # two first stages, two cross-encoders, four depths
+    assert settings.count(" yes") == len(tuning.frontier)
+    assert page.tags.count("figure") == 4
+    assert "words → large : highest at" in page.said("depths")
+
+
+def test_one_report_shows_both_and_no_label_means_two_things(tmp_path: Path) -> None:
+    reports.ordinary().to_html(tmp_path / "both.html", reports.tuned())
+    text = (tmp_path / "both.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.open == []
+    assert list(page.words)[2:6] == ["answer", "frontier", "depths", "settings"]
+    assert len(set(page.words)) == len(re.findall("<section|<header", text)) + 1  # no section twice
+    assert set(re.findall(r'class="chip[^"]*">(\w+)<', text.split('id="table"')[0].split('id="answer"')[1])) == set(
+        "ABCDEF"
+    )
+    assert set(re.findall(r'class="chip[^"]*">(\w+)<', text.split('id="table"')[1])) == set("123456")
+
+
+def test_a_tuning_that_chose_not_to_re_rank_of_one_depth(tmp_path: Path) -> None:
+    """No curve, no line: what is there is shown."""
+    shelf, scorer = Shelf({"one": "adc", "two": "bcd"}), TableScorer(logits("fedcba"))
+    tuning = tune({"shelf": shelf}, {"model": scorer}, dataset(), depths=[3], resamples=100)
+    assert tuning.chosen.cross_encoder is None
+    tuning.to_html(tmp_path / "tuning.html")
+    page = Page((tmp_path / "tuning.html").read_text(encoding="utf-8"))
+    assert "depths" not in page.words
+    assert "shelf, not re-ranked chosen" in page.said("settings")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from retrieve_rerank.evaluation import Evaluation
+from retrieve_rerank.evaluation import Evaluation, Tuning
 from tests.browser import browse, needs_browser
 from tests.evaluation import reports
 
@@ -81,9 +81,13 @@ const look = frame => {
 """
 
 
-def page_of(evaluation: Evaluation, folder: Path) -> str:
-    evaluation.to_html(folder / "report.html")
+def page_of(found: Evaluation | Tuning, folder: Path) -> str:
+    found.to_html(folder / "report.html")
     return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def hostile_tuning() -> Tuning:
+    return reports.tuned(reports.HOSTILE, reports.HOSTILE)
 
 
 def faults(frame: dict[str, Any]) -> dict[str, Any]:
@@ -96,7 +100,7 @@ def faults(frame: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_it_fits_can_be_read_and_loads_nothing(tmp_path: Path, dark: bool) -> None:
-    evaluations = (reports.ordinary(), reports.hostile(), reports.smallest(), reports.first_stages())
+    evaluations = (reports.ordinary(), reports.hostile(), reports.smallest(), reports.first_stages(), hostile_tuning())
     widths = WIDTHS[1::2] if dark else WIDTHS  # the colours are the same at every width
     for frame in browse(tmp_path, [page_of(one, tmp_path) for one in evaluations], widths, LOOK, dark=dark):
         assert faults(frame) == {}
@@ -160,8 +164,9 @@ def test_the_look_itself_finds_faults(tmp_path: Path) -> None:
     ticks = '<text class="tick" x="5" y="20">one</text><text class="tick" x="9" y="20">two</text>'
     bad = (
         f'<!doctype html><body><header></header><h1></h1><div style="width:900px">{reports.LONG_WORD}</div>'
-        f'<p style="color:#ccc">pale</p><svg role="img" width="90" height="30"><title></title>{ticks}</svg><table>'
-        '<caption></caption></table><div style="width:20px;overflow:hidden"><b style="display:block;width:40px">cut</b></div>'
+        '<p style="color:#ccc">pale</p><table><caption></caption></table>'
+        f'<svg role="img" width="90" height="30"><title></title>{ticks}</svg>'
+        '<div style="width:20px;overflow:hidden"><b style="display:block;width:40px">cut</b></div>'
         '<img src="file:///nothing.png"><script>window.hacked = 1</script></body>'
     )
     (frame,) = browse(tmp_path, [bad], [320], LOOK)

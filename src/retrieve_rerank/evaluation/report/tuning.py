@@ -175,6 +175,6 @@ def _method(tuning: Tuning) -> str:
     return (
         f"{counted(tuning.questions, 'question')}, {counted(tuning.passages, 'passage')}. Every first stage was asked "
         "at every depth, and each pair of question and passage was scored once. Intervals: 95 %, bootstrap over "
-        f"questions, {tuning.resamples} resamples, seed {tuning.seed}. Ceiling: what a perfect re-ranking of the same candidates "
-        "would reach."
+        f"questions, {tuning.resamples} resamples, seed {tuning.seed}. Ceiling: what a perfect re-ranking of the same "
+        "candidates would reach."
     )
