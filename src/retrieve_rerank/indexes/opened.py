@@ -1,0 +1,163 @@
+"""A Chroma collection, opened and identified: which directory or client, whose vectors, and who closes it.
+
+Stands between its users and what Chroma does silently at opening: the default embedding function, the default metric,
+ignored settings, and two spellings of one directory.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import uuid
+import weakref
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, RetrieveRerankError
+from retrieve_rerank.indexes.client import drop_collection, find_or_create, open_client, translated
+from retrieve_rerank.indexes.fingerprint import SPACES, Fingerprint, Identity, check_format, check_identity, to_metadata
+from retrieve_rerank.models.worker import Worker
+from retrieve_rerank.types import Metric
+
+if TYPE_CHECKING:
+    import chromadb
+    from chromadb.api import ClientAPI
+    from typing_extensions import Self
+
+
+class OpenedCollection:
+    """One collection, new or existing, as it was opened; `ChromaCollection` reads and writes it.
+
+    Args:
+        name: The collection's name.
+        path: Directory of a persistent store; it is made if missing.
+        client: A Chroma client to use instead. Neither: in memory, private to this object.
+        metric: What vectors are compared by; None takes the collection's, or cosine for a new one.
+        fingerprint: The encoder's; None skips the check and records nothing.
+        assume_compatible: Open a collection of another encoder or metric all the same.
+        handle: A live collection to use instead of all of the above but `metric` and `fingerprint`.
+
+    Raises:
+        InvalidInputError: If the directory cannot be used or the name is not valid.
+        IndexMismatchError: If the collection belongs to another encoder or metric.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        path: str | os.PathLike[str] | None = None,
+        client: ClientAPI | None = None,
+        metric: Metric | None = None,
+        fingerprint: Fingerprint | None = None,
+        assume_compatible: bool = False,
+        handle: chromadb.Collection | None = None,
+    ) -> None:
+        if path is not None and client is not None:
+            raise InvalidInputError("give either a path or a client, not both: a client already knows where it stores")
+        if metric is not None and metric not in SPACES:
+            raise InvalidInputError(f"metric must be one of {', '.join(SPACES)}; got {metric!r}")
+        if handle is None and not (
+            isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,510}[A-Za-z0-9]", name)
+        ):
+            raise InvalidInputError(
+                "a collection's name is 3 to 512 letters, digits, dots, dashes or underscores, with a letter or digit "
+                f"at both ends; got {name!r}"
+            )
+        self.name = name
+        self._process = os.getpid()
+        self._lock = threading.RLock()
+        self.worker = Worker(f"retrieve-rerank collection {name}")
+        # What opens it again, for pickling and for configurations that are written down.
+        self.folder: str | None = None
+        self.assume_compatible = assume_compatible
+        self._fingerprint = fingerprint
+        private = handle is None and path is None and client is None
+        self._opened = handle is None and client is None
+        self._closed = False
+        self._drop_private: Callable[[], object] | None = None
+        if handle is not None:
+            # A live collection has no public way to its client, which knows the batch limit.
+            self.name, self._handle = handle.name, handle
+            self.client: ClientAPI = cast("ClientAPI", handle._client)  # noqa: SLF001
+            self._check(metric, fingerprint, assume_compatible=assume_compatible)
+            return
+        self.client = client if client is not None else open_client(path)
+        if path is not None:
+            self.folder = str(Path(path).expanduser().resolve())
+        # Chroma's in-memory store is one for the whole process: two indexes must not meet in it.
+        stored_name = f"{name[:400]}-{uuid.uuid4().hex}" if private else name
+        with translated(f"collection {name!r}"):
+            self._handle = find_or_create(self.client, stored_name, metric or "cosine", fingerprint)
+        if private:  # nobody else can reach it: it goes with this object
+            finalizer = weakref.finalize(self, drop_collection, self.client, stored_name, os.getpid())
+            finalizer.atexit = False
+            self._drop_private = finalizer
+        try:
+            self._check(metric, fingerprint, assume_compatible=assume_compatible)
+        except IndexMismatchError:
+            self.close()
+            raise
+
+    def _check(self, metric: Metric | None, fingerprint: Fingerprint | None, *, assume_compatible: bool) -> None:
+        found = Identity.read(self.handle.configuration_json, self.handle.metadata)
+        self.metric = found.metric
+        self.verified = fingerprint is None or found.fingerprint is not None
+        check_format(self.name, found)
+        if not assume_compatible:
+            check_identity(self.name, found, metric, fingerprint)
+        else:
+            self.verified = True
+
+    def __reduce__(self) -> tuple[Callable[[], Self], tuple[()]]:
+        if self.folder is None:
+            raise InvalidInputError(
+                f"collection {self.name!r} is in memory or a client's: it cannot be pickled or copied. Give it a "
+                "directory"
+            )
+        made = partial(type(self), self.name, path=self.folder, metric=self.metric)
+        return partial(made, fingerprint=self._fingerprint, assume_compatible=self.assume_compatible), ()
+
+    @property
+    def handle(self) -> chromadb.Collection:
+        """Chroma's own object."""
+        if os.getpid() != self._process:
+            raise RetrieveRerankError(
+                f"collection {self.name!r} was opened in process {self._process} and cannot be used in its forked "
+                f"child {os.getpid()}, where Chroma would wait for ever. Open it in the child, or start processes with "
+                "multiprocessing.get_context('spawn')"
+            )
+        if self._closed:
+            raise RetrieveRerankError(f"collection {self.name!r} was closed; open the index again")
+        return self._handle
+
+    @property
+    def max_batch(self) -> int:
+        """How many records Chroma takes in one call."""
+        return int(self.client.get_max_batch_size())
+
+    def record_encoder(self, fingerprint: Fingerprint) -> None:
+        """Write down which encoder makes this collection's vectors."""
+        kept = {key: value for key, value in (self.handle.metadata or {}).items() if not key.startswith("hnsw:")}
+        with translated(f"collection {self.name!r}"):
+            self.handle.modify(metadata={**kept, **to_metadata(fingerprint)})
+        self.verified = True
+
+    def close(self) -> None:
+        """End the worker, drop a private in-memory collection, and let go of a store that was opened here."""
+        if os.getpid() != self._process:
+            return  # a forked child has nothing of its own to let go of, and Chroma would not answer
+        self.worker.close()
+        if self._drop_private is not None:
+            self._drop_private()
+        elif self._opened and not self._closed:
+            cast("Any", self.client).close()  # counted: the store itself closes with its last client
+        self._closed = self._closed or self._opened
+
+    def drop(self) -> None:
+        """Delete the collection itself."""
+        with translated(f"collection {self.name!r}"):
+            drop_collection(self.client, self.handle.name, os.getpid())
