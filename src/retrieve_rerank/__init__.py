@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     )
     from retrieve_rerank.indexes.bm25 import BM25Index
     from retrieve_rerank.indexes.chroma import ChromaIndex
+    from retrieve_rerank.indexes.reports import IndexCheck, RepairReport
     from retrieve_rerank.models.bi_encoder import BiEncoder
     from retrieve_rerank.models.cross_encoder import CrossEncoder
     from retrieve_rerank.retrieval.fusion import fuse
@@ -42,6 +43,7 @@ _ROOMS = {
     "Encoder": "types",
     "Hit": "types",
     "HybridRetriever": "retrieval.hybrid",
+    "IndexCheck": "indexes.reports",
     "IndexLockedError": "errors",
     "IndexMismatchError": "errors",
     "InvalidInputError": "errors",
@@ -49,6 +51,7 @@ _ROOMS = {
     "ModelError": "errors",
     "Passage": "types",
     "RemoteError": "errors",
+    "RepairReport": "indexes.reports",
     "RetrieveRerank": "retrieval.pipeline",
     "RetrieveRerankError": "errors",
     "Retriever": "types",
@@ -70,6 +73,7 @@ __all__ = [
     "Encoder",
     "Hit",
     "HybridRetriever",
+    "IndexCheck",
     "IndexLockedError",
     "IndexMismatchError",
     "InvalidInputError",
@@ -77,6 +81,7 @@ __all__ = [
     "ModelError",
     "Passage",
     "RemoteError",
+    "RepairReport",
     "RetrieveRerank",
     "RetrieveRerankError",
     "Retriever",

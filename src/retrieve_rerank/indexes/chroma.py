@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from types import TracebackType
@@ -16,8 +17,12 @@ from retrieve_rerank.checks import check_queries, check_query
 from retrieve_rerank.errors import IndexMismatchError, InvalidInputError
 from retrieve_rerank.indexes.clauses import Where
 from retrieve_rerank.indexes.collection import ChromaCollection, Found, check_ids
+from retrieve_rerank.indexes.health import check
 from retrieve_rerank.indexes.mmr import check_mmr, diverse
 from retrieve_rerank.indexes.records import Record, check_passage, check_passages, to_record
+from retrieve_rerank.indexes.recovery import set_vectors_aside
+from retrieve_rerank.indexes.repairing import repair
+from retrieve_rerank.indexes.reports import IndexCheck, RepairReport
 from retrieve_rerank.types import AddReport, Encoder, Hit, Metric, Passage
 
 if TYPE_CHECKING:
@@ -82,6 +87,36 @@ class ChromaIndex:
         )
         adopt(self.collection, encoder)
 
+    @classmethod
+    def recover(
+        cls,
+        encoder: Encoder,
+        collection: str = "passages",
+        *,
+        path: str | os.PathLike[str],
+        show_progress: bool = False,
+    ) -> RepairReport:
+        """Encode all passages of a stored index again: for one at which Chroma fails, or dies, at every call.
+
+        Use `repair` as long as the index opens. Nobody may have the directory open, this process included. The damaged
+        vectors are deleted once all passages have new ones; killed meanwhile, `repair` goes on where it ended.
+
+        Args:
+            encoder: The one that made the index.
+            collection: Its name.
+            path: Its directory.
+            show_progress: Show bars on stderr.
+
+        Raises:
+            InvalidInputError: If there is no such index.
+        """
+        aside = set_vectors_aside(path, collection)
+        with cls(encoder, collection, path=path) as index:
+            report = index.repair(show_progress=show_progress)
+        if aside is not None and report.after.ok:
+            shutil.rmtree(aside)
+        return report
+
     @property
     def metric(self) -> Metric:
         """What vectors are compared by."""
@@ -137,6 +172,33 @@ class ChromaIndex:
     def clear(self) -> None:
         """Delete every passage."""
         self.collection.clear()
+
+    def check(self, *, samples: int | None = 100, show_progress: bool = False) -> IndexCheck:
+        """Compare the stored passages with what searches return; see `IndexCheck`. Nothing is written.
+
+        Args:
+            samples: How many passages, evenly spread, to encode again and compare with their stored vectors; None is
+                all, which is the only way to be sure of every vector.
+            show_progress: Show a bar on stderr.
+        """
+        return check(self.collection, self.encoder, samples=samples, show_progress=show_progress)
+
+    def repair(self, *, samples: int | None = 1000, show_progress: bool = False) -> RepairReport:
+        """Make every stored passage one that queries find, once, by the vector of its text.
+
+        Passages that only lack their vector are encoded again. Where Chroma's index is mixed up, which shows in doubled
+        results, in failing queries or in a sample with a wrong vector, all passages are encoded again into a new
+        collection, which then takes the old one's name. Killed meanwhile, it leaves the old collection or the new one.
+
+        Args:
+            samples: As for `check`; beforehand, in search of wrong vectors.
+            show_progress: Show bars on stderr.
+
+        Raises:
+            IndexMismatchError: If none of the samples has the encoder's vector: another encoder's. Nothing is changed.
+            RetrieveRerankError: If a passage has lost its vector and never had a text. Nothing is changed.
+        """
+        return repair(self.collection, self.encoder, samples=samples, show_progress=show_progress)
 
     def retrieve(
         self,

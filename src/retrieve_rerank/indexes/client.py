@@ -5,6 +5,7 @@ Importing chromadb takes longer than importing a framework, so it happens at the
 
 from __future__ import annotations
 
+import hashlib
 import os
 import uuid
 from collections.abc import Iterator
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 
 # Chroma searches this many neighbours. Its default of 100 finds 93 % of the true top 100; re-ranking wants them all.
 _EF_SEARCH = 200
+# What two writers can leave behind: every call fails.
+_UNREADABLE = (
+    ". Its vectors cannot be read any more; the texts are all there: ChromaIndex.recover(encoder, collection, path=…) "
+    "encodes them again"
+)
 _DROP_CHUNK = 1_000  # records deleted in one call
 
 
@@ -40,7 +46,7 @@ def open_client(path: str | os.PathLike[str] | None) -> ClientAPI:
     try:
         if not os.fspath(path):
             raise ValueError("the path is empty")
-        folder = Path(path).expanduser().resolve()
+        folder = directory_of(path)
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".retrieve-rerank-{uuid.uuid4().hex}"
         probe.touch()
@@ -50,6 +56,11 @@ def open_client(path: str | os.PathLike[str] | None) -> ClientAPI:
         raise InvalidInputError(
             f"cannot open a Chroma index in {str(path)!r}: {error}. Give a directory that can be written"
         ) from error
+
+
+def directory_of(path: str | os.PathLike[str]) -> Path:
+    """Return the one spelling of a directory that Chroma is ever given."""
+    return Path(path).expanduser().resolve()
 
 
 def find_or_create(
@@ -62,10 +73,34 @@ def find_or_create(
         # None, not the default: that would attach an ONNX model and download it.
         return client.get_collection(name, embedding_function=None)
     except NotFoundError:
+        if (finished := finish_rebuilding(client, name)) is not None:
+            return finished
         settings: Any = {"hnsw": {"space": SPACES[metric], "ef_search": _EF_SEARCH}}
         return client.create_collection(
             name, configuration=settings, metadata=to_metadata(fingerprint), embedding_function=None
         )
+
+
+def rebuilding_names(name: str) -> tuple[str, str]:
+    """Return the names that a collection's successor has while it is being filled, and once it is complete."""
+    mark = hashlib.sha256(name.encode()).hexdigest()[:40]
+    return f"rebuilding-{mark}", f"rebuilt-{mark}"
+
+
+def finish_rebuilding(client: ClientAPI, name: str) -> chromadb.Collection | None:
+    """Give a collection's complete successor its name, where the collection is gone and the process that made it, too.
+
+    Returns:
+        The collection; None if there is no successor.
+    """
+    from chromadb.errors import NotFoundError
+
+    try:
+        successor = client.get_collection(rebuilding_names(name)[1], embedding_function=None)
+        successor.modify(name=name)
+    except (NotFoundError, ValueError):  # ValueError: some versions'
+        return None
+    return successor
 
 
 def drop_collection(client: ClientAPI, name: str, process: int) -> None:
@@ -78,13 +113,14 @@ def drop_collection(client: ClientAPI, name: str, process: int) -> None:
     """
     if os.getpid() != process:  # in a forked child Chroma would wait for ever
         return
-    from chromadb.errors import NotFoundError
+    from chromadb.errors import InternalError, NotFoundError
 
     with suppress(NotFoundError, ValueError):  # gone already
         handle = client.get_collection(name, embedding_function=None)
-        # Chroma leaves the list values of a deleted collection behind, for the next rows to find.
-        while ids := handle.get(limit=_DROP_CHUNK, include=[])["ids"]:
-            handle.delete(ids=ids)
+        with suppress(InternalError):  # a damaged index may refuse, and goes all the same
+            # Chroma leaves the list values of a deleted collection behind, for the next rows to find.
+            while ids := handle.get(limit=_DROP_CHUNK, include=[])["ids"]:
+                handle.delete(ids=ids)
         client.delete_collection(name)
 
 
@@ -108,7 +144,8 @@ def translated(what: str) -> Iterator[None]:
             ) from error
         raise InvalidInputError(f"{what}: {error}") from error
     except InternalError as error:
-        raise RetrieveRerankError(f"{what}: Chroma failed: {error}") from error
+        hint = _UNREADABLE if "hnsw segment" in str(error) else ""
+        raise RetrieveRerankError(f"{what}: Chroma failed: {error}{hint}") from error
     except httpx.HTTPError as error:
         raise RemoteError(f"{what}: the Chroma server cannot be reached or failed: {error}") from error
     except (ChromaError, ValueError, TypeError) as error:

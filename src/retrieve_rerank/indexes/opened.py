@@ -11,7 +11,8 @@ import re
 import threading
 import uuid
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -133,6 +134,16 @@ class OpenedCollection:
         if self._closed:
             raise RetrieveRerankError(f"collection {self.name!r} was closed; open the index again")
         return self._handle
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Keep other writers of this collection out."""
+        with self._lock:
+            yield
+
+    def replace_handle(self, handle: chromadb.Collection) -> None:
+        """Go on with another collection, which has taken this one's name."""
+        self._handle = handle
 
     @property
     def max_batch(self) -> int:

@@ -1,0 +1,57 @@
+"""The last resort for a directory whose vectors Chroma cannot read any more, or dies of: texts without the vectors.
+
+Chroma keeps texts and metadata in an SQLite file, and the vectors in files of a folder of their own. Two writers can
+leave the latter so that every call fails, even one that counts. Without that folder, Chroma starts with no vectors, and
+all texts are there.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from retrieve_rerank.errors import InvalidInputError, RetrieveRerankError
+from retrieve_rerank.indexes.client import directory_of
+
+_SUFFIX = ".damaged"
+
+
+def set_vectors_aside(path: str | os.PathLike[str], collection: str) -> Path | None:
+    """Rename the folder that holds a collection's vectors; nobody may have the directory open.
+
+    Returns:
+        The folder's new path; None if the collection has no such folder, as it never had many vectors.
+
+    Raises:
+        InvalidInputError: If there is no such collection.
+        RetrieveRerankError: If Chroma's file is not one that is known here. Nothing is changed.
+    """
+    folder = directory_of(path)
+    file = folder / "chroma.sqlite3"
+    if not file.is_file():
+        raise InvalidInputError(f"there is no Chroma index in {str(path)!r}; give the directory of one")
+    query = (
+        "SELECT segments.id FROM segments JOIN collections ON segments.collection = collections.id "
+        "WHERE collections.name = ? AND segments.scope = 'VECTOR'"
+    )
+    try:
+        with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as database:
+            segments = [str(row[0]) for row in database.execute(query, [collection])]
+    except sqlite3.Error as error:
+        raise RetrieveRerankError(
+            f"cannot read which folder of {str(path)!r} holds the vectors of {collection!r}: {error}"
+        ) from error
+    if not segments:
+        raise InvalidInputError(f"there is no collection {collection!r} in {str(path)!r}; check the name")
+    vectors = folder / segments[0]
+    if vectors.parent != folder:  # an id that is a path, which Chroma never writes
+        raise RetrieveRerankError(f"{str(file)!r} names {segments[0]!r} as a folder of its own; nothing was changed")
+    if not vectors.is_dir():
+        return None
+    aside = vectors.with_name(vectors.name + _SUFFIX)
+    shutil.rmtree(aside, ignore_errors=True)  # of a recovery that was killed
+    vectors.rename(aside)
+    return aside
