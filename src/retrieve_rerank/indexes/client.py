@@ -56,16 +56,26 @@ def find_or_create(
     client: ClientAPI, name: str, metric: Metric, fingerprint: Fingerprint | None
 ) -> chromadb.Collection:
     """Return the collection of this name as it is, or a new one with this metric and fingerprint."""
-    from chromadb.errors import NotFoundError
+    from chromadb.errors import ChromaError, NotFoundError
 
-    try:
+    def find() -> chromadb.Collection:
         # None, not the default: that would attach an ONNX model and download it.
         return client.get_collection(name, embedding_function=None)
+
+    try:
+        return find()
     except NotFoundError:
         settings: Any = {"hnsw": {"space": SPACES[metric], "ef_search": _EF_SEARCH}}
-        return client.create_collection(
-            name, configuration=settings, metadata=to_metadata(fingerprint), embedding_function=None
-        )
+        try:
+            return client.create_collection(
+                name, configuration=settings, metadata=to_metadata(fingerprint), embedding_function=None
+            )
+        except ChromaError as error:
+            # Another process made it meanwhile, or we did and a server's answer was lost.
+            try:
+                return find()
+            except NotFoundError:
+                raise error from None
 
 
 def drop_collection(client: ClientAPI, name: str, process: int) -> None:

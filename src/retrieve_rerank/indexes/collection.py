@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from retrieve_rerank.indexes.clauses import Where, exact
 from retrieve_rerank.indexes.client import translated
 from retrieve_rerank.indexes.opened import OpenedCollection
 from retrieve_rerank.indexes.records import Record
+from retrieve_rerank.indexes.server import at_once
 from retrieve_rerank.types import AddReport, Metric
 
 Vectors = npt.NDArray[np.float32]
@@ -104,16 +106,35 @@ class ChromaCollection(OpenedCollection):
         offset: int | None = None,
     ) -> list[Record]:
         """Return records by id, in the order asked for and missing ones left out, or by filter, or all."""
-        options = {**_filters(where, where_document), "include": ["documents", "metadatas"]}
+        steps = self._read(_AtOnce(self), ids, where, where_document, limit, offset)
         with translated(f"collection {self.name!r}"):
-            if ids is None:
-                return _records(self.handle.get(limit=limit, offset=offset, **options))
-            wanted = list(dict.fromkeys(check_ids(ids)))
-            rows = [
-                record
-                for start in range(0, len(wanted), _READ_CHUNK)
-                for record in _records(self.handle.get(ids=wanted[start : start + _READ_CHUNK], **options))
-            ]
+            return at_once(steps)
+
+    async def aread(
+        self, ids: Sequence[str], *, where: Where | None = None, where_document: Where | None = None
+    ) -> list[Record]:
+        """As `read`, without blocking the event loop; a server is asked side by side with other calls."""
+        if not self.at_server:
+            return await self.worker.arun(partial(self.read, ids, where=where, where_document=where_document))
+        with translated(f"collection {self.name!r}"):
+            return await self._read(self.async_handle, ids, where, where_document, None, None)
+
+    async def _read(
+        self,
+        live: Any,
+        ids: Sequence[str] | None,
+        where: Where | None,
+        where_document: Where | None,
+        limit: int | None,
+        offset: int | None,
+    ) -> list[Record]:
+        options = {**_filters(where, where_document), "include": ["documents", "metadatas"]}
+        if ids is None:
+            return _records(await live.get(limit=limit, offset=offset, **options))
+        wanted = list(dict.fromkeys(check_ids(ids)))
+        rows: list[Record] = []
+        for start in range(0, len(wanted), _READ_CHUNK):
+            rows += _records(await live.get(ids=wanted[start : start + _READ_CHUNK], **options))
         place = {id_: position for position, id_ in enumerate(wanted)}
         return sorted(rows, key=lambda record: place[record.id])
 
@@ -170,25 +191,61 @@ class ChromaCollection(OpenedCollection):
             ids: Records to search among; ids that are not stored are left out.
             with_vectors: Whether to return the stored vectors.
         """
-        array = self._checked(vectors, rows)
+        array, options = self._asked(vectors, k, rows, where, where_document, with_vectors=with_vectors)
+        with translated(f"collection {self.name!r}"):
+            return at_once(self._query(_AtOnce(self), array, options, ids))
+
+    async def aquery(
+        self,
+        vectors: npt.ArrayLike,
+        k: int,
+        *,
+        rows: int | None = None,
+        where: Where | None = None,
+        where_document: Where | None = None,
+        ids: Sequence[str] | None = None,
+        with_vectors: bool = False,
+    ) -> list[list[Found]]:
+        """As `query`, without blocking the event loop; a server is asked side by side with other calls."""
+        array, options = self._asked(vectors, k, rows, where, where_document, with_vectors=with_vectors)
+        with translated(f"collection {self.name!r}"):
+            if self.at_server:
+                return await self._query(self.async_handle, array, options, ids)
+            steps = self._query(_AtOnce(self), array, options, ids)
+            return await self.worker.arun(at_once, steps)
+
+    def _asked(
+        self,
+        vectors: npt.ArrayLike,
+        k: int,
+        rows: int | None,
+        where: Where | None,
+        where_document: Where | None,
+        *,
+        with_vectors: bool,
+    ) -> tuple[Vectors, dict[str, Any]]:
+        include = ["documents", "metadatas", "distances"] + (["embeddings"] if with_vectors else [])
+        options = {**_filters(where, where_document), "include": include, "n_results": min(check_count(k, "k"), _MOST)}
+        return self._checked(vectors, rows), options
+
+    async def _query(
+        self, live: Any, array: Vectors, options: dict[str, Any], ids: Sequence[str] | None
+    ) -> list[list[Found]]:
         if len(array) == 0:
             return []
-        options = _filters(where, where_document)
         if ids is not None:
             # Chroma fails if one id is missing.
-            options["ids"] = [record.id for record in self.read(ids)]
-            if not options["ids"]:
+            stored = [record.id for record in await self._read(live, ids, None, None, None, None)]
+            if not stored:
                 return [[] for _ in array]
-        include: Any = ["documents", "metadatas", "distances"] + (["embeddings"] if with_vectors else [])
-        limit = min(check_count(k, "k"), _MOST)
+            options = {**options, "ids": stored}
         # As many vectors at a time as Chroma can look the results of up: it reads all of them in one statement.
-        step = len(array) if len(array) == 1 else max(1, _READ_CHUNK // min(limit, self.count() or 1))
+        step = 1 if len(array) == 1 else max(1, _READ_CHUNK // min(options["n_results"], await live.count() or 1))
         results: list[list[Found]] = []
         for start in range(0, len(array), step):
             part = array[start : start + step]
-            with translated(f"collection {self.name!r}"):
-                answer = self.handle.query(query_embeddings=part, n_results=limit, include=include, **options)
-            results += [_found(answer, row, with_vectors=with_vectors) for row in range(len(part))]
+            answer = await live.query(query_embeddings=part, **options)
+            results += [_found(answer, row) for row in range(len(part))]
         return results
 
     def similarity(self, distance: float) -> float:
@@ -210,6 +267,22 @@ class ChromaCollection(OpenedCollection):
             bad = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
             raise InvalidInputError(f"vector {bad} holds NaN or infinity, which cannot be searched; check the encoder")
         return array
+
+
+class _AtOnce:
+    """A live collection's calls as coroutines that do not wait: what `at_once` runs."""
+
+    def __init__(self, collection: OpenedCollection) -> None:
+        self._handle = collection.handle
+
+    async def get(self, **options: Any) -> Any:
+        return self._handle.get(**options)
+
+    async def query(self, **options: Any) -> Any:
+        return self._handle.query(**options)
+
+    async def count(self) -> int:
+        return self._handle.count()
 
 
 def to_similarity(distance: float, metric: Metric) -> float:
@@ -240,9 +313,9 @@ def _filters(where: Where | None, where_document: Where | None) -> dict[str, Any
     }
 
 
-def _found(answer: Any, row: int, *, with_vectors: bool) -> list[Found]:
+def _found(answer: Any, row: int) -> list[Found]:
     records = _records({name: (answer[name] or [None])[row] for name in ("ids", "documents", "metadatas")})
-    stored = answer["embeddings"][row] if with_vectors else [None] * len(records)
+    stored = [None] * len(records) if answer["embeddings"] is None else answer["embeddings"][row]
     return [
         Found(record, float(distance), None if vector is None else np.asarray(vector, np.float32))
         for record, distance, vector in zip(records, answer["distances"][row], stored, strict=True)

@@ -19,12 +19,21 @@ from typing import TYPE_CHECKING, Any, cast
 from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, RetrieveRerankError
 from retrieve_rerank.indexes.client import drop_collection, find_or_create, open_client, translated
 from retrieve_rerank.indexes.fingerprint import SPACES, Fingerprint, Identity, check_format, check_identity, to_metadata
+from retrieve_rerank.indexes.server import (
+    RETRY_SECONDS,
+    async_collection,
+    check_patience,
+    collection_with_patience,
+    is_server,
+    with_patience,
+)
 from retrieve_rerank.models.worker import Worker
 from retrieve_rerank.types import Metric
 
 if TYPE_CHECKING:
     import chromadb
     from chromadb.api import ClientAPI
+    from chromadb.api.models.AsyncCollection import AsyncCollection
     from typing_extensions import Self
 
 
@@ -39,6 +48,7 @@ class OpenedCollection:
         fingerprint: The encoder's; None skips the check and records nothing.
         assume_compatible: Open a collection of another encoder or metric all the same.
         handle: A live collection to use instead of all of the above but `metric` and `fingerprint`.
+        retry_seconds: For how long a request that a server does not answer is repeated; 0 asks once.
 
     Raises:
         InvalidInputError: If the directory cannot be used or the name is not valid.
@@ -55,6 +65,7 @@ class OpenedCollection:
         fingerprint: Fingerprint | None = None,
         assume_compatible: bool = False,
         handle: chromadb.Collection | None = None,
+        retry_seconds: float = RETRY_SECONDS,
     ) -> None:
         if path is not None and client is not None:
             raise InvalidInputError("give either a path or a client, not both: a client already knows where it stores")
@@ -78,14 +89,20 @@ class OpenedCollection:
         private = handle is None and path is None and client is None
         self._opened = handle is None and client is None
         self._closed = False
+        self._async_handle: AsyncCollection | None = None
         self._drop_private: Callable[[], object] | None = None
+        check_patience(retry_seconds)
         if handle is not None:
             # A live collection has no public way to its client, which knows the batch limit.
-            self.name, self._handle = handle.name, handle
-            self.client: ClientAPI = cast("ClientAPI", handle._client)  # noqa: SLF001
+            self.at_server = is_server(handle._client)  # noqa: SLF001
+            self.name = handle.name
+            self._handle = collection_with_patience(handle, retry_seconds) if self.at_server else handle
+            self.client: ClientAPI = cast("ClientAPI", self._handle._client)  # noqa: SLF001
             self._check(metric, fingerprint, assume_compatible=assume_compatible)
             return
-        self.client = client if client is not None else open_client(path)
+        with translated(f"collection {name!r}"):
+            self.client = open_client(path) if client is None else with_patience(client, retry_seconds)
+        self.at_server = client is not None and is_server(self.client)
         if path is not None:
             self.folder = str(Path(path).expanduser().resolve())
         # Chroma's in-memory store is one for the whole process: two indexes must not meet in it.
@@ -135,6 +152,15 @@ class OpenedCollection:
         return self._handle
 
     @property
+    def async_handle(self) -> AsyncCollection:
+        """Chroma's own object for async code, where a server holds the collection."""
+        handle = self.handle
+        with self._lock:
+            if self._async_handle is None:
+                self._async_handle = async_collection(handle)
+            return self._async_handle
+
+    @property
     def max_batch(self) -> int:
         """How many records Chroma takes in one call."""
         return int(self.client.get_max_batch_size())
@@ -151,6 +177,7 @@ class OpenedCollection:
         if os.getpid() != self._process:
             return  # a forked child has nothing of its own to let go of, and Chroma would not answer
         self.worker.close()
+        self._async_handle = None  # its connections are closed by the event loops that they belong to
         if self._drop_private is not None:
             self._drop_private()
         elif self._opened and not self._closed:
