@@ -162,7 +162,7 @@ def halves(path: str, body: Mapping[str, Any] | None) -> list[dict[str, Any]]:
         return []
     rows = {name: body[name] for name in _ROWS.get(kind, ()) if body.get(name) is not None}
     count = max((len(row) for row in rows.values()), default=0)
-    if count < 2:  # noqa: PLR2004
+    if count < 2:
         return []
     parts = (slice(0, count // 2), slice(count // 2, None))
     return [{**body, **{name: row[part] for name, row in rows.items()}} for part in parts]

@@ -253,5 +253,3 @@ def _timeout() -> httpx.Timeout:
     import httpx
 
     return httpx.Timeout(_ANSWER_SECONDS, connect=_CONNECT_SECONDS, pool=None)
-
-
