@@ -38,15 +38,18 @@ class ChromaIndex:
         encoder: A `BiEncoder`, or anything with its `encode_queries`, `encode_documents`, `dimension`, `metric` and
             `fingerprint`.
         collection: Name of the collection: 3 to 512 letters, digits, dots, dashes or underscores.
-        path: Directory of a persistent store; it is made if missing. One process at a time may write it.
+        path: Directory of a persistent store; it is made if missing. One process at a time may write it, any number read.
         client: A Chroma client to use instead: `chromadb.HttpClient`, `CloudClient`, or an awaited `AsyncHttpClient`.
             Any number of processes may write to a server. Neither path nor client: in memory, private to this object.
         metric: "cosine", "dot" or "euclidean", instead of the encoder's.
         assume_compatible: Open a collection that was made by another encoder or metric all the same.
         retry_seconds: For how long a request that a server does not answer is repeated, in every call; 0 asks once.
+        lock_timeout: Seconds to wait, at the first write, while another process writes the directory.
 
     Raises:
         InvalidInputError: If the directory or the name cannot be used.
+        IndexLockedError: If another process writes the directory: at the first write, which may be the making of the
+            collection. The lock is held until `close`, or until the process ends. Reading needs none.
         IndexMismatchError: If the collection was made by another encoder, with another metric, or by a newer version.
         RemoteError: If a server does not answer for `retry_seconds`, or refuses the credentials; so does every method.
 
@@ -69,6 +72,7 @@ class ChromaIndex:
         metric: Metric | None = None,
         assume_compatible: bool = False,
         retry_seconds: float = RETRY_SECONDS,
+        lock_timeout: float = 0.0,
     ) -> None:
         missing = [name for name in _ENCODER if not hasattr(type(encoder), name) and not hasattr(encoder, name)]
         if missing:
@@ -84,6 +88,7 @@ class ChromaIndex:
             fingerprint=encoder.fingerprint,
             assume_compatible=assume_compatible,
             retry_seconds=retry_seconds,
+            lock_timeout=lock_timeout,
         )
         adopt(self.collection, encoder)
 

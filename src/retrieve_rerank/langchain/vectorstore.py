@@ -50,9 +50,12 @@ class ChromaVectorStore(ChromaSearch):
         collection_metadata: The incumbent's way to give a metric, `{"hnsw:space": "cosine"}`; nothing else is read.
         collection_configuration: The other one, `{"hnsw": {"space": "cosine"}}`; nothing else is read.
         retry_seconds: For how long a request that a server does not answer is repeated, in every call; 0 asks once.
+        lock_timeout: Seconds to wait, at the first write, while another process writes the directory.
 
     Raises:
         InvalidInputError: If the directory or the name cannot be used.
+        IndexLockedError: If another process writes the directory: at the first write, which may be the making of the
+            collection. The lock is held until `close`, or until the process ends. Reading needs none.
         IndexMismatchError: If the collection was made by another model or with another metric.
         RemoteError: If a server does not answer for `retry_seconds`, or refuses the credentials; so does every method.
 
@@ -77,6 +80,7 @@ class ChromaVectorStore(ChromaSearch):
         collection_metadata: Mapping[str, Any] | None = None,
         collection_configuration: Mapping[str, Any] | None = None,
         retry_seconds: float = RETRY_SECONDS,
+        lock_timeout: float = 0.0,
     ) -> None:
         metric = metric or _asked_metric(collection_metadata, collection_configuration)
         self._embeddings = embedding_function
@@ -91,6 +95,7 @@ class ChromaVectorStore(ChromaSearch):
             fingerprint=None if self._encoder is None else self._encoder.fingerprint,
             assume_compatible=assume_compatible,
             retry_seconds=retry_seconds,
+            lock_timeout=lock_timeout,
         )
         if self._encoder is not None:
             adopt(self.collection, self._encoder)
@@ -240,6 +245,7 @@ class ChromaVectorStore(ChromaSearch):
         collection_metadata: Mapping[str, Any] | None = None,
         collection_configuration: Mapping[str, Any] | None = None,
         retry_seconds: float = RETRY_SECONDS,
+        lock_timeout: float = 0.0,
         batch_size: int | None = None,
         **kwargs: Any,
     ) -> ChromaVectorStore:
@@ -255,6 +261,7 @@ class ChromaVectorStore(ChromaSearch):
             collection_metadata=collection_metadata,
             collection_configuration=collection_configuration,
             retry_seconds=retry_seconds,
+            lock_timeout=lock_timeout,
         )
         store.add_texts(texts, metadatas, ids, batch_size=batch_size)
         return store
