@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from retrieve_rerank.indexes.clauses import Where, exact
 from retrieve_rerank.indexes.client import translated
 from retrieve_rerank.indexes.opened import OpenedCollection
 from retrieve_rerank.indexes.records import Record
+from retrieve_rerank.indexes.server import at_once
 from retrieve_rerank.types import AddReport, Metric
 
 Vectors = npt.NDArray[np.float32]
@@ -64,7 +66,12 @@ class ChromaCollection(OpenedCollection):
             yield list(batch.values())
 
     def plan(self, records: Sequence[Record]) -> Plan:
-        """Compare records (distinct ids, one batch) with what is stored."""
+        """Compare records (distinct ids, one batch) with what is stored, as whoever is about to write.
+
+        Raises:
+            IndexLockedError: If another process writes the directory.
+        """
+        self.hold()
         stored = {record.id: record for record in self.read([record.id for record in records])}
         changed, added = [], 0
         for record in records:
@@ -82,7 +89,7 @@ class ChromaCollection(OpenedCollection):
             return
         array = self._checked(vectors, len(records))
         ids = [record.id for record in records]
-        with self._lock, translated(f"collection {self.name!r}"):
+        with self.writing():
             # Chroma merges metadata on upsert: a key goes only if it is set to None. What is there is read now and not
             # when the upsert was planned, as another thread may have written since; and a new record must not send
             # None values, which Chroma takes on known ids only.
@@ -104,48 +111,73 @@ class ChromaCollection(OpenedCollection):
         offset: int | None = None,
     ) -> list[Record]:
         """Return records by id, in the order asked for and missing ones left out, or by filter, or all."""
-        options = {**_filters(where, where_document), "include": ["documents", "metadatas"]}
+        with self.reading():
+            return at_once(self._read(_AtOnce(self), ids, where, where_document, limit, offset))
+
+    async def aread(
+        self, ids: Sequence[str], *, where: Where | None = None, where_document: Where | None = None
+    ) -> list[Record]:
+        """As `read`, without blocking the event loop; a server is asked side by side with other calls."""
+        if not self.at_server:
+            return await self.worker.arun(partial(self.read, ids, where=where, where_document=where_document))
         with translated(f"collection {self.name!r}"):
-            if ids is None:
-                return _records(self.handle.get(limit=limit, offset=offset, **options))
-            wanted = list(dict.fromkeys(check_ids(ids)))
-            rows = [
-                record
-                for start in range(0, len(wanted), _READ_CHUNK)
-                for record in _records(self.handle.get(ids=wanted[start : start + _READ_CHUNK], **options))
-            ]
+            return await self._read(self.async_handle, ids, where, where_document, None, None)
+
+    async def _read(
+        self,
+        live: Any,
+        ids: Sequence[str] | None,
+        where: Where | None,
+        where_document: Where | None,
+        limit: int | None,
+        offset: int | None,
+    ) -> list[Record]:
+        options = {**_filters(where, where_document), "include": ["documents", "metadatas"]}
+        if ids is None:
+            return _records(await live.get(limit=limit, offset=offset, **options))
+        wanted = list(dict.fromkeys(check_ids(ids)))
+        rows: list[Record] = []
+        for start in range(0, len(wanted), _READ_CHUNK):
+            rows += _records(await live.get(ids=wanted[start : start + _READ_CHUNK], **options))
         place = {id_: position for position, id_ in enumerate(wanted)}
         return sorted(rows, key=lambda record: place[record.id])
 
     def vectors(self, ids: Sequence[str]) -> dict[str, Vectors]:
         """Return the stored vectors of `ids`, by id."""
-        with translated(f"collection {self.name!r}"):
+        with self.reading():
             rows = self.handle.get(ids=check_ids(ids), include=["embeddings"])
         embeddings: Any = rows["embeddings"]
         return {id_: np.asarray(row, np.float32) for id_, row in zip(rows["ids"], embeddings, strict=True)}
 
     def delete(self, ids: Sequence[str] | None = None, *, where: Where | None = None) -> None:
         """Delete by id and/or by filter; ids that are not stored are no error."""
-        with self._lock, translated(f"collection {self.name!r}"):
-            if ids is None:
-                if where:
-                    self.handle.delete(where=_filters(where, None)["where"])
-                return
-            wanted = list(dict.fromkeys(check_ids(ids)))
-            step = min(self.max_batch, _READ_CHUNK)
-            options = {"where": _filters(where, None)["where"]}
-            for start in range(0, len(wanted), step):
-                self.handle.delete(ids=wanted[start : start + step], **options)
+        condition = _filters(where, None)["where"]
+        if ids is None:
+            if condition:
+                with self.writing():
+                    self.handle.delete(where=condition)
+            return
+        wanted = list(dict.fromkeys(check_ids(ids)))
+        step = min(self.max_batch, _READ_CHUNK)
+        for start in range(0, len(wanted), step):
+            with self.writing():
+                self.handle.delete(ids=wanted[start : start + step], where=condition)
 
     def clear(self) -> None:
         """Delete every record; the collection, its metric and its encoder stay."""
-        with self._lock, translated(f"collection {self.name!r}"):
-            while ids := self.handle.get(limit=_READ_CHUNK, include=[])["ids"]:
+        self.hold()
+        with self._lock:
+            while ids := self.ids(limit=_READ_CHUNK):
                 self.delete(ids)
+
+    def ids(self, *, where: Where | None = None, limit: int | None = None) -> list[str]:
+        """Return the ids of the records that fit a filter, or all."""
+        with self.reading():
+            return list(self.handle.get(where=_filters(where, None)["where"], limit=limit, include=[])["ids"])
 
     def count(self) -> int:
         """Return the number of records."""
-        with translated(f"collection {self.name!r}"):
+        with self.reading():
             return int(self.handle.count())
 
     def query(
@@ -170,25 +202,61 @@ class ChromaCollection(OpenedCollection):
             ids: Records to search among; ids that are not stored are left out.
             with_vectors: Whether to return the stored vectors.
         """
-        array = self._checked(vectors, rows)
+        array, options = self._asked(vectors, k, rows, where, where_document, with_vectors=with_vectors)
+        with self.reading():
+            return at_once(self._query(_AtOnce(self), array, options, ids))
+
+    async def aquery(
+        self,
+        vectors: npt.ArrayLike,
+        k: int,
+        *,
+        rows: int | None = None,
+        where: Where | None = None,
+        where_document: Where | None = None,
+        ids: Sequence[str] | None = None,
+        with_vectors: bool = False,
+    ) -> list[list[Found]]:
+        """As `query`, without blocking the event loop; a server is asked side by side with other calls."""
+        if not self.at_server:
+            query = partial(self.query, rows=rows, where=where, where_document=where_document, ids=ids)
+            return await self.worker.arun(partial(query, vectors, k, with_vectors=with_vectors))
+        array, options = self._asked(vectors, k, rows, where, where_document, with_vectors=with_vectors)
+        with translated(f"collection {self.name!r}"):
+            return await self._query(self.async_handle, array, options, ids)
+
+    def _asked(
+        self,
+        vectors: npt.ArrayLike,
+        k: int,
+        rows: int | None,
+        where: Where | None,
+        where_document: Where | None,
+        *,
+        with_vectors: bool,
+    ) -> tuple[Vectors, dict[str, Any]]:
+        include = ["documents", "metadatas", "distances"] + (["embeddings"] if with_vectors else [])
+        options = {**_filters(where, where_document), "include": include, "n_results": min(check_count(k, "k"), _MOST)}
+        return self._checked(vectors, rows), options
+
+    async def _query(
+        self, live: Any, array: Vectors, options: dict[str, Any], ids: Sequence[str] | None
+    ) -> list[list[Found]]:
         if len(array) == 0:
             return []
-        options = _filters(where, where_document)
         if ids is not None:
             # Chroma fails if one id is missing.
-            options["ids"] = [record.id for record in self.read(ids)]
-            if not options["ids"]:
+            stored = [record.id for record in await self._read(live, ids, None, None, None, None)]
+            if not stored:
                 return [[] for _ in array]
-        include: Any = ["documents", "metadatas", "distances"] + (["embeddings"] if with_vectors else [])
-        limit = min(check_count(k, "k"), _MOST)
+            options = {**options, "ids": stored}
         # As many vectors at a time as Chroma can look the results of up: it reads all of them in one statement.
-        step = len(array) if len(array) == 1 else max(1, _READ_CHUNK // min(limit, self.count() or 1))
+        step = 1 if len(array) == 1 else max(1, _READ_CHUNK // min(options["n_results"], await live.count() or 1))
         results: list[list[Found]] = []
         for start in range(0, len(array), step):
             part = array[start : start + step]
-            with translated(f"collection {self.name!r}"):
-                answer = self.handle.query(query_embeddings=part, n_results=limit, include=include, **options)
-            results += [_found(answer, row, with_vectors=with_vectors) for row in range(len(part))]
+            answer = await live.query(query_embeddings=part, **options)
+            results += [_found(answer, row) for row in range(len(part))]
         return results
 
     def similarity(self, distance: float) -> float:
@@ -210,6 +278,22 @@ class ChromaCollection(OpenedCollection):
             bad = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
             raise InvalidInputError(f"vector {bad} holds NaN or infinity, which cannot be searched; check the encoder")
         return array
+
+
+class _AtOnce:
+    """A live collection's calls as coroutines that do not wait: what `at_once` runs."""
+
+    def __init__(self, collection: OpenedCollection) -> None:
+        self._handle = collection.handle
+
+    async def get(self, **options: Any) -> Any:
+        return self._handle.get(**options)
+
+    async def query(self, **options: Any) -> Any:
+        return self._handle.query(**options)
+
+    async def count(self) -> int:
+        return self._handle.count()
 
 
 def to_similarity(distance: float, metric: Metric) -> float:
@@ -240,9 +324,9 @@ def _filters(where: Where | None, where_document: Where | None) -> dict[str, Any
     }
 
 
-def _found(answer: Any, row: int, *, with_vectors: bool) -> list[Found]:
+def _found(answer: Any, row: int) -> list[Found]:
     records = _records({name: (answer[name] or [None])[row] for name in ("ids", "documents", "metadatas")})
-    stored = answer["embeddings"][row] if with_vectors else [None] * len(records)
+    stored = [None] * len(records) if answer["embeddings"] is None else answer["embeddings"][row]
     return [
         Found(record, float(distance), None if vector is None else np.asarray(vector, np.float32))
         for record, distance, vector in zip(records, answer["distances"][row], stored, strict=True)

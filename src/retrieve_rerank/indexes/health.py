@@ -17,7 +17,6 @@ import numpy.typing as npt
 from tqdm.auto import tqdm
 
 from retrieve_rerank.errors import InvalidInputError
-from retrieve_rerank.indexes.client import translated
 from retrieve_rerank.indexes.collection import ChromaCollection
 from retrieve_rerank.indexes.embedded import compare
 from retrieve_rerank.indexes.records import JSON_KEY, NODE_KEY, Record
@@ -63,7 +62,7 @@ def check(
         show_progress: Show a bar on stderr.
     """
     wanted = check_samples(samples)
-    with translated(f"collection {collection.name!r}"):
+    with collection.reading():
         return _check(collection, encoder, wanted, show_progress=show_progress)
 
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+import uuid
 from contextlib import closing
 from pathlib import Path
 
 from retrieve_rerank.errors import InvalidInputError, RetrieveRerankError
-from retrieve_rerank.indexes.client import directory_of
+from retrieve_rerank.indexes.client import one_spelling
+from retrieve_rerank.indexes.directory import directory
 
 _SUFFIX = ".damaged"
 
@@ -27,9 +29,10 @@ def set_vectors_aside(path: str | os.PathLike[str], collection: str) -> Path | N
 
     Raises:
         InvalidInputError: If there is no such collection.
+        IndexLockedError: If another process writes the directory.
         RetrieveRerankError: If Chroma's file is not one that is known here. Nothing is changed.
     """
-    folder = directory_of(path)
+    folder = one_spelling(path)
     file = folder / "chroma.sqlite3"
     if not file.is_file():
         raise InvalidInputError(f"there is no Chroma index in {str(path)!r}; give the directory of one")
@@ -52,6 +55,11 @@ def set_vectors_aside(path: str | os.PathLike[str], collection: str) -> Path | N
     if not vectors.is_dir():
         return None
     aside = vectors.with_name(vectors.name + _SUFFIX)
-    shutil.rmtree(aside, ignore_errors=True)  # of a recovery that was killed
-    vectors.rename(aside)
+    shared, owner = directory(folder), uuid.uuid4().hex
+    shared.hold(owner, 0.0)
+    try:
+        shutil.rmtree(aside, ignore_errors=True)  # of a recovery that was killed
+        vectors.rename(aside)
+    finally:
+        shared.let_go(owner, os.getpid())
     return aside

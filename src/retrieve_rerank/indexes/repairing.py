@@ -10,7 +10,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from retrieve_rerank.errors import IndexMismatchError, RetrieveRerankError
-from retrieve_rerank.indexes.client import drop_collection, finish_rebuilding, rebuilding_names, translated
+from retrieve_rerank.indexes.client import drop_collection, finish_rebuilding, rebuilding_names
 from retrieve_rerank.indexes.collection import ChromaCollection
 from retrieve_rerank.indexes.embedded import embedded_text
 from retrieve_rerank.indexes.health import ROWS, check, readable_vectors, with_text
@@ -92,17 +92,17 @@ def _encode_again(
 
 def _rebuild(collection: ChromaCollection, encoder: Encoder, text_of: _Text, *, show_progress: bool) -> int:
     """Encode everything again into a successor, and give it the collection's name."""
-    with collection.writing(), translated(f"collection {collection.name!r}"):
+    collection.hold()
+    with collection.reading():
         client, old = collection.client, collection.handle
         name, filling, complete = old.name, *rebuilding_names(old.name)
         for left_behind in (filling, complete):  # by a process that was killed
-            drop_collection(client, left_behind, os.getpid())
-        successor = client.create_collection(
-            filling,
-            configuration=_settings(old),
-            metadata={key: value for key, value in (old.metadata or {}).items() if not key.startswith("hnsw:")} or None,
-            embedding_function=None,
-        )
+            drop_collection(client, left_behind, os.getpid(), collection.writing)
+        kept = {key: value for key, value in (old.metadata or {}).items() if not key.startswith("hnsw:")}
+        with collection.writing():
+            successor = client.create_collection(
+                filling, configuration=_settings(old), metadata=kept or None, embedding_function=None
+            )
         encoded = 0
         count = old.count()
         with tqdm(total=count, disable=not show_progress, unit="passage", desc="Building anew") as bar:
@@ -114,10 +114,11 @@ def _rebuild(collection: ChromaCollection, encoder: Encoder, text_of: _Text, *, 
                 f"collection {name!r} changed while it was repaired: the copy has {successor.count()} passages, it had "
                 f"{count}. Nothing was changed; stop other writers and repair again"
             )
-        successor.modify(name=complete)
-        drop_collection(client, name, os.getpid())
+        with collection.writing():
+            successor.modify(name=complete)
+        drop_collection(client, name, os.getpid(), collection.writing)
         # A process that opened the collection right now may have been first.
-        finish_rebuilding(client, name)
+        finish_rebuilding(client, name, collection.writing)
         collection.replace_handle(client.get_collection(name, embedding_function=None))
     return encoded
 
@@ -143,5 +144,6 @@ def _copy(
     vectors = dict(zip((record.id for record in records), made, strict=True))
     vectors |= readable_vectors(collection, [id_ for id_ in rows["ids"] if id_ not in vectors])
     options: Any = {"documents": texts, "metadatas": [metadata or None for metadata in metadatas]}  # None is taken
-    successor.add(ids=rows["ids"], embeddings=np.stack([vectors[id_] for id_ in rows["ids"]]), **options)
+    with collection.writing():
+        successor.add(ids=rows["ids"], embeddings=np.stack([vectors[id_] for id_ in rows["ids"]]), **options)
     return len(records)
