@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     )
     from retrieve_rerank.indexes.bm25 import BM25Index
     from retrieve_rerank.indexes.chroma import ChromaIndex
-    from retrieve_rerank.indexes.reports import IndexCheck, RepairReport
+    from retrieve_rerank.indexes.reports import AdoptReport, IndexCheck, RepairReport
     from retrieve_rerank.models.bi_encoder import BiEncoder
     from retrieve_rerank.models.cross_encoder import CrossEncoder
     from retrieve_rerank.retrieval.fusion import fuse
@@ -35,6 +35,7 @@ __version__ = "0.1.0"
 
 _ROOMS = {
     "AddReport": "types",
+    "AdoptReport": "indexes.reports",
     "BM25Index": "indexes.bm25",
     "BiEncoder": "models.bi_encoder",
     "ChromaIndex": "indexes.chroma",
@@ -65,6 +66,7 @@ _ROOMS = {
 
 __all__ = [
     "AddReport",
+    "AdoptReport",
     "BM25Index",
     "BiEncoder",
     "ChromaIndex",

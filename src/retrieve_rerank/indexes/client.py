@@ -162,7 +162,7 @@ def drop_collection(
 
     with suppress(NotFoundError, ValueError):  # gone already
         handle = client.get_collection(name, embedding_function=None)
-        with suppress(InternalError):  # a damaged index may refuse, and goes all the same
+        with suppress(InternalError, RetrieveRerankError):  # a damaged index may refuse, and goes all the same
             # Chroma leaves the list values of a deleted collection behind, for the next rows to find.
             while ids := handle.get(limit=_DROP_CHUNK, include=[])["ids"]:
                 with writing():

@@ -8,14 +8,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from retrieve_rerank.indexes.records import NODE_KEY, Record
-from retrieve_rerank.types import Encoder, Metric
+from retrieve_rerank.types import Metric
 
 Vectors = npt.NDArray[np.float32]
+
+
+class DocumentEncoder(Protocol):
+    """The half of an `Encoder` that stored vectors come from."""
+
+    def encode_documents(self, texts: Sequence[str]) -> Vectors:
+        """Return an array (len(texts), dimension)."""
 
 
 def embedded_text(record: Record) -> str:
@@ -55,7 +63,7 @@ def alike(left: Vectors, right: Vectors, metric: Metric) -> bool:
 
 
 def compare(
-    encoder: Encoder, records: Sequence[Record], stored: Mapping[str, Vectors], metric: Metric
+    encoder: DocumentEncoder, records: Sequence[Record], stored: Mapping[str, Vectors], metric: Metric
 ) -> tuple[list[str], int]:
     """Encode records again and compare with their stored vectors.
 
@@ -78,7 +86,7 @@ def compare(
 
 
 def _different(
-    encoder: Encoder, records: Sequence[Record], stored: Mapping[str, Vectors], metric: Metric, texts: list[str]
+    encoder: DocumentEncoder, records: Sequence[Record], stored: Mapping[str, Vectors], metric: Metric, texts: list[str]
 ) -> list[Record]:
     if not records:
         return []

@@ -18,10 +18,9 @@ from tqdm.auto import tqdm
 
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.indexes.collection import ChromaCollection
-from retrieve_rerank.indexes.embedded import compare
+from retrieve_rerank.indexes.embedded import DocumentEncoder, compare
 from retrieve_rerank.indexes.records import JSON_KEY, NODE_KEY, Record
 from retrieve_rerank.indexes.reports import IndexCheck
-from retrieve_rerank.types import Encoder
 
 Vectors = npt.NDArray[np.float32]
 
@@ -50,7 +49,11 @@ def check_samples(samples: int | None) -> int | None:
 
 
 def check(
-    collection: ChromaCollection, encoder: Encoder | None, *, samples: int | None = 100, show_progress: bool = False
+    collection: ChromaCollection,
+    encoder: DocumentEncoder | None,
+    *,
+    samples: int | None = 100,
+    show_progress: bool = False,
 ) -> IndexCheck:
     """Compare a collection's stored passages with what searches return.
 
@@ -67,7 +70,7 @@ def check(
 
 
 def _check(
-    collection: ChromaCollection, encoder: Encoder | None, wanted: int | None, *, show_progress: bool
+    collection: ChromaCollection, encoder: DocumentEncoder | None, wanted: int | None, *, show_progress: bool
 ) -> IndexCheck:
     count = collection.count()
     returned = _returned(collection, count)
@@ -201,7 +204,7 @@ def _decodes(metadata: Mapping[str, Any]) -> bool:
 
 
 def _wrong(
-    collection: ChromaCollection, encoder: Encoder | None, seen: _Seen, *, show_progress: bool
+    collection: ChromaCollection, encoder: DocumentEncoder | None, seen: _Seen, *, show_progress: bool
 ) -> tuple[list[str], int, int]:
     """Encode the samples, and all whose vector is zero, again; return the wrong ids and two counts."""
     if encoder is None:

@@ -11,8 +11,8 @@ import os
 import shutil
 import sqlite3
 import uuid
-from contextlib import closing
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 
 from retrieve_rerank.errors import InvalidInputError, RetrieveRerankError
 from retrieve_rerank.indexes.client import one_spelling
@@ -21,11 +21,11 @@ from retrieve_rerank.indexes.directory import directory
 _SUFFIX = ".damaged"
 
 
-def set_vectors_aside(path: str | os.PathLike[str], collection: str) -> Path | None:
-    """Rename the folder that holds a collection's vectors; nobody may have the directory open.
+@contextmanager
+def recovering(path: str | os.PathLike[str], collection: str) -> Iterator[None]:
+    """Rename the folder that holds a collection's vectors, and delete it when the body has made new ones.
 
-    Returns:
-        The folder's new path; None if the collection has no such folder, as it never had many vectors.
+    Nobody may have the directory open. A collection that never had many vectors has no such folder.
 
     Raises:
         InvalidInputError: If there is no such collection.
@@ -52,14 +52,14 @@ def set_vectors_aside(path: str | os.PathLike[str], collection: str) -> Path | N
     vectors = folder / segments[0]
     if vectors.parent != folder:  # an id that is a path, which Chroma never writes
         raise RetrieveRerankError(f"{str(file)!r} names {segments[0]!r} as a folder of its own; nothing was changed")
-    if not vectors.is_dir():
-        return None
     aside = vectors.with_name(vectors.name + _SUFFIX)
     shared, owner = directory(folder), uuid.uuid4().hex
     shared.hold(owner, 0.0)
     try:
-        shutil.rmtree(aside, ignore_errors=True)  # of a recovery that was killed
-        vectors.rename(aside)
+        if vectors.is_dir():
+            shutil.rmtree(aside, ignore_errors=True)  # of a recovery that was killed
+            vectors.rename(aside)
     finally:
         shared.let_go(owner, os.getpid())
-    return aside
+    yield
+    shutil.rmtree(aside, ignore_errors=True)

@@ -12,11 +12,10 @@ from tqdm.auto import tqdm
 from retrieve_rerank.errors import IndexMismatchError, RetrieveRerankError
 from retrieve_rerank.indexes.client import drop_collection, finish_rebuilding, rebuilding_names
 from retrieve_rerank.indexes.collection import ChromaCollection
-from retrieve_rerank.indexes.embedded import embedded_text
+from retrieve_rerank.indexes.embedded import DocumentEncoder, embedded_text
 from retrieve_rerank.indexes.health import ROWS, check, readable_vectors, with_text
 from retrieve_rerank.indexes.records import Record
 from retrieve_rerank.indexes.reports import IndexCheck, RepairReport
-from retrieve_rerank.types import Encoder
 
 if TYPE_CHECKING:
     import chromadb
@@ -25,7 +24,7 @@ _Text = Callable[[Record], str]
 
 
 def repair(
-    collection: ChromaCollection, encoder: Encoder, *, samples: int | None = 1000, show_progress: bool = False
+    collection: ChromaCollection, encoder: DocumentEncoder, *, samples: int | None = 1000, show_progress: bool = False
 ) -> RepairReport:
     """Make every stored passage one that queries find, once, by the vector of its text.
 
@@ -80,7 +79,7 @@ def _check_texts(collection: ChromaCollection, missing: Sequence[str]) -> None:
 
 
 def _encode_again(
-    collection: ChromaCollection, encoder: Encoder, ids: Sequence[str], text_of: _Text, *, show_progress: bool
+    collection: ChromaCollection, encoder: DocumentEncoder, ids: Sequence[str], text_of: _Text, *, show_progress: bool
 ) -> int:
     with tqdm(total=len(ids), disable=not show_progress, unit="passage", desc="Encoding again") as bar:
         for start in range(0, len(ids), ROWS):
@@ -90,7 +89,7 @@ def _encode_again(
     return len(ids)
 
 
-def _rebuild(collection: ChromaCollection, encoder: Encoder, text_of: _Text, *, show_progress: bool) -> int:
+def _rebuild(collection: ChromaCollection, encoder: DocumentEncoder, text_of: _Text, *, show_progress: bool) -> int:
     """Encode everything again into a successor, and give it the collection's name."""
     collection.hold()
     with collection.reading():
@@ -130,7 +129,7 @@ def _settings(old: chromadb.Collection) -> Any:
 
 
 def _copy(
-    collection: ChromaCollection, successor: chromadb.Collection, encoder: Encoder, text_of: _Text, offset: int
+    collection: ChromaCollection, successor: chromadb.Collection, encoder: DocumentEncoder, text_of: _Text, offset: int
 ) -> int:
     """Copy one batch of passages with new vectors, and with the old ones those that have no text."""
     rows = collection.handle.get(limit=ROWS, offset=offset, include=["documents", "metadatas"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from retrieve_rerank.types import Metric
+
 _SHOWN = 3  # ids in a sentence
 
 
@@ -119,6 +121,93 @@ class RepairReport:
     after: IndexCheck
     encoded: int = 0
     rebuilt: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AdoptReport:
+    """What was found out about a collection that did not say which encoder made it. `str()` says it in words.
+
+    Attributes:
+        collection: The collection's name.
+        count: Passages stored.
+        samples: How many were encoded again: those that have a text and a vector, evenly spread.
+        verified: Of how many of these the encoder makes the vector that is stored.
+        with_metadata: Of how many only together with the metadata, as LlamaIndex embeds.
+        metric: The collection's, which cannot change.
+        encoder_metric: The encoder's.
+        unit_length: Whether the vectors of all samples have the length 1: all metrics order them alike.
+
+    Example:
+        >>> report = AdoptReport("passages", 5000, 20, 20, 0, "euclidean", "cosine", unit_length=True)
+        >>> report.adopted, report.metric_suits
+        (True, True)
+    """
+
+    collection: str
+    count: int
+    samples: int
+    verified: int
+    with_metadata: int
+    metric: Metric
+    encoder_metric: Metric
+    unit_length: bool
+
+    @property
+    def metric_suits(self) -> bool:
+        """Whether the collection orders passages as the encoder's metric does."""
+        return self.metric == self.encoder_metric or self.unit_length
+
+    @property
+    def adopted(self) -> bool:
+        """Whether the encoder was written down: every sample verifies, and the metric suits."""
+        return self.verified == self.samples and (self.samples > 0 or self.count == 0) and self.metric_suits
+
+    @property
+    def problems(self) -> list[str]:
+        """Why the collection was not adopted, a sentence each; empty where it was."""
+        said = []
+        if self.verified < self.samples:
+            said.append(
+                f"the encoder makes another vector of {self.samples - self.verified} of {self.samples} texts: it did "
+                "not make the collection, or they were embedded together with something else"
+            )
+        if self.count and not self.samples:
+            said.append("no passage has a text and a vector, so that nothing can be compared")
+        if not self.metric_suits:
+            said.append(
+                f"the collection compares by {self.metric}, which orders this encoder's vectors otherwise than "
+                f"{self.encoder_metric}, and cannot change: add the passages again under another name"
+            )
+        return said
+
+    @property
+    def unknown(self) -> list[str]:
+        """What cannot be known of an adopted collection, a sentence each."""
+        said = []
+        if self.samples < self.count:
+            said.append(
+                f"whether the other {self.count - self.samples} vectors are the encoder's; check() can compare all"
+            )
+        if self.with_metadata:
+            said.append(
+                "whether all texts were embedded together with their metadata, as the samples were; ChromaIndex.add "
+                "embeds the text alone"
+            )
+        return said
+
+    def __str__(self) -> str:
+        begin = f"{self.collection!r}: {self.count} {'passage' if self.count == 1 else 'passages'}"
+        if self.problems:
+            return f"{begin}, not adopted: {'; '.join(self.problems)}"
+        said = [f"{begin}, adopted: {self.verified} of {self.samples} samples verified, compared by {self.metric}"]
+        if self.metric != self.encoder_metric:
+            said.append(
+                f"open it with metric={self.metric!r}: its order is that of {self.encoder_metric}, as the vectors have "
+                "the length 1"
+            )
+        if self.unknown:
+            said.append(f"not known: {', '.join(self.unknown)}")
+        return "; ".join(said)
 
 
 def _passages(ids: Sequence[str]) -> str:
