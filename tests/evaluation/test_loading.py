@@ -86,6 +86,9 @@ def damaged(content: dict[str, Any], *path: str | int, value: Any) -> dict[str, 
         (("systems",), [], "no system is called 'search'"),
         (("measures",), [], "IndexError"),
         (("judgements",), {}, "other questions"),
+        (("systems", 1, "run", "q"), ["b"], "'search' ranks other passages than its first stage"),
+        (("systems", 0, "ceiling"), {}, "KeyError 'nDCG@10'"),
+        (("comparisons",), [], "'search' is not compared on 'nDCG@10'"),
     ],
 )
 def test_a_damaged_file_is_refused_at_once(tmp_path: Path, path: tuple[str | int, ...], value: Any, said: str) -> None:
