@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     )
     from retrieve_rerank.indexes.bm25 import BM25Index
     from retrieve_rerank.indexes.chroma import ChromaIndex
+    from retrieve_rerank.indexes.reports import AdoptReport, IndexCheck, RepairReport
     from retrieve_rerank.models.bi_encoder import BiEncoder
     from retrieve_rerank.models.cross_encoder import CrossEncoder
     from retrieve_rerank.retrieval.fusion import fuse
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 
 _ROOMS = {
     "AddReport": "types",
+    "AdoptReport": "indexes.reports",
     "BM25Index": "indexes.bm25",
     "BiEncoder": "models.bi_encoder",
     "ChromaIndex": "indexes.chroma",
@@ -43,6 +45,7 @@ _ROOMS = {
     "Encoder": "types",
     "Hit": "types",
     "HybridRetriever": "retrieval.hybrid",
+    "IndexCheck": "indexes.reports",
     "IndexLockedError": "errors",
     "IndexMismatchError": "errors",
     "InvalidInputError": "errors",
@@ -50,6 +53,7 @@ _ROOMS = {
     "ModelError": "errors",
     "Passage": "types",
     "RemoteError": "errors",
+    "RepairReport": "indexes.reports",
     "RetrieveRerank": "retrieval.pipeline",
     "RetrieveRerankError": "errors",
     "SavedSetting": "retrieval.saved",
@@ -65,6 +69,7 @@ _ROOMS = {
 
 __all__ = [
     "AddReport",
+    "AdoptReport",
     "BM25Index",
     "BiEncoder",
     "ChromaIndex",
@@ -73,6 +78,7 @@ __all__ = [
     "Encoder",
     "Hit",
     "HybridRetriever",
+    "IndexCheck",
     "IndexLockedError",
     "IndexMismatchError",
     "InvalidInputError",
@@ -80,6 +86,7 @@ __all__ = [
     "ModelError",
     "Passage",
     "RemoteError",
+    "RepairReport",
     "RetrieveRerank",
     "RetrieveRerankError",
     "Retriever",
