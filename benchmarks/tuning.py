@@ -44,10 +44,8 @@ from retrieve_rerank import (
     RetrieveRerank,
     TruncationWarning,
 )
+from retrieve_rerank.demo import demo_models
 from retrieve_rerank.evaluation import Dataset, Evaluation, Setting, Tuning, evaluate, load_dataset, tune
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-from demo_models import demo_models
 
 NDCG = ir_measures.nDCG @ 10
 SPLITS = 100

@@ -215,6 +215,8 @@ def test_latencies_hold_what_a_call_costs() -> None:
         ({"depths": 10}, "depths must be a list"),
         ({"depths": [10, 0]}, "each of depths"),
         ({"latency_budget": -1.0}, "latency_budget"),
+        ({"quality": "good"}, "quality must be a number"),
+        ({"quality": math.nan}, "quality must be a number"),
         ({"resamples": 0}, "resamples"),
     ],
 )

@@ -61,6 +61,28 @@ def test_what_nothing_meets_is_an_error_that_says_what_comes_closest(
     assert message in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("budget", "quality", "expected"),
+    [(0.001, None, PLAIN), (0.001, 0.9, PLAIN), (None, 0.8, HUNDRED), (0.2, 0.65, TEN), (0.5, 0.65, FIFTY)],
+)
+def test_where_nothing_meets_it_the_closest_is_taken(
+    budget: float | None, quality: float | None, expected: Setting
+) -> None:
+    choice = choosing.closest(ALL, budget, quality)
+    assert choice.setting is expected
+    assert choice.reason.startswith("Not what was asked for, no setting") == ((budget, quality) != (0.5, 0.65))
+
+
+def test_an_hour_of_scoring_is_not_lost_to_a_budget_that_cannot_be_kept() -> None:
+    for asked in ({"latency_budget": 1e-9}, {"quality": 1.5}):
+        tuning = many("+-" * 10, **asked)
+        assert not tuning.met
+        assert tuning.reason.startswith("Not what was asked for")
+        assert tuning.answer.startswith("Nothing meets what was asked for; this comes closest. On many, ")
+        assert tuning.held_out is not None
+    assert many("+-" * 10, quality=0.9).met
+
+
 def test_the_frontier_leaves_out_what_is_slower_and_no_better() -> None:
     slow = made("bm25", 75, [0.7] * 4, 0.7)
     assert choosing.frontier([*ALL, slow]) == (PLAIN, TEN, FIFTY, HUNDRED)
@@ -118,12 +140,12 @@ def test_held_out_of_a_clear_case_and_of_few_questions() -> None:
     assert choosing.check(ALL, FIFTY, None, None, seed=0) is None
 
 
-def many(verdicts: str) -> Tuning:
+def many(verdicts: str, **asked: float) -> Tuning:
     """One question a letter, answered by a: "+" has it second, so that the re-ranker lifts it; "-" has it first."""
     queries = {f"q{number:03}": f"question {number}" for number in range(len(verdicts))}
     lists = {text: "ba" if verdict == "+" else "ab" for text, verdict in zip(queries.values(), verdicts, strict=True)}
     data = Dataset("many", TEXTS, queries, {query: {"a": 1} for query in queries})
-    return tune({"my shelf": Shelf(lists)}, {"table": TableScorer(logits("ab"))}, data, depths=[2], seed=3)
+    return tune({"my shelf": Shelf(lists)}, {"table": TableScorer(logits("ab"))}, data, depths=[2], seed=3, **asked)
 
 
 def test_what_a_reader_is_told() -> None:

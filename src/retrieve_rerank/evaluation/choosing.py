@@ -99,10 +99,23 @@ def choose(settings: Sequence[Setting], latency_budget: float | None, quality: f
     )
 
 
+def closest(settings: Sequence[Setting], latency_budget: float | None, quality: float | None) -> Choice:
+    """As `choose`; where none meets what is asked for, return the setting that comes closest, and say so."""
+    try:
+        return choose(settings, latency_budget, quality)
+    except InvalidInputError as error:
+        fastest = min(settings, key=lambda setting: setting.latency.p95)
+        slow = latency_budget is not None and fastest.latency.p95 > latency_budget
+        setting = fastest if slow else max(_fast_enough(settings, latency_budget), key=lambda one: one.quality)
+        return Choice(setting, f"Not what was asked for, {error}: it comes closest.")
+
+
 def check(
     settings: Sequence[Setting], chosen: Setting, latency_budget: float | None, quality: float | None, *, seed: int
 ) -> HeldOut | None:
     """Return what choosing on one half of the questions is worth on the other; None of too few questions."""
+    if latency_budget is not None:
+        latency_budget = max(latency_budget, chosen.latency.p95)  # where none keeps it, as the choice was made
     fast = _fast_enough(settings, latency_budget)
     table = _table(fast)
     if len(table) < _FEWEST:

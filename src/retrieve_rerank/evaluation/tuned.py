@@ -147,6 +147,12 @@ class Tuning:
         return tuple(name for name in names if name is not None)
 
     @property
+    def met(self) -> bool:
+        """Whether the chosen setting keeps to the budget and reaches the quality that were asked for."""
+        in_time = self.latency_budget is None or self.chosen.latency.p95 <= self.latency_budget
+        return in_time and (self.quality is None or self.chosen.quality >= self.quality)
+
+    @property
     def answer(self) -> str:
         """One sentence: which setting to take, what it reaches, and what it costs."""
         return tuning_words.answer(self)

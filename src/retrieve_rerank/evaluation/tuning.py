@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from numbers import Real
 from pathlib import Path
 
 from retrieve_rerank.checks import check_count, check_seconds
@@ -65,7 +67,8 @@ def tune(
         questions that it was not chosen on.
 
     Raises:
-        InvalidInputError: If an argument cannot be used, or no setting meets the budget or the quality.
+        InvalidInputError: If an argument cannot be used. That no setting meets the budget or the quality is a result:
+            the one that comes closest is chosen, `reason` says so, and `met` is False.
 
     Example:
         >>> from retrieve_rerank import BM25Index, CrossEncoder
@@ -85,6 +88,7 @@ def tune(
     (name,) = check_measures([measure])
     check_count(resamples, "resamples")
     check_seconds(latency_budget, "latency_budget")
+    _check_quality(quality)
     plan = Plan(_firsts(first_stages), _models(cross_encoders), _depths(depths), scores)
     with nullcontext() if cache is None else open_store(cache) as store:
         began = time.perf_counter()
@@ -92,7 +96,7 @@ def tune(
         running = time.perf_counter() - began
     costs = plan.call_seconds(dataset)
     settings = plan.settings(costs, dataset, name, resamples=resamples, seed=seed)
-    choice = choosing.choose(settings, latency_budget, quality)
+    choice = choosing.closest(settings, latency_budget, quality)
     held_out = choosing.check(settings, choice.setting, latency_budget, quality, seed=seed)
     return Tuning(
         dataset=dataset.name,
@@ -143,6 +147,11 @@ def _models(given: Mapping[str, Scorer] | Scorer) -> dict[str, Scorer]:
 def _check_name(name: object, of: str) -> None:
     if not isinstance(name, str) or not name.strip():
         raise InvalidInputError(f"the name of a {of} must be a string with something in it, got {name!r}")
+
+
+def _check_quality(quality: object) -> None:
+    if quality is not None and (isinstance(quality, bool) or not isinstance(quality, Real) or not quality < math.inf):
+        raise InvalidInputError(f"quality must be a number, the mean of the measure that is enough; got {quality!r}")
 
 
 def _depths(given: Sequence[int]) -> list[int]:

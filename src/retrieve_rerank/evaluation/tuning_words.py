@@ -26,7 +26,10 @@ _CUT = 0.01  # share of the pairs that were not read to the end, below which not
 def answer(tuning: Tuning) -> str:
     """Return one sentence: which setting to take, what it reaches and what it costs."""
     chosen, measure = tuning.chosen, tuning.measure
-    where = f"On {tuning.dataset}{' (weak questions, made from the passages themselves)' if tuning.weak else ''}, "
+    unmet = "" if tuning.met else "Nothing meets what was asked for; this comes closest. "
+    where = (
+        f"{unmet}On {tuning.dataset}{' (weak questions, made from the passages themselves)' if tuning.weak else ''}, "
+    )
     reached = f"{measure} {chosen.quality:.3f} [{chosen.low:.3f}, {chosen.high:.3f}]"
     cost = f"{shown_latency(chosen.latency)} a question (p50 / p95), over {counted(tuning.questions, 'question')}"
     if chosen.cross_encoder is None:
@@ -34,7 +37,7 @@ def answer(tuning: Tuning) -> str:
         best = max(others, key=lambda setting: setting.quality)
         return (
             f"{where}search with {chosen.first_stage!r} and do not re-rank: {reached}, {cost}; the best re-ranked "
-            f"setting, {best.name!r}, reaches {best.quality:.3f}."
+            f"setting, {best.name!r}, reaches {best.quality:.3f} at a p95 of {shown_time(best.latency.p95)}."
         )
     plain = max(
         (setting for setting in tuning.settings if setting.cross_encoder is None), key=lambda setting: setting.quality
