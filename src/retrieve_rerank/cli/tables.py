@@ -149,5 +149,5 @@ def tuned(tuning: Tuning) -> Sequence[RenderableType]:
             _seconds(setting.latency),
             style="bold green" if setting == tuning.chosen else "",
         )
-    notes = [Text(f"• {clean(note)}", style="dim") for note in tuning.notes]
+    notes = [Text(f"• {clean(note)}", style="dim") for note in (tuning.reason, *tuning.notes)]
     return [Text(clean(tuning.answer), style="bold"), Text(), table, *notes]

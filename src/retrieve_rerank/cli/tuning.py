@@ -50,7 +50,8 @@ HELP = with_examples(
     "Find the first stage, the depth and the cross-encoder to search with.\n\n"
     "Tries first stages at many depths, each with and without re-ranking, and takes the best that fits "
     "--latency-budget, or the fastest that reaches --quality. An index without judgements is tuned on 100 weak "
-    "questions made from its own passages. What --save writes, search --setting takes.",
+    "questions made from its own passages. What --save writes, search --setting takes. Where nothing meets what was "
+    "asked for, the closest is written, and the status is 1.",
     "retrieve-rerank tune --in my-index --latency-budget 300ms --save setting.json",
     "retrieve-rerank tune my-dataset --demo --quality 0.5 --save setting.json --html tuning.html",
 )
@@ -133,6 +134,9 @@ def tune(
         tuning.to_html(html)
         say(f"report: {html}")
     _tell(tuning, json=json)
+    if not tuning.met:  # a script must not go on as if the setting kept the budget
+        say(f"retrieve-rerank: {tuning.reason}")
+        raise typer.Exit(1)
 
 
 def _scorers(
