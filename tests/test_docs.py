@@ -17,6 +17,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 MODULES = [
     "retrieve_rerank",
+    "retrieve_rerank.demo",
     "retrieve_rerank.evaluation",
     "retrieve_rerank.langchain",
     "retrieve_rerank.llama_index",
