@@ -83,9 +83,12 @@ def damaged(content: dict[str, Any], *path: str | int, value: Any) -> dict[str, 
         (("systems", 0, "run", "q"), "a", "'a' is no list"),
         (("systems", 0, "per_query"), {}, "KeyError 'nDCG@10'"),
         (("comparisons", 0, "system"), None, "None is no string"),
-        (("systems",), [], "no system is called 'search'"),
+        (("systems",), [], "no system is called 'first stage of search'"),
         (("measures",), [], "IndexError"),
         (("judgements",), {}, "other questions"),
+        (("systems", 1, "run", "q"), ["b"], "'search' ranks other passages than its first stage"),
+        (("systems", 0, "ceiling"), {}, "KeyError 'nDCG@10'"),
+        (("comparisons",), [], "'search' is not compared on 'nDCG@10'"),
     ],
 )
 def test_a_damaged_file_is_refused_at_once(tmp_path: Path, path: tuple[str | int, ...], value: Any, said: str) -> None:
