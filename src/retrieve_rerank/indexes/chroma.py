@@ -38,7 +38,7 @@ class ChromaIndex:
         encoder: A `BiEncoder`, or anything with its `encode_queries`, `encode_documents`, `dimension`, `metric` and
             `fingerprint`.
         collection: Name of the collection: 3 to 512 letters, digits, dots, dashes or underscores.
-        path: Directory of a persistent store; it is made if missing. One process at a time may write it, any number read.
+        path: Directory of a persistent store; it is made if missing. One process at a time may write it.
         client: A Chroma client to use instead: `chromadb.HttpClient`, `CloudClient`, or an awaited `AsyncHttpClient`.
             Any number of processes may write to a server. Neither path nor client: in memory, private to this object.
         metric: "cosine", "dot" or "euclidean", instead of the encoder's.
