@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -28,6 +28,7 @@ from retrieve_rerank.types import AddReport, Metric
 Vectors = npt.NDArray[np.float32]
 
 _READ_CHUNK = 10_000  # ids in one read; SQLite takes no more than about 32,000 variables
+_NOT_READ = ("distances", "embeddings")  # what a query gives without looking a statement's worth of ids up
 _MOST = 2**31 - 1  # results; Chroma counts them in 32 bits
 _WRITE_CHUNK = 1_000  # passages encoded and written in one go: enough to sort by length, little to lose
 
@@ -252,11 +253,22 @@ class ChromaCollection(OpenedCollection):
             options = {**options, "ids": stored}
         # As many vectors at a time as Chroma can look the results of up: it reads all of them in one statement.
         step = 1 if len(array) == 1 else max(1, _READ_CHUNK // min(options["n_results"], await live.count() or 1))
+        # One vector with more results than that: the records are read afterwards.
+        later = options["n_results"] > _READ_CHUNK
+        if later:
+            options = {**options, "include": [name for name in options["include"] if name in _NOT_READ]}
         results: list[list[Found]] = []
         for start in range(0, len(array), step):
             part = array[start : start + step]
             answer = await live.query(query_embeddings=part, **options)
-            results += [_found(answer, row) for row in range(len(part))]
+            for row in range(len(part)):
+                found = _found(answer, row)
+                if later:
+                    records = await self._read(live, [item.record.id for item in found], None, None, None, None)
+                    known = {record.id: record for record in records}
+                    # One that was deleted in between is not there any more.
+                    found = [replace(item, record=known[item.record.id]) for item in found if item.record.id in known]
+                results.append(found)
         return results
 
     def similarity(self, distance: float) -> float:
@@ -325,7 +337,8 @@ def _filters(where: Where | None, where_document: Where | None) -> dict[str, Any
 
 
 def _found(answer: Any, row: int) -> list[Found]:
-    records = _records({name: (answer[name] or [None])[row] for name in ("ids", "documents", "metadatas")})
+    parts = ("ids", "documents", "metadatas")
+    records = _records({name: answer[name][row] if answer[name] else None for name in parts})
     stored = [None] * len(records) if answer["embeddings"] is None else answer["embeddings"][row]
     return [
         Found(record, float(distance), None if vector is None else np.asarray(vector, np.float32))

@@ -208,8 +208,8 @@ class OpenedCollection:
         if os.getpid() != self._process:
             raise RetrieveRerankError(
                 f"collection {self.name!r} was opened in process {self._process} and cannot be used in its forked "
-                f"child {os.getpid()}, where Chroma would wait for ever. Open it in the child, or start processes with "
-                "multiprocessing.get_context('spawn')"
+                f"child {os.getpid()}, where Chroma would wait for ever. Open indexes after the fork only, or start "
+                "processes with multiprocessing.get_context('spawn')"
             )
         if self._closed:
             raise RetrieveRerankError(f"collection {self.name!r} was closed; open the index again")
