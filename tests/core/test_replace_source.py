@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import chromadb
 import numpy as np
 import pytest
 
@@ -95,7 +96,10 @@ def test_a_source_is_no_operator(index: ChromaIndex) -> None:
 def test_more_stale_passages_and_more_results_than_one_statement_takes() -> None:
     """SQLite takes about 32,000 variables."""
     many = 33_000
-    with ChromaIndex(LetterEncoder()) as index:
+    client = chromadb.EphemeralClient()
+    cheap: Any = {"hnsw": {"space": "cosine", "ef_construction": 20, "max_neighbors": 8}}
+    client.create_collection("replaced-source", configuration=cheap, embedding_function=None)
+    with ChromaIndex(LetterEncoder(), "replaced-source", client=client) as index:
         vectors = np.random.default_rng(3).normal(size=(many, 4)).astype(np.float32)
         records = [Record(f"{number}", f"text {number}", {"source": "big"}) for number in range(many)]
         for start in range(0, many, 5_000):
