@@ -82,12 +82,14 @@ def with_patience(client: ClientAPI, seconds: float) -> ClientAPI:
             "the client is a coroutine, as chromadb.AsyncHttpClient(…) makes one; await it, or give "
             "chromadb.HttpClient(…), which serves sync and async calls alike"
         )
-    if isinstance(client, AsyncClient):
-        client = _sync_twin(client)
+    twin = isinstance(client, AsyncClient)
     if not is_server(client):
         return client
-    made = copy.copy(cast("Any", client))
+    made = copy.copy(cast("Any", _sync_twin(client) if twin else client))
     made._server = _patient(made._server, seconds)  # noqa: SLF001 - there is no public way to Chroma's requests
+    if twin:  # nobody else closes its connections, and Chroma's own close does not
+        for part in (made._server, made._admin_client._server):  # noqa: SLF001
+            weakref.finalize(made, part._session.close)  # noqa: SLF001
     return cast("ClientAPI", made)
 
 
