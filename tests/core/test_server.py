@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import pickle
@@ -132,9 +133,7 @@ def test_a_server_that_stays_away_is_named_with_what_was_tried(opened: Callable[
     index = opened(retry_seconds=0.8)
     index.collection.client._server._make_request.server._api_url = f"http://127.0.0.1:{free_port()}/api/v2"
     start = time.monotonic()
-    with pytest.raises(
-        RemoteError, match=r"127.0.0.1:\d+ does not answer: tried \d+ times in \d+ s, .*refused"
-    ) as caught:
+    with pytest.raises(RemoteError, match=r"127.0.0.1:\d+ does not answer: tried .* in \d+ s, .*refused") as caught:
         index.count()
     assert 0.7 < time.monotonic() - start < 5
     assert TOKEN not in str(caught.value)
@@ -272,6 +271,16 @@ def test_every_event_loop_gets_connections_of_its_own(opened: Callable[..., Chro
     index.add(passages("aa", "ab"))
     for _ in range(3):  # a connection of an earlier loop would fail, or warn that it was never closed
         assert asyncio.run(index.aretrieve("ab", k=1))[0].passage.id == "1"
+
+    async def alone() -> None:
+        for close_it in (False, True):  # the last that happens in the loop
+            with contextlib.nullcontext(opened(index.collection.name)) as other:
+                await asyncio.gather(*(other.aretrieve("ab", k=1) for _ in range(8)))
+                if close_it:
+                    other.close()
+
+    asyncio.run(alone())
+    gc.collect()
 
 
 async def test_a_cancelled_search_harms_no_other(opened: Callable[..., ChromaIndex], flaky: FlakyServer) -> None:
