@@ -50,10 +50,13 @@ class ChromaVectorStore(ChromaSearch):
         collection_metadata: The incumbent's way to give a metric, `{"hnsw:space": "cosine"}`; nothing else is read.
         collection_configuration: The other one, `{"hnsw": {"space": "cosine"}}`; nothing else is read.
         retry_seconds: For how long a request that a server does not answer is repeated, in every call; 0 asks once.
+        lock_timeout: Seconds to wait, at the first write, while another process writes the directory.
         search_breadth: How many neighbours a search keeps on its way through the vectors; see `ChromaIndex`.
 
     Raises:
         InvalidInputError: If the directory or the name cannot be used.
+        IndexLockedError: If another process writes the directory: at the first write, which may be the making of the
+            collection. The lock is held until `close`, or until the process ends. Reading needs none.
         IndexMismatchError: If the collection was made by another model or with another metric.
         RemoteError: If a server does not answer for `retry_seconds`, or refuses the credentials; so does every method.
 
@@ -78,6 +81,7 @@ class ChromaVectorStore(ChromaSearch):
         collection_metadata: Mapping[str, Any] | None = None,
         collection_configuration: Mapping[str, Any] | None = None,
         retry_seconds: float = RETRY_SECONDS,
+        lock_timeout: float = 0.0,
         search_breadth: int | None = None,
     ) -> None:
         metric = metric or _asked_metric(collection_metadata, collection_configuration)
@@ -93,6 +97,7 @@ class ChromaVectorStore(ChromaSearch):
             fingerprint=None if self._encoder is None else self._encoder.fingerprint,
             assume_compatible=assume_compatible,
             retry_seconds=retry_seconds,
+            lock_timeout=lock_timeout,
             search_breadth=search_breadth,
         )
         if self._encoder is not None:
@@ -243,6 +248,7 @@ class ChromaVectorStore(ChromaSearch):
         collection_metadata: Mapping[str, Any] | None = None,
         collection_configuration: Mapping[str, Any] | None = None,
         retry_seconds: float = RETRY_SECONDS,
+        lock_timeout: float = 0.0,
         search_breadth: int | None = None,
         batch_size: int | None = None,
         **kwargs: Any,
@@ -259,6 +265,7 @@ class ChromaVectorStore(ChromaSearch):
             collection_metadata=collection_metadata,
             collection_configuration=collection_configuration,
             retry_seconds=retry_seconds,
+            lock_timeout=lock_timeout,
             search_breadth=search_breadth,
         )
         store.add_texts(texts, metadatas, ids, batch_size=batch_size)

@@ -21,7 +21,6 @@ from llama_index.core.vector_stores.types import (
 
 from retrieve_rerank.errors import InvalidInputError, RemoteError
 from retrieve_rerank.indexes.chroma import adopt
-from retrieve_rerank.indexes.client import translated
 from retrieve_rerank.indexes.collection import ChromaCollection
 from retrieve_rerank.indexes.fingerprint import Identity, check_identity
 from retrieve_rerank.indexes.mmr import diverse
@@ -78,10 +77,13 @@ class ChromaVectorStore(BasePydanticVectorStore, Travelling):
             carries its fingerprint and refuses another; of other models nothing is known.
         assume_compatible: Open a collection that was made by another encoder or metric all the same.
         retry_seconds: For how long a request that a server does not answer is repeated, in every call; 0 asks once.
+        lock_timeout: Seconds to wait, at the first write, while another process writes the directory.
         search_breadth: How many neighbours a search keeps on its way through the vectors; see `ChromaIndex`.
 
     Raises:
         InvalidInputError: If an argument cannot be used.
+        IndexLockedError: If another process writes the directory: at the first write, which may be the making of the
+            collection. The lock is held until `close`, or until the process ends. Reading needs none.
         IndexMismatchError: If the collection was made by another encoder or with another metric.
         RemoteError: If a server does not answer for `retry_seconds`, or refuses the credentials; so does every method.
 
@@ -119,6 +121,7 @@ class ChromaVectorStore(BasePydanticVectorStore, Travelling):
         embed_model: BaseEmbedding | None = None,
         assume_compatible: bool = False,
         retry_seconds: float = RETRY_SECONDS,
+        lock_timeout: float = 0.0,
         search_breadth: int | None = None,
     ) -> None:
         if chroma_collection is not None:
@@ -137,6 +140,7 @@ class ChromaVectorStore(BasePydanticVectorStore, Travelling):
             assume_compatible=assume_compatible,
             handle=chroma_collection,
             retry_seconds=retry_seconds,
+            lock_timeout=lock_timeout,
             search_breadth=search_breadth,
         )
         if encoder is not None:
@@ -369,7 +373,7 @@ class ChromaVectorStore(BasePydanticVectorStore, Travelling):
         """
         if node_ids is None:
             return None
-        with translated(f"collection {self._collection.name!r}"):
+        with self._collection.reading():
             kept = self._collection.handle.get(where=_KEPT_BY_INDEX, include=[])["ids"]
         if not kept or not set(kept) <= set(node_ids):
             return node_ids
