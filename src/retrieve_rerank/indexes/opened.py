@@ -222,6 +222,10 @@ class OpenedCollection:
             raise RetrieveRerankError(f"collection {self.name!r} was closed; open the index again")
         return self._handle
 
+    def replace_handle(self, handle: chromadb.Collection) -> None:
+        """Go on with another collection, which has taken this one's name."""
+        self._handle = handle
+
     @property
     def async_handle(self) -> AsyncCollection:
         """Chroma's own object for async code, where a server holds the collection."""

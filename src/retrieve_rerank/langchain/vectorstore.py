@@ -11,10 +11,13 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 
 from retrieve_rerank.errors import InvalidInputError
-from retrieve_rerank.indexes.chroma import adopt
+from retrieve_rerank.indexes.adoption import adopt_at_opening
 from retrieve_rerank.indexes.clauses import Where
 from retrieve_rerank.indexes.collection import ChromaCollection
 from retrieve_rerank.indexes.fingerprint import SPACES
+from retrieve_rerank.indexes.health import check
+from retrieve_rerank.indexes.repairing import repair
+from retrieve_rerank.indexes.reports import IndexCheck, RepairReport
 from retrieve_rerank.indexes.server import RETRY_SECONDS
 from retrieve_rerank.langchain._convert import (
     EmbeddingsEncoder,
@@ -101,7 +104,7 @@ class ChromaVectorStore(ChromaSearch):
             search_breadth=search_breadth,
         )
         if self._encoder is not None:
-            adopt(self.collection, self._encoder)
+            adopt_at_opening(self.collection, self._encoder)
 
     @property
     def embeddings(self) -> Embeddings | None:
@@ -229,6 +232,14 @@ class ChromaVectorStore(ChromaSearch):
             "documents": [passage.text for passage in passages],
             "metadatas": [dict(passage.metadata) for passage in passages],
         }
+
+    def check(self, *, samples: int | None = 100, show_progress: bool = False) -> IndexCheck:
+        """Compare the stored documents with what searches return; see `ChromaIndex.check`."""
+        return check(self.collection, self._encoder, samples=samples, show_progress=show_progress)
+
+    def repair(self, *, samples: int | None = 1000, show_progress: bool = False) -> RepairReport:
+        """Make every stored document one that queries find, once; see `ChromaIndex.repair`."""
+        return repair(self.collection, self._needed_encoder(), samples=samples, show_progress=show_progress)
 
     # Making
 

@@ -20,7 +20,7 @@ from llama_index.core.vector_stores.types import (
 )
 
 from retrieve_rerank.errors import InvalidInputError, RemoteError
-from retrieve_rerank.indexes.chroma import adopt
+from retrieve_rerank.indexes.adoption import adopt_at_opening
 from retrieve_rerank.indexes.collection import ChromaCollection
 from retrieve_rerank.indexes.fingerprint import Identity, check_identity
 from retrieve_rerank.indexes.mmr import diverse
@@ -36,6 +36,7 @@ from retrieve_rerank.llama_index._convert import (
     vectors_of,
 )
 from retrieve_rerank.llama_index._filters import to_condition
+from retrieve_rerank.llama_index._health import Healthy
 from retrieve_rerank.llama_index._query import Request, read_request
 from retrieve_rerank.llama_index._travel import Travelling
 from retrieve_rerank.llama_index.embeddings import BiEncoderEmbedding
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 _KEPT_BY_INDEX: Any = {TYPE_KEY: {"$in": [ImageNode.class_name(), IndexNode.class_name()]}}
 
 
-class ChromaVectorStore(BasePydanticVectorStore, Travelling):
+class ChromaVectorStore(BasePydanticVectorStore, Healthy, Travelling):
     """Nodes in a Chroma collection.
 
     Adding a node whose id is stored replaces it, text, vector and metadata. The async methods run on a thread of the
@@ -144,7 +145,7 @@ class ChromaVectorStore(BasePydanticVectorStore, Travelling):
             search_breadth=search_breadth,
         )
         if encoder is not None:
-            adopt(collection, encoder)
+            adopt_at_opening(collection, encoder)
         fields: dict[str, Any] = {
             "collection_name": collection.name,
             "persist_dir": None if persist_dir is None else os.fspath(persist_dir),

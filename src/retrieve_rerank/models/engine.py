@@ -288,11 +288,15 @@ class BiEngine(Engine):
         self.normalized = bool(normalize) or any(isinstance(module, Normalize) for module in model)
         self.truncate_dim = truncate_dim
 
+    def lengths(self, texts: Sequence[str], prompt: str) -> list[int]:
+        """Return the tokens of each text with the prompt, uncut."""
+        return token_counts(self.model.tokenizer, [f"{prompt}{text}" for text in texts])
+
     def encode(
         self, texts: list[str], prompt: str, task: str, *, show_progress: bool
     ) -> tuple[npt.NDArray[np.float32], int]:
         """Return the vectors (n, dimension) of `texts` (at least one), and how many of them were cut."""
-        lengths = token_counts(self.model.tokenizer, [f"{prompt}{text}" for text in texts])
+        lengths = self.lengths(texts, prompt)
         vectors = self.run(
             texts, lengths, "sentence_embedding", show_progress=show_progress, prompt=prompt or None, task=task
         )
