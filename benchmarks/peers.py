@@ -35,15 +35,13 @@ from typing import Any
 import torch
 
 from retrieve_rerank import BiEncoder, ChromaIndex, CrossEncoder, Passage
+from retrieve_rerank.demo import demo_models
 from retrieve_rerank.langchain import (
     BiEncoderEmbeddings,
     ChromaVectorStore,
     CrossEncoderReranker,
     RetrieveRerankRetriever,
 )
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-from demo_models import demo_models
 
 LANGCHAIN, LLAMA_INDEX = "LangChain's stock stack", "LlamaIndex's stock re-ranker"
 OURS, EXACT = "ours, precision auto", "ours, float32"

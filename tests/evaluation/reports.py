@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
+from functools import lru_cache
 
 from retrieve_rerank import RetrieveRerank
-from retrieve_rerank.evaluation import Dataset, Evaluation, evaluate
+from retrieve_rerank.evaluation import Dataset, Evaluation, Tuning, evaluate, tune
 from tests.core.stubs import TableScorer
 from tests.core.test_view import EVIL
 from tests.evaluation.stubs import Shelf
@@ -16,6 +17,7 @@ HOSTILE = f"</script></style>--><script>window.hacked = 1</script>{EVIL}\u2028 $
 SURROGATE = "\ud800"  # half a character, which no file can hold
 
 
+@lru_cache  # frozen, and made by several tests
 def ordinary(
     questions: int = 40, depth: int = 30, *, prefix: str = "", name: str = "", weak: str | None = None
 ) -> Evaluation:
@@ -70,3 +72,22 @@ def first_stages() -> Evaluation:
     """Nothing is re-ranked."""
     dataset = Dataset("plain", {"a": "text a", "b": "text b"}, {"q": "what?"}, {"q": {"a": 1}})
     return evaluate({"one": Shelf({"what?": ["b", "a"]}), "none": Shelf({"what?": []})}, dataset)
+
+
+def tuned(prefix: str = "", name: str = "", *, latency_budget: float | None = None) -> Tuning:
+    """Two first stages, two cross-encoders, four depths, twelve questions."""
+    draw = random.Random(1)
+    texts = {f"{prefix}p{number}": f"{prefix}text {number}" for number in range(40)}
+    queries = {f"{prefix}q{number}": f"{prefix}question {number}" for number in range(12)}
+    judgements = {query: dict.fromkeys(draw.sample(list(texts), 4), 1) for query in queries}
+    relevant = {texts[passage] for scores in judgements.values() for passage in scores}
+    scorers = {
+        f"{name}{model}": TableScorer({text: draw.gauss(2.0 * (text in relevant), noise) for text in texts.values()})
+        for model, noise in (("large", 0.5), ("small", 2.0))
+    }
+    shelves = {
+        f"{name}{stage}": Shelf({text: draw.sample(list(texts), 20) for text in queries.values()}, texts)
+        for stage in ("words", "vectors")
+    }
+    dataset = Dataset(f"{name}toy", texts, queries, judgements)
+    return tune(shelves, scorers, dataset, depths=(2, 5, 10, 20), latency_budget=latency_budget, resamples=200)

@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.evaluation.dataset import counted
 
 if TYPE_CHECKING:
-    from retrieve_rerank.evaluation.tuned import HeldOut, Setting
+    from retrieve_rerank.evaluation.tuned import Setting
 
 Array = npt.NDArray[np.float64]
 
@@ -27,6 +28,39 @@ class Choice:
 
     setting: Setting
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """What choosing on one half of the questions is worth on the other half.
+
+    The questions were split in halves `splits` times; each time, the rule that made the choice chose on one half, and
+    the setting that it took was measured on the other.
+
+    Attributes:
+        splits: How many splits.
+        tuned: Mean quality of the setting taken, on the half that it was chosen on, and so too good.
+        quality: Mean quality of the setting taken, on the other half.
+        best: Mean quality of whichever setting is best on the other half: nobody can know it before.
+        regret: `best` less `quality`.
+        spread: The 90th percentile of that difference over the splits.
+        agreement: Share of the splits in which the setting taken is the one that was chosen on all questions.
+        regrets: `best` less `quality` in each split.
+
+    Example:
+        >>> from retrieve_rerank.evaluation import HeldOut
+        >>> HeldOut(splits=100, tuned=0.43, quality=0.41, best=0.42, regret=0.01, spread=0.03, agreement=0.6).regret
+        0.01
+    """
+
+    splits: int
+    tuned: float
+    quality: float
+    best: float
+    regret: float
+    spread: float
+    agreement: float
+    regrets: tuple[float, ...] = ()
 
 
 def frontier(settings: Sequence[Setting]) -> tuple[Setting, ...]:
@@ -45,22 +79,43 @@ def choose(settings: Sequence[Setting], latency_budget: float | None, quality: f
         InvalidInputError: If none meets the budget or the quality.
     """
     fast = _fast_enough(settings, latency_budget)
-    best = max(fast, key=lambda setting: setting.quality)
+    means = _table(fast).mean(axis=0)
+    best = fast[int(means.argmax())]
     if quality is not None and best.quality < quality:
         raise InvalidInputError(
-            f"quality={quality:g} is not reached{_within(latency_budget)}: the best is {best.quality:.3f}, by "
+            f"no setting{_within(latency_budget)} reaches quality={quality:g}: the best is {best.quality:.3f}, by "
             f"{best.name!r}"
         )
-    table = _table(fast)
-    return Choice(fast[_pick(table.mean(axis=0), fast, quality)], "")
+    setting = fast[_pick(means, fast, quality)]
+    among = f"of the {counted(len(fast), 'setting')}{_within(latency_budget)}"
+    if quality is not None:
+        return Choice(setting, f"It is the fastest {among} that reaches {quality:g}.")
+    if setting is best:
+        return Choice(setting, f"It is the best {among}, and none within {TOLERANCE:g} of it is faster at p95.")
+    return Choice(
+        setting,
+        f"It is the fastest at p95 {among} within {TOLERANCE:g} of the best, {best.name!r} with {best.quality:.3f}: so "
+        "small a difference is no reason to wait.",
+    )
+
+
+def closest(settings: Sequence[Setting], latency_budget: float | None, quality: float | None) -> Choice:
+    """As `choose`; where none meets what is asked for, return the setting that comes closest, and say so."""
+    try:
+        return choose(settings, latency_budget, quality)
+    except InvalidInputError as error:
+        fastest = min(settings, key=lambda setting: setting.latency.p95)
+        slow = latency_budget is not None and fastest.latency.p95 > latency_budget
+        setting = fastest if slow else max(_fast_enough(settings, latency_budget), key=lambda one: one.quality)
+        return Choice(setting, f"Not what was asked for, {error}: it comes closest.")
 
 
 def check(
     settings: Sequence[Setting], chosen: Setting, latency_budget: float | None, quality: float | None, *, seed: int
 ) -> HeldOut | None:
     """Return what choosing on one half of the questions is worth on the other; None of too few questions."""
-    from retrieve_rerank.evaluation.tuned import HeldOut
-
+    if latency_budget is not None:
+        latency_budget = max(latency_budget, chosen.latency.p95)  # where none keeps it, as the choice was made
     fast = _fast_enough(settings, latency_budget)
     table = _table(fast)
     if len(table) < _FEWEST:
@@ -84,30 +139,16 @@ def check(
         regret=float(regret.mean()),
         spread=float(np.percentile(regret, 90)),
         agreement=float(np.mean(taken)),
+        regrets=tuple(regret.tolist()),
     )
 
 
 def _pick(means: Array, settings: Sequence[Setting], quality: float | None) -> int:
     """Return the position of the setting to take, given the means over some questions."""
-    steady = smooth(settings) @ means
-    enough = steady.max() - TOLERANCE if quality is None else min(quality, steady.max())
-    places = np.flatnonzero(steady >= enough).tolist()
-    return min(places, key=lambda place: (settings[place].latency.p95, -steady[place]))
-
-
-def smooth(settings: Sequence[Setting]) -> Array:
-    """Return the matrix that averages each setting with its neighbours in depth."""
-    count = len(settings)
-    weights = np.eye(count)
-    curves: dict[tuple[str, str | None], list[int]] = {}
-    for place, setting in enumerate(settings):
-        if setting.adaptive is None and setting.cross_encoder is not None:
-            curves.setdefault((setting.first_stage, setting.cross_encoder), []).append(place)
-    for places in curves.values():
-        places.sort(key=lambda place: settings[place].fetch_k)
-        for before, here, after in zip(places, places[1:], places[2:], strict=False):
-            weights[here, [before, here, after]] = 0.25, 0.5, 0.25
-    return weights
+    enough = means.max() - TOLERANCE if quality is None else min(quality, means.max())
+    places = np.flatnonzero(means >= enough).tolist()
+    best: int = min(places, key=lambda place: (settings[place].latency.p95, -means[place]))
+    return best
 
 
 def _fast_enough(settings: Sequence[Setting], latency_budget: float | None) -> list[Setting]:

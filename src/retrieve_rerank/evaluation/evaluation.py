@@ -16,7 +16,7 @@ from retrieve_rerank.evaluation import exporting, presenting
 from retrieve_rerank.evaluation.results import Comparison, System
 
 if TYPE_CHECKING:
-    pass
+    from matplotlib.axes import Axes
 
     from retrieve_rerank.evaluation.tuned import Tuning
 
@@ -137,6 +137,8 @@ class Evaluation:
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw quality against seconds a question with matplotlib: intervals, ceilings, and lines to p95.
+
+        Systems of about the same latency are drawn side by side.
 
         Args:
             ax: Where; None takes a new figure.

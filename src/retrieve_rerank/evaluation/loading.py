@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.evaluation import presenting
 from retrieve_rerank.evaluation.evaluation import FORMAT, Evaluation
 from retrieve_rerank.evaluation.results import Comparison, Latency, System
 
@@ -32,8 +33,8 @@ def read_evaluation(path: Path) -> Evaluation:
         )
     try:
         evaluation = _evaluation(content)
-        _check_names(evaluation)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        _check(evaluation)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise InvalidInputError(f"{path} is not a whole evaluation: {type(error).__name__} {error}") from error
     return evaluation
 
@@ -96,18 +97,20 @@ def _comparison(content: Any) -> Comparison:
     )
 
 
-def _check_names(evaluation: Evaluation) -> None:
-    """Raise where one part names what another lacks."""
+def _check(evaluation: Evaluation) -> None:
+    """Raise where one part names what another lacks: now, and not when a report is half written."""
     questions = set(evaluation.judgements)
     for system in evaluation.systems:
         for values in (system.run, *(system.per_query[name] for name in evaluation.measures)):
             if set(values) != questions:
                 raise ValueError(f"system {system.name!r} has other questions than the judgements")
         if system.baseline is not None:
-            evaluation[system.baseline]
-    for comparison in evaluation.comparisons:
-        evaluation[comparison.system], evaluation[comparison.baseline]
-    evaluation.measures[0], evaluation.systems[0], min(questions)
+            found = evaluation[system.baseline].run
+            if any(set(ids) != set(found[query]) for query, ids in system.run.items()):
+                raise ValueError(f"system {system.name!r} ranks other passages than its first stage")
+            for measure in evaluation.measures:
+                evaluation.comparison(system.name, measure)
+    presenting.markdown(evaluation)
 
 
 def _text(value: Any) -> str:

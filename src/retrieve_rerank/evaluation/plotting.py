@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from retrieve_rerank.errors import require
 from retrieve_rerank.evaluation.report.marks import marks, mean_intervals
 from retrieve_rerank.evaluation.report.quality import latency
+from retrieve_rerank.view import cut
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,7 +16,9 @@ if TYPE_CHECKING:
     from retrieve_rerank.evaluation.evaluation import Evaluation
     from retrieve_rerank.evaluation.tuned import Tuning
 
+_NAME = 50  # characters of a name beside the chart
 _DASHES = (0, (1, 2))
+_NEAR = 1.15  # factor between latencies that are about the same
 
 
 def plot_evaluation(evaluation: Evaluation, ax: Axes | None) -> Axes:
@@ -26,8 +30,10 @@ def plot_evaluation(evaluation: Evaluation, ax: Axes | None) -> Axes:
         resamples=evaluation.resamples,
         seed=evaluation.seed,
     )
-    for system in evaluation.systems:
-        mark, (low, high), (p50, p95) = marks(evaluation)[system.name], intervals[system.name], latency(system)
+    drawn, side_by_side = marks(evaluation), _side_by_side([latency(system)[0] for system in evaluation.systems])
+    for system, factor in zip(evaluation.systems, side_by_side, strict=True):
+        mark, (low, high), (p50, p95) = drawn[system.name], intervals[system.name], latency(system)
+        p50, p95 = p50 * factor, p95 * factor
         mean, colour = system.means[measure], f"C{mark.hue % 10}"
         ax.errorbar(
             [p50],
@@ -54,24 +60,18 @@ def plot_tuning(tuning: Tuning, ax: Axes | None) -> Axes:
     hues = {name: hue for hue, name in enumerate(tuning.first_stages)}
     for first_stage, cross_encoder in pairs:
         rows = [one for one in tuning.settings if (one.first_stage, one.cross_encoder) == (first_stage, cross_encoder)]
-        fixed = sorted((one for one in rows if one.adaptive is None), key=lambda one: one.fetch_k)
+        rows.sort(key=lambda one: one.fetch_k)
         name = f"{first_stage}, not re-ranked" if cross_encoder is None else f"{first_stage} → {cross_encoder}"
         ax.errorbar(
-            [one.latency.p95 for one in fixed],
-            [one.quality for one in fixed],
-            yerr=[[one.quality - one.low for one in fixed], [one.high - one.quality for one in fixed]],
+            [one.latency.p95 for one in rows],
+            [one.quality for one in rows],
+            yerr=[[one.quality - one.low for one in rows], [one.high - one.quality for one in rows]],
             fmt="D" if cross_encoder is None else "o-",
             markersize=4,
             color=f"C{hues[first_stage] % 10}",
-            elinewidth=0.6,
+            ecolor=(f"C{hues[first_stage] % 10}", 0.35),
+            elinewidth=0.8,
             label=_literal(name),
-        )
-        adaptive = [one for one in rows if one.adaptive is not None]
-        ax.plot(
-            [one.latency.p95 for one in adaptive],
-            [one.quality for one in adaptive],
-            "x",
-            color=f"C{hues[first_stage] % 10}",
         )
     ax.plot(
         [tuning.chosen.latency.p95],
@@ -83,6 +83,20 @@ def plot_tuning(tuning: Tuning, ax: Axes | None) -> Axes:
         label=_literal(f"chosen: {tuning.chosen.name}"),
     )
     return _finish(ax, tuning.dataset, tuning.measure, "seconds a question, p95")
+
+
+def _side_by_side(seconds: Sequence[float]) -> list[float]:
+    """Return factors that keep systems of about the same latency from covering each other."""
+    factors = [1.0] * len(seconds)
+    order = sorted(range(len(seconds)), key=lambda place: seconds[place])
+    group: list[int] = []
+    for place, after in zip(order, [*order[1:], None], strict=True):
+        group.append(place)
+        if after is None or seconds[after] > _NEAR * seconds[place]:
+            for number, member in enumerate(group):
+                factors[member] = _NEAR ** (number - (len(group) - 1) / 2)
+            group = []
+    return factors
 
 
 def _new_axes() -> Axes:
@@ -101,6 +115,6 @@ def _finish(ax: Axes, dataset: str, measure: str, x_name: str) -> Axes:
 
 
 def _literal(text: str) -> str:
-    """Return text that matplotlib draws as it is: no mathematics between dollar signs, no hidden label."""
-    text = text.replace("$", r"\$")
+    """Return text that is drawn as it is, if not too long: no mathematics between dollar signs, no hidden label."""
+    text = cut(" ".join(text.encode("utf-8", "replace").decode("utf-8").split()), _NAME).replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text

@@ -109,11 +109,11 @@ class Stage:
     search: RetrieveRerank | None = None
     first: Stage | None = None
     hits: dict[str, list[Hit]] = field(default_factory=dict)  # by question id
-    scores: dict[str, Mapping[str, Score]] = field(default_factory=dict)  # by question id, then by text
     seconds: list[float] = field(default_factory=list)  # by distinct question, in the order that they were asked
     pairs: int = 0
     truncated: int = 0
     estimated: bool = False
+    reader: Reader | None = None  # what has re-ranked
 
 
 @dataclass(slots=True)
@@ -215,12 +215,8 @@ def _check_pipelines(pipelines: Mapping[str, RetrieveRerank | Retriever]) -> Non
             )
 
 
-def run(plan: list[Stage], dataset: Dataset, store: ScoreStore | None, *, show_progress: bool) -> list[Reader]:
-    """Fill the rows' hits and times: all first stages, and then, if they can have found something, the re-ranking.
-
-    Returns:
-        A reader a cross-encoder, which tells what it has read.
-    """
+def run(plan: list[Stage], dataset: Dataset, store: ScoreStore | None, *, show_progress: bool) -> None:
+    """Fill the rows' hits and times: all first stages, and then, if they can have found something, the re-ranking."""
     ids: dict[str, list[str]] = {}
     for query in sorted(dataset.judgements):
         ids.setdefault(dataset.queries[query], []).append(query)
@@ -240,11 +236,9 @@ def run(plan: list[Stage], dataset: Dataset, store: ScoreStore | None, *, show_p
     for text, queries in tqdm(ids.items(), disable=not (show_progress and readers), unit="question", desc="Re-ranking"):
         for stage in plan:
             if stage.search is not None and stage.first is not None:
-                reader = readers[_identity(stage.search)]
-                hits = reader.rank(stage, text, stage.first.hits[queries[0]])
+                stage.reader = readers[_identity(stage.search)]
+                hits = stage.reader.rank(stage, text, stage.first.hits[queries[0]])
                 stage.hits.update((query, hits) for query in queries)
-                stage.scores.update((query, reader.known) for query in queries)
-    return list(readers.values())
 
 
 def _readers(plan: list[Stage], store: ScoreStore | None) -> dict[tuple[int, str], Reader]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,14 +17,12 @@ from retrieve_rerank.evaluation.running import Reader, Stage
 from retrieve_rerank.evaluation.significance import bootstrap_interval
 from retrieve_rerank.evaluation.tuned import Setting
 from retrieve_rerank.models.cross_encoder import CrossEncoder
-from retrieve_rerank.models.ranking import Ranker
-from retrieve_rerank.retrieval.adaptive import AdaptiveDepth
+from retrieve_rerank.models.scales import Scale
 from retrieve_rerank.retrieval.pipeline import RetrieveRerank
 from retrieve_rerank.retrieval.saved import remembered
 from retrieve_rerank.retrieval.second_stage import described
 from retrieve_rerank.types import Hit, Retriever, Scorer
 
-RULES = tuple(AdaptiveDepth(patience=patience, top=top) for patience in (10, 20, 30) for top in (1, 3, 5))
 _TIMED = 5  # questions on which the cost of a call is measured
 
 
@@ -40,7 +36,13 @@ class Plan:
         rankers: The cross-encoders by name.
     """
 
-    def __init__(self, firsts: Mapping[str, Retriever], models: Mapping[str, Scorer], depths: Sequence[int]) -> None:
+    def __init__(
+        self,
+        firsts: Mapping[str, Retriever],
+        models: Mapping[str, Scorer],
+        depths: Sequence[int],
+        scores: Scale = "logits",
+    ) -> None:
         self.depths = tuple(sorted(set(depths)))
         # The deepest first: what is read for it serves the others, and is read in the fewest calls.
         self.firsts = {
@@ -49,13 +51,14 @@ class Plan:
             for name, retriever in firsts.items()
         }
         self.reranked: dict[tuple[str, str, int], Stage] = {}
-        self.rankers: dict[str, Ranker] = {}
+        searches: dict[str, RetrieveRerank] = {}
         for model, scorer in models.items():
             for (name, depth), first in self.firsts.items():
-                search = RetrieveRerank(first.retriever, scorer, fetch_k=depth)
+                scale = "logits" if isinstance(scorer, CrossEncoder) else scores
+                searches[model] = RetrieveRerank(first.retriever, scorer, fetch_k=depth, scores=scale)
                 title = f"{first.name} → {model}"
-                self.reranked[name, model, depth] = Stage(title, first.retriever, depth, search, first)
-                self.rankers.setdefault(model, search.ranker)
+                self.reranked[name, model, depth] = Stage(title, first.retriever, depth, searches[model], first)
+        self.rankers = {model: search.ranker for model, search in searches.items()}
 
     @property
     def stages(self) -> list[Stage]:
@@ -70,25 +73,70 @@ class Plan:
             for name, ranker in self.rankers.items()
         }
 
-    def seconds(self, readers: Sequence[Reader]) -> float:
-        """Return what running took; scores from the cache count as what they took when they were made."""
-        return sum(sum(stage.seconds) for stage in self.firsts.values()) + sum(reader.seconds for reader in readers)
+    @property
+    def readers(self) -> dict[str, Reader]:
+        """What has read, by the name of the cross-encoder; filled by running."""
+        return {model: stage.reader for (_, model, _), stage in self.reranked.items() if stage.reader is not None}
+
+    @property
+    def seconds(self) -> float:
+        """What running took; scores from the cache count as what they took when they were made."""
+        distinct = {id(reader): reader.seconds for reader in self.readers.values()}
+        return sum(sum(stage.seconds) for stage in self.firsts.values()) + sum(distinct.values())
+
+    @property
+    def rows(self) -> dict[tuple[str, str | None, int], Stage]:
+        """The rows that are settings, by first stage, cross-encoder and depth; the shallowest first."""
+        deepest = self.depths[-1]
+        rows: dict[tuple[str, str | None, int], Stage] = {
+            (name, None, depth): stage for (name, depth), stage in self.firsts.items() if depth == deepest
+        }
+        # Sorting keeps the order in which first stages and cross-encoders were given.
+        rows.update(sorted(self.reranked.items(), key=lambda row: row[0][2]))
+        return rows
+
+    def seconds_alone(self, costs: Mapping[str, float]) -> float:
+        """Return what running every setting by itself would take, given what a call of each cross-encoder costs."""
+        return sum(sum(self._seconds(*key, costs)) for key in self.rows)
+
+    def call_seconds(self, dataset: Dataset) -> dict[str, float]:
+        """Return what a call of each cross-encoder costs beside its pairs, as calls for single pairs show.
+
+        It is 0 where all scores came from the cache: the model is not loaded for it.
+        """
+        return {model: self._call_seconds(model, reader, dataset) for model, reader in self.readers.items()}
 
     def settings(
-        self, readers: Sequence[Reader], dataset: Dataset, measure: str, *, resamples: int, seed: int
+        self, costs: Mapping[str, float], dataset: Dataset, measure: str, *, resamples: int, seed: int
     ) -> list[Setting]:
         """Return what the rows, which have run, say of each setting."""
-        rows = self._rows(_call_seconds(self, readers, dataset), dataset)
-        values = [
-            per_query([measure], dataset.judgements, {query: _ids(hits) for query, hits in row.hits.items()})[measure]
-            for row in rows
-        ]
+        rows = self.rows
+        values = [_values(stage.hits, dataset, measure) for stage in rows.values()]
         table = np.array([[one[query] for one in values] for query in sorted(dataset.judgements)])
         intervals = bootstrap_interval(table, resamples=resamples, seed=seed)
-        return [
-            self._setting(row, one, float(mean), (float(low), float(high)))
-            for row, one, mean, (low, high) in zip(rows, values, table.mean(axis=0), intervals, strict=True)
-        ]
+        settings = []
+        for ((name, model, depth), stage), one, mean, (low, high) in zip(
+            rows.items(), values, table.mean(axis=0), intervals, strict=True
+        ):
+            seconds = self._seconds(name, model, depth, costs)
+            p50, p95 = np.percentile(seconds[1:] or seconds, [50, 95])  # the first question includes loading
+            made, precision = (None, None) if model is None else described(self.rankers[model])
+            settings.append(
+                Setting(
+                    first_stage=name,
+                    fetch_k=depth,
+                    cross_encoder=model,
+                    model=made,
+                    precision=precision,
+                    quality=float(mean),
+                    low=float(low),
+                    high=float(high),
+                    pairs=stage.pairs / len(stage.seconds),
+                    latency=Latency(float(p50), float(p95), stage.estimated),
+                    per_query=one,
+                )
+            )
+        return settings
 
     def ceiling(self, dataset: Dataset, measure: str) -> dict[str, dict[int, float]]:
         """Return the mean that a perfect re-ranking would reach, by first stage and depth."""
@@ -97,113 +145,38 @@ class Plan:
             perfect = {}
             for query, hits in stage.hits.items():
                 relevance = dataset.judgements[query]
-                perfect[query] = sorted(_ids(hits), key=lambda passage: -relevance.get(passage, 0))
-            values = per_query([measure], dataset.judgements, perfect)[measure]
-            found.setdefault(name, {})[depth] = statistics.fmean(values.values())
+                perfect[query] = sorted(hits, key=lambda hit: -relevance.get(hit.passage.id, 0))
+            found.setdefault(name, {})[depth] = statistics.fmean(_values(perfect, dataset, measure).values())
         return found
 
-    def _rows(self, costs: Mapping[str, float], dataset: Dataset) -> list[_Row]:
-        deepest = self.depths[-1]
-        rows = [
-            _Row(name, None, depth, None, stage.hits, 0.0, stage.seconds, estimated=False)
-            for (name, depth), stage in self.firsts.items()
-            if depth == deepest
-        ]
-        for (name, model, depth), stage in reversed(self.reranked.items()):
-            rows.append(_fixed(name, model, stage, self.reranked[name, model, deepest], costs[model]))
-        for (name, model, depth), stage in self.reranked.items():
-            if depth == deepest:
-                rows += [_adaptive(name, model, stage, rule, costs[model], dataset) for rule in RULES]
-        return rows
+    def _seconds(self, name: str, model: str | None, depth: int, costs: Mapping[str, float]) -> list[float]:
+        """Return the seconds of both stages by question.
 
-    def _setting(self, row: _Row, values: Mapping[str, float], mean: float, interval: tuple[float, float]) -> Setting:
-        model, precision = (None, None) if row.model is None else described(self.rankers[row.model])
-        p50, p95 = np.percentile(row.seconds[1:] or row.seconds, [50, 95])  # the first question includes loading
-        return Setting(
-            first_stage=row.name,
-            fetch_k=row.depth,
-            cross_encoder=row.model,
-            model=model,
-            precision=precision,
-            adaptive=row.rule,
-            quality=mean,
-            low=interval[0],
-            high=interval[1],
-            pairs=row.pairs,
-            latency=Latency(float(p50), float(p95), row.estimated),
-            per_query=values,
-        )
+        A pair's seconds hold its share of the cost of the call for the deepest pool: of fewer pairs, a part is missing.
+        """
+        if model is None:
+            return self.firsts[name, depth].seconds
+        stage, deepest = self.reranked[name, model, depth], self.reranked[name, model, self.depths[-1]]
+        call = costs[model] * (1 - stage.pairs / max(1, deepest.pairs))
+        return [a + b + call for a, b in zip(self.firsts[name, depth].seconds, stage.seconds, strict=True)]
 
-
-@dataclass(slots=True)
-class _Row:
-    """A setting before it is measured."""
-
-    name: str
-    model: str | None
-    depth: int
-    rule: AdaptiveDepth | None
-    hits: Mapping[str, Sequence[Hit]]
-    pairs: float  # a question, on average
-    seconds: list[float]  # by distinct question
-    estimated: bool
-
-
-def _fixed(name: str, model: str, stage: Stage, deepest: Stage, call: float) -> _Row:
-    """Return a row of one depth. The pairs' seconds hold their share of the cost of the call for the deepest."""
-    left = call * (1 - stage.pairs / max(1, deepest.pairs))
-    seconds = [a + b + left for a, b in zip(_retrieving(stage), stage.seconds, strict=True)]
-    pairs = stage.pairs / len(seconds)
-    return _Row(name, model, stage.fetch_k, None, stage.hits, pairs, seconds, stage.estimated)
-
-
-def _adaptive(name: str, model: str, stage: Stage, rule: AdaptiveDepth, call: float, dataset: Dataset) -> _Row:
-    """Return a row that stops early, from the scores of the deepest one."""
-    hits, pairs, reading = {}, {}, {}
-    for query, candidates in ({} if stage.first is None else stage.first.hits).items():
-        scores = [stage.scores[query][hit.passage.text] for hit in candidates]
-        read = rule.depth([score.logit for score in scores])
-        order = sorted(range(read), key=lambda place: -scores[place].logit)
-        hits[query] = [*(candidates[place] for place in order), *candidates[read:]]
-        pairs[query] = read
-        calls = math.ceil(read / rule.chunk) - read / max(1, len(candidates))
-        reading[query] = sum(score.seconds for score in scores[:read]) + call * calls
-    asked = {dataset.queries[query]: query for query in sorted(hits, reverse=True)}  # equal questions were asked once
-    order_asked = sorted(asked.values())
-    seconds = [a + reading[query] for a, query in zip(_retrieving(stage), order_asked, strict=True)]
-    return _Row(name, model, stage.fetch_k, rule, hits, statistics.fmean(pairs.values()), seconds, estimated=True)
-
-
-def _retrieving(stage: Stage) -> list[float]:
-    return [] if stage.first is None else stage.first.seconds
-
-
-def _call_seconds(plan: Plan, readers: Sequence[Reader], dataset: Dataset) -> dict[str, float]:
-    """Return what a call of each cross-encoder costs beside its pairs, as calls for single pairs show.
-
-    It is 0 where all scores came from the cache: the model is not loaded for it.
-    """
-    fresh = {id(reader.ranker) for reader in readers if reader.fresh}
-    costs: dict[str, float] = {}
-    for (_, model, _), stage in plan.reranked.items():
-        if model not in costs:
-            ranker = plan.rankers[model]
-            costs[model] = _single(ranker, stage, dataset) if id(ranker) in fresh else 0.0
-    return costs
-
-
-def _single(ranker: Ranker, stage: Stage, dataset: Dataset) -> float:
-    costs = []
-    for query in sorted(dataset.judgements)[: _TIMED + 1]:
-        hits = [] if stage.first is None else stage.first.hits[query][:1]
-        if hits:
+    def _call_seconds(self, model: str, reader: Reader, dataset: Dataset) -> float:
+        if not reader.fresh:
+            return 0.0
+        first = next(iter(self.firsts.values()))
+        taken = []
+        for query in [query for query in sorted(dataset.judgements) if first.hits[query]][: _TIMED + 1]:
             start = time.perf_counter()
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", TruncationWarning)  # counted already
-                ranker.rank(dataset.queries[query], hits)
-            costs.append(time.perf_counter() - start - stage.scores[query][hits[0].passage.text].seconds)
-    return max(0.0, statistics.median(costs[1:])) if len(costs) > 1 else 0.0  # the first warms up
+                warnings.simplefilter("ignore", TruncationWarning)  # it was read before
+                self.rankers[model].rank(dataset.queries[query], first.hits[query][:1])
+            taken.append(time.perf_counter() - start)
+        single = statistics.median(taken[1:] or taken)  # the first warms up
+        # A pair of a call for many holds its share of that call's cost, too: cost / many.
+        many = reader.pairs / len(first.seconds)
+        return max(0.0, (single - reader.seconds / reader.pairs) / (1 - 1 / many)) if many > 1 else 0.0
 
 
-def _ids(hits: Sequence[Hit]) -> list[str]:
-    return [hit.passage.id for hit in hits]
+def _values(hits: Mapping[str, Sequence[Hit]], dataset: Dataset, measure: str) -> dict[str, float]:
+    run = {query: [hit.passage.id for hit in found] for query, found in hits.items()}
+    return per_query([measure], dataset.judgements, run)[measure]

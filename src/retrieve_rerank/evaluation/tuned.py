@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.evaluation import choosing, exporting, tuning_words
+from retrieve_rerank.evaluation.choosing import HeldOut
 from retrieve_rerank.evaluation.evaluation import machine
 from retrieve_rerank.evaluation.results import Latency
-from retrieve_rerank.retrieval.adaptive import AdaptiveDepth
+from retrieve_rerank.models.scales import Scale
 from retrieve_rerank.retrieval.saved import save_setting
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ class Setting:
         cross_encoder: Name of the cross-encoder; None is no re-ranking.
         model: What the cross-encoder was made from: a hub name or a folder, or the name of its class.
         precision: What it computes in, where that is known.
-        adaptive: How a search stops before it has read all candidates; None reads all.
         quality: Mean of the measure over the questions.
         low: Lower end of the 95 % interval of `quality` (bootstrap over questions, percentiles).
         high: Upper end.
@@ -39,7 +39,7 @@ class Setting:
 
     Example:
         >>> from retrieve_rerank.evaluation import Latency, Setting
-        >>> setting = Setting("BM25", 20, "mini", "some/model", "float32", None, 0.41, 0.36, 0.46, 20.0,
+        >>> setting = Setting("BM25", 20, "mini", "some/model", "float32", 0.41, 0.36, 0.46, 20.0,
         ...                   Latency(0.08, 0.11, estimated=True), {"q1": 0.41})
         >>> setting.name
         'BM25 → mini, 20 deep'
@@ -50,7 +50,6 @@ class Setting:
     cross_encoder: str | None
     model: str | None
     precision: str | None
-    adaptive: AdaptiveDepth | None
     quality: float
     low: float
     high: float
@@ -63,34 +62,7 @@ class Setting:
         """What tables call it; unique in a tuning."""
         if self.cross_encoder is None:
             return f"{self.first_stage}, not re-ranked"
-        adaptive = "" if self.adaptive is None else f" at most, {self.adaptive}"
-        return f"{self.first_stage} → {self.cross_encoder}, {self.fetch_k} deep{adaptive}"
-
-
-@dataclass(frozen=True, slots=True)
-class HeldOut:
-    """What choosing on one half of the questions is worth on the other half.
-
-    The questions were split in halves `splits` times; each time, the rule that made the choice chose on one half, and
-    the setting that it took was measured on the other.
-
-    Attributes:
-        splits: How many splits.
-        tuned: Mean quality of the setting taken, on the half that it was chosen on, and so too good.
-        quality: Mean quality of the setting taken, on the other half.
-        best: Mean quality of whichever setting is best on the other half: nobody can know it before.
-        regret: `best` less `quality`.
-        spread: The 90th percentile of that difference over the splits.
-        agreement: Share of the splits in which the setting taken is the one that was chosen on all questions.
-    """
-
-    splits: int
-    tuned: float
-    quality: float
-    best: float
-    regret: float
-    spread: float
-    agreement: float
+        return f"{self.first_stage} → {self.cross_encoder}, {self.fetch_k} deep"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -114,8 +86,10 @@ class Tuning:
         passages: Number of passages of the dataset.
         resamples: Of the bootstrap.
         seed: Of the bootstrap and the splits.
-        seconds: How long the tuning took; times read from the cache are counted as what they took then.
+        seconds: How long the tuning took. A score from the cache counts as what it took when it was made.
+        seconds_alone: How long it would have taken to run each setting by itself, added up in the same way.
         models: What `CrossEncoder(**arguments)` makes each cross-encoder from, by name; empty for one of another kind.
+        scores: What a cross-encoder of another kind returns.
         machine: Processor, cores, versions.
 
     Example:
@@ -128,8 +102,10 @@ class Tuning:
         >>> report = index.add(dataset.passages)
         >>> scorer = TableScorer({texts["p1"]: -1.0, texts["p2"]: 2.0})
         >>> tuning = tune({"words": index}, {"table": scorer}, dataset, depths=[1, 2])
-        >>> [(setting.name, setting.quality) for setting in tuning.settings]
-        >>> print(tuning.code())
+        >>> [(setting.name, round(setting.quality, 2)) for setting in tuning.settings]
+        [('words, not re-ranked', 0.63), ('words → table, 1 deep', 0.0), ('words → table, 2 deep', 1.0)]
+        >>> print(tuning.code().splitlines()[-1])
+        search = RetrieveRerank(words, table, fetch_k=2)
     """
 
     dataset: str
@@ -149,7 +125,9 @@ class Tuning:
     resamples: int
     seed: int
     seconds: float
+    seconds_alone: float
     models: Mapping[str, Mapping[str, str | int | bool | None]] = field(default_factory=dict)
+    scores: Scale = "logits"
     machine: Mapping[str, str | int] = field(default_factory=machine)
 
     @property
@@ -169,22 +147,24 @@ class Tuning:
         return tuple(name for name in names if name is not None)
 
     @property
+    def met(self) -> bool:
+        """Whether the chosen setting keeps to the budget and reaches the quality that were asked for."""
+        in_time = self.latency_budget is None or self.chosen.latency.p95 <= self.latency_budget
+        return in_time and (self.quality is None or self.chosen.quality >= self.quality)
+
+    @property
     def answer(self) -> str:
         """One sentence: which setting to take, what it reaches, and what it costs."""
         return tuning_words.answer(self)
 
     def curve(self, first_stage: str, cross_encoder: str) -> tuple[Setting, ...]:
-        """Return the settings of fixed depth of a first stage and a cross-encoder, the shallowest first.
+        """Return the settings of a first stage and a cross-encoder, the shallowest first.
 
         Raises:
             InvalidInputError: If there are none.
         """
         wanted = (first_stage, cross_encoder)
-        found = [
-            setting
-            for setting in self.settings
-            if (setting.first_stage, setting.cross_encoder) == wanted and setting.adaptive is None
-        ]
+        found = [setting for setting in self.settings if (setting.first_stage, setting.cross_encoder) == wanted]
         if not found:
             raise InvalidInputError(
                 f"{first_stage!r} with {cross_encoder!r} was not tried; there are the first stages "

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from numbers import Real
 from pathlib import Path
 
 from retrieve_rerank.checks import check_count, check_seconds
 from retrieve_rerank.errors import InvalidInputError
-from retrieve_rerank.evaluation import choosing
+from retrieve_rerank.evaluation import choosing, tuning_words
 from retrieve_rerank.evaluation.dataset import Dataset
 from retrieve_rerank.evaluation.measures import check_measures
 from retrieve_rerank.evaluation.running import run
 from retrieve_rerank.evaluation.store import open_store
 from retrieve_rerank.evaluation.trying import Plan
 from retrieve_rerank.evaluation.tuned import Tuning
-from retrieve_rerank.models.scales import scorer_name
+from retrieve_rerank.models.scales import Scale, scorer_name
 from retrieve_rerank.types import Retriever, Scorer
 
 DEPTHS = (5, 10, 15, 20, 25, 30, 40, 50, 60, 75, 100)
@@ -32,6 +34,7 @@ def tune(
     depths: Sequence[int] = DEPTHS,
     latency_budget: float | None = None,
     quality: float | None = None,
+    scores: Scale = "logits",
     cache: str | os.PathLike[str] | None = None,
     resamples: int = 10_000,
     seed: int = 0,
@@ -53,6 +56,7 @@ def tune(
         latency_budget: Seconds that nineteen of twenty questions may take, on this machine, first stage and re-ranking
             together; None is no limit.
         quality: Mean of the measure that is enough: the fastest setting that reaches it is taken. None takes the best.
+        scores: What those of the cross-encoders that are no `CrossEncoder` return: "logits", or "probabilities".
         cache: An SQLite file that keeps every score, as for `evaluate`, which may share it.
         resamples: Of the bootstrap.
         seed: Of the bootstrap and of the splits of the questions in halves.
@@ -63,7 +67,8 @@ def tune(
         questions that it was not chosen on.
 
     Raises:
-        InvalidInputError: If an argument cannot be used, or no setting meets the budget or the quality.
+        InvalidInputError: If an argument cannot be used. That no setting meets the budget or the quality is a result:
+            the one that comes closest is chosen, `reason` says so, and `met` is False.
 
     Example:
         >>> from retrieve_rerank import BM25Index, CrossEncoder
@@ -83,13 +88,15 @@ def tune(
     (name,) = check_measures([measure])
     check_count(resamples, "resamples")
     check_seconds(latency_budget, "latency_budget")
-    plan = Plan(_firsts(first_stages), _models(cross_encoders), _depths(depths))
+    _check_quality(quality)
+    plan = Plan(_firsts(first_stages), _models(cross_encoders), _depths(depths), scores)
     with nullcontext() if cache is None else open_store(cache) as store:
         began = time.perf_counter()
-        readers = run(plan.stages, dataset, store, show_progress=show_progress)
+        run(plan.stages, dataset, store, show_progress=show_progress)
         running = time.perf_counter() - began
-    settings = plan.settings(readers, dataset, name, resamples=resamples, seed=seed)
-    choice = choosing.choose(settings, latency_budget, quality)
+    costs = plan.call_seconds(dataset)
+    settings = plan.settings(costs, dataset, name, resamples=resamples, seed=seed)
+    choice = choosing.closest(settings, latency_budget, quality)
     held_out = choosing.check(settings, choice.setting, latency_budget, quality, seed=seed)
     return Tuning(
         dataset=dataset.name,
@@ -103,13 +110,15 @@ def tune(
         depths=plan.depths,
         ceiling=plan.ceiling(dataset, name),
         held_out=held_out,
-        notes=(),
+        notes=tuning_words.notes(plan, dataset, name, choice.setting, held_out),
         questions=len(dataset.judgements),
         passages=len(dataset.passages),
         resamples=resamples,
         seed=seed,
         models=plan.models,
-        seconds=time.perf_counter() - start - running + plan.seconds(readers),
+        scores=scores,
+        seconds=time.perf_counter() - start - running + plan.seconds,
+        seconds_alone=plan.seconds_alone(costs),
     )
 
 
@@ -138,6 +147,11 @@ def _models(given: Mapping[str, Scorer] | Scorer) -> dict[str, Scorer]:
 def _check_name(name: object, of: str) -> None:
     if not isinstance(name, str) or not name.strip():
         raise InvalidInputError(f"the name of a {of} must be a string with something in it, got {name!r}")
+
+
+def _check_quality(quality: object) -> None:
+    if quality is not None and (isinstance(quality, bool) or not isinstance(quality, Real) or not quality < math.inf):
+        raise InvalidInputError(f"quality must be a number, the mean of the measure that is enough; got {quality!r}")
 
 
 def _depths(given: Sequence[int]) -> list[int]:

@@ -86,6 +86,7 @@ class RetrieveRerank:
         score_threshold: float | None = None,
         time_budget: float | None = None,
         on_error: OnError = "raise",
+        scores: Scale = "logits",
     ) -> RetrieveRerank:
         """Return the pipeline of a setting that `Tuning.save` wrote.
 
@@ -97,6 +98,7 @@ class RetrieveRerank:
             score_threshold: As for the class.
             time_budget: As for the class.
             on_error: As for the class.
+            scores: As for the class.
 
         Raises:
             InvalidInputError: If the file cannot be used, the first stage is not there, or the setting is not to
@@ -122,6 +124,7 @@ class RetrieveRerank:
             score_threshold=score_threshold,
             time_budget=time_budget,
             on_error=on_error,
+            scores=scores,
         )
 
     @property

@@ -92,7 +92,10 @@ def save_setting(setting: SavedSetting, path: str | os.PathLike[str]) -> None:
 
 
 def load_setting(path: str | os.PathLike[str]) -> SavedSetting:
-    """Read a setting that `Tuning.save` wrote.
+    """Read a setting that `Tuning.save` wrote; `RetrieveRerank.load` makes the pipeline of one.
+
+    LangChain's and LlamaIndex's `RetrieveRerankRetriever` take `setting.make_cross_encoder()` as their `reranker` and
+    `setting.fetch_k` as their `fetch_k`.
 
     Args:
         path: Of the JSON file.

@@ -12,16 +12,16 @@ from retrieve_rerank.evaluation.report.axes import Axis
 from retrieve_rerank.view import escaped, minus
 
 HUES = 6  # colours in report.css
-_RADIUS = 9  # of a numbered disc, in pixels
+_RADIUS = 9  # of a labelled disc, in pixels
 _NARROWEST = 200  # pixels that the inside of a chart has on the smallest phone
 
 
 @dataclass(frozen=True, slots=True)
 class Disc:
-    """A numbered point of a chart.
+    """A labelled point of a chart.
 
     Attributes:
-        number: What the table calls it.
+        label: What the table calls it.
         hue: Number of its colour.
         filled: Whether it is re-ranked; a first stage is hollow.
         x: Value.
@@ -33,7 +33,7 @@ class Disc:
         ceiling: A value above it that is marked as a limit, if there is one.
     """
 
-    number: int
+    label: str
     hue: int
     filled: bool
     x: float
@@ -94,7 +94,7 @@ def band(x: Axis, y: Axis, points: Sequence[tuple[float, float, float]], kind: s
 
 
 def discs(x: Axis, y: Axis, points: Sequence[Disc]) -> str:
-    """Return numbered points with their intervals. Those that would cover each other stand side by side."""
+    """Return labelled points with their intervals. Those that would cover each other stand side by side."""
     return "".join(_disc(x, y, point, shift) for point, shift in zip(points, _shifts(x, points), strict=True))
 
 
@@ -108,9 +108,9 @@ def strip(axis: Axis, low: float, high: float, value: float, kind: str, title: s
     )
 
 
-def chip(number: int, hue: int, *, filled: bool) -> str:
-    """Return the number that a system has in the charts."""
-    return f'<span class="chip hue{hue % HUES}{" filled" * filled}">{number}</span>'
+def chip(label: str, hue: int, *, filled: bool) -> str:
+    """Return the label that a system has in the charts."""
+    return f'<span class="chip hue{hue % HUES}{" filled" * filled}">{label}</span>'
 
 
 def signed(value: float, digits: int = 3, *, plus: bool = False) -> str:
@@ -141,23 +141,32 @@ def _disc(x: Axis, y: Axis, point: Disc, shift: float) -> str:
         f"<title>{escaped(point.said)}</title>{limit}{tail}"
         f'<line class="whisker" x1="{left}%" x2="{left}%" y1="{low}%" y2="{high}%"/>'
         f'<circle cx="{left}%" cy="{top}%" r="{_RADIUS}"/>'
-        f'<text x="{left}%" y="{top}%" dy=".35em" text-anchor="middle">{point.number}</text></g>'
+        f'<text x="{left}%" y="{top}%" dy=".35em" text-anchor="middle">{point.label}</text></g>'
     )
 
 
 def _shifts(x: Axis, points: Sequence[Disc]) -> list[float]:
-    """Return by how many pixels each point is moved, so that none covers another on the smallest phone."""
+    """Return by how many pixels each point is moved, as little as keeps them apart on the smallest phone.
+
+    Points stay in their order, and a wider chart only draws them further apart.
+    """
     order = sorted(range(len(points)), key=lambda place: points[place].x)
-    groups: list[list[int]] = []
-    for place in order:
-        near = groups[-1][0] if groups else None
-        if near is not None and (x.at(points[place].x) - x.at(points[near].x)) / 100 * _NARROWEST < 2 * _RADIUS + 1:
-            groups[-1].append(place)
-        else:
-            groups.append([place])
+    room = _NARROWEST - 2 * _RADIUS
+    step = min(2 * _RADIUS + 2, room / max(1, len(points) - 1))
+    wanted = [x.at(points[place].x) / 100 * _NARROWEST - number * step for number, place in enumerate(order)]
     shifts = [0.0] * len(points)
-    for group in groups:
-        step = min(2 * _RADIUS + 2, _NARROWEST / 2 / len(group))
-        for number, place in enumerate(group):
-            shifts[place] = (number - (len(group) - 1) / 2) * step
+    for number, (place, at) in enumerate(zip(order, _rising(wanted), strict=True)):
+        inside = min(max(at, _RADIUS), _RADIUS + room - (len(points) - 1) * step)
+        shifts[place] = round(inside - wanted[number], 1)
     return shifts
+
+
+def _rising(values: Sequence[float]) -> list[float]:
+    """Return the values that never fall and are closest to those given: what falls is replaced by its mean."""
+    blocks: list[list[float]] = []
+    for value in values:
+        blocks.append([value])
+        while len(blocks) > 1 and sum(blocks[-2]) / len(blocks[-2]) > sum(blocks[-1]) / len(blocks[-1]):
+            last = blocks.pop()
+            blocks[-1] += last
+    return [sum(block) / len(block) for block in blocks for _ in block]

@@ -41,7 +41,7 @@ class Depth:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Quality by depth of one way to re-rank: its number and colour, its name, its first stage's mean, its depths."""
+    """Quality by depth of one way to re-rank: its label and colour, its name, its first stage's mean, its depths."""
 
     mark: Mark
     name: str

@@ -1,4 +1,4 @@
-"""What a system is called in charts: its number and colour; and the intervals that belong to it."""
+"""What a system is called in charts: its label and colour; and the intervals that belong to it."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _NAME = 120  # characters of a name beside charts
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """How a system is drawn: its number in the table, the colour of its first stage, filled where it is re-ranked."""
+    """How a system is drawn: its label in the table, the colour of its first stage, filled where it is re-ranked."""
 
-    number: int
+    label: str
     hue: int
     filled: bool
 
     @property
     def chip(self) -> str:
-        """The number as HTML."""
-        return chip(self.number, self.hue, filled=self.filled)
+        """The label as HTML."""
+        return chip(self.label, self.hue, filled=self.filled)
 
 
 def marks(evaluation: Evaluation) -> dict[str, Mark]:
@@ -39,7 +39,7 @@ def marks(evaluation: Evaluation) -> dict[str, Mark]:
     for system in evaluation.systems:
         hues.setdefault(system.baseline or system.name, len(hues))
     return {
-        system.name: Mark(number, hues[system.baseline or system.name], system.baseline is not None)
+        system.name: Mark(str(number), hues[system.baseline or system.name], system.baseline is not None)
         for number, system in enumerate(evaluation.systems, start=1)
     }
 

@@ -25,9 +25,9 @@ _QUALITY = (
     "about the same latency stand side by side."
 )
 _DEPTH = (
-    "What fewer candidates would have reached, read from the same scores. Solid: re-ranked, with a 95 % band; dashed: "
-    "first stage alone; dotted: ceiling. The highest point is the highest on these questions; on others it may lie "
-    "elsewhere."
+    "What the first candidates alone would have reached, read from the same scores; a fused first stage that is asked "
+    "for fewer may find slightly others. Solid: re-ranked, with a 95 % band; dashed: first stage alone; dotted: "
+    "ceiling. The highest point is the highest on these questions; on others it may lie elsewhere."
 )
 _SCORES = (
     "Logits of all candidates. Where relevant and other passages overlap, no threshold divides them. Unjudged passages "
@@ -49,7 +49,7 @@ def evaluation_page(evaluation: Evaluation, tuning: Tuning | None = None) -> str
     parts.append(section("quality", "Quality and latency", quality_and_latency(evaluation, drawn), _QUALITY))
     if evaluation.comparisons:
         parts.append(section("changes", "What re-ranking changes", changes(evaluation, drawn)))
-        if depth := depth_charts(evaluation, drawn):
+        if tuning is None and (depth := depth_charts(evaluation, drawn)):  # a tuning has its own
             parts.append(section("depth", "How deep to re-rank", depth, _DEPTH))
         parts.append(section("questions", "Questions that gained and lost most", rankings(evaluation, drawn)))
         if scores := score_charts(evaluation, drawn):

@@ -43,7 +43,7 @@ def quality_and_latency(evaluation: Evaluation, drawn: dict[str, Mark]) -> str:
         times = f"{shown_time(p50)} / {shown_time(p95)}"
         points.append(
             Disc(
-                mark.number,
+                mark.label,
                 mark.hue,
                 mark.filled,
                 p50,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from string import ascii_uppercase
 from typing import TYPE_CHECKING
 
 from retrieve_rerank.evaluation import presenting
+from retrieve_rerank.evaluation.dataset import counted
 from retrieve_rerank.evaluation.presenting import Cell, shown_latency, shown_time
 from retrieve_rerank.evaluation.report.axes import axis_around
 from retrieve_rerank.evaluation.report.chart import HUES, chart, line, signed, stretched
@@ -15,12 +17,13 @@ from retrieve_rerank.evaluation.report.quality import shown_time_short
 from retrieve_rerank.view import escaped
 
 if TYPE_CHECKING:
-    from retrieve_rerank.evaluation.tuned import Setting, Tuning
+    from retrieve_rerank.evaluation.tuned import Tuning
 
+_DASHES = 3  # kinds of lines in report.css
 _FRONTIER = (
     "One line for each first stage and cross-encoder, a dot for each depth; a diamond is the first stage alone. Large "
-    "dots are settings that nothing beats in quality without taking longer; the ring is the one to take. The table has "
-    "their intervals."
+    "dots and filled diamonds are settings that nothing beats in quality without taking longer; the ring is the one to "
+    "take. The table has their intervals."
 )
 _DEPTH = (
     "Solid: re-ranked, with a 95 % band; dashed: first stage alone; dotted: ceiling, which a perfect re-ranking of as "
@@ -56,17 +59,8 @@ def _sections(tuning: Tuning, *, with_code: bool = True) -> str:
 
 
 def _code(tuning: Tuning) -> str:
-    held = tuning.held_out
-    worth = (
-        "There are too few questions to check the choice on others."
-        if held is None
-        else f"Chosen on one half of the questions and measured on the other, {held.splits} times: {tuning.measure} "
-        f"{signed(held.quality)}, which is {signed(held.regret)} below the best setting there (in nine of ten splits "
-        f"at most {signed(held.spread)}); {held.agreement:.0%} of the splits chose this setting."
-    )
-    reason = f"{tuning.reason.rstrip('.')}. " if tuning.reason else ""
     code = f'<div class="code"><pre tabindex="0"><code>{escaped(tuning.code())}</code></pre></div>'
-    return f"<p>{prose(f'{reason}{worth}')}</p>{code}"
+    return f"<p>{prose(tuning.reason)}</p>{code}"
 
 
 def _frontier(tuning: Tuning) -> str:
@@ -75,19 +69,21 @@ def _frontier(tuning: Tuning) -> str:
     x = axis_around([*seconds, *([] if limit is None else [limit])], log=True)
     y = axis_around([setting.quality for setting in tuning.settings], margin=0.12)
     marks, best = _marks(tuning), tuning.frontier
+    dashes = {name: f"dash{place % _DASHES}" for place, name in enumerate(tuning.cross_encoders)}
     shapes, dots = "", ""
     for (first_stage, cross_encoder), mark in marks.items():
         rows = [one for one in tuning.settings if (one.first_stage, one.cross_encoder) == (first_stage, cross_encoder)]
         if cross_encoder is not None:
             points = [(one.latency.p95, one.quality) for one in tuning.curve(first_stage, cross_encoder)]
-            shapes += f'<g class="hue{mark.hue % HUES}">{line(x, y, points, "curve")}</g>'
+            shapes += f'<g class="hue{mark.hue % HUES}">{line(x, y, points, dashes[cross_encoder])}</g>'
         for one in rows:
             at, up = x.at(one.latency.p95), round(100 - y.at(one.quality), 2)
             said = f"<title>{escaped(one.name)}: {signed(one.quality)}, {shown_time(one.latency.p95)}</title>"
             ring = f'<circle class="ring" cx="{at}%" cy="{up}%" r="10"/>' if one == tuning.chosen else ""
             size = 5 if one in best else 2.5
+            hollow = "" if one in best else ' class="hollow"'
             shape = (
-                f'<svg x="{at}%" y="{up}%" overflow="visible"><path d="M0-6 6 0 0 6-6 0Z"/></svg>'
+                f'<svg x="{at}%" y="{up}%" overflow="visible"><path{hollow} d="M0-6 6 0 0 6-6 0Z"/></svg>'
                 if cross_encoder is None
                 else f'<circle cx="{at}%" cy="{up}%" r="{size}"/>'
             )
@@ -105,11 +101,21 @@ def _frontier(tuning: Tuning) -> str:
         x_label=shown_time_short,
     )
     key = "".join(
-        f"<li>{mark.chip}<span>{name_of(first_stage)}"
-        f"{', not re-ranked' if cross_encoder is None else f' → {name_of(cross_encoder)}'}</span></li>"
+        f"<li>{mark.chip}<span>{name_of(first_stage)}, not re-ranked</span></li>"
+        if cross_encoder is None
+        else f"<li>{mark.chip}<span>{_sample(mark, dashes[cross_encoder])} {name_of(first_stage)} → "
+        f"{name_of(cross_encoder)}</span></li>"
         for (first_stage, cross_encoder), mark in marks.items()
     )
     return f'<div class="with-key">{drawing}<ol class="key">{key}</ol></div>'
+
+
+def _sample(mark: Mark, kind: str) -> str:
+    """Return a piece of a curve's line."""
+    return (
+        f'<svg class="hue{mark.hue % HUES}" width="28" height="10" aria-hidden="true">'
+        f'<polyline class="{kind}" points="0,5 28,5"/></svg>'
+    )
 
 
 def _curves(tuning: Tuning) -> list[Curve]:
@@ -151,18 +157,24 @@ def _table(tuning: Tuning) -> str:
 def _marks(tuning: Tuning) -> dict[tuple[str, str | None], Mark]:
     """Return how each first stage, alone and with each cross-encoder, is drawn."""
     hues = {name: hue for hue, name in enumerate(tuning.first_stages)}
-    pairs = dict.fromkeys(_pair(setting) for setting in tuning.settings)
-    return {pair: Mark(number, hues[pair[0]], filled=pair[1] is not None) for number, pair in enumerate(pairs, start=1)}
+    pairs = {(setting.first_stage, setting.cross_encoder) for setting in tuning.settings}
+    order = [(one, other) for one in tuning.first_stages for other in (None, *tuning.cross_encoders)]
+    return {
+        pair: Mark(_letter(place), hues[pair[0]], filled=pair[1] is not None)
+        for place, pair in enumerate(pair for pair in order if pair in pairs)
+    }
 
 
-def _pair(setting: Setting) -> tuple[str, str | None]:
-    return setting.first_stage, setting.cross_encoder
+def _letter(place: int) -> str:
+    """Return a label that is none of an evaluation's, whose labels are numbers."""
+    more, letter = divmod(place, len(ascii_uppercase))
+    return f"{ascii_uppercase[letter]}{more or ''}"
 
 
 def _method(tuning: Tuning) -> str:
     return (
-        f"{tuning.questions} questions, {tuning.passages} passages. The deepest pool was re-ranked once, and every "
-        f"shallower depth was read from its scores. Intervals: 95 %, bootstrap over questions, {tuning.resamples} "
-        f"resamples, seed {tuning.seed}. Ceiling: what a perfect re-ranking of the same candidates would reach. ≈: in "
-        "part from times measured earlier or in proportion to the pairs read."
+        f"{counted(tuning.questions, 'question')}, {counted(tuning.passages, 'passage')}. Every first stage was asked "
+        "at every depth, and each pair of question and passage was scored once. Intervals: 95 %, bootstrap over "
+        f"questions, {tuning.resamples} resamples, seed {tuning.seed}. Ceiling: what a perfect re-ranking of the same "
+        "candidates would reach."
     )
