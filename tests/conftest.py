@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from chromadb.api import ClientAPI
 
 from tests import tiny
+from tests.chroma_server import ChromaServer, close
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +41,21 @@ def tiny_dot_bi_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_cross_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A one-label cross-encoder: 2 layers, 32 wide, reads 64 tokens, random but seeded weights."""
     return tiny.save_cross_encoder(tmp_path_factory.mktemp("tiny-cross-encoder"))
+
+
+@pytest.fixture(scope="session")
+def chroma_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChromaServer]:
+    """Chroma's server for all tests that do not stop it: give collections names of their own."""
+    with ChromaServer(tmp_path_factory.mktemp("chroma") / "server") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def chroma_client(chroma_server: ChromaServer) -> Iterator[ClientAPI]:
+    """A client of that server."""
+    client = chroma_server.client()
+    yield client
+    close(client)
 
 
 @pytest.fixture(scope="session")
