@@ -86,9 +86,9 @@ def _check(
                 if every and place % every == 0 and record.id in vectors:
                     seen.sample.append(record.id)
             bar.update(len(records))
-    crowded: list[str] = []
+    unreached: list[str] = []
     if returned is not None:
-        lost, crowded = _never_returned(collection, seen.unseen, count)
+        lost, unreached = _never_returned(collection, seen.unseen, count)
         seen.missing += lost
     wrong, encoded, with_metadata = _wrong(collection, encoder, seen, show_progress=show_progress)
     return IndexCheck(
@@ -99,7 +99,7 @@ def _check(
         unanswered=returned is None,
         wrong=tuple(wrong),
         unreadable=tuple(seen.unreadable),
-        crowded=tuple(crowded),
+        unreached=tuple(unreached),
         encoded=encoded,
         with_metadata=with_metadata,
     )
@@ -173,8 +173,7 @@ def _never_returned(
     """Return the ids that not even a search for all neighbours of their own vector returns.
 
     The index is approximate, and in dot space a passage need not be its own nearest neighbour: one search that misses a
-    passage means nothing. And it reaches only some of hundreds of equal vectors, which is no damage: these ids are
-    returned apart, second.
+    passage means nothing. And it has limits, which are no damage: ids beyond them are returned apart, second.
     """
     left = dict(unseen)
     ids = list(left)
@@ -184,7 +183,7 @@ def _never_returned(
             for id_ in near:
                 left.pop(id_, None)
     lost: list[str] = []
-    crowded: list[str] = []
+    unreached: list[str] = []
     while left:
         id_, vector = left.popitem()
         answer = collection.handle.query(
@@ -192,15 +191,17 @@ def _never_returned(
         )
         found = set(answer["ids"][0])
         if id_ not in found:
-            (crowded if _has_twin(vector, answer["distances"], collection.metric) else lost).append(id_)
+            (unreached if _is_limit(answer["distances"], collection.metric) else lost).append(id_)
         left = {other: vector for other, vector in left.items() if other not in found}
-    return lost, crowded
+    return lost, unreached
 
 
-def _has_twin(vector: Vectors, distances: Any, metric: Metric) -> bool:
-    """Whether a search returned a passage that is as near to `vector` as `vector` itself."""
-    own = 1.0 - float(vector @ vector) if metric == "dot" else 0.0
-    return bool((np.abs(np.asarray(distances) - own) < 1e-4 * max(1.0, abs(own))).any())
+def _is_limit(distances: Any, metric: Metric) -> bool:
+    """Whether it is Chroma's index, and no damage, that does not reach a vector which was searched for by itself.
+
+    Either another vector is equal to it; or lengths differ in dot space, where the index is a poor one.
+    """
+    return metric == "dot" or bool((np.asarray(distances) < 1e-4).any())
 
 
 def _ids(collection: ChromaCollection, vectors: Vectors, k: int) -> list[list[str]]:
