@@ -229,7 +229,7 @@ class Machine(RuleBasedStateMachine):
     def retrieve(self, query: str, k: int, where: Any, part: str | None) -> None:
         Machine.done += 1
         where_document = None if part is None else {"$contains": part}
-        if not encodable(query) or not query.strip() or k == 0 or not encodable(part):
+        if not encodable(query) or not query.strip() or k == 0 or not encodable(part) or "\x00" in (part or ""):
             with pytest.raises(InvalidInputError):
                 self.index.retrieve(query, k, where=where, where_document=where_document)
             return

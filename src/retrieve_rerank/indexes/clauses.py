@@ -142,6 +142,8 @@ def _exact(where: Where) -> dict[str, Any]:
         return {key: [_exact(clause) for clause in test]}
     ((operator, value),) = test.items()
     if key == TEXT_KEY:
+        if "\x00" in value:
+            raise _refusal(where, "Chroma reads a text up to the first NUL only")
         return {key: test}
     if operator in _ONE:
         return _equal(key, value, negated=operator == "$ne")

@@ -17,7 +17,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from retrieve_rerank.checks import check_count, check_texts
+from retrieve_rerank.checks import check_count, check_encodable, check_texts
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.indexes.clauses import Where, exact
 from retrieve_rerank.indexes.client import translated
@@ -296,8 +296,25 @@ def _filters(where: Where | None, where_document: Where | None) -> dict[str, Any
     for name, value in (("where", where), ("where_document", where_document)):
         if value is not None and not isinstance(value, Mapping):
             raise InvalidInputError(f"{name} must be a mapping such as {{'source': 'atlas'}}, got {value!r}")
+    _check_text_filter(where_document)
     # An empty one is no filter.
     return {
         "where": exact(where) if where else None,
         "where_document": dict(where_document) if where_document else None,
     }
+
+
+def _check_text_filter(part: object) -> None:
+    """Raise InvalidInputError if a text that is looked for holds what Chroma does not read as it stands."""
+    if isinstance(part, str):
+        check_encodable(part, "where_document")
+        if "\x00" in part:  # {"$contains": "\x00"} would find everything
+            raise InvalidInputError(
+                f"where_document looks for {part!r}, and Chroma reads a text up to the first NUL only"
+            )
+    elif isinstance(part, Mapping):
+        for value in part.values():
+            _check_text_filter(value)
+    elif isinstance(part, (list, tuple)):
+        for value in part:
+            _check_text_filter(value)

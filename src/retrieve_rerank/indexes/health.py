@@ -21,6 +21,7 @@ from retrieve_rerank.indexes.collection import ChromaCollection
 from retrieve_rerank.indexes.embedded import DocumentEncoder, compare
 from retrieve_rerank.indexes.records import JSON_KEY, NODE_KEY, Record
 from retrieve_rerank.indexes.reports import IndexCheck
+from retrieve_rerank.types import Metric
 
 Vectors = npt.NDArray[np.float32]
 
@@ -85,8 +86,10 @@ def _check(
                 if every and place % every == 0 and record.id in vectors:
                     seen.sample.append(record.id)
             bar.update(len(records))
+    unreached: list[str] = []
     if returned is not None:
-        seen.missing += _never_returned(collection, seen.unseen, count)
+        lost, unreached = _never_returned(collection, seen.unseen, count)
+        seen.missing += lost
     wrong, encoded, with_metadata = _wrong(collection, encoder, seen, show_progress=show_progress)
     return IndexCheck(
         collection=collection.name,
@@ -96,6 +99,7 @@ def _check(
         unanswered=returned is None,
         wrong=tuple(wrong),
         unreadable=tuple(seen.unreadable),
+        unreached=tuple(unreached),
         encoded=encoded,
         with_metadata=with_metadata,
     )
@@ -163,11 +167,13 @@ def _some_vector(collection: ChromaCollection, count: int) -> Vectors | None:
     return None
 
 
-def _never_returned(collection: ChromaCollection, unseen: Mapping[str, Vectors], count: int) -> list[str]:
+def _never_returned(
+    collection: ChromaCollection, unseen: Mapping[str, Vectors], count: int
+) -> tuple[list[str], list[str]]:
     """Return the ids that not even a search for all neighbours of their own vector returns.
 
     The index is approximate, and in dot space a passage need not be its own nearest neighbour: one search that misses a
-    passage means nothing.
+    passage means nothing. And it has limits, which are no damage: ids beyond them are returned apart, second.
     """
     left = dict(unseen)
     ids = list(left)
@@ -176,14 +182,26 @@ def _never_returned(collection: ChromaCollection, unseen: Mapping[str, Vectors],
         for near in _ids(collection, np.stack([unseen[id_] for id_ in part]), _NEAR):
             for id_ in near:
                 left.pop(id_, None)
-    lost = []
+    lost: list[str] = []
+    unreached: list[str] = []
     while left:
         id_, vector = left.popitem()
-        found = set(_ids(collection, vector[np.newaxis], 2 * count)[0])
+        answer = collection.handle.query(
+            query_embeddings=vector[np.newaxis], n_results=2 * count, include=["distances"]
+        )
+        found = set(answer["ids"][0])
         if id_ not in found:
-            lost.append(id_)
+            (unreached if _is_limit(answer["distances"], collection.metric) else lost).append(id_)
         left = {other: vector for other, vector in left.items() if other not in found}
-    return lost
+    return lost, unreached
+
+
+def _is_limit(distances: Any, metric: Metric) -> bool:
+    """Whether it is Chroma's index, and no damage, that does not reach a vector which was searched for by itself.
+
+    Either another vector is equal to it; or lengths differ in dot space, where the index is a poor one.
+    """
+    return metric == "dot" or bool((np.asarray(distances) < 1e-4).any())
 
 
 def _ids(collection: ChromaCollection, vectors: Vectors, k: int) -> list[list[str]]:

@@ -127,10 +127,13 @@ def user_metadata(stored: Mapping[str, Any]) -> dict[str, Any]:
             node = None
         if isinstance(node, dict) and isinstance(node.get("metadata"), dict):
             return dict(node["metadata"])
-    metadata = {key: value for key, value in stored.items() if key != JSON_KEY}
-    if JSON_KEY in stored:
-        metadata.update(json.loads(stored[JSON_KEY]))
-    return metadata
+    try:
+        rest = json.loads(stored[JSON_KEY])
+    except (KeyError, TypeError, ValueError):
+        rest = None
+    if not isinstance(rest, dict):  # there is none, or another program wrote it: `check` says so
+        return dict(stored)
+    return {**{key: value for key, value in stored.items() if key != JSON_KEY}, **rest}
 
 
 def _plain(value: object, where: str) -> Any:

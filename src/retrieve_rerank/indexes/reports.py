@@ -24,6 +24,9 @@ class IndexCheck:
         wrong: Ids of passages whose stored vector is not the one that the encoder makes of their text, among those that
             were encoded again.
         unreadable: Ids of passages whose metadata was kept as JSON and cannot be read; it is returned as it is stored.
+        unreached: Ids of passages whose vector is stored and which Chroma's index does not reach all the same: some of
+            hundreds of equal vectors, or, in dot space, of vectors of very different lengths. It is no damage, and
+            `repair` changes nothing in it.
         encoded: How many passages were encoded again to compare the vectors: the samples.
         with_metadata: How many of these were embedded together with their metadata, as LlamaIndex does.
 
@@ -42,6 +45,7 @@ class IndexCheck:
     unanswered: bool = False
     wrong: tuple[str, ...] = ()
     unreadable: tuple[str, ...] = ()
+    unreached: tuple[str, ...] = ()
     encoded: int = 0
     with_metadata: int = 0
 
@@ -90,12 +94,15 @@ class IndexCheck:
         stored = f"{self.collection!r}: {self.count} {'passage' if self.count == 1 else 'passages'}"
         if self.problems:
             return f"{stored}: {'; '.join(self.problems)}"
+        found = "every one can be found"
+        if self.unreached:
+            found += f", but for {_passages(self.unreached)} that Chroma's index does not reach, as it is approximate"
         if not self.encoded:
-            return f"{stored}, every one can be found"
+            return f"{stored}, {found}"
         samples = "1 was encoded again and has its vector"
         if self.encoded > 1:
             samples = f"{self.encoded} were encoded again and have their vectors"
-        return f"{stored}, every one can be found; {samples}"
+        return f"{stored}, {found}; {samples}"
 
 
 @dataclass(frozen=True, slots=True)
