@@ -6,7 +6,7 @@ import importlib
 import os
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from retrieve_rerank.checks import check_count, check_query, check_texts
 from retrieve_rerank.errors import InvalidInputError, TruncationWarning, warn_caller
 from retrieve_rerank.models.backend import Backend
 from retrieve_rerank.models.endpoint import MAX_CONCURRENCY, TIMEOUT, Endpoint, Protocol
+from retrieve_rerank.models.gathering import Gathering
 from retrieve_rerank.models.model import DefaultName, Model
 from retrieve_rerank.models.precision import Precision
 from retrieve_rerank.models.ranking import Ranker
@@ -39,12 +40,14 @@ class CrossEncoder(Model["CrossEngine", "RemoteCrossEncoder"], Ranker):
     """Scores and ranks passages against a query with a sentence-transformers cross-encoder.
 
     The model loads at the first call, once, and runs on a thread of its own: an instance may be shared by any number of
-    threads and event loops. Use it as a context manager, or call `close`, to free the model early.
+    threads and event loops. Calls that wait at the same time share batches, so their logits may differ from those of
+    calls made one by one in the last digits that the precision has. Use it as a context manager, or call `close`, to
+    free the model early.
 
     Args:
-        model: A hub name or a folder. The checkpoint must have a trained
-            head: one label; or two, of which the names in its config say which one means relevant; or a language model
-            that answers yes or no, as Qwen3-Reranker does. All of them give scores on one scale.
+        model: A hub name or a folder. The checkpoint must have a trained head: one label; or two, of which the
+            names in its config say which one means relevant; or a language model that answers yes or no, as
+            Qwen3-Reranker does. All of them give scores on one scale.
         device: "cpu", "cuda", "cuda:1", "mps"; None takes the best there is.
         precision: "auto" takes bfloat16 (or float16) where the processor or GPU computes in it, else float32.
             Logits always leave in float32. `precision` says what was chosen. "int8" needs another backend. It is
@@ -146,6 +149,7 @@ class CrossEncoder(Model["CrossEngine", "RemoteCrossEncoder"], Ranker):
         self._prompt = prompt
         self._long_passages: LongPassages = long_passages
         self._max_windows = check_count(max_windows, "max_windows")
+        self._gathering = Gathering()
         self._server_scores = None if server_scores is None else check_scale(server_scores)
         if self._endpoint is None:
             if server_scores is not None:
@@ -229,6 +233,13 @@ class CrossEncoder(Model["CrossEngine", "RemoteCrossEncoder"], Ranker):
         adapter = importlib.import_module("retrieve_rerank.langchain")._convert.LangChainCrossEncoder(self)  # noqa: SLF001
         return cast("BaseCrossEncoder", adapter)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name != "_gathering"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._gathering = Gathering()
+
     def __repr__(self) -> str:
         plain = super().__repr__()
         if self._long_passages == "truncate":
@@ -241,14 +252,18 @@ class CrossEncoder(Model["CrossEngine", "RemoteCrossEncoder"], Ranker):
 
     def _score(self, scoring: Scoring) -> None:
         if self._remote is None:
-            self._worker.run_until(scoring.deadline, self._score_here, scoring)
+            with self._gathering.joined(scoring):
+                self._worker.run_until(scoring.deadline, self._score_here, scoring)
+            scoring.check()
             return
         self._remote.run_until(scoring.deadline, lambda remote: remote.score([scoring]))
         self._tell_unsure(scoring.texts)
 
     async def _ascore(self, scoring: Scoring) -> None:
         if self._remote is None:
-            await self._worker.arun_until(scoring.deadline, self._score_here, scoring)
+            with self._gathering.joined(scoring):
+                await self._worker.arun_until(scoring.deadline, self._score_here, scoring)
+            scoring.check()
             return
         await self._remote.arun_until(scoring.deadline, lambda remote: remote.score([scoring]))
         self._tell_unsure(scoring.texts)
@@ -256,6 +271,8 @@ class CrossEncoder(Model["CrossEngine", "RemoteCrossEncoder"], Ranker):
     def _score_many(self, scorings: Sequence[Scoring]) -> None:
         if self._remote is None:
             self._worker.run_until(None, self._score_here, *scorings)
+            for scoring in scorings:
+                scoring.check()
             return
         self._remote.run_until(None, lambda remote: remote.score(scorings))
         self._tell_unsure([text for scoring in scorings for text in scoring.texts])
@@ -263,13 +280,15 @@ class CrossEncoder(Model["CrossEngine", "RemoteCrossEncoder"], Ranker):
     async def _ascore_many(self, scorings: Sequence[Scoring]) -> None:
         if self._remote is None:
             await self._worker.arun_until(None, self._score_here, *scorings)
+            for scoring in scorings:
+                scoring.check()
             return
         await self._remote.arun_until(None, lambda remote: remote.score(scorings))
         self._tell_unsure([text for scoring in scorings for text in scoring.texts])
 
     def _score_here(self, *scorings: Scoring) -> None:
-        if any(scoring.texts for scoring in scorings):
-            self._loaded().score(scorings)
+        if any(scoring.texts and not scoring.ended for scoring in scorings):
+            self._gathering.score(self._loaded(), scorings)
 
     def _ready(self) -> None:
         if self._remote is None and not self._is_loaded():  # a server that does not answer must not outlast the budget
