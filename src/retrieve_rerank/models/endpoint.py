@@ -14,7 +14,7 @@ Protocol = Literal["tei", "infinity", "vllm", "openai"]
 TIMEOUT = 60.0  # seconds
 MAX_CONCURRENCY = 8
 
-_KEY = "RETRIEVE_RERANK_API_KEY"  # where the key is looked for if none is given: in a process that got no pickled key
+KEY_VARIABLE = "RETRIEVE_RERANK_API_KEY"  # looked at if no key is given, as in a process that got no pickled one
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class Endpoint:
 
     @property
     def _key(self) -> str | None:
-        return self.api_key or os.environ.get(_KEY) or None
+        return self.api_key or os.environ.get(KEY_VARIABLE) or None
 
 
 def _sendable(key: str) -> bool:
