@@ -45,6 +45,7 @@ class InferenceServer:
             nothing but the standard's fields, or "identity", a vLLM whose model has no activation.
 
     Attributes:
+        task: What its model is for, "rerank" or "embed".
         scorer: Whose logits are answered.
         encoder: Whose vectors are answered.
         words: Words that the model reads; one more for every special token.
@@ -62,6 +63,7 @@ class InferenceServer:
 
     def __init__(self, form: str = "tei") -> None:
         self.form = form
+        self.task = "rerank"
         self.scorer: Any = TableScorer({})
         self.encoder: Any = LetterEncoder()
         self.words, self.items = 512, 32
@@ -83,7 +85,8 @@ class InferenceServer:
         if self.upstream:
             return self._forwarded("GET", path, None)
         if self.form == "tei" and path == "/info":
-            kind = {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}}
+            label: dict[str, Any] = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+            kind = {"reranker": label} if self.task == "rerank" else {"embedding": {"pooling": "mean"}}
             return {
                 "model_id": MODEL,
                 "model_sha": "f00d",
@@ -106,7 +109,7 @@ class InferenceServer:
         elif self.form == "infinity" and path == "/models":
             return {
                 "data": [
-                    {"id": name, "stats": {}, "object": "model", "owned_by": "infinity", "capabilities": ["rerank"]}
+                    {"id": name, "stats": {}, "object": "model", "owned_by": "infinity", "capabilities": [self.task]}
                     for name in self.models
                 ],
                 "object": "list",
@@ -247,6 +250,8 @@ def spoil(answer: Any, how: str) -> Any:
     """Return a server's answer with something wrong in it."""
     rows = answer["results"] if isinstance(answer, dict) and "results" in answer else answer
     rows = rows["data"] if isinstance(rows, dict) else rows
+    if isinstance(rows[0], list):  # bare vectors, which have no index
+        return {"too few": rows[:-1], "too many": [*rows, rows[0]], "nan": [[math.nan] * 4, *rows[1:]]}[how]
     key = next(name for name in ("score", "relevance_score", "embedding", "") if not name or name in rows[0])
     changes: dict[str, Callable[[], object]] = {
         "too few": lambda: rows.pop(),

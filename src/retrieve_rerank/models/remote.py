@@ -21,6 +21,7 @@ from retrieve_rerank.models.server_forms import Form, Served, Task, Vectors, fin
 from retrieve_rerank.types import Metric
 
 _IN_TIME = 8  # texts in a request where there is a deadline: few enough for the first to be there in time
+_TEXTS = ("dimension", "a back-up of the bicycle")
 _PROBE = ("what is the capital of France", ("Paris is the capital of France.", "Bread is baked in an oven."))
 _DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 _PER_TOKEN = 3  # characters; a text with fewer a token is seldom too long
@@ -231,10 +232,9 @@ class RemoteBiEncoder(RemoteModel):
         return vectors
 
     async def _learn(self, form: Form) -> None:
-        probe = ["dimension"]
-        [plain] = await form.vectors(probe, normalize=self._normalize)
-        self._unit = bool(self._normalize) or bool(abs(float(np.linalg.norm(plain)) - 1.0) < 1e-2)
-        self._dimension = len(plain[: self._truncate_dim])
+        plain = await form.vectors(_TEXTS, normalize=self._normalize)
+        self._unit = bool(self._normalize) or bool(np.allclose(np.linalg.norm(plain, axis=1), 1.0, atol=1e-2))
+        self._dimension = plain[:, : self._truncate_dim].shape[1]
         for task, given, names in (
             ("query", self._prompts[0], ("query",)),
             ("document", self._prompts[1], _DOCUMENT_PROMPTS),
@@ -242,7 +242,7 @@ class RemoteBiEncoder(RemoteModel):
             self._names[task] = None
             for name in names if given is None and form.served.product == "tei" else ():
                 try:
-                    [told] = await form.vectors(probe, normalize=self._normalize, prompt_name=name)
+                    told = await form.vectors(_TEXTS, normalize=self._normalize, prompt_name=name)
                 except RefusedError:  # it has no such prompt
                     continue
                 if not np.allclose(told, plain, atol=1e-3):  # or it is of a version that knows none
