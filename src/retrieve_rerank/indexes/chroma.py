@@ -18,6 +18,7 @@ from retrieve_rerank.indexes.clauses import Where
 from retrieve_rerank.indexes.collection import ChromaCollection, Found, check_ids
 from retrieve_rerank.indexes.mmr import check_mmr, diverse
 from retrieve_rerank.indexes.records import Record, check_passage, check_passages, to_record
+from retrieve_rerank.indexes.server import RETRY_SECONDS
 from retrieve_rerank.types import AddReport, Encoder, Hit, Metric, Passage
 
 if TYPE_CHECKING:
@@ -38,14 +39,19 @@ class ChromaIndex:
             `fingerprint`.
         collection: Name of the collection: 3 to 512 letters, digits, dots, dashes or underscores.
         path: Directory of a persistent store; it is made if missing. One process at a time may write it.
-        client: A Chroma client to use instead, such as `chromadb.HttpClient`. Neither path nor client: in memory,
-            private to this object.
+        client: A Chroma client to use instead: `chromadb.HttpClient`, `CloudClient`, or an awaited `AsyncHttpClient`.
+            Any number of processes may write to a server. Neither path nor client: in memory, private to this object.
         metric: "cosine", "dot" or "euclidean", instead of the encoder's.
         assume_compatible: Open a collection that was made by another encoder or metric all the same.
+        retry_seconds: For how long a request that a server does not answer is repeated, in every call; 0 asks once.
+        lock_timeout: Seconds to wait, at the first write, while another process writes the directory.
 
     Raises:
         InvalidInputError: If the directory or the name cannot be used.
+        IndexLockedError: If another process writes the directory: at the first write, which may be the making of the
+            collection. The lock is held until `close`, or until the process ends. Reading needs none.
         IndexMismatchError: If the collection was made by another encoder, with another metric, or by a newer version.
+        RemoteError: If a server does not answer for `retry_seconds`, or refuses the credentials; so does every method.
 
     Example:
         >>> from retrieve_rerank import BiEncoder, ChromaIndex, Passage
@@ -65,6 +71,8 @@ class ChromaIndex:
         client: ClientAPI | None = None,
         metric: Metric | None = None,
         assume_compatible: bool = False,
+        retry_seconds: float = RETRY_SECONDS,
+        lock_timeout: float = 0.0,
     ) -> None:
         missing = [name for name in _ENCODER if not hasattr(type(encoder), name) and not hasattr(encoder, name)]
         if missing:
@@ -79,6 +87,8 @@ class ChromaIndex:
             metric=metric or encoder.metric,
             fingerprint=encoder.fingerprint,
             assume_compatible=assume_compatible,
+            retry_seconds=retry_seconds,
+            lock_timeout=lock_timeout,
         )
         adopt(self.collection, encoder)
 
@@ -229,7 +239,17 @@ class ChromaIndex:
             vectors = await worker.arun(self.encoder.encode_queries, checked)
         else:
             vectors = await aencode(checked)
-        return await worker.arun(self._search, vectors, len(checked), k, fetch, mmr_lambda, where, where_document)
+        found = await self.collection.aquery(
+            vectors,
+            fetch,
+            rows=len(checked),
+            where=where,
+            where_document=where_document,
+            with_vectors=mmr_lambda is not None,
+        )
+        if mmr_lambda is None:
+            return self._results(found, k, None)
+        return await worker.arun(self._results, found, k, mmr_lambda)
 
     def close(self) -> None:
         """Release the collection. An in-memory one is gone; the encoder is the caller's and stays."""
@@ -274,6 +294,9 @@ class ChromaIndex:
             where_document=where_document,
             with_vectors=mmr_lambda is not None,
         )
+        return self._results(found, k, mmr_lambda)
+
+    def _results(self, found: list[list[Found]], k: int, mmr_lambda: float | None) -> list[list[Hit]]:
         if mmr_lambda is not None:
             found = [diverse(self.collection, items, k, mmr_lambda) for items in found]
         return [self._hits(items) for items in found]

@@ -5,15 +5,19 @@ Importing chromadb takes longer than importing a framework, so it happens at the
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, RemoteError, RetrieveRerankError
+from retrieve_rerank.indexes.directory import Directory, directory
 from retrieve_rerank.indexes.fingerprint import SPACES, Fingerprint, to_metadata
+from retrieve_rerank.indexes.server import is_server
 from retrieve_rerank.types import Metric
 
 if TYPE_CHECKING:
@@ -42,10 +46,14 @@ def open_client(path: str | os.PathLike[str] | None) -> ClientAPI:
             raise ValueError("the path is empty")
         folder = Path(path).expanduser().resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".retrieve-rerank-{uuid.uuid4().hex}"
-        probe.touch()
-        probe.unlink()
-        return chromadb.PersistentClient(str(folder))
+        if not (folder / "chroma.sqlite3").exists():  # one that is there may be read where nothing can be written
+            probe = folder / f".retrieve-rerank-{uuid.uuid4().hex}"
+            probe.touch()
+            probe.unlink()
+        shared = directory(folder)
+        with shared.alone():
+            shared.mend()
+            return chromadb.PersistentClient(str(folder))
     except (OSError, ChromaError, ValueError, TypeError) as error:
         raise InvalidInputError(
             f"cannot open a Chroma index in {str(path)!r}: {error}. Give a directory that can be written"
@@ -53,28 +61,57 @@ def open_client(path: str | os.PathLike[str] | None) -> ClientAPI:
 
 
 def find_or_create(
-    client: ClientAPI, name: str, metric: Metric, fingerprint: Fingerprint | None
+    client: ClientAPI,
+    name: str,
+    metric: Metric,
+    fingerprint: Fingerprint | None,
+    writing: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> chromadb.Collection:
-    """Return the collection of this name as it is, or a new one with this metric and fingerprint."""
-    from chromadb.errors import NotFoundError
+    """Return the collection of this name as it is, or a new one with this metric and fingerprint.
 
-    try:
+    Args:
+        client: Where it is.
+        name: Its name.
+        metric: Of a new one.
+        fingerprint: Of a new one.
+        writing: What to hold while a new one is made.
+    """
+    from chromadb.errors import ChromaError, NotFoundError
+
+    def find() -> chromadb.Collection:
         # None, not the default: that would attach an ONNX model and download it.
         return client.get_collection(name, embedding_function=None)
+
+    try:
+        return find()
     except NotFoundError:
         settings: Any = {"hnsw": {"space": SPACES[metric], "ef_search": _EF_SEARCH}}
-        return client.create_collection(
-            name, configuration=settings, metadata=to_metadata(fingerprint), embedding_function=None
-        )
+        try:
+            with writing():
+                return client.create_collection(
+                    name, configuration=settings, metadata=to_metadata(fingerprint), embedding_function=None
+                )
+        except ChromaError as error:
+            # Another process made it meanwhile, or we did and a server's answer was lost.
+            try:
+                return find()
+            except NotFoundError:
+                raise error from None
 
 
-def drop_collection(client: ClientAPI, name: str, process: int) -> None:
+def drop_collection(
+    client: ClientAPI,
+    name: str,
+    process: int,
+    writing: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> None:
     """Delete a collection and everything in it; one that is gone is no error.
 
     Args:
         client: Where it is.
         name: Its name.
         process: The process that opened the client; elsewhere, nothing is done.
+        writing: What to hold for each write.
     """
     if os.getpid() != process:  # in a forked child Chroma would wait for ever
         return
@@ -84,8 +121,39 @@ def drop_collection(client: ClientAPI, name: str, process: int) -> None:
         handle = client.get_collection(name, embedding_function=None)
         # Chroma leaves the list values of a deleted collection behind, for the next rows to find.
         while ids := handle.get(limit=_DROP_CHUNK, include=[])["ids"]:
-            handle.delete(ids=ids)
-        client.delete_collection(name)
+            with writing():
+                handle.delete(ids=ids)
+        with writing():
+            client.delete_collection(name)
+
+
+def directory_of(client: object) -> tuple[Directory, Any] | None:
+    """Return the directory that a client, or what a collection calls its client, stores in, and Chroma's store.
+
+    None for a client of a server or of memory.
+    """
+    store: Any = getattr(client, "_server", client)  # there is no public way to it
+    settings = store.get_settings()
+    if is_server(client) or not settings.is_persistent:
+        return None
+    return directory(Path(settings.persist_directory).expanduser()), store
+
+
+def _forget_stores() -> None:
+    """In a forked child: let Chroma open its stores anew, as the threads of the parent's are not there.
+
+    They are kept for ever, because ending one would wait for its threads.
+    """
+    module = sys.modules.get("chromadb.api.shared_system_client")
+    if module is not None:
+        stores = module.SharedSystemClient
+        for system in list(stores._identifier_to_system.values()):  # noqa: SLF001
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(system))
+        stores.clear_system_cache()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_stores)
 
 
 @contextmanager

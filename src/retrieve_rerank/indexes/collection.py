@@ -1,39 +1,29 @@
-"""A Chroma collection, opened safely: vectors in, records out.
+"""A Chroma collection: vectors in, records out.
 
 Knows no encoder: `ChromaIndex` and the two frameworks' vector stores stand on it, so that a collection written
-by one is read by the others. Stands between its users and what Chroma does silently: the default embedding function,
-the default metric, merged metadata, ignored settings, batch limits, and two spellings of one directory.
+by one is read by the others. Stands between its users and what Chroma does silently: merged metadata, ignored
+settings and batch limits.
 """
 
 from __future__ import annotations
 
 import math
-import os
-import re
-import threading
-import uuid
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from retrieve_rerank.checks import check_count, check_texts
-from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, RetrieveRerankError
+from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.indexes.clauses import Where, exact
-from retrieve_rerank.indexes.client import drop_collection, find_or_create, open_client, translated
-from retrieve_rerank.indexes.fingerprint import SPACES, Fingerprint, Identity, check_format, check_identity, to_metadata
+from retrieve_rerank.indexes.client import translated
+from retrieve_rerank.indexes.opened import OpenedCollection
 from retrieve_rerank.indexes.records import Record
-from retrieve_rerank.models.worker import Worker
+from retrieve_rerank.indexes.server import at_once
 from retrieve_rerank.types import AddReport, Metric
-
-if TYPE_CHECKING:
-    import chromadb
-    from chromadb.api import ClientAPI
 
 Vectors = npt.NDArray[np.float32]
 
@@ -59,123 +49,8 @@ class Plan:
     report: AddReport
 
 
-class ChromaCollection:
-    """One collection, new or existing.
-
-    Args:
-        name: The collection's name.
-        path: Directory of a persistent store; it is made if missing.
-        client: A Chroma client to use instead. Neither: in memory, private to this object.
-        metric: What vectors are compared by; None takes the collection's, or cosine for a new one.
-        fingerprint: The encoder's; None skips the check and records nothing.
-        assume_compatible: Open a collection of another encoder or metric all the same.
-        handle: A live collection to use instead of all of the above but `metric` and `fingerprint`.
-
-    Raises:
-        InvalidInputError: If the directory cannot be used or the name is not valid.
-        IndexMismatchError: If the collection belongs to another encoder or metric.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        *,
-        path: str | os.PathLike[str] | None = None,
-        client: ClientAPI | None = None,
-        metric: Metric | None = None,
-        fingerprint: Fingerprint | None = None,
-        assume_compatible: bool = False,
-        handle: chromadb.Collection | None = None,
-    ) -> None:
-        if path is not None and client is not None:
-            raise InvalidInputError("give either a path or a client, not both: a client already knows where it stores")
-        if metric is not None and metric not in SPACES:
-            raise InvalidInputError(f"metric must be one of {', '.join(SPACES)}; got {metric!r}")
-        if handle is None and not (
-            isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,510}[A-Za-z0-9]", name)
-        ):
-            raise InvalidInputError(
-                "a collection's name is 3 to 512 letters, digits, dots, dashes or underscores, with a letter or digit "
-                f"at both ends; got {name!r}"
-            )
-        self.name = name
-        self._process = os.getpid()
-        self._lock = threading.RLock()
-        self.worker = Worker(f"retrieve-rerank collection {name}")
-        # What opens it again, for pickling and for configurations that are written down.
-        self.folder: str | None = None
-        self.assume_compatible = assume_compatible
-        self._fingerprint = fingerprint
-        private = handle is None and path is None and client is None
-        self._opened = handle is None and client is None
-        self._closed = False
-        self._drop_private: Callable[[], object] | None = None
-        if handle is not None:
-            # A live collection has no public way to its client, which knows the batch limit.
-            self.name, self._handle = handle.name, handle
-            self.client: ClientAPI = cast("ClientAPI", handle._client)  # noqa: SLF001
-            self._check(metric, fingerprint, assume_compatible=assume_compatible)
-            return
-        self.client = client if client is not None else open_client(path)
-        if path is not None:
-            self.folder = str(Path(path).expanduser().resolve())
-        # Chroma's in-memory store is one for the whole process: two indexes must not meet in it.
-        stored_name = f"{name[:400]}-{uuid.uuid4().hex}" if private else name
-        with translated(f"collection {name!r}"):
-            self._handle = find_or_create(self.client, stored_name, metric or "cosine", fingerprint)
-        if private:  # nobody else can reach it: it goes with this object
-            finalizer = weakref.finalize(self, drop_collection, self.client, stored_name, os.getpid())
-            finalizer.atexit = False
-            self._drop_private = finalizer
-        try:
-            self._check(metric, fingerprint, assume_compatible=assume_compatible)
-        except IndexMismatchError:
-            self.close()
-            raise
-
-    def _check(self, metric: Metric | None, fingerprint: Fingerprint | None, *, assume_compatible: bool) -> None:
-        found = Identity.read(self.handle.configuration_json, self.handle.metadata)
-        self.metric = found.metric
-        self.verified = fingerprint is None or found.fingerprint is not None
-        check_format(self.name, found)
-        if not assume_compatible:
-            check_identity(self.name, found, metric, fingerprint)
-        else:
-            self.verified = True
-
-    def __reduce__(self) -> tuple[Callable[[], ChromaCollection], tuple[()]]:
-        if self.folder is None:
-            raise InvalidInputError(
-                f"collection {self.name!r} is in memory or a client's: it cannot be pickled or copied. Give it a "
-                "directory"
-            )
-        made = partial(ChromaCollection, self.name, path=self.folder, metric=self.metric)
-        return partial(made, fingerprint=self._fingerprint, assume_compatible=self.assume_compatible), ()
-
-    @property
-    def handle(self) -> chromadb.Collection:
-        """Chroma's own object."""
-        if os.getpid() != self._process:
-            raise RetrieveRerankError(
-                f"collection {self.name!r} was opened in process {self._process} and cannot be used in its forked "
-                f"child {os.getpid()}, where Chroma would wait for ever. Open it in the child, or start processes with "
-                "multiprocessing.get_context('spawn')"
-            )
-        if self._closed:
-            raise RetrieveRerankError(f"collection {self.name!r} was closed; open the index again")
-        return self._handle
-
-    @property
-    def max_batch(self) -> int:
-        """How many records Chroma takes in one call."""
-        return int(self.client.get_max_batch_size())
-
-    def record_encoder(self, fingerprint: Fingerprint) -> None:
-        """Write down which encoder makes this collection's vectors."""
-        kept = {key: value for key, value in (self.handle.metadata or {}).items() if not key.startswith("hnsw:")}
-        with translated(f"collection {self.name!r}"):
-            self.handle.modify(metadata={**kept, **to_metadata(fingerprint)})
-        self.verified = True
+class ChromaCollection(OpenedCollection):
+    """One collection, new or existing: vectors in, records out. See `OpenedCollection` for what opens it."""
 
     def batches(self, records: Iterable[Record], size: int | None = None) -> Iterator[list[Record]]:
         """Group records into batches that Chroma takes, without holding more than one; of equal ids the last wins."""
@@ -191,7 +66,12 @@ class ChromaCollection:
             yield list(batch.values())
 
     def plan(self, records: Sequence[Record]) -> Plan:
-        """Compare records (distinct ids, one batch) with what is stored."""
+        """Compare records (distinct ids, one batch) with what is stored, as whoever is about to write.
+
+        Raises:
+            IndexLockedError: If another process writes the directory.
+        """
+        self.hold()
         stored = {record.id: record for record in self.read([record.id for record in records])}
         changed, added = [], 0
         for record in records:
@@ -209,7 +89,7 @@ class ChromaCollection:
             return
         array = self._checked(vectors, len(records))
         ids = [record.id for record in records]
-        with self._lock, translated(f"collection {self.name!r}"):
+        with self.writing():
             # Chroma merges metadata on upsert: a key goes only if it is set to None. What is there is read now and not
             # when the upsert was planned, as another thread may have written since; and a new record must not send
             # None values, which Chroma takes on known ids only.
@@ -231,48 +111,73 @@ class ChromaCollection:
         offset: int | None = None,
     ) -> list[Record]:
         """Return records by id, in the order asked for and missing ones left out, or by filter, or all."""
-        options = {**_filters(where, where_document), "include": ["documents", "metadatas"]}
+        with self.reading():
+            return at_once(self._read(_AtOnce(self), ids, where, where_document, limit, offset))
+
+    async def aread(
+        self, ids: Sequence[str], *, where: Where | None = None, where_document: Where | None = None
+    ) -> list[Record]:
+        """As `read`, without blocking the event loop; a server is asked side by side with other calls."""
+        if not self.at_server:
+            return await self.worker.arun(partial(self.read, ids, where=where, where_document=where_document))
         with translated(f"collection {self.name!r}"):
-            if ids is None:
-                return _records(self.handle.get(limit=limit, offset=offset, **options))
-            wanted = list(dict.fromkeys(check_ids(ids)))
-            rows = [
-                record
-                for start in range(0, len(wanted), _READ_CHUNK)
-                for record in _records(self.handle.get(ids=wanted[start : start + _READ_CHUNK], **options))
-            ]
+            return await self._read(self.async_handle, ids, where, where_document, None, None)
+
+    async def _read(
+        self,
+        live: Any,
+        ids: Sequence[str] | None,
+        where: Where | None,
+        where_document: Where | None,
+        limit: int | None,
+        offset: int | None,
+    ) -> list[Record]:
+        options = {**_filters(where, where_document), "include": ["documents", "metadatas"]}
+        if ids is None:
+            return _records(await live.get(limit=limit, offset=offset, **options))
+        wanted = list(dict.fromkeys(check_ids(ids)))
+        rows: list[Record] = []
+        for start in range(0, len(wanted), _READ_CHUNK):
+            rows += _records(await live.get(ids=wanted[start : start + _READ_CHUNK], **options))
         place = {id_: position for position, id_ in enumerate(wanted)}
         return sorted(rows, key=lambda record: place[record.id])
 
     def vectors(self, ids: Sequence[str]) -> dict[str, Vectors]:
         """Return the stored vectors of `ids`, by id."""
-        with translated(f"collection {self.name!r}"):
+        with self.reading():
             rows = self.handle.get(ids=check_ids(ids), include=["embeddings"])
         embeddings: Any = rows["embeddings"]
         return {id_: np.asarray(row, np.float32) for id_, row in zip(rows["ids"], embeddings, strict=True)}
 
     def delete(self, ids: Sequence[str] | None = None, *, where: Where | None = None) -> None:
         """Delete by id and/or by filter; ids that are not stored are no error."""
-        with self._lock, translated(f"collection {self.name!r}"):
-            if ids is None:
-                if where:
-                    self.handle.delete(where=_filters(where, None)["where"])
-                return
-            wanted = list(dict.fromkeys(check_ids(ids)))
-            step = min(self.max_batch, _READ_CHUNK)
-            options = {"where": _filters(where, None)["where"]}
-            for start in range(0, len(wanted), step):
-                self.handle.delete(ids=wanted[start : start + step], **options)
+        condition = _filters(where, None)["where"]
+        if ids is None:
+            if condition:
+                with self.writing():
+                    self.handle.delete(where=condition)
+            return
+        wanted = list(dict.fromkeys(check_ids(ids)))
+        step = min(self.max_batch, _READ_CHUNK)
+        for start in range(0, len(wanted), step):
+            with self.writing():
+                self.handle.delete(ids=wanted[start : start + step], where=condition)
 
     def clear(self) -> None:
         """Delete every record; the collection, its metric and its encoder stay."""
-        with self._lock, translated(f"collection {self.name!r}"):
-            while ids := self.handle.get(limit=_READ_CHUNK, include=[])["ids"]:
+        self.hold()
+        with self._lock:
+            while ids := self.ids(limit=_READ_CHUNK):
                 self.delete(ids)
+
+    def ids(self, *, where: Where | None = None, limit: int | None = None) -> list[str]:
+        """Return the ids of the records that fit a filter, or all."""
+        with self.reading():
+            return list(self.handle.get(where=_filters(where, None)["where"], limit=limit, include=[])["ids"])
 
     def count(self) -> int:
         """Return the number of records."""
-        with translated(f"collection {self.name!r}"):
+        with self.reading():
             return int(self.handle.count())
 
     def query(
@@ -297,46 +202,66 @@ class ChromaCollection:
             ids: Records to search among; ids that are not stored are left out.
             with_vectors: Whether to return the stored vectors.
         """
-        array = self._checked(vectors, rows)
+        array, options = self._asked(vectors, k, rows, where, where_document, with_vectors=with_vectors)
+        with self.reading():
+            return at_once(self._query(_AtOnce(self), array, options, ids))
+
+    async def aquery(
+        self,
+        vectors: npt.ArrayLike,
+        k: int,
+        *,
+        rows: int | None = None,
+        where: Where | None = None,
+        where_document: Where | None = None,
+        ids: Sequence[str] | None = None,
+        with_vectors: bool = False,
+    ) -> list[list[Found]]:
+        """As `query`, without blocking the event loop; a server is asked side by side with other calls."""
+        if not self.at_server:
+            query = partial(self.query, rows=rows, where=where, where_document=where_document, ids=ids)
+            return await self.worker.arun(partial(query, vectors, k, with_vectors=with_vectors))
+        array, options = self._asked(vectors, k, rows, where, where_document, with_vectors=with_vectors)
+        with translated(f"collection {self.name!r}"):
+            return await self._query(self.async_handle, array, options, ids)
+
+    def _asked(
+        self,
+        vectors: npt.ArrayLike,
+        k: int,
+        rows: int | None,
+        where: Where | None,
+        where_document: Where | None,
+        *,
+        with_vectors: bool,
+    ) -> tuple[Vectors, dict[str, Any]]:
+        include = ["documents", "metadatas", "distances"] + (["embeddings"] if with_vectors else [])
+        options = {**_filters(where, where_document), "include": include, "n_results": min(check_count(k, "k"), _MOST)}
+        return self._checked(vectors, rows), options
+
+    async def _query(
+        self, live: Any, array: Vectors, options: dict[str, Any], ids: Sequence[str] | None
+    ) -> list[list[Found]]:
         if len(array) == 0:
             return []
-        options = _filters(where, where_document)
         if ids is not None:
             # Chroma fails if one id is missing.
-            options["ids"] = [record.id for record in self.read(ids)]
-            if not options["ids"]:
+            stored = [record.id for record in await self._read(live, ids, None, None, None, None)]
+            if not stored:
                 return [[] for _ in array]
-        include: Any = ["documents", "metadatas", "distances"] + (["embeddings"] if with_vectors else [])
-        limit = min(check_count(k, "k"), _MOST)
+            options = {**options, "ids": stored}
         # As many vectors at a time as Chroma can look the results of up: it reads all of them in one statement.
-        step = len(array) if len(array) == 1 else max(1, _READ_CHUNK // min(limit, self.count() or 1))
+        step = 1 if len(array) == 1 else max(1, _READ_CHUNK // min(options["n_results"], await live.count() or 1))
         results: list[list[Found]] = []
         for start in range(0, len(array), step):
             part = array[start : start + step]
-            with translated(f"collection {self.name!r}"):
-                answer = self.handle.query(query_embeddings=part, n_results=limit, include=include, **options)
-            results += [_found(answer, row, with_vectors=with_vectors) for row in range(len(part))]
+            answer = await live.query(query_embeddings=part, **options)
+            results += [_found(answer, row) for row in range(len(part))]
         return results
 
     def similarity(self, distance: float) -> float:
         """Return a distance as similarity, larger is better; see `to_similarity`."""
         return to_similarity(distance, self.metric)
-
-    def close(self) -> None:
-        """End the worker, drop a private in-memory collection, and let go of a store that was opened here."""
-        if os.getpid() != self._process:
-            return  # a forked child has nothing of its own to let go of, and Chroma would not answer
-        self.worker.close()
-        if self._drop_private is not None:
-            self._drop_private()
-        elif self._opened and not self._closed:
-            cast("Any", self.client).close()  # counted: the store itself closes with its last client
-        self._closed = self._closed or self._opened
-
-    def drop(self) -> None:
-        """Delete the collection itself."""
-        with translated(f"collection {self.name!r}"):
-            drop_collection(self.client, self.handle.name, os.getpid())
 
     def _checked(self, vectors: npt.ArrayLike, rows: int | None) -> Vectors:
         try:
@@ -353,6 +278,22 @@ class ChromaCollection:
             bad = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
             raise InvalidInputError(f"vector {bad} holds NaN or infinity, which cannot be searched; check the encoder")
         return array
+
+
+class _AtOnce:
+    """A live collection's calls as coroutines that do not wait: what `at_once` runs."""
+
+    def __init__(self, collection: OpenedCollection) -> None:
+        self._handle = collection.handle
+
+    async def get(self, **options: Any) -> Any:
+        return self._handle.get(**options)
+
+    async def query(self, **options: Any) -> Any:
+        return self._handle.query(**options)
+
+    async def count(self) -> int:
+        return self._handle.count()
 
 
 def to_similarity(distance: float, metric: Metric) -> float:
@@ -383,9 +324,9 @@ def _filters(where: Where | None, where_document: Where | None) -> dict[str, Any
     }
 
 
-def _found(answer: Any, row: int, *, with_vectors: bool) -> list[Found]:
+def _found(answer: Any, row: int) -> list[Found]:
     records = _records({name: (answer[name] or [None])[row] for name in ("ids", "documents", "metadatas")})
-    stored = answer["embeddings"][row] if with_vectors else [None] * len(records)
+    stored = [None] * len(records) if answer["embeddings"] is None else answer["embeddings"][row]
     return [
         Found(record, float(distance), None if vector is None else np.asarray(vector, np.float32))
         for record, distance, vector in zip(records, answer["distances"][row], stored, strict=True)

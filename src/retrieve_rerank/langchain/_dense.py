@@ -6,11 +6,12 @@ import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from retrieve_rerank.checks import check_query
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.indexes.clauses import Where
-from retrieve_rerank.indexes.collection import Found, Vectors
+from retrieve_rerank.indexes.collection import Found
 from retrieve_rerank.indexes.mmr import check_mmr, diverse
 from retrieve_rerank.langchain._search import ChromaSearch
 
@@ -37,27 +38,31 @@ class DenseSearch:
 
     def run(self, queries: Sequence[str]) -> list[list[Found]]:
         """Embed the queries in one go, search in one go, and return what each found."""
-        return self._found(self.store.embed_queries(queries))
+        vectors = self.store.embed_queries(queries)
+        return self._chosen(self.store.collection.query(vectors, self._fetch(), **self._options()))
 
     async def arun(self, queries: Sequence[str]) -> list[list[Found]]:
         """As `run`, without blocking the event loop."""
-        vectors = await self.store.aembed_queries(queries)
-        return await self.store.collection.worker.arun(self._found, vectors)
+        vectors, collection = await self.store.aembed_queries(queries), self.store.collection
+        found = await collection.aquery(vectors, self._fetch(), **self._options())
+        return found if self.lambda_mult is None else await collection.worker.arun(self._chosen, found)
 
-    def _found(self, vectors: Vectors) -> list[list[Found]]:
-        collection = self.store.collection
+    def _fetch(self) -> int:
         # As in LangChain, a fetch_k below k is no error, and means nothing without lambda_mult.
         given = None if self.fetch_k is None or self.lambda_mult is None else max(self.fetch_k, self.k)
-        found = collection.query(
-            vectors,
-            check_mmr(self.lambda_mult, given, self.k),
-            where=self.where,
-            where_document=self.where_document,
-            with_vectors=self.lambda_mult is not None,
-        )
+        return check_mmr(self.lambda_mult, given, self.k)
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "where": self.where,
+            "where_document": self.where_document,
+            "with_vectors": self.lambda_mult is not None,
+        }
+
+    def _chosen(self, found: list[list[Found]]) -> list[list[Found]]:
         if self.lambda_mult is None:
             return found
-        return [diverse(collection, items, self.k, self.lambda_mult) for items in found]
+        return [diverse(self.store.collection, items, self.k, self.lambda_mult) for items in found]
 
 
 class Together:

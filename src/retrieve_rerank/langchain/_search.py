@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -183,9 +182,10 @@ class ChromaSearch(VectorStore):
         **kwargs: Any,
     ) -> list[Document]:
         """As `max_marginal_relevance_search_by_vector`, without blocking the event loop."""
-        call = self.max_marginal_relevance_search_by_vector
-        options: dict[str, Any] = {"filter": filter, "where_document": where_document, **kwargs}
-        return await self.collection.worker.arun(partial(call, embedding, k, fetch_k, lambda_mult, **options))
+        refuse(kwargs)
+        vector = np.asarray([embedding], dtype=np.float32)
+        found = await self._afound(vector, fetch_k, filter, where_document, with_vectors=True)
+        return await self.collection.worker.arun(_diverse, vector, found, k, lambda_mult)
 
     def _select_relevance_score_fn(self) -> Callable[[float], float]:
         def relevance(distance: float) -> float:
@@ -235,9 +235,16 @@ class ChromaSearch(VectorStore):
         return found[0]
 
     async def _afound(
-        self, vectors: Vectors | list[list[float]], k: int, where: Where | None, where_document: Where | None
+        self,
+        vectors: Vectors | list[list[float]],
+        k: int,
+        where: Where | None,
+        where_document: Where | None,
+        *,
+        with_vectors: bool = False,
     ) -> list[Found]:
-        return await self.collection.worker.arun(self._found, vectors, k, where, where_document)
+        options: dict[str, Any] = {"where": where, "where_document": where_document, "with_vectors": with_vectors}
+        return (await self.collection.aquery(vectors, k, **options))[0]
 
 
 def _with_distance(found: list[Found]) -> list[tuple[Document, float]]:

@@ -15,6 +15,7 @@ from retrieve_rerank.indexes.chroma import adopt
 from retrieve_rerank.indexes.clauses import Where
 from retrieve_rerank.indexes.collection import ChromaCollection
 from retrieve_rerank.indexes.fingerprint import SPACES
+from retrieve_rerank.indexes.server import RETRY_SECONDS
 from retrieve_rerank.langchain._convert import (
     EmbeddingsEncoder,
     aencode_documents,
@@ -42,16 +43,21 @@ class ChromaVectorStore(ChromaSearch):
         collection_name: Name of the collection.
         embedding_function: Any LangChain embeddings. None is enough to read, delete and search by vector.
         persist_directory: Directory of a persistent store; it is made if missing. One process at a time may write it.
-        client: A Chroma client to use instead, such as `chromadb.HttpClient`. Neither: in memory, private to this
-            object.
+        client: A Chroma client to use instead: `chromadb.HttpClient`, `CloudClient`, or an awaited `AsyncHttpClient`.
+            Any number of processes may write to a server. Neither: in memory, private to this object.
         metric: "cosine", "dot" or "euclidean", instead of the model's.
         assume_compatible: Open a collection that was made by another model or metric all the same.
         collection_metadata: The incumbent's way to give a metric, `{"hnsw:space": "cosine"}`; nothing else is read.
         collection_configuration: The other one, `{"hnsw": {"space": "cosine"}}`; nothing else is read.
+        retry_seconds: For how long a request that a server does not answer is repeated, in every call; 0 asks once.
+        lock_timeout: Seconds to wait, at the first write, while another process writes the directory.
 
     Raises:
         InvalidInputError: If the directory or the name cannot be used.
+        IndexLockedError: If another process writes the directory: at the first write, which may be the making of the
+            collection. The lock is held until `close`, or until the process ends. Reading needs none.
         IndexMismatchError: If the collection was made by another model or with another metric.
+        RemoteError: If a server does not answer for `retry_seconds`, or refuses the credentials; so does every method.
 
     Example:
         >>> from retrieve_rerank.langchain import BiEncoderEmbeddings, ChromaVectorStore
@@ -73,6 +79,8 @@ class ChromaVectorStore(ChromaSearch):
         assume_compatible: bool = False,
         collection_metadata: Mapping[str, Any] | None = None,
         collection_configuration: Mapping[str, Any] | None = None,
+        retry_seconds: float = RETRY_SECONDS,
+        lock_timeout: float = 0.0,
     ) -> None:
         metric = metric or _asked_metric(collection_metadata, collection_configuration)
         self._embeddings = embedding_function
@@ -86,6 +94,8 @@ class ChromaVectorStore(ChromaSearch):
             metric=metric or (self._encoder.metric if self._encoder is not None and knows else None),
             fingerprint=None if self._encoder is None else self._encoder.fingerprint,
             assume_compatible=assume_compatible,
+            retry_seconds=retry_seconds,
+            lock_timeout=lock_timeout,
         )
         if self._encoder is not None:
             adopt(self.collection, self._encoder)
@@ -197,7 +207,7 @@ class ChromaVectorStore(ChromaSearch):
 
     async def aget_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """As `get_by_ids`, without blocking the event loop."""
-        return await self.collection.worker.arun(self.get_by_ids, ids)
+        return [to_document(record) for record in await self.collection.aread(ids)]
 
     def get(
         self,
@@ -234,6 +244,8 @@ class ChromaVectorStore(ChromaSearch):
         assume_compatible: bool = False,
         collection_metadata: Mapping[str, Any] | None = None,
         collection_configuration: Mapping[str, Any] | None = None,
+        retry_seconds: float = RETRY_SECONDS,
+        lock_timeout: float = 0.0,
         batch_size: int | None = None,
         **kwargs: Any,
     ) -> ChromaVectorStore:
@@ -248,6 +260,8 @@ class ChromaVectorStore(ChromaSearch):
             assume_compatible=assume_compatible,
             collection_metadata=collection_metadata,
             collection_configuration=collection_configuration,
+            retry_seconds=retry_seconds,
+            lock_timeout=lock_timeout,
         )
         store.add_texts(texts, metadatas, ids, batch_size=batch_size)
         return store

@@ -21,10 +21,10 @@ from llama_index.core.vector_stores.types import (
 
 from retrieve_rerank.errors import InvalidInputError, RemoteError
 from retrieve_rerank.indexes.chroma import adopt
-from retrieve_rerank.indexes.client import translated
-from retrieve_rerank.indexes.collection import ChromaCollection
+from retrieve_rerank.indexes.collection import ChromaCollection, Found
 from retrieve_rerank.indexes.fingerprint import Identity, check_identity
 from retrieve_rerank.indexes.mmr import diverse
+from retrieve_rerank.indexes.server import RETRY_SECONDS
 from retrieve_rerank.llama_index._convert import (
     DOCUMENT_KEY,
     NO_DOCUMENT,
@@ -68,16 +68,22 @@ class ChromaVectorStore(BasePydanticVectorStore, Travelling):
         chroma_collection: A live collection, instead of the four below it.
         collection_name: Name of the collection; it is made if missing.
         persist_dir: Directory of a persistent store; it is made if missing. One process at a time may write it.
-        client: A Chroma client, such as `chromadb.HttpClient`. None of these: in memory, private to this object.
+        client: A Chroma client: `chromadb.HttpClient`, `CloudClient`, or an awaited `AsyncHttpClient`. Any number of
+            processes may write to a server. None of these: in memory, private to this object.
         metric: "cosine", "dot" or "euclidean"; None takes the embedding model's, else the collection's, else cosine.
             After opening it is the collection's.
         embed_model: The model that embeds the nodes. A `BiEncoderEmbedding` gives the metric, and the collection
             carries its fingerprint and refuses another; of other models nothing is known.
         assume_compatible: Open a collection that was made by another encoder or metric all the same.
+        retry_seconds: For how long a request that a server does not answer is repeated, in every call; 0 asks once.
+        lock_timeout: Seconds to wait, at the first write, while another process writes the directory.
 
     Raises:
         InvalidInputError: If an argument cannot be used.
+        IndexLockedError: If another process writes the directory: at the first write, which may be the making of the
+            collection. The lock is held until `close`, or until the process ends. Reading needs none.
         IndexMismatchError: If the collection was made by another encoder or with another metric.
+        RemoteError: If a server does not answer for `retry_seconds`, or refuses the credentials; so does every method.
 
     Example:
         >>> from llama_index.core import VectorStoreIndex
@@ -112,6 +118,8 @@ class ChromaVectorStore(BasePydanticVectorStore, Travelling):
         metric: Metric | None = None,
         embed_model: BaseEmbedding | None = None,
         assume_compatible: bool = False,
+        retry_seconds: float = RETRY_SECONDS,
+        lock_timeout: float = 0.0,
     ) -> None:
         if chroma_collection is not None:
             _check_collection(chroma_collection)
@@ -128,6 +136,8 @@ class ChromaVectorStore(BasePydanticVectorStore, Travelling):
             fingerprint=encoder.fingerprint if encoder else None,
             assume_compatible=assume_compatible,
             handle=chroma_collection,
+            retry_seconds=retry_seconds,
+            lock_timeout=lock_timeout,
         )
         if encoder is not None:
             adopt(collection, encoder)
@@ -259,7 +269,11 @@ class ChromaVectorStore(BasePydanticVectorStore, Travelling):
         self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None
     ) -> list[BaseNode]:
         """As `get_nodes`, without blocking the event loop."""
-        return await self._collection.worker.arun(self.get_nodes, node_ids, filters)
+        condition = to_condition(filters)
+        if node_ids is None:
+            return await self._collection.worker.arun(self.get_nodes, node_ids, filters)
+        found = await self._collection.aread(node_ids, where=condition.where, where_document=condition.where_document)
+        return [record_to_node(record) for record in found]
 
     def clear(self) -> None:
         """Delete every node; the collection, its metric and its encoder stay."""
@@ -279,7 +293,8 @@ class ChromaVectorStore(BasePydanticVectorStore, Travelling):
 
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """As `query`, without blocking the event loop."""
-        return await self._collection.worker.arun(self._search, read_request(query, kwargs))
+        request = read_request(query, kwargs)
+        return (await self._asearch_many(request, request.vector[np.newaxis]))[0]
 
     def query_many(
         self, embeddings: Sequence[Sequence[float]], query: VectorStoreQuery, **kwargs: Any
@@ -294,7 +309,10 @@ class ChromaVectorStore(BasePydanticVectorStore, Travelling):
         self, embeddings: Sequence[Sequence[float]], query: VectorStoreQuery, **kwargs: Any
     ) -> list[VectorStoreQueryResult]:
         """As `query_many`, without blocking the event loop."""
-        return await self._collection.worker.arun(lambda: self.query_many(embeddings, query, **kwargs))
+        vectors = [list(embedding) for embedding in embeddings]
+        if not vectors:
+            return []
+        return await self._asearch_many(read_request(replace(query, query_embedding=vectors[0]), kwargs), vectors)
 
     def close(self) -> None:
         """Release the collection. An in-memory one that this object made is gone."""
@@ -319,23 +337,27 @@ class ChromaVectorStore(BasePydanticVectorStore, Travelling):
         return self._search_many(request, request.vector[np.newaxis])[0]
 
     def _search_many(self, request: Request, vectors: npt.ArrayLike) -> list[VectorStoreQueryResult]:
-        results = self._collection.query(
-            vectors,
-            request.fetch,
-            where=request.condition.where,
-            where_document=request.condition.where_document,
-            ids=self._restriction(request.node_ids),
-            with_vectors=request.diversity is not None,
-        )
+        ids = self._restriction(request.node_ids)
+        return self._results(request, self._collection.query(vectors, request.fetch, ids=ids, **_options(request)))
+
+    async def _asearch_many(self, request: Request, vectors: npt.ArrayLike) -> list[VectorStoreQueryResult]:
+        arun = self._collection.worker.arun
+        ids = None if request.node_ids is None else await arun(self._restriction, request.node_ids)
+        found = await self._collection.aquery(vectors, request.fetch, ids=ids, **_options(request))
+        if request.diversity is None:
+            return self._results(request, found)
+        return await arun(self._results, request, found)
+
+    def _results(self, request: Request, found: list[list[Found]]) -> list[VectorStoreQueryResult]:
         if request.diversity is not None:
-            results = [diverse(self._collection, found, request.k, request.diversity) for found in results]
+            found = [diverse(self._collection, items, request.k, request.diversity) for items in found]
         return [
             VectorStoreQueryResult(
-                nodes=[record_to_node(item.record) for item in found],
-                similarities=[self._collection.similarity(item.distance) for item in found],
-                ids=[item.record.id for item in found],
+                nodes=[record_to_node(item.record) for item in items],
+                similarities=[self._collection.similarity(item.distance) for item in items],
+                ids=[item.record.id for item in items],
             )
-            for found in results
+            for items in found
         ]
 
     def _restriction(self, node_ids: Sequence[str] | None) -> Sequence[str] | None:
@@ -347,12 +369,20 @@ class ChromaVectorStore(BasePydanticVectorStore, Travelling):
         """
         if node_ids is None:
             return None
-        with translated(f"collection {self._collection.name!r}"):
+        with self._collection.reading():
             kept = self._collection.handle.get(where=_KEPT_BY_INDEX, include=[])["ids"]
         if not kept or not set(kept) <= set(node_ids):
             return node_ids
         # The index never forgets a node that was deleted: ids that are not stored say nothing.
         return node_ids if self._collection.read(sorted(set(node_ids) - set(kept))) else None
+
+
+def _options(request: Request) -> dict[str, Any]:
+    return {
+        "where": request.condition.where,
+        "where_document": request.condition.where_document,
+        "with_vectors": request.diversity is not None,
+    }
 
 
 def _check_collection(collection: object) -> None:

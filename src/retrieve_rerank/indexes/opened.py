@@ -1,0 +1,256 @@
+"""A Chroma collection, opened and identified: which directory or client, whose vectors, and who closes it.
+
+Stands between its users and what Chroma does silently at opening: the default embedding function, the default metric,
+ignored settings, and two spellings of one directory.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+import uuid
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, RetrieveRerankError
+from retrieve_rerank.indexes.client import directory_of, drop_collection, find_or_create, open_client, translated
+from retrieve_rerank.indexes.directory import Directory, View, check_wait
+from retrieve_rerank.indexes.fingerprint import SPACES, Fingerprint, Identity, check_format, check_identity, to_metadata
+from retrieve_rerank.indexes.server import (
+    RETRY_SECONDS,
+    async_collection,
+    check_patience,
+    collection_with_patience,
+    is_server,
+    with_patience,
+)
+from retrieve_rerank.models.worker import Worker
+from retrieve_rerank.types import Metric
+
+if TYPE_CHECKING:
+    import chromadb
+    from chromadb.api import ClientAPI
+    from chromadb.api.models.AsyncCollection import AsyncCollection
+    from typing_extensions import Self
+
+
+class OpenedCollection:
+    """One collection, new or existing, as it was opened; `ChromaCollection` reads and writes it.
+
+    Args:
+        name: The collection's name.
+        path: Directory of a persistent store; it is made if missing.
+        client: A Chroma client to use instead. Neither: in memory, private to this object.
+        metric: What vectors are compared by; None takes the collection's, or cosine for a new one.
+        fingerprint: The encoder's; None skips the check and records nothing.
+        assume_compatible: Open a collection of another encoder or metric all the same.
+        handle: A live collection to use instead of all of the above but `metric` and `fingerprint`.
+        retry_seconds: For how long a request that a server does not answer is repeated; 0 asks once.
+        lock_timeout: Seconds to wait while another process writes the directory, at the first write.
+
+    Raises:
+        InvalidInputError: If the directory cannot be used or the name is not valid.
+        IndexLockedError: If the collection is new and another process writes the directory.
+        IndexMismatchError: If the collection belongs to another encoder or metric.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        path: str | os.PathLike[str] | None = None,
+        client: ClientAPI | None = None,
+        metric: Metric | None = None,
+        fingerprint: Fingerprint | None = None,
+        assume_compatible: bool = False,
+        handle: chromadb.Collection | None = None,
+        retry_seconds: float = RETRY_SECONDS,
+        lock_timeout: float = 0.0,
+    ) -> None:
+        if path is not None and client is not None:
+            raise InvalidInputError("give either a path or a client, not both: a client already knows where it stores")
+        if metric is not None and metric not in SPACES:
+            raise InvalidInputError(f"metric must be one of {', '.join(SPACES)}; got {metric!r}")
+        if handle is None and not (
+            isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,510}[A-Za-z0-9]", name)
+        ):
+            raise InvalidInputError(
+                "a collection's name is 3 to 512 letters, digits, dots, dashes or underscores, with a letter or digit "
+                f"at both ends; got {name!r}"
+            )
+        self.name = name
+        self._process = os.getpid()
+        self._lock = threading.RLock()
+        self.worker = Worker(f"retrieve-rerank collection {name}")
+        # What opens it again, for pickling and for configurations that are written down.
+        self.folder: str | None = None
+        self.assume_compatible = assume_compatible
+        self._fingerprint = fingerprint
+        private = handle is None and path is None and client is None
+        self._opened = handle is None and client is None
+        self._closed = False
+        self._async_handle: AsyncCollection | None = None
+        self._drop_private: Callable[[], object] | None = None
+        check_patience(retry_seconds)
+        self.lock_timeout = check_wait(lock_timeout)
+        self._shared: tuple[Directory, Any] | None = None
+        self._owner, self._epoch = uuid.uuid4().hex, -1
+        if handle is not None:
+            # A live collection has no public way to its client, which knows the batch limit.
+            self.at_server = is_server(handle._client)  # noqa: SLF001
+            self.name = handle.name
+            self._handle = collection_with_patience(handle, retry_seconds) if self.at_server else handle
+            self.client: ClientAPI = cast("ClientAPI", self._handle._client)  # noqa: SLF001
+            self._share()
+            self._check(metric, fingerprint, assume_compatible=assume_compatible)
+            return
+        with translated(f"collection {name!r}"):
+            self.client = open_client(path) if client is None else with_patience(client, retry_seconds)
+        self.at_server = client is not None and is_server(self.client)
+        if path is not None:
+            self.folder = str(Path(path).expanduser().resolve())
+        # Chroma's in-memory store is one for the whole process: two indexes must not meet in it.
+        stored_name = f"{name[:400]}-{uuid.uuid4().hex}" if private else name
+        with translated(f"collection {name!r}"):
+            self._share()
+            self._handle = find_or_create(self.client, stored_name, metric or "cosine", fingerprint, self._alone)
+        if private:  # nobody else can reach it: it goes with this object
+            finalizer = weakref.finalize(self, drop_collection, self.client, stored_name, os.getpid())
+            finalizer.atexit = False
+            self._drop_private = finalizer
+        try:
+            self._check(metric, fingerprint, assume_compatible=assume_compatible)
+        except IndexMismatchError:
+            self.close()
+            raise
+
+    def _share(self) -> None:
+        """Take part in what the processes that use the directory agree upon."""
+        self._shared = directory_of(self.client)
+        if self._shared is not None:
+            self._shared[0].current(self._shared[1])
+            weakref.finalize(self, self._shared[0].let_go, self._owner, os.getpid())
+
+    def _alone(self) -> AbstractContextManager[object]:
+        """What a single write of Chroma's needs to hold, where it writes a directory."""
+        if self._shared is None:
+            return nullcontext()
+        shared, store = self._shared
+        return shared.writing(store, self._owner, self.lock_timeout)
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Read what is there now, whoever wrote it."""
+        with translated(f"collection {self.name!r}"):
+            handle = self.handle
+            if self._shared is not None:
+                self._look(self._shared[0], self._shared[0].current(self._shared[1]), handle)
+            yield
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Do one write of Chroma's, and nothing else, while no one else does.
+
+        Raises:
+            IndexLockedError: If another process writes the directory for longer than `lock_timeout`.
+            InvalidInputError: If the directory cannot be written.
+        """
+        with self._lock, translated(f"collection {self.name!r}"):
+            handle = self.handle
+            with self._alone() as view:
+                if self._shared is not None:
+                    self._look(self._shared[0], cast("View", view), handle)
+                yield
+
+    def hold(self) -> None:
+        """Become the writer of the directory, before anything is made for it; see `writing` for what it raises."""
+        if self._shared is not None:
+            _ = self.handle
+            self._shared[0].hold(self._owner, self.lock_timeout)
+
+    def _look(self, shared: Directory, view: View, handle: chromadb.Collection) -> None:
+        # Chroma brings a collection up to date at the first look at it, and may write then.
+        if self._epoch != view.epoch:
+            begin = time.monotonic()
+            with shared.alone():
+                handle.count()
+                self._epoch = view.epoch
+            view.opened_again(time.monotonic() - begin)
+
+    def _check(self, metric: Metric | None, fingerprint: Fingerprint | None, *, assume_compatible: bool) -> None:
+        found = Identity.read(self.handle.configuration_json, self.handle.metadata)
+        self.metric = found.metric
+        self.verified = fingerprint is None or found.fingerprint is not None
+        check_format(self.name, found)
+        if not assume_compatible:
+            check_identity(self.name, found, metric, fingerprint)
+        else:
+            self.verified = True
+
+    def __reduce__(self) -> tuple[Callable[[], Self], tuple[()]]:
+        if self.folder is None:
+            raise InvalidInputError(
+                f"collection {self.name!r} is in memory or a client's: it cannot be pickled or copied. Give it a "
+                "directory"
+            )
+        made = partial(type(self), self.name, path=self.folder, metric=self.metric, lock_timeout=self.lock_timeout)
+        return partial(made, fingerprint=self._fingerprint, assume_compatible=self.assume_compatible), ()
+
+    @property
+    def handle(self) -> chromadb.Collection:
+        """Chroma's own object."""
+        if os.getpid() != self._process:
+            raise RetrieveRerankError(
+                f"collection {self.name!r} was opened in process {self._process} and cannot be used in its forked "
+                f"child {os.getpid()}, where Chroma would wait for ever. Open it in the child, or start processes with "
+                "multiprocessing.get_context('spawn')"
+            )
+        if self._closed:
+            raise RetrieveRerankError(f"collection {self.name!r} was closed; open the index again")
+        return self._handle
+
+    @property
+    def async_handle(self) -> AsyncCollection:
+        """Chroma's own object for async code, where a server holds the collection."""
+        handle = self.handle
+        with self._lock:
+            if self._async_handle is None:
+                self._async_handle = async_collection(handle)
+            return self._async_handle
+
+    @property
+    def max_batch(self) -> int:
+        """How many records Chroma takes in one call."""
+        return int(self.client.get_max_batch_size())
+
+    def record_encoder(self, fingerprint: Fingerprint) -> None:
+        """Write down which encoder makes this collection's vectors."""
+        kept = {key: value for key, value in (self.handle.metadata or {}).items() if not key.startswith("hnsw:")}
+        with self.writing():
+            self.handle.modify(metadata={**kept, **to_metadata(fingerprint)})
+        self.verified = True
+
+    def close(self) -> None:
+        """End the worker, drop a private in-memory collection, and let go of a store that was opened here."""
+        if os.getpid() != self._process:
+            return  # a forked child has nothing of its own to let go of, and Chroma would not answer
+        self.worker.close()
+        self._async_handle = None  # its connections are closed by the event loops that they belong to
+        if self._drop_private is not None:
+            self._drop_private()
+        elif self._opened and not self._closed:
+            cast("Any", self.client).close()  # counted: the store itself closes with its last client
+        self._closed = self._closed or self._opened
+        if self._shared is not None:
+            self._shared[0].let_go(self._owner, self._process)
+
+    def drop(self) -> None:
+        """Delete the collection itself."""
+        with translated(f"collection {self.name!r}"):
+            drop_collection(self.client, self.handle.name, os.getpid(), self._alone)
