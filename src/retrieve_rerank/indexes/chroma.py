@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from chromadb.api import ClientAPI
 
 
+_SAMPLE = 8  # records that are looked at for one with a text
 _ENCODER = ("encode_queries", "encode_documents", "dimension", "metric", "fingerprint")
 
 
@@ -315,29 +316,51 @@ def adopt(collection: ChromaCollection, encoder: Encoder) -> None:
     A collection made by another library, or through LlamaIndex without its embedding model, carries no
     fingerprint. An empty one is taken over. Otherwise one stored text is encoded again: the same vector, the same
     encoder. Where that shows nothing, a warning says so and nothing is written.
+
+    The same proof is asked for where a collection does say who made it, and it or the encoder is behind an inference
+    server, which tells too little for a comparison.
     """
     if collection.verified:
         return
-    sample = collection.read(limit=1)
+    try:
+        prove(collection, encoder)
+    except IndexMismatchError:
+        collection.close()
+        raise
+
+
+def prove(collection: ChromaCollection, encoder: Encoder) -> None:
+    """See whether an encoder makes the vectors of a collection; see `adopt`."""
+    found = collection.read(limit=_SAMPLE)
+    sample = sorted(found, key=lambda record: not record.text.strip())[:1]  # not every server encodes nothing
     if sample:
         stored = collection.vectors([sample[0].id])[sample[0].id]
         made = np.asarray(encoder.encode_documents([sample[0].text])[0], np.float32)
         if stored.shape != made.shape:
-            collection.close()
             raise IndexMismatchError(
                 f"collection {collection.name!r} holds vectors of another length, {len(stored)}, than the encoder "
                 f"makes, {len(made)}. Open it with the encoder that made it, or use another collection name"
             )
         if not _alike(stored, made, collection.metric):
+            if collection.recorded:
+                raise IndexMismatchError(
+                    f"collection {collection.name!r} was made by another encoder: encoding one of its texts again gave "
+                    "another vector. Open it with the encoder that made it, or use another collection name and add the "
+                    "passages again. If the two are one encoder all the same, as where texts were embedded together "
+                    "with metadata, pass assume_compatible=True"
+                )
             warnings.warn(
                 f"collection {collection.name!r} does not say which encoder made it, and encoding one of its texts "
                 "again gave another vector: scores mean nothing if it was another encoder. If the texts were "
                 "embedded together with metadata, this is expected; otherwise add the passages again under another "
                 "collection name",
-                stacklevel=3,
+                stacklevel=4,
             )
             return
-    collection.record_encoder(encoder.fingerprint)
+    if sample and collection.recorded:
+        collection.verified = True  # what is written down stays: it may say more
+    else:
+        collection.record_encoder(encoder.fingerprint)
 
 
 def _alike(left: npt.NDArray[np.float32], right: npt.NDArray[np.float32], metric: Metric) -> bool:

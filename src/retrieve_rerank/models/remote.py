@@ -24,6 +24,7 @@ _IN_TIME = 8  # texts in a request where there is a deadline: few enough for the
 _TEXTS = ("dimension", "a back-up of the bicycle")
 _PROBE = ("what is the capital of France", ("Paris is the capital of France.", "Bread is baked in an oven."))
 _DOCUMENT_PROMPTS = ("document", "passage", "corpus")
+_SAME = 0.02  # how much two computations of one vector may differ, as a part of its length
 _PER_TOKEN = 3  # characters; a text with fewer a token is seldom too long
 
 T = TypeVar("T")
@@ -204,6 +205,7 @@ class RemoteBiEncoder(RemoteModel):
         """Return what tells this encoder's passage vectors from another's, as far as it can be known."""
         served = (await self.form()).served
         known: dict[str, str | int | float | bool | None] = {
+            "served_by": served.product,
             "model": served.model,
             "revision": served.revision,
             "dimension": self._dimension,
@@ -232,8 +234,9 @@ class RemoteBiEncoder(RemoteModel):
         return vectors
 
     async def _learn(self, form: Form) -> None:
-        plain = await form.vectors(_TEXTS, normalize=self._normalize)
-        self._unit = bool(self._normalize) or bool(np.allclose(np.linalg.norm(plain, axis=1), 1.0, atol=1e-2))
+        plain = await self._probe(form, None)
+        lengths = np.linalg.norm(plain, axis=1)
+        self._unit = bool(self._normalize) or bool(np.allclose(lengths, 1.0, atol=1e-2))
         self._dimension = plain[:, : self._truncate_dim].shape[1]
         for task, given, names in (
             ("query", self._prompts[0], ("query",)),
@@ -242,12 +245,19 @@ class RemoteBiEncoder(RemoteModel):
             self._names[task] = None
             for name in names if given is None and form.served.product == "tei" else ():
                 try:
-                    told = await form.vectors(_TEXTS, normalize=self._normalize, prompt_name=name)
+                    told = await self._probe(form, name)
                 except RefusedError:  # it has no such prompt
                     continue
-                if not np.allclose(told, plain, atol=1e-3):  # or it is of a version that knows none
+                # One of a version that knows none does as if none had been asked for.
+                if (np.linalg.norm(told - plain, axis=1) > _SAME * lengths).any():
                     self._names[task] = name
                     break
+
+    async def _probe(self, form: Form, prompt_name: str | None) -> Vectors:
+        async def send(texts: Sequence[str], cut: bool) -> Sequence[npt.NDArray[np.float32]]:  # noqa: FBT001
+            return list(await form.vectors(texts, cut=cut, normalize=self._normalize, prompt_name=prompt_name))
+
+        return np.array((await self._answers(form, _TEXTS, send))[0])
 
 
 def _look_at(task: asyncio.Task[Any]) -> None:
