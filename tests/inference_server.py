@@ -42,7 +42,8 @@ class InferenceServer:
 
     Args:
         form: "tei", "infinity", "vllm", "old vllm", which passes every score through a sigmoid, "openai", which takes
-            nothing but the standard's fields, or "identity", a vLLM whose model has no activation.
+            nothing but the standard's fields, "identity", a vLLM whose model has no activation, or "page",
+            a web site.
 
     Attributes:
         task: What its model is for, "rerank" or "embed".
@@ -84,6 +85,8 @@ class InferenceServer:
     def get(self, path: str) -> Any:
         if self.upstream:
             return self._forwarded("GET", path, None)
+        if self.form == "page":
+            return "<html>"
         if self.form == "tei" and path == "/info":
             label: dict[str, Any] = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
             kind = {"reranker": label} if self.task == "rerank" else {"embedding": {"pooling": "mean"}}
@@ -358,8 +361,11 @@ class _Handler(BaseHTTPRequestHandler):
         payload = json.dumps(answer).encode()
         if fault == "half of the JSON":
             payload = payload[: len(payload) // 2]
+        if self.state.form == "page":
+            payload = b"<html>"
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        kind = "text/html" if self.state.form == "page" else "application/json"
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(payload)))
         for name, value in (headers or {}).items():
             self.send_header(name, value)

@@ -116,6 +116,22 @@ def test_a_web_site_is_no_inference_server() -> None:
         model.score("q", TEXTS)
 
 
+def test_a_web_site_that_answers_everything_with_a_page_is_none_either() -> None:
+    refused = pytest.raises(RemoteError, match="answers neither /info as Text Embeddings Inference nor /models")
+    with inference_server("page") as server, CrossEncoder(endpoint=server.url) as model, refused:
+        model.score("q", TEXTS)
+
+
+def test_an_error_of_a_server_can_be_pickled() -> None:
+    with (
+        inference_server("tei", broken="500") as server,
+        CrossEncoder(endpoint=server.url) as model,
+        pytest.raises(RemoteError) as caught,
+    ):
+        model.score("q", TEXTS)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
 def test_a_server_that_was_not_there_is_asked_anew(monkeypatch: pytest.MonkeyPatch, quick: None) -> None:
     with inference_server("tei", scorer=TableScorer(TABLE)) as server, CrossEncoder(endpoint=server.url) as model:
         get = server.get

@@ -37,10 +37,14 @@ class RefusedError(RemoteError):
         said: What the server said, in one line.
     """
 
-    def __init__(self, message: str, status: int, said: str) -> None:
+    def __init__(self, message: str, status: int = 0, said: str = "") -> None:
         super().__init__(message)
         self.status = status
         self.said = said
+
+
+class ForeignError(RemoteError):
+    """What answers is something else than an inference server, such as a web site."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,7 @@ class Connection:
 
         Raises:
             RefusedError: If the server answers with an error.
+            ForeignError: If what answers is no inference server.
             RemoteError: If it cannot be reached, is too slow, or answers something that is no JSON.
         """
         url = f"{self.endpoint.url}{path}"
@@ -109,6 +114,8 @@ class Connection:
         try:
             return response.json()
         except ValueError as error:
+            if "json" not in response.headers.get("Content-Type", ""):
+                raise ForeignError(f"{url} answered something that is no JSON. Check endpoint") from error
             what = "answered something that is no JSON, or only a part of it"
             return _Passing(what, "Is it an inference server?", cause=error)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import concurrent.futures
+import contextlib
 import os
 import threading
 import time
@@ -132,7 +133,7 @@ class _Lane(Generic[R]):
 
     def stop(self) -> None:
         """End after the calls that were made before."""
-        if self.thread.is_alive():
+        with contextlib.suppress(RuntimeError):  # it has ended
             self.loop.call_soon_threadsafe(self._over.set)
 
     def _work(self) -> None:

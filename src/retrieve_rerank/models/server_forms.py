@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from retrieve_rerank.errors import ModelError, RemoteError
-from retrieve_rerank.models.connection import Connection, RefusedError
+from retrieve_rerank.models.connection import Connection, ForeignError, RefusedError
 
 Task = Literal["embed", "rerank"]
 Vectors = npt.NDArray[np.float32]
@@ -239,6 +239,8 @@ async def _look(connection: Connection, path: str) -> Any:
     """Return what a path answers, or None where there is no such path."""
     try:
         return await connection.ask("GET", path)
+    except ForeignError:
+        return None
     except RefusedError as error:
         if error.status in (404, 405):
             return None
