@@ -89,7 +89,7 @@ def test_the_model_is_the_one_that_was_asked_for() -> None:
     with inference_server("vllm", scorer=TableScorer(TABLE), models=names) as server:
         for name in ("other/reranker", "reranker", "folder/other/reranker"):
             with CrossEncoder(name, endpoint=server.url) as model:
-                assert model.fingerprint["served"] == "other/reranker"
+                assert model.fingerprint["model"] == "other/reranker"
         for name in (None, "unknown/reranker-base", "er-base"):
             given = () if name is None else (name,)
             refused = pytest.raises(ModelError, match="serves 'BAAI/bge-reranker-base', 'other/reranker', and")

@@ -16,7 +16,7 @@ from langchain_tests.unit_tests import EmbeddingsUnitTests
 from retrieve_rerank import BiEncoder, ChromaIndex, CrossEncoder, ModelError, Passage, RemoteError, RetrieveRerank
 from retrieve_rerank.langchain import BiEncoderEmbeddings
 from retrieve_rerank.llama_index import BiEncoderEmbedding
-from retrieve_rerank.testing import RerankerContract
+from retrieve_rerank.testing import RerankerContract, TableScorer
 from tests.inference_server import KEY, InferenceServer, inference_server
 
 QUERY = "what is the capital of france"
@@ -56,6 +56,31 @@ class TestContract(RerankerContract):
 
     def make_real(self):
         return CrossEncoder(endpoint=self.infinity)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        *((fault, None) for fault in ("reset", "cut off", "half of the JSON", "429", "503", "reversed")),
+        ("500", "answered 500"),
+        ("slow", r"no answer within 0\.5 s"),
+        *((fault, "Nothing of it is used") for fault in ("too few", "too many", "twice the same index", "nan")),
+    ],
+)
+def test_faults_between(between: InferenceServer, fault: str, told: str | None) -> None:
+    table = {"low": -2.0, "high": 3.0, "middle": 0.0}
+    between.scorer = TableScorer(table)
+    with CrossEncoder(endpoint=between.url) as model:
+        assert model.score(QUERY, list(table)).tolist() == list(table.values())
+    with CrossEncoder(endpoint=between.url, timeout=0.5 if fault == "slow" else 60) as model:
+        between.faults = [fault]
+        if told is None:
+            assert model.score(QUERY, list(table)).tolist() == list(table.values())
+        else:
+            with pytest.raises(RemoteError, match=told):
+                model.score(QUERY, list(table))
+    assert not between.faults
 
 
 class _Served:

@@ -184,9 +184,9 @@ class CrossEncoder(Model["CrossEngine", "RemoteCrossEncoder"], Ranker):
         """
         if self._remote is not None:
             served = self._known()
-            known = {"served": served.model, "revision": served.revision, "precision": served.dtype}
+            known = {"revision": served.revision, "precision": served.dtype, "max_length": served.max_length}
             told = {name: value for name, value in known.items() if value is not None}
-            return {**told, "max_length": served.max_length or 0, "product": served.product}
+            return {"served_by": served.product, "model": served.model, **told}
         engine = self._worker.run(self._loaded)
         return {
             "weights": engine.weights,
