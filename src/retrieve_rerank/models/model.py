@@ -90,6 +90,7 @@ class Model(ABC, Generic[E, R]):
         if batch_tokens is not None:
             check_count(batch_tokens, "batch_tokens")
         self.model = str(os.fspath(model))
+        self._wanted: str | None = None  # of a server; None is the only one that it serves
         if self._endpoint is not None:
             self._refuse(
                 device=device,
@@ -123,9 +124,7 @@ class Model(ABC, Generic[E, R]):
         self._batch_tokens = batch_tokens
         self._worker = Worker(f"retrieve-rerank {self.model}")
         self._remote: LoopThread[R] | None = None
-        self._unsure = (
-            self._endpoint is not None
-        )  # whether it must still be said that a server does not say what it cuts
+        self._unsure = True  # whether it must still be said that a server does not say what it cuts
         self._engine: E | None = None
         self._home: threading.Thread | None = None  # where the engine was loaded
         self._limit: int | None = None  # the engine's max_length, for warnings, which must not wait for the thread
@@ -228,11 +227,7 @@ class Model(ABC, Generic[E, R]):
 
     def _described(self, served: Served) -> str:
         """Return what a repr should say of a served model."""
-        length = (
-            "does not say what it cuts"
-            if served.product in ("infinity", "openai")
-            else f"max_length={served.max_length}"
-        )
+        length = f"max_length={served.max_length}" if served.tells_length else "does not say what it cuts"
         return f"{served.product} serves {served.model!r}, {length}"
 
     @property
@@ -258,7 +253,7 @@ class Model(ABC, Generic[E, R]):
     def _tell_unsure(self, texts: Sequence[str]) -> None:
         """Warn, once, if a server may have cut one of these texts without saying so."""
         served = self._served
-        if not self._unsure or served is None or served.product not in ("infinity", "openai"):
+        if not self._unsure or served is None or served.tells_length:
             return
         longest = max(map(len, texts), default=0)
         if longest > _LONG:

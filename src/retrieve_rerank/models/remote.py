@@ -44,7 +44,6 @@ class RemoteModel:
         self._model, self._task = model, task
         self._finding: asyncio.Task[Form] | None = None
         self.served: Served | None = None  # once known
-        self.tells_length = False
 
     async def form(self) -> Form:
         """Return how the server is asked. Found out once, by whoever comes first, even if that one gives up."""
@@ -60,7 +59,7 @@ class RemoteModel:
     async def _find(self) -> Form:
         form = await find_form(self._connection, self._model, self._task)
         await self._learn(form)
-        self.served, self.tells_length = form.served, form.tells_length
+        self.served = form.served
         return form
 
     async def _learn(self, form: Form) -> None:

@@ -51,6 +51,11 @@ class Served:
     items: int = _ITEMS
     prefix: str = ""
 
+    @property
+    def tells_length(self) -> bool:
+        """Whether it says that a text is too long, unless it is asked to cut it."""
+        return self.product in ("tei", "vllm")
+
 
 class Form(ABC):
     """How a server is asked and how its answers are read.
@@ -63,7 +68,6 @@ class Form(ABC):
         items: Texts to put into one request; less once the server refused as many.
     """
 
-    tells_length = False  # whether it says that a text is too long, unless it is asked to cut it
     has_logits = False  # whether raw scores are always logits
 
     def __init__(self, connection: Connection, served: Served) -> None:
@@ -83,7 +87,7 @@ class Form(ABC):
 
     def too_long(self, error: RefusedError) -> bool:
         """Whether a server refused because a text is longer than the model reads."""
-        return self.tells_length and error.status in (400, *_DIVIDE) and bool(_TOO_LONG.search(error.said))
+        return self.served.tells_length and error.status in (400, *_DIVIDE) and bool(_TOO_LONG.search(error.said))
 
     def divisible(self, error: RefusedError) -> bool:
         """Whether a server may take half of what it refused; remembers how many texts it takes, if it says so."""
@@ -137,7 +141,6 @@ class Form(ABC):
 class TeiForm(Form):
     """Text Embeddings Inference."""
 
-    tells_length = True
     has_logits = True
 
     async def scores(self, query: str, texts: Sequence[str], *, cut: bool = False, raw: bool = True) -> list[float]:
@@ -160,7 +163,6 @@ class OpenAIForm(Form):
 
     def __init__(self, connection: Connection, served: Served) -> None:
         super().__init__(connection, served)
-        self.tells_length = served.product == "vllm"
         self.has_logits = served.product == "infinity"
 
     async def scores(self, query: str, texts: Sequence[str], *, cut: bool = False, raw: bool = True) -> list[float]:
