@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from chromadb.api import ClientAPI
 
 
+_SAMPLE = 8  # records that are looked at for one with a text
 _ENCODER = ("encode_queries", "encode_documents", "dimension", "metric", "fingerprint")
 
 

@@ -22,7 +22,15 @@ from retrieve_rerank.checks import check_count
 from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, RetrieveRerankError
 from retrieve_rerank.indexes.client import directory_of, drop_collection, find_or_create, open_client, translated
 from retrieve_rerank.indexes.directory import Directory, View, check_wait
-from retrieve_rerank.indexes.fingerprint import SPACES, Fingerprint, Identity, check_format, check_identity, to_metadata
+from retrieve_rerank.indexes.fingerprint import (
+    SPACES,
+    Fingerprint,
+    Identity,
+    check_format,
+    check_identity,
+    needs_proof,
+    to_metadata,
+)
 from retrieve_rerank.indexes.server import (
     RETRY_SECONDS,
     async_collection,
@@ -192,7 +200,8 @@ class OpenedCollection:
     def _check(self, metric: Metric | None, fingerprint: Fingerprint | None, *, assume_compatible: bool) -> None:
         found = Identity.read(self.handle.configuration_json, self.handle.metadata)
         self.metric = found.metric
-        self.verified = fingerprint is None or found.fingerprint is not None
+        self.recorded = found.fingerprint is not None
+        self.verified = fingerprint is None or (self.recorded and not needs_proof(found.fingerprint, fingerprint))
         check_format(self.name, found)
         if not assume_compatible:
             check_identity(self.name, found, metric, fingerprint)

@@ -20,9 +20,9 @@ from llama_index.core.vector_stores.types import (
 )
 
 from retrieve_rerank.errors import InvalidInputError, RemoteError
-from retrieve_rerank.indexes.adoption import adopt_at_opening
+from retrieve_rerank.indexes.adoption import adopt_at_opening, prove
 from retrieve_rerank.indexes.collection import ChromaCollection
-from retrieve_rerank.indexes.fingerprint import Identity, check_identity
+from retrieve_rerank.indexes.fingerprint import Identity, check_identity, needs_proof
 from retrieve_rerank.indexes.mmr import diverse
 from retrieve_rerank.indexes.nearest import Found
 from retrieve_rerank.indexes.server import RETRY_SECONDS
@@ -205,6 +205,8 @@ class ChromaVectorStore(BasePydanticVectorStore, Healthy, Travelling):
         found = Identity.read(handle.configuration_json, handle.metadata)
         metric = None if self._metric_given else encoder.metric
         check_identity(self._collection.name, found, metric, encoder.fingerprint)
+        if needs_proof(found.fingerprint, encoder.fingerprint):
+            prove(self._collection, encoder)
 
     def add(self, nodes: Sequence[BaseNode], **add_kwargs: Any) -> list[str]:
         """Store nodes with their embeddings; nodes whose ids are stored are replaced, of equal ids the last wins.

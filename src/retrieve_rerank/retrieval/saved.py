@@ -121,7 +121,7 @@ def load_setting(path: str | os.PathLike[str]) -> SavedSetting:
         raise InvalidInputError(f"{os.fspath(path)!r} is no setting that Tuning.save wrote: {error}") from error
 
 
-def remembered(model: CrossEncoder) -> dict[str, str | int | bool | None]:
+def remembered(model: CrossEncoder) -> dict[str, str | int | float | bool | None]:
     """Return the arguments that make a cross-encoder with the same scores, without those that are the defaults."""
     parameters = inspect.signature(CrossEncoder).parameters
     given = model.settings
