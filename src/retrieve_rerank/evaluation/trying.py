@@ -66,7 +66,7 @@ class Plan:
         return [*self.firsts.values(), *self.reranked.values()]
 
     @property
-    def models(self) -> dict[str, dict[str, str | int | bool | None]]:
+    def models(self) -> dict[str, dict[str, str | int | float | bool | None]]:
         """What `CrossEncoder(**arguments)` makes each cross-encoder from; empty for one of another kind."""
         return {
             name: remembered(ranker) if isinstance(ranker, CrossEncoder) else {}

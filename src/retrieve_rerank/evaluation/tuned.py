@@ -126,7 +126,7 @@ class Tuning:
     seed: int
     seconds: float
     seconds_alone: float
-    models: Mapping[str, Mapping[str, str | int | bool | None]] = field(default_factory=dict)
+    models: Mapping[str, Mapping[str, str | int | float | bool | None]] = field(default_factory=dict)
     scores: Scale = "logits"
     machine: Mapping[str, str | int] = field(default_factory=machine)
 

@@ -19,6 +19,8 @@ _FORMAT = 1
 REMEMBERED = (
     "model",
     "endpoint",
+    "protocol",
+    "server_scores",
     "precision",
     "backend",
     "revision",
@@ -53,7 +55,7 @@ class SavedSetting:
     first_stage: str
     fetch_k: int
     cross_encoder: str | None = None
-    model: Mapping[str, str | int | bool | None] | None = None
+    model: Mapping[str, str | int | float | bool | None] | None = None
     measured: Mapping[str, str | int | float | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
