@@ -1,0 +1,22 @@
+"""Many machines: passages encoded and indexed, and pipelines evaluated, on a Ray cluster.
+
+Everything runs on the cluster that `ray.init` connected to; without it Ray starts one on this machine. Each worker loads
+its model once. This package must be installed on every node, or be named in the cluster's runtime environment.
+"""
+
+from retrieve_rerank.ray.encoding import encode
+
+# E
+from retrieve_rerank.ray.indexing import index, index_store
+from retrieve_rerank.ray.outcome import PassagesFailedError
+from retrieve_rerank.ray.parquet import load_parquet, write_parquet
+
+__all__ = [
+    "PassagesFailedError",
+    "encode",
+    # E2
+    "index",
+    "index_store",
+    "load_parquet",
+    "write_parquet",
+]
