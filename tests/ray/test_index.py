@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retrieve_rerank import ChromaIndex, Passage
+from retrieve_rerank import ChromaIndex
 from retrieve_rerank.ray import index
 from tests.chroma_server import ChromaServer
 from tests.ray.stubs import Traced, encoded, passages

@@ -1,7 +1,7 @@
 """Many machines: passages encoded and indexed, and pipelines evaluated, on a Ray cluster.
 
-Everything runs on the cluster that `ray.init` connected to; without it Ray starts one on this machine. Each worker loads
-its model once. This package must be installed on every node, or be named in the cluster's runtime environment.
+Everything runs on the cluster that `ray.init` connected to; without it Ray starts one on this machine. Each worker
+loads its model once. This package must be installed on every node, or be named in the cluster's runtime environment.
 """
 
 from retrieve_rerank.ray.encoding import encode

@@ -81,7 +81,7 @@ class Encoding:
 def with_vectors(table: pa.Table, vectors: npt.ArrayLike) -> pa.Table:
     """Return a table with a column of vectors (rows, dimension)."""
     array = np.ascontiguousarray(vectors, np.float32)
-    if array.ndim != 2 or len(array) != table.num_rows or not np.isfinite(array).all():  # noqa: PLR2004
+    if array.ndim != 2 or len(array) != table.num_rows or not np.isfinite(array).all():
         raise InvalidInputError(
             f"expected finite vectors of shape ({table.num_rows}, dimension) from the encoder, got {array.shape}"
         )

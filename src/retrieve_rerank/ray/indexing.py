@@ -245,7 +245,7 @@ class Texts:
 
     def _stored(self, ids: list[str]) -> dict[str, tuple[str, dict[str, Any]]]:
         try:
-            found = getattr(self._store, "get_by_ids", lambda _: [])(ids) if ids else []
+            found: list[Any] = getattr(self._store, "get_by_ids", lambda _: [])(ids) if ids else []
         except NotImplementedError:  # as LangChain's own base class
             found = []
         return {document.id: (document.page_content, dict(document.metadata or {})) for document in found}

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -286,7 +286,6 @@ def _load(rows: pa.Table, index: ChromaIndex) -> AddReport:
     records = [to_record(passage) for passage in passages]
     plan = index.collection.plan(records)
     if plan.records:
-        vectors = np.stack(rows["vector"].to_numpy(zero_copy_only=False)) if rows.num_rows else []
-        by_id: dict[str, Any] = dict(zip(rows["id"].to_pylist(), vectors, strict=True))
+        by_id = dict(zip(rows["id"].to_pylist(), rows["vector"].to_numpy(zero_copy_only=False), strict=True))
         index.collection.write(plan.records, np.array([by_id[record.id] for record in plan.records], np.float32))
     return plan.report

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import pyarrow as pa
 import ray
@@ -35,7 +35,10 @@ class Pool:
         Raises:
             InvalidInputError: If they leave less: Ray would wait for ever.
         """
-        there = ray.cluster_resources() if ray.is_initialized() else _started()
+        if not ray.is_initialized():
+            ray.init()
+        cluster: Any = ray.cluster_resources  # untyped in Ray
+        there: dict[str, float] = cluster()
         total = there.get("CPU", 0.0)
         # Of a single CPU the worker takes a part that reading does not ask for.
         cpus = self.num_cpus if self.num_cpus is not None else 1.0 if total - spare >= 1 else (total - spare) or 0.01
@@ -75,13 +78,14 @@ def encoder_of(encoder: Encoder | Callable[[], Encoder]) -> Encoder:
     """Return an encoder, made by the factory if it is one."""
     if hasattr(encoder, "encode_documents"):
         return cast("Encoder", encoder)
-    return cast("Callable[[], Encoder]", encoder)()
+    return encoder()
 
 
 def check_travels(thing: object, what: str) -> None:
     """Raise InvalidInputError if `thing` cannot be sent to a worker."""
     try:
-        ray.cloudpickle.dumps(thing)
+        dumps: Any = ray.cloudpickle.dumps  # untyped in Ray
+        dumps(thing)
     except Exception as error:  # whatever a class raises that cannot be pickled
         raise InvalidInputError(
             f"{what} cannot be sent to the workers: {in_one_line(error)}. Give a function that makes it there"
@@ -107,8 +111,3 @@ def translated(error: RayError) -> RetrieveRerankError:
     if ours := re.fullmatch(r"retrieve_rerank\.errors\.(\w+): (.*)", last):
         return Fault(ours[1], ours[2]).error()
     return RetrieveRerankError(f"Ray failed: {type(error).__name__}: {last}")
-
-
-def _started() -> dict[str, float]:
-    ray.init()
-    return dict(ray.cluster_resources())

@@ -42,7 +42,7 @@ def to_dataset(passages: Passages) -> ray.data.Dataset:
     if isinstance(passages, (str, os.PathLike)):
         return _from_files(os.fspath(passages))
     check_passages(passages)
-    blocks = [ray.put(table) for table in _tables(_rows(passages))]
+    blocks: list[Any] = [ray.put(table) for table in _tables(_rows(passages))]
     return ray.data.from_arrow_refs(blocks) if blocks else ray.data.from_arrow(SCHEMA.empty_table())
 
 
@@ -87,7 +87,8 @@ def file_system(path: str) -> tuple[pa.fs.FileSystem, str]:
     """Return where a path or URI is, and its path there."""
     try:
         if "://" in path:
-            return pa.fs.FileSystem.from_uri(path)
+            system, root = pa.fs.FileSystem.from_uri(path)
+            return system, root
         return pa.fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111
     except (pa.ArrowInvalid, OSError, ValueError) as error:
         raise InvalidInputError(f"cannot use the path {path!r}: {error}") from error
@@ -133,7 +134,8 @@ def _from_files(path: str) -> ray.data.Dataset:
         return dataset.select_columns([name for name in SCHEMA.names if name in there])
     if files and all(file.removesuffix(".gz").endswith((".jsonl", ".json")) for file in files):
         names = ray.data.from_items([{"file": file} for file in files], override_num_blocks=len(files))
-        return names.map_batches(_read_lines, batch_size=1, batch_format="pyarrow", fn_kwargs={"system": system})
+        read: Any = _read_lines  # Ray's types know no further arguments
+        return names.map_batches(read, batch_size=1, batch_format="pyarrow", fn_kwargs={"system": system})
     raise InvalidInputError(
         f"expected files that all end in .parquet, or all in .jsonl or .jsonl.gz, got {files[:3] or 'none'} in {path!r}"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -127,7 +128,8 @@ def _open(make: Callable[[], Sink], pool: Pool, tally: _Tally) -> None:
 
 def _last(dataset: ray.data.Dataset, keys: npt.NDArray[np.uint64]) -> ray.data.Dataset:
     """Return the last passage of each id with one of these keys."""
-    chosen = dataset.map_batches(_only, batch_format="pyarrow", batch_size=None, fn_kwargs={"keys": ray.put(keys)})
+    only: Any = _only  # Ray's types know no further arguments
+    chosen = dataset.map_batches(only, batch_format="pyarrow", batch_size=None, fn_kwargs={"keys": ray.put(keys)})
     chosen.context.execution_options.preserve_order = True
     last: dict[str, Passage] = {}
     for block in blocks(chosen):
