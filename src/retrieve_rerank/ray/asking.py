@@ -151,19 +151,18 @@ class Asking:
                 found[pipeline.stage] = list(distinct.values())
         for pipeline in described.values():
             if pipeline.reader is not None:
-                known = read.setdefault(pipeline.reader, {})
-                self._read(
-                    text, [hit for hit in found[pipeline.stage] if hit.passage.text not in known], pipeline, known
-                )
+                self._read(text, found[pipeline.stage], pipeline.reader, read.setdefault(pipeline.reader, {}))
         return Answer(found, seconds, read, self._worker)
 
-    def _read(self, text: str, hits: list[Hit], pipeline: Pipeline, known: dict[str, Read]) -> None:
-        if not hits or pipeline.reader is None:
+    def _read(self, text: str, candidates: Sequence[Hit], reader: int, known: dict[str, Read]) -> None:
+        """Have a cross-encoder read what it has not."""
+        hits = [hit for hit in candidates if hit.passage.text not in known]
+        if not hits:
             return
         start = time.perf_counter()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TruncationWarning)  # counted instead
-            ranked = self._readers[pipeline.reader].ranker.rank(text, hits)
+            ranked = self._readers[reader].ranker.rank(text, hits)
         share = (time.perf_counter() - start) / len({hit.passage.text for hit in hits})
         for hit in ranked:
             if hit.logit is not None:

@@ -48,7 +48,8 @@ def encode(
     Example:
         >>> from retrieve_rerank import BiEncoder, Passage
         >>> from retrieve_rerank.ray import encode
-        >>> encoded = encode([Passage("1", "Paris is the capital of France.")], BiEncoder(bi_encoder_path), concurrency=1)
+        >>> passages = [Passage("1", "Paris is the capital of France.")]
+        >>> encoded = encode(passages, BiEncoder(bi_encoder_path), concurrency=1)
         >>> [(row["id"], len(row["vector"])) for row in encoded.take_all()]
         [('1', 384)]
     """

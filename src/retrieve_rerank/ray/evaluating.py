@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import ray
+from ray.actor import ActorHandle
 from ray.exceptions import RayError
 from ray.util import ActorPool
 from tqdm.auto import tqdm
@@ -94,10 +95,12 @@ def evaluate(
     _, workers, cpus = Pool(concurrency, num_cpus, num_gpus).sized(spare=0)
     workers = min(workers, -(-len(texts) // _SHARE))
     options = {"num_cpus": cpus, "num_gpus": num_gpus, "max_restarts": -1, "max_task_retries": _RETRIES}
-    make = ray.remote(Asking).options(**options)
-    actors = [make.remote(pipelines, check_count(fetch_k, "fetch_k"), number) for number in range(workers)]
+    make: Any = ray.remote(Asking).options(**options)
+    actors: list[ActorHandle[Any]] = [
+        make.remote(pipelines, check_count(fetch_k, "fetch_k"), number) for number in range(workers)
+    ]
     try:
-        described = _got(ray.get(actors[0].describe.remote()))
+        described: dict[str, Pipeline] = _got(ray.get(actors[0].describe.remote()))
         answers: dict[str, Answer] = {}
         with tqdm(total=len(texts), disable=not show_progress, unit="question", desc="Asking") as bar:
             for part in _asked(actors, texts):
@@ -114,7 +117,7 @@ def evaluate(
     return _timed(made, described, [answers[text] for text in texts], workers)
 
 
-def _asked(actors: Sequence[ray.actor.ActorHandle[Asking]], texts: Sequence[str]) -> Iterator[dict[str, Answer]]:
+def _asked(actors: Sequence[ActorHandle[Any]], texts: Sequence[str]) -> Iterator[dict[str, Answer]]:
     parts = [texts[start : start + _SHARE] for start in range(0, len(texts), _SHARE)]
     for part in ActorPool(list(actors)).map_unordered(lambda actor, part: actor.ask.remote(part), parts):
         yield _got(part)
@@ -135,8 +138,8 @@ def _timed(made: Evaluation, pipelines: Mapping[str, Pipeline], answers: Sequenc
             by_name.setdefault(system.baseline, pipelines[system.name])
     systems = [_with_latency(system, by_name[system.name], warm) for system in made.systems]
     note = (
-        f"Asked on a Ray cluster, {workers} workers at a time: latencies are under that load, and `machine` is where the "
-        "answers were measured."
+        f"Asked on a Ray cluster by {workers} workers at a time: latencies are under that load. `machine` is where the "
+        "answers were measured, not where they were given."
     )
     return replace(made, systems=tuple(systems), notes=(*made.notes, note))
 

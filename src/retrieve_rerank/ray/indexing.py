@@ -117,8 +117,8 @@ def index_store(
 
     Each worker makes the store once and calls its `add_texts` with ids, so the store must be one that several
     processes may write, and that replaces what has an id, as LangChain's interface says. A store that has
-    `get_by_ids` is asked first, and passages that it returns as they are, text and metadata, are not encoded again. With any
-    other store all passages are, at every run, and count as added.
+    `get_by_ids` is asked first, and passages that it returns as they are, text and metadata, are not encoded again.
+    With any other store all passages are, at every run, and count as added.
 
     Args:
         passages: As for `index`.

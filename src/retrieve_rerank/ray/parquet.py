@@ -63,8 +63,8 @@ def write_parquet(
         passages: As for `index`.
         encoder: As for `index`.
         folder: A path or URI that all nodes reach; it is made if missing. Each batch is a file of its own with the
-            columns `id`, `text`, `metadata` (JSON), `vector` (float32) and `digest`, and the encoder's fingerprint. A passage
-            that changed is written anew; the old row stays, and the row of the latest run counts.
+            columns `id`, `text`, `metadata` (JSON), `vector` (float32) and `digest`, and the encoder's fingerprint. A
+            passage that changed is written anew; the old row stays, and the row of the latest run counts.
         batch_size: Passages encoded and written in one go: rows of a file.
         concurrency: As for `index`.
         num_cpus: As for `index`.

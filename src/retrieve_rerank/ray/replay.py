@@ -1,4 +1,4 @@
-"""Stand-ins for pipelines that were asked elsewhere: they say what those said, so that one way of measuring serves all."""
+"""Stand-ins for pipelines that were asked elsewhere. They say what those said: one way of measuring serves all."""
 
 from __future__ import annotations
 
