@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))  # the demo models' paths come from an example
 
 from tests import tiny
+from tests.chroma_server import ChromaServer
+from tests.ray_cluster import ray_cluster
 
 
 @pytest.fixture(autouse=True)
@@ -61,3 +64,18 @@ def bi_encoder_path(demo_paths: tuple[Path, Path]) -> Path:
 @pytest.fixture(scope="session")
 def cross_encoder_path(demo_paths: tuple[Path, Path]) -> Path:
     return demo_paths[1]
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """A Ray cluster on this machine; all tests share it."""
+    pytest.importorskip("ray.data")
+    with ray_cluster():
+        yield
+
+
+@pytest.fixture(scope="session")
+def chroma_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChromaServer]:
+    """A Chroma server that nobody kills; all tests share it, so each needs a collection's name of its own."""
+    with ChromaServer(tmp_path_factory.mktemp("chroma") / "server") as server:
+        yield server

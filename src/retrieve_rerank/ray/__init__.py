@@ -4,12 +4,17 @@ Everything runs on the cluster that `ray.init` connected to; without it Ray star
 loads its model once. This package must be installed on every node, or be named in the cluster's runtime environment.
 """
 
-from retrieve_rerank.ray.encoding import encode
+from retrieve_rerank.errors import require
+
+require("ray", extra="ray")
+require("pyarrow", extra="ray")  # which Ray alone does without
+
+from retrieve_rerank.ray.encoding import encode  # noqa: E402
 
 # E
-from retrieve_rerank.ray.indexing import index, index_store
-from retrieve_rerank.ray.outcome import PassagesFailedError
-from retrieve_rerank.ray.parquet import load_parquet, write_parquet
+from retrieve_rerank.ray.indexing import index, index_store  # noqa: E402
+from retrieve_rerank.ray.outcome import PassagesFailedError  # noqa: E402
+from retrieve_rerank.ray.parquet import load_parquet, write_parquet  # noqa: E402
 
 __all__ = [
     "PassagesFailedError",

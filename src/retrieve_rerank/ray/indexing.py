@@ -67,9 +67,10 @@ def index(
         metric: "cosine", "dot" or "euclidean", instead of the encoder's.
         assume_compatible: Write into a collection of another encoder or metric all the same.
         batch_size: Passages encoded and written in one go.
-        concurrency: Workers, or the least and the most; None takes as many as there is room for, and leaves one CPU
-            to read with.
-        num_cpus: CPUs of each worker, which are also the threads that it computes on; None is one.
+        concurrency: How many workers at most, or at least and at most; they start as there is work. None takes as many
+            as there is room for when one CPU is kept to read the passages with.
+        num_cpus: CPUs of each worker, which are also the threads that it computes on; None is one, or none where the
+            cluster has only one.
         num_gpus: GPUs of each worker; 0.5 puts two on one.
         max_failed: It stops when more passages than this have failed.
         show_progress: Show a bar on stderr.

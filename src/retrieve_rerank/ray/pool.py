@@ -20,7 +20,7 @@ from retrieve_rerank.types import Encoder
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """How many workers, and what each may use. None: as many as there is room for; one CPU."""
+    """How many workers, and what each may use. None: as many as there is room for, one CPU each."""
 
     concurrency: int | tuple[int, int] | None = None
     num_cpus: float | None = None
@@ -33,26 +33,27 @@ class Pool:
             spare: CPUs that the workers must leave for others.
 
         Raises:
-            InvalidInputError: If they leave less: Ray would wait for ever.
+            InvalidInputError: If the least workers leave less: Ray would wait for ever.
         """
         if not ray.is_initialized():
             ray.init()
         cluster: Any = ray.cluster_resources  # untyped in Ray
         there: dict[str, float] = cluster()
         total = there.get("CPU", 0.0)
-        # Of a single CPU the worker takes a part that reading does not ask for.
-        cpus = self.num_cpus if self.num_cpus is not None else 1.0 if total - spare >= 1 else (total - spare) or 0.01
-        if self.concurrency is None:
-            fit = there.get("GPU", 0.0) / self.num_gpus if self.num_gpus else (total - spare) / (cpus or 1.0)
-            least = most = max(1, int(fit))
-        elif isinstance(self.concurrency, tuple):
+        free = max(0.0, total - spare)
+        cpus = self.num_cpus if self.num_cpus is not None else min(1.0, free)
+        if isinstance(self.concurrency, tuple):
             least, most = (check_count(number, "concurrency") for number in self.concurrency)
+        elif self.concurrency is not None:
+            least, most = 1, check_count(self.concurrency, "concurrency")
         else:
-            least = most = check_count(self.concurrency, "concurrency")
-        if spare and least * cpus > total - spare + 0.01:
+            fit = there.get("GPU", 0.0) / self.num_gpus if self.num_gpus else free / cpus if cpus else 1.0
+            least, most = 1, max(1, int(fit))
+        if least * cpus > free:
             raise InvalidInputError(
-                f"{least} workers of {cpus:g} CPUs leave less than one of the cluster's {total:g} to read the passages "
-                "with: give less concurrency or a smaller num_cpus, or (least, most) workers if the cluster grows"
+                f"{least} workers of {cpus:g} CPUs are more than the {free:g} of the cluster's {total:g} that are free"
+                f"{' when one is kept to read the passages with' if spare else ''}: give less concurrency or a smaller "
+                "num_cpus"
             )
         return least, most, cpus
 
@@ -107,7 +108,7 @@ def blocks(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
 
 def translated(error: RayError) -> RetrieveRerankError:
     """Return an error of Ray's as ours, where it says which of ours it was made of, and in one line."""
-    last = next((line for line in reversed(str(error).splitlines()) if line.strip()), "").strip()
-    if ours := re.fullmatch(r"retrieve_rerank\.errors\.(\w+): (.*)", last):
-        return Fault(ours[1], ours[2]).error()
-    return RetrieveRerankError(f"Ray failed: {type(error).__name__}: {last}")
+    # Ray writes down the traceback of the other process; what was raised there last is what caused this.
+    if ours := re.findall(r"^retrieve_rerank\.errors\.(\w+): (.*)$", str(error), re.MULTILINE):
+        return Fault(*ours[-1]).error()
+    return RetrieveRerankError(f"Ray failed: {in_one_line(error)}")

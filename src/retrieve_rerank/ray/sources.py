@@ -9,17 +9,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, TypeAlias
 
-from retrieve_rerank.errors import InvalidInputError, RetrieveRerankError, in_one_line, require
+import pyarrow as pa
+import pyarrow.fs
+import ray
+import ray.data
+
+from retrieve_rerank.errors import InvalidInputError, RetrieveRerankError, in_one_line
 from retrieve_rerank.indexes.records import check_passage, check_passages, to_record
 from retrieve_rerank.types import Passage
-
-require("ray", extra="ray")
-require("pyarrow", extra="ray")  # which Ray alone does without
-
-import pyarrow as pa  # noqa: E402
-import pyarrow.fs  # noqa: E402
-import ray  # noqa: E402
-import ray.data  # noqa: E402
 
 Passages: TypeAlias = "ray.data.Dataset | Iterable[Passage] | str | os.PathLike[str]"
 
