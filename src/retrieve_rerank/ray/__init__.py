@@ -11,7 +11,7 @@ require("pyarrow", extra="ray")  # which Ray alone does without
 
 from retrieve_rerank.ray.encoding import encode  # noqa: E402
 
-# E
+from retrieve_rerank.ray.evaluating import evaluate  # noqa: E402
 from retrieve_rerank.ray.indexing import index, index_store  # noqa: E402
 from retrieve_rerank.ray.outcome import PassagesFailedError  # noqa: E402
 from retrieve_rerank.ray.parquet import load_parquet, write_parquet  # noqa: E402
@@ -19,7 +19,7 @@ from retrieve_rerank.ray.parquet import load_parquet, write_parquet  # noqa: E40
 __all__ = [
     "PassagesFailedError",
     "encode",
-    # E2
+    "evaluate",
     "index",
     "index_store",
     "load_parquet",
