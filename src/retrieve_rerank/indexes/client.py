@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from chromadb.api import ClientAPI
 
 # Chroma searches this many neighbours. Its default of 100 finds 93 % of the true top 100; re-ranking wants them all.
-_EF_SEARCH = 200
+EF_SEARCH = 200
 _DROP_CHUNK = 1_000  # records deleted in one call
 
 
@@ -65,7 +65,7 @@ def find_or_create(
     try:
         return find()
     except NotFoundError:
-        settings: Any = {"hnsw": {"space": SPACES[metric], "ef_search": _EF_SEARCH}}
+        settings: Any = {"hnsw": {"space": SPACES[metric], "ef_search": EF_SEARCH}}
         try:
             return client.create_collection(
                 name, configuration=settings, metadata=to_metadata(fingerprint), embedding_function=None

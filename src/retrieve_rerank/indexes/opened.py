@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from retrieve_rerank.checks import check_count
 from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, RetrieveRerankError
 from retrieve_rerank.indexes.client import drop_collection, find_or_create, open_client, translated
 from retrieve_rerank.indexes.fingerprint import SPACES, Fingerprint, Identity, check_format, check_identity, to_metadata
@@ -49,6 +50,8 @@ class OpenedCollection:
         assume_compatible: Open a collection of another encoder or metric all the same.
         handle: A live collection to use instead of all of the above but `metric` and `fingerprint`.
         retry_seconds: For how long a request that a server does not answer is repeated; 0 asks once.
+        search_breadth: How many neighbours a search keeps while it walks through the vectors; None chooses by their
+            number.
 
     Raises:
         InvalidInputError: If the directory cannot be used or the name is not valid.
@@ -66,6 +69,7 @@ class OpenedCollection:
         assume_compatible: bool = False,
         handle: chromadb.Collection | None = None,
         retry_seconds: float = RETRY_SECONDS,
+        search_breadth: int | None = None,
     ) -> None:
         if path is not None and client is not None:
             raise InvalidInputError("give either a path or a client, not both: a client already knows where it stores")
@@ -90,6 +94,8 @@ class OpenedCollection:
         self._opened = handle is None and client is None
         self._closed = False
         self._async_handle: AsyncCollection | None = None
+        self._counted: tuple[int, float] | None = None  # records, and until when that is taken as true
+        self.search_breadth = None if search_breadth is None else check_count(search_breadth, "search_breadth")
         self._drop_private: Callable[[], object] | None = None
         check_patience(retry_seconds)
         if handle is not None:
@@ -135,7 +141,7 @@ class OpenedCollection:
                 f"collection {self.name!r} is in memory or a client's: it cannot be pickled or copied. Give it a "
                 "directory"
             )
-        made = partial(type(self), self.name, path=self.folder, metric=self.metric)
+        made = partial(type(self), self.name, path=self.folder, metric=self.metric, search_breadth=self.search_breadth)
         return partial(made, fingerprint=self._fingerprint, assume_compatible=self.assume_compatible), ()
 
     @property

@@ -50,6 +50,7 @@ class ChromaVectorStore(ChromaSearch):
         collection_metadata: The incumbent's way to give a metric, `{"hnsw:space": "cosine"}`; nothing else is read.
         collection_configuration: The other one, `{"hnsw": {"space": "cosine"}}`; nothing else is read.
         retry_seconds: For how long a request that a server does not answer is repeated, in every call; 0 asks once.
+        search_breadth: How many neighbours a search keeps on its way through the vectors; see `ChromaIndex`.
 
     Raises:
         InvalidInputError: If the directory or the name cannot be used.
@@ -77,6 +78,7 @@ class ChromaVectorStore(ChromaSearch):
         collection_metadata: Mapping[str, Any] | None = None,
         collection_configuration: Mapping[str, Any] | None = None,
         retry_seconds: float = RETRY_SECONDS,
+        search_breadth: int | None = None,
     ) -> None:
         metric = metric or _asked_metric(collection_metadata, collection_configuration)
         self._embeddings = embedding_function
@@ -91,6 +93,7 @@ class ChromaVectorStore(ChromaSearch):
             fingerprint=None if self._encoder is None else self._encoder.fingerprint,
             assume_compatible=assume_compatible,
             retry_seconds=retry_seconds,
+            search_breadth=search_breadth,
         )
         if self._encoder is not None:
             adopt(self.collection, self._encoder)
@@ -240,6 +243,7 @@ class ChromaVectorStore(ChromaSearch):
         collection_metadata: Mapping[str, Any] | None = None,
         collection_configuration: Mapping[str, Any] | None = None,
         retry_seconds: float = RETRY_SECONDS,
+        search_breadth: int | None = None,
         batch_size: int | None = None,
         **kwargs: Any,
     ) -> ChromaVectorStore:
@@ -255,6 +259,7 @@ class ChromaVectorStore(ChromaSearch):
             collection_metadata=collection_metadata,
             collection_configuration=collection_configuration,
             retry_seconds=retry_seconds,
+            search_breadth=search_breadth,
         )
         store.add_texts(texts, metadatas, ids, batch_size=batch_size)
         return store

@@ -22,9 +22,10 @@ from llama_index.core.vector_stores.types import (
 from retrieve_rerank.errors import InvalidInputError, RemoteError
 from retrieve_rerank.indexes.chroma import adopt
 from retrieve_rerank.indexes.client import translated
-from retrieve_rerank.indexes.collection import ChromaCollection, Found
+from retrieve_rerank.indexes.collection import ChromaCollection
 from retrieve_rerank.indexes.fingerprint import Identity, check_identity
 from retrieve_rerank.indexes.mmr import diverse
+from retrieve_rerank.indexes.nearest import Found
 from retrieve_rerank.indexes.server import RETRY_SECONDS
 from retrieve_rerank.llama_index._convert import (
     DOCUMENT_KEY,
@@ -77,6 +78,7 @@ class ChromaVectorStore(BasePydanticVectorStore, Travelling):
             carries its fingerprint and refuses another; of other models nothing is known.
         assume_compatible: Open a collection that was made by another encoder or metric all the same.
         retry_seconds: For how long a request that a server does not answer is repeated, in every call; 0 asks once.
+        search_breadth: How many neighbours a search keeps on its way through the vectors; see `ChromaIndex`.
 
     Raises:
         InvalidInputError: If an argument cannot be used.
@@ -117,6 +119,7 @@ class ChromaVectorStore(BasePydanticVectorStore, Travelling):
         embed_model: BaseEmbedding | None = None,
         assume_compatible: bool = False,
         retry_seconds: float = RETRY_SECONDS,
+        search_breadth: int | None = None,
     ) -> None:
         if chroma_collection is not None:
             _check_collection(chroma_collection)
@@ -134,6 +137,7 @@ class ChromaVectorStore(BasePydanticVectorStore, Travelling):
             assume_compatible=assume_compatible,
             handle=chroma_collection,
             retry_seconds=retry_seconds,
+            search_breadth=search_breadth,
         )
         if encoder is not None:
             adopt(collection, encoder)
