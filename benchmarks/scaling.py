@@ -274,7 +274,7 @@ def reranking(measured: Mapping[str, Figures], core_hour: float, gpu_hour: float
         *("candidates f", "core-seconds (1,000 · f / R)", f"at {core_hour:g} a core-hour"),
         *(
             "questions a second, one core (R / f)",
-            "V100-seconds, published, not measured",
+            "V100-seconds (1,000 · f / 1,800), published, not measured",
             f"at {gpu_hour:g} a GPU-hour",
         ),
     )

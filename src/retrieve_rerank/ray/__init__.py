@@ -10,7 +10,6 @@ require("ray", extra="ray")
 require("pyarrow", extra="ray")  # which Ray alone does without
 
 from retrieve_rerank.ray.encoding import encode  # noqa: E402
-
 from retrieve_rerank.ray.evaluating import evaluate  # noqa: E402
 from retrieve_rerank.ray.indexing import index, index_store  # noqa: E402
 from retrieve_rerank.ray.outcome import PassagesFailedError  # noqa: E402

@@ -46,12 +46,12 @@ def encode(
         InvalidInputError: If an argument cannot be used.
 
     Example:
-        >>> from retrieve_rerank import BiEncoder, Passage
+        >>> from retrieve_rerank import Passage
         >>> from retrieve_rerank.ray import encode
-        >>> passages = [Passage("1", "Paris is the capital of France.")]
-        >>> encoded = encode(passages, BiEncoder(bi_encoder_path), concurrency=1)
-        >>> [(row["id"], len(row["vector"])) for row in encoded.take_all()]
-        [('1', 384)]
+        >>> from retrieve_rerank.testing import LetterEncoder  # in the place of a BiEncoder
+        >>> encoded = encode([Passage("1", "abba")], LetterEncoder(), concurrency=1)
+        >>> [(row["id"], list(row["vector"])) for row in encoded.take_all()]
+        [('1', [2.0, 2.0, 0.0, 1.0])]
     """
     check_travels(encoder, "the encoder")
     return Pool(concurrency, num_cpus, num_gpus).over(to_dataset(passages), Encoding, [encoder], batch_size)

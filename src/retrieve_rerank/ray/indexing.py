@@ -141,11 +141,12 @@ def index_store(
     Example:
         >>> import chromadb
         >>> from retrieve_rerank import Passage
-        >>> from retrieve_rerank.langchain import BiEncoderEmbeddings, ChromaVectorStore
+        >>> from retrieve_rerank.langchain import ChromaVectorStore
         >>> from retrieve_rerank.ray import index_store
-        >>> def store():
+        >>> from retrieve_rerank.testing import EncoderEmbeddings, LetterEncoder
+        >>> def store():  # any vector store, with any embeddings
         ...     client = chromadb.HttpClient(host="127.0.0.1", port=chroma_port)
-        ...     return ChromaVectorStore("texts", BiEncoderEmbeddings(model=bi_encoder_path), client=client)
+        ...     return ChromaVectorStore("texts", EncoderEmbeddings(LetterEncoder()), client=client)
         >>> index_store([Passage("1", "Paris is the capital of France.")], store, concurrency=1)
         AddReport(added=1, updated=0, unchanged=0)
     """

@@ -82,11 +82,12 @@ def write_parquet(
 
     Example:
         >>> import tempfile
-        >>> from retrieve_rerank import BiEncoder, ChromaIndex, Passage
+        >>> from retrieve_rerank import ChromaIndex, Passage
         >>> from retrieve_rerank.ray import load_parquet, write_parquet
-        >>> passages = [Passage("1", "Paris is the capital of France."), Passage("2", "Bread is baked.")]
-        >>> with tempfile.TemporaryDirectory() as folder, BiEncoder(bi_encoder_path) as encoder:
-        ...     report = write_parquet(passages, encoder, folder, concurrency=1)
+        >>> from retrieve_rerank.testing import LetterEncoder  # in the place of a BiEncoder
+        >>> encoder = LetterEncoder()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     report = write_parquet([Passage("1", "abba"), Passage("2", "cab")], encoder, folder, concurrency=1)
         ...     load_parquet(folder, ChromaIndex(encoder))
         AddReport(added=2, updated=0, unchanged=0)
     """
