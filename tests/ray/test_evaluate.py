@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -11,7 +12,6 @@ import pytest
 from retrieve_rerank import BM25Index, CrossEncoder, InvalidInputError, RetrieveRerank, RetrieveRerankError
 from retrieve_rerank import evaluation as alone
 from retrieve_rerank.evaluation import Dataset, Evaluation, Latency
-from retrieve_rerank.testing import FaultyScorer
 
 pytest.importorskip("ray.data")
 
@@ -64,8 +64,12 @@ def test_the_evaluation_is_that_of_one_process(tiny_cross_encoder: Path) -> None
 
 
 def test_what_a_pipeline_raises_comes_out(tiny_cross_encoder: Path) -> None:
+    class Broken:
+        def score(self, query: str, texts: Sequence[str]) -> object:
+            raise RuntimeError("the scorer failed on purpose")
+
     def failing() -> Pipelines:
-        return {"bad": RetrieveRerank(pipelines(tiny_cross_encoder)["words"], FaultyScorer({}, "raise"))}
+        return {"bad": RetrieveRerank(pipelines(tiny_cross_encoder)["words"], Broken())}
 
     with pytest.raises(RetrieveRerankError, match="failed on purpose"):
         evaluate(failing, dataset(3), concurrency=1)

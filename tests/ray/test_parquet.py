@@ -69,5 +69,5 @@ def test_a_folder_of_other_files_is_refused(tmp_path: Path) -> None:
 
 
 def test_encoding_is_a_step_of_a_pipeline(tmp_path: Path) -> None:
-    rows = encode(passages(20), Traced(tmp_path), batch_size=5, concurrency=1).filter(lambda row: row["id"] != "p3")
+    rows = encode(passages(20), Traced(tmp_path), batch_size=5, concurrency=1).filter(expr="id != 'p3'")
     assert {row["id"]: len(row["vector"]) for row in rows.take_all()} == {f"p{n}": 16 for n in range(20) if n != 3}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import chromadb
 import pytest
 from langchain_core.documents import Document
 
@@ -23,9 +24,11 @@ pytestmark = pytest.mark.usefixtures("cluster")
 
 
 def test_a_second_run_encodes_what_changed(chroma_server: ChromaServer, tmp_path: Path) -> None:
+    address = {"host": chroma_server.host, "port": chroma_server.port}
+
     def store() -> ChromaVectorStore:
         embeddings = EncoderEmbeddings(Traced(tmp_path))
-        return ChromaVectorStore("langchain", embeddings, client=chroma_server.client())
+        return ChromaVectorStore("langchain", embeddings, client=chromadb.HttpClient(**address))
 
     report = index_store(passages(60), store, batch_size=20, concurrency=2)
     assert (report.added, report.updated, report.unchanged) == (60, 0, 0)

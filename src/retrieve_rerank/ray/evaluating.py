@@ -100,12 +100,13 @@ def evaluate(
         make.remote(pipelines, check_count(fetch_k, "fetch_k"), number) for number in range(workers)
     ]
     try:
-        described: dict[str, Pipeline] = _got(ray.get(actors[0].describe.remote()))
         answers: dict[str, Answer] = {}
         with tqdm(total=len(texts), disable=not show_progress, unit="question", desc="Asking") as bar:
             for part in _asked(actors, texts):
                 answers.update(part)
                 bar.update(len(part))
+        # Last, as a model that was loaded says more of itself.
+        described: dict[str, Pipeline] = _got(ray.get(actors[0].describe.remote()))
     except RayError as error:
         raise translated(error) from error
     finally:
