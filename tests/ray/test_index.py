@@ -21,6 +21,7 @@ from retrieve_rerank import (
     RemoteError,
     TruncationWarning,
 )
+from retrieve_rerank.indexes.records import Record
 from tests.chroma_server import ChromaServer, free_port
 from tests.ray.stubs import Traced, encoded, passages, workers
 
@@ -37,7 +38,7 @@ BATCH = max(50, PASSAGES // 50)
 
 def assert_same(left: ChromaIndex, right: ChromaIndex, *, tolerance: float = 1e-6) -> None:
     """Compare ids, texts, metadata, vectors, metric and what the collections say of themselves."""
-    records = [{record.id: record for record in side.collection.read()} for side in (left, right)]
+    records = [{record.id: record for record in every_record(side)} for side in (left, right)]
     assert records[0].keys() == records[1].keys()
     assert all(records[0][id_].equals(records[1][id_]) for id_ in records[0])
     for ids in chunks(sorted(records[0]), 1_000):
@@ -45,6 +46,11 @@ def assert_same(left: ChromaIndex, right: ChromaIndex, *, tolerance: float = 1e-
         np.testing.assert_allclose([vectors[0][i] for i in ids], [vectors[1][i] for i in ids], atol=tolerance)
     assert left.metric == right.metric
     assert left.collection.handle.metadata == right.collection.handle.metadata
+
+
+def every_record(index: ChromaIndex) -> Iterator[Record]:
+    for start in range(0, index.count(), 1_000):
+        yield from index.collection.read(limit=1_000, offset=start)
 
 
 def chunks(items: list[str], size: int) -> Iterator[list[str]]:
