@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from retrieve_rerank import BiEncoder, BM25Index, ChromaIndex, CrossEncoder, Passage
+from retrieve_rerank.demo import demo_models
 
 HERE = Path(__file__).parent
 GUIDE = HERE / "SCALING.md"
@@ -67,9 +68,6 @@ def texts(count: int, seed: int = 0) -> Iterator[str]:
 
 def models() -> tuple[str, str]:
     """Return the folders of the demo models: bi-encoder, cross-encoder."""
-    sys.path.insert(0, str(HERE.parent / "examples"))
-    from demo_models import demo_models
-
     bi_encoder, cross_encoder = demo_models()
     return str(bi_encoder), str(cross_encoder)
 

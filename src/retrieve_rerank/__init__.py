@@ -22,18 +22,21 @@ if TYPE_CHECKING:
     )
     from retrieve_rerank.indexes.bm25 import BM25Index
     from retrieve_rerank.indexes.chroma import ChromaIndex
+    from retrieve_rerank.indexes.reports import AdoptReport, IndexCheck, RepairReport
     from retrieve_rerank.models.bi_encoder import BiEncoder
     from retrieve_rerank.models.cross_encoder import CrossEncoder
     from retrieve_rerank.retrieval.fusion import fuse
     from retrieve_rerank.retrieval.hybrid import HybridRetriever
     from retrieve_rerank.retrieval.paragraphs import split_paragraphs
     from retrieve_rerank.retrieval.pipeline import RetrieveRerank
+    from retrieve_rerank.retrieval.saved import SavedSetting, load_setting
     from retrieve_rerank.types import AddReport, Encoder, Hit, Passage, Retriever, Scorer, SearchResult, Timings
 
 __version__ = "0.1.0"
 
 _ROOMS = {
     "AddReport": "types",
+    "AdoptReport": "indexes.reports",
     "BM25Index": "indexes.bm25",
     "BiEncoder": "models.bi_encoder",
     "ChromaIndex": "indexes.chroma",
@@ -42,6 +45,7 @@ _ROOMS = {
     "Encoder": "types",
     "Hit": "types",
     "HybridRetriever": "retrieval.hybrid",
+    "IndexCheck": "indexes.reports",
     "IndexLockedError": "errors",
     "IndexMismatchError": "errors",
     "InvalidInputError": "errors",
@@ -49,19 +53,23 @@ _ROOMS = {
     "ModelError": "errors",
     "Passage": "types",
     "RemoteError": "errors",
+    "RepairReport": "indexes.reports",
     "RetrieveRerank": "retrieval.pipeline",
     "RetrieveRerankError": "errors",
+    "SavedSetting": "retrieval.saved",
     "Retriever": "types",
     "Scorer": "types",
     "SearchResult": "types",
     "Timings": "types",
     "TruncationWarning": "errors",
     "fuse": "retrieval.fusion",
+    "load_setting": "retrieval.saved",
     "split_paragraphs": "retrieval.paragraphs",
 }
 
 __all__ = [
     "AddReport",
+    "AdoptReport",
     "BM25Index",
     "BiEncoder",
     "ChromaIndex",
@@ -70,6 +78,7 @@ __all__ = [
     "Encoder",
     "Hit",
     "HybridRetriever",
+    "IndexCheck",
     "IndexLockedError",
     "IndexMismatchError",
     "InvalidInputError",
@@ -77,14 +86,17 @@ __all__ = [
     "ModelError",
     "Passage",
     "RemoteError",
+    "RepairReport",
     "RetrieveRerank",
     "RetrieveRerankError",
     "Retriever",
+    "SavedSetting",
     "Scorer",
     "SearchResult",
     "Timings",
     "TruncationWarning",
     "fuse",
+    "load_setting",
     "split_paragraphs",
 ]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from chromadb.api import ClientAPI
 
 from retrieve_rerank import (
     BiEncoder,
@@ -22,7 +23,7 @@ from retrieve_rerank import (
     TruncationWarning,
 )
 from retrieve_rerank.indexes.records import Record
-from tests.chroma_server import ChromaServer, free_port
+from tests.chroma_server import ChromaServer, close, free_port
 from tests.ray.stubs import Traced, encoded, passages, workers
 
 pytest.importorskip("ray.data")
@@ -97,7 +98,9 @@ def test_a_killed_worker_and_a_killed_server_change_nothing(tmp_path: Path) -> N
         alone = ChromaIndex(Traced(tmp_path / "elsewhere"))
         alone.encoder.folder.mkdir()
         alone.add(passages(PASSAGES))
-        assert_same(alone, ChromaIndex(encoder, "killed", client=server.client()))
+        client = server.client()
+        assert_same(alone, ChromaIndex(encoder, "killed", client=client))
+        close(client)
 
         before = encoded(tmp_path)
         report = index(passages(PASSAGES), encoder, **where, concurrency=3)
@@ -106,7 +109,7 @@ def test_a_killed_worker_and_a_killed_server_change_nothing(tmp_path: Path) -> N
 
 
 def test_a_real_encoder_makes_the_vectors_that_it_makes_alone(
-    chroma_server: ChromaServer, bi_encoder_path: Path
+    chroma_server: ChromaServer, chroma_client: ClientAPI, bi_encoder_path: Path
 ) -> None:
     encoder = BiEncoder(bi_encoder_path, precision="float32")
     long = Passage("long", "word " * 600)
@@ -117,10 +120,12 @@ def test_a_real_encoder_makes_the_vectors_that_it_makes_alone(
     alone = ChromaIndex(encoder)
     with pytest.warns(TruncationWarning):
         alone.add([*passages(DEMO_PASSAGES), long])
-    assert_same(alone, ChromaIndex(encoder, "real", client=chroma_server.client()), tolerance=1e-5)
+    assert_same(alone, ChromaIndex(encoder, "real", client=chroma_client), tolerance=1e-5)
 
 
-def test_of_equal_ids_the_last_wins_wherever_it_is(chroma_server: ChromaServer, tmp_path: Path) -> None:
+def test_of_equal_ids_the_last_wins_wherever_it_is(
+    chroma_server: ChromaServer, chroma_client: ClientAPI, tmp_path: Path
+) -> None:
     given = [
         Passage("twice", "first"),
         *passages(30),
@@ -130,7 +135,7 @@ def test_of_equal_ids_the_last_wins_wherever_it_is(chroma_server: ChromaServer, 
         Passage("back", "old"),  # as it is stored: the worker that sees this one first leaves it alone
     ]
     encoder = Traced(tmp_path)
-    with ChromaIndex(encoder, "twice", client=chroma_server.client()) as there:
+    with ChromaIndex(encoder, "twice", client=chroma_client) as there:
         there.add([Passage("back", "old")])
         where = {"collection": "twice", "host": chroma_server.host, "port": chroma_server.port}
         index(given, encoder, **where, batch_size=10, concurrency=3)
@@ -162,8 +167,10 @@ def test_what_fails_is_named_and_the_rest_is_stored(chroma_server: ChromaServer,
     assert encoded(tmp_path) == 60  # nothing twice
 
 
-def test_what_cannot_work_says_so_before_anything_is_encoded(chroma_server: ChromaServer, tmp_path: Path) -> None:
-    ChromaIndex(Traced(tmp_path, name="other"), "taken", client=chroma_server.client())
+def test_what_cannot_work_says_so_before_anything_is_encoded(
+    chroma_server: ChromaServer, chroma_client: ClientAPI, tmp_path: Path
+) -> None:
+    ChromaIndex(Traced(tmp_path, name="other"), "taken", client=chroma_client)
     where = {"collection": "taken", "host": chroma_server.host, "port": chroma_server.port}
     encoder = Traced(tmp_path)
     with pytest.raises(IndexMismatchError, match="made by another encoder"):
@@ -187,7 +194,7 @@ def test_what_cannot_work_says_so_before_anything_is_encoded(chroma_server: Chro
     assert encoded(tmp_path) == 0
 
 
-def test_nothing_is_an_empty_collection(chroma_server: ChromaServer, tmp_path: Path) -> None:
+def test_nothing_is_an_empty_collection(chroma_server: ChromaServer, chroma_client: ClientAPI, tmp_path: Path) -> None:
     where = {"collection": "nothing", "host": chroma_server.host, "port": chroma_server.port}
     assert index([], Traced(tmp_path), **where, concurrency=1).added == 0
-    assert ChromaIndex(Traced(tmp_path), "nothing", client=chroma_server.client()).count() == 0
+    assert ChromaIndex(Traced(tmp_path), "nothing", client=chroma_client).count() == 0

@@ -7,6 +7,7 @@ from typing import Any
 
 import chromadb
 import pytest
+from chromadb.api import ClientAPI
 from langchain_core.documents import Document
 
 from retrieve_rerank import InvalidInputError, Passage
@@ -23,7 +24,9 @@ from retrieve_rerank.ray.indexing import Texts
 pytestmark = pytest.mark.usefixtures("cluster")
 
 
-def test_a_second_run_encodes_what_changed(chroma_server: ChromaServer, tmp_path: Path) -> None:
+def test_a_second_run_encodes_what_changed(
+    chroma_server: ChromaServer, chroma_client: ClientAPI, tmp_path: Path
+) -> None:
     address = {"host": chroma_server.host, "port": chroma_server.port}
 
     def store() -> ChromaVectorStore:
@@ -37,13 +40,14 @@ def test_a_second_run_encodes_what_changed(chroma_server: ChromaServer, tmp_path
     report = index_store(changed, store, batch_size=20, concurrency=2)
     assert (report.added, report.updated) == (5, 1)
     assert encoded(tmp_path) <= before + 6 + 1
-    found = store().get_by_ids(["p7", "p61"])
+    there = ChromaVectorStore("langchain", EncoderEmbeddings(Traced(tmp_path)), client=chroma_client)
+    found = there.get_by_ids(["p7", "p61"])
     assert [(document.page_content, document.metadata) for document in found] == [
         ("another text", {"number": 7}),
         ("text number 61 of äöü", next(passages(1, start=61)).metadata),
     ]
     with pytest.raises(InvalidInputError, match="a function that makes the store"):
-        index_store(passages(1), store())
+        index_store(passages(1), there)
 
 
 class Mute:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterable, Iterator, Sequence, Sized
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -14,12 +14,18 @@ from tqdm.auto import tqdm
 
 from retrieve_rerank.checks import check_queries, check_query
 from retrieve_rerank.errors import IndexMismatchError, InvalidInputError
+from retrieve_rerank.indexes.adoption import adopt_at_opening, adopt_stored
 from retrieve_rerank.indexes.clauses import Where
 from retrieve_rerank.indexes.collection import ChromaCollection, check_ids
+from retrieve_rerank.indexes.health import check
 from retrieve_rerank.indexes.mmr import check_mmr, diverse
 from retrieve_rerank.indexes.nearest import Found
 from retrieve_rerank.indexes.records import Record, check_passage, check_passages, to_record
+from retrieve_rerank.indexes.recovery import recovering
+from retrieve_rerank.indexes.repairing import repair
+from retrieve_rerank.indexes.reports import AdoptReport, IndexCheck, RepairReport
 from retrieve_rerank.indexes.server import RETRY_SECONDS
+from retrieve_rerank.indexes.sources import Source
 from retrieve_rerank.types import AddReport, Encoder, Hit, Metric, Passage
 
 if TYPE_CHECKING:
@@ -39,18 +45,22 @@ class ChromaIndex:
         encoder: A `BiEncoder`, or anything with its `encode_queries`, `encode_documents`, `dimension`, `metric` and
             `fingerprint`.
         collection: Name of the collection: 3 to 512 letters, digits, dots, dashes or underscores.
-        path: Directory of a persistent store; it is made if missing. One process at a time may write it.
+        path: Directory of a persistent store; it is made if missing. One process at a time may write it, any number
+            read.
         client: A Chroma client to use instead: `chromadb.HttpClient`, `CloudClient`, or an awaited `AsyncHttpClient`.
             Any number of processes may write to a server. Neither path nor client: in memory, private to this object.
         metric: "cosine", "dot" or "euclidean", instead of the encoder's.
         assume_compatible: Open a collection that was made by another encoder or metric all the same.
         retry_seconds: For how long a request that a server does not answer is repeated, in every call; 0 asks once.
+        lock_timeout: Seconds to wait, at the first write, while another process writes the directory.
         search_breadth: How many neighbours a search keeps on its way through the vectors: more find more of the true
             nearest and take longer. None chooses by their number, so that 95 of 100 are found whatever the model; of
             200,000 and more, a search takes tens of milliseconds, and most models need no more than 1,000.
 
     Raises:
         InvalidInputError: If the directory or the name cannot be used.
+        IndexLockedError: If another process writes the directory: at the first write, which may be the making of the
+            collection. The lock is held until `close`, or until the process ends. Reading needs none.
         IndexMismatchError: If the collection was made by another encoder, with another metric, or by a newer version.
         RemoteError: If a server does not answer for `retry_seconds`, or refuses the credentials; so does every method.
 
@@ -73,6 +83,7 @@ class ChromaIndex:
         metric: Metric | None = None,
         assume_compatible: bool = False,
         retry_seconds: float = RETRY_SECONDS,
+        lock_timeout: float = 0.0,
         search_breadth: int | None = None,
     ) -> None:
         missing = [name for name in _ENCODER if not hasattr(type(encoder), name) and not hasattr(encoder, name)]
@@ -86,12 +97,71 @@ class ChromaIndex:
             path=path,
             client=client,
             metric=metric or encoder.metric,
-            fingerprint=encoder.fingerprint,
+            fingerprint={"dimension": encoder.dimension, **encoder.fingerprint},
             assume_compatible=assume_compatible,
             retry_seconds=retry_seconds,
+            lock_timeout=lock_timeout,
             search_breadth=search_breadth,
         )
-        adopt(self.collection, encoder)
+        adopt_at_opening(self.collection, encoder)
+
+    @classmethod
+    def adopt(
+        cls,
+        encoder: Encoder,
+        collection: str = "passages",
+        *,
+        path: str | os.PathLike[str] | None = None,
+        client: ClientAPI | None = None,
+        samples: int = 20,
+    ) -> AdoptReport:
+        """Take over a collection of `langchain-chroma` or LlamaIndex's store, which does not say who made it.
+
+        Some of its texts are encoded again, alone and as LlamaIndex embeds them, together with their metadata. If all
+        give the vectors that are stored, and the collection's metric suits the encoder, the encoder is written down:
+        the collection then opens as if it were made here, and refuses another encoder. Else nothing is changed.
+
+        Args:
+            encoder: The one that made the vectors, as far as is known.
+            collection: Its name. langchain-chroma's default is "langchain".
+            path: Its directory; or
+            client: a Chroma client.
+            samples: How many texts to encode again, evenly spread.
+
+        Returns:
+            What was found; `str()` of it says what cannot be known.
+
+        Raises:
+            InvalidInputError: If there is no such collection.
+            IndexMismatchError: If it carries another encoder's fingerprint, or vectors of another length.
+        """
+        return adopt_stored(encoder, collection, path, client, samples)
+
+    @classmethod
+    def recover(
+        cls,
+        encoder: Encoder,
+        collection: str = "passages",
+        *,
+        path: str | os.PathLike[str],
+        show_progress: bool = False,
+    ) -> RepairReport:
+        """Encode all passages of a stored index again: for one at which Chroma fails, or dies, at every call.
+
+        Use `repair` as long as the index opens. Nobody may have the directory open, this process included. Killed
+        meanwhile, `repair` goes on where it ended.
+
+        Args:
+            encoder: The one that made the index.
+            collection: Its name.
+            path: Its directory.
+            show_progress: Show bars on stderr.
+
+        Raises:
+            InvalidInputError: If there is no such index.
+        """
+        with recovering(path, collection), cls(encoder, collection, path=path) as index:
+            return index.repair(show_progress=show_progress)
 
     @property
     def metric(self) -> Metric:
@@ -113,6 +183,11 @@ class ChromaIndex:
         """
         check_passages(passages)
         total = len(passages) if isinstance(passages, Sized) else None
+        return self._add(passages, total, batch_size, show_progress=show_progress)
+
+    def _add(
+        self, passages: Iterable[Passage], total: int | None, batch_size: int | None, *, show_progress: bool
+    ) -> AddReport:
         report = AddReport()
         read = 0
 
@@ -133,6 +208,45 @@ class ChromaIndex:
             bar.update(read - bar.n)
         return report
 
+    def replace_source(
+        self,
+        source_id: str,
+        passages: Iterable[Passage],
+        *,
+        source_key: str = "source",
+        batch_size: int | None = None,
+        show_progress: bool = False,
+    ) -> AddReport:
+        """Make these passages the only ones of a source, such as the file or the page that they were cut from.
+
+        Passages that have not changed are not encoded again; those that the source no longer has go last. Whoever is
+        interrupted in between repeats the call: nothing is lost until then, and nothing stale stays after.
+
+        Args:
+            source_id: The source.
+            passages: All of its passages; any iterable. `metadata[source_key]` is set where it is missing.
+            source_key: The metadata key that holds the source.
+            batch_size: As in `add`.
+            show_progress: As in `add`.
+
+        Raises:
+            InvalidInputError: If a passage is another source's, by its metadata or by what is stored under its id, or
+                cannot be stored; nothing is removed then.
+
+        Example:
+            >>> from retrieve_rerank import BiEncoder, ChromaIndex, Passage
+            >>> index = ChromaIndex(BiEncoder(bi_encoder_path))
+            >>> index.replace_source("atlas", [Passage("atlas-1", "Paris."), Passage("atlas-2", "Rome.")])
+            AddReport(added=2, updated=0, unchanged=0)
+            >>> index.replace_source("atlas", [Passage("atlas-1", "Paris.")])
+            AddReport(added=0, updated=0, unchanged=1, removed=1)
+        """
+        check_passages(passages)
+        source = Source(self.collection, source_id, source_key)
+        total = len(passages) if isinstance(passages, Sized) else None
+        report = self._add(source.marked(passages), total, batch_size, show_progress=show_progress)
+        return replace(report, removed=source.remove_stale())
+
     def delete(self, ids: Sequence[str]) -> None:
         """Delete passages by id; ids that are not stored are no error."""
         self.collection.delete(check_ids(ids))
@@ -148,6 +262,33 @@ class ChromaIndex:
     def clear(self) -> None:
         """Delete every passage."""
         self.collection.clear()
+
+    def check(self, *, samples: int | None = 100, show_progress: bool = False) -> IndexCheck:
+        """Compare the stored passages with what searches return; see `IndexCheck`. Nothing is written.
+
+        Args:
+            samples: How many passages, evenly spread, to encode again and compare with their stored vectors; None is
+                all, which is the only way to be sure of every vector.
+            show_progress: Show a bar on stderr.
+        """
+        return check(self.collection, self.encoder, samples=samples, show_progress=show_progress)
+
+    def repair(self, *, samples: int | None = 1000, show_progress: bool = False) -> RepairReport:
+        """Make every stored passage one that queries find, once, by the vector of its text.
+
+        Passages that only lack their vector are encoded again. Where Chroma's index is mixed up, which shows in doubled
+        results, failing queries or a wrong vector in a sample, the collection is made anew. Killed meanwhile, it leaves
+        the old collection or the new one.
+
+        Args:
+            samples: As for `check`; beforehand, in search of wrong vectors.
+            show_progress: Show bars on stderr.
+
+        Raises:
+            IndexMismatchError: If none of the samples has the encoder's vector: another encoder's. Nothing is changed.
+            RetrieveRerankError: If a passage has lost its vector and never had a text. Nothing is changed.
+        """
+        return repair(self.collection, self.encoder, samples=samples, show_progress=show_progress)
 
     def retrieve(
         self,
@@ -308,44 +449,3 @@ class ChromaIndex:
             score = self.collection.similarity(item.distance)
             hits.append(Hit(item.record.passage, rank=rank, score=score, retrieval_rank=rank, retrieval_score=score))
         return hits
-
-
-def adopt(collection: ChromaCollection, encoder: Encoder) -> None:
-    """Write the encoder down in a collection that does not say who made it, if the two belong together.
-
-    A collection made by another library, or through LlamaIndex without its embedding model, carries no
-    fingerprint. An empty one is taken over. Otherwise one stored text is encoded again: the same vector, the same
-    encoder. Where that shows nothing, a warning says so and nothing is written.
-    """
-    if collection.verified:
-        return
-    sample = collection.read(limit=1)
-    if sample:
-        stored = collection.vectors([sample[0].id])[sample[0].id]
-        made = np.asarray(encoder.encode_documents([sample[0].text])[0], np.float32)
-        if stored.shape != made.shape:
-            collection.close()
-            raise IndexMismatchError(
-                f"collection {collection.name!r} holds vectors of another length, {len(stored)}, than the encoder "
-                f"makes, {len(made)}. Open it with the encoder that made it, or use another collection name"
-            )
-        if not _alike(stored, made, collection.metric):
-            warnings.warn(
-                f"collection {collection.name!r} does not say which encoder made it, and encoding one of its texts "
-                "again gave another vector: scores mean nothing if it was another encoder. If the texts were "
-                "embedded together with metadata, this is expected; otherwise add the passages again under another "
-                "collection name",
-                stacklevel=3,
-            )
-            return
-    collection.record_encoder(encoder.fingerprint)
-
-
-def _alike(left: npt.NDArray[np.float32], right: npt.NDArray[np.float32], metric: Metric) -> bool:
-    """Whether two vectors are one, but for the precision that they were computed in."""
-    norms = [float(np.linalg.norm(vector)) for vector in (left, right)]
-    if 0.0 in norms:
-        return norms == [0.0, 0.0]
-    if metric == "cosine":  # a store may have scaled them
-        left, right = left / norms[0], right / norms[1]
-    return float(np.linalg.norm(left - right)) < 0.14 * float(np.linalg.norm(right))  # 8 degrees

@@ -5,15 +5,18 @@ Importing chromadb takes longer than importing a framework, so it happens at the
 
 from __future__ import annotations
 
+import hashlib
 import os
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, RemoteError, RetrieveRerankError
+from retrieve_rerank.indexes.directory import Directory, directory
 from retrieve_rerank.indexes.fingerprint import SPACES, Fingerprint, to_metadata
+from retrieve_rerank.indexes.server import is_server
 from retrieve_rerank.types import Metric
 
 if TYPE_CHECKING:
@@ -22,7 +25,14 @@ if TYPE_CHECKING:
 
 # Chroma searches this many neighbours. Its default of 100 finds 93 % of the true top 100; re-ranking wants them all.
 EF_SEARCH = 200
+# What two writers can leave behind: every call fails.
+_UNREADABLE = (
+    ". Its vectors cannot be read any more; the texts are all there: ChromaIndex.recover(encoder, collection, path=…) "
+    "encodes them again"
+)
 _DROP_CHUNK = 1_000  # records deleted in one call
+
+_started: int | None = None  # the process that Chroma's stores and threads belong to
 
 
 def open_client(path: str | os.PathLike[str] | None) -> ClientAPI:
@@ -30,32 +40,54 @@ def open_client(path: str | os.PathLike[str] | None) -> ClientAPI:
 
     Raises:
         InvalidInputError: If the directory cannot be written.
+        RetrieveRerankError: In a forked child of a process that used Chroma.
     """
     import chromadb
     from chromadb.errors import ChromaError
 
+    check_not_forked()
     if path is None:
         return chromadb.EphemeralClient()
     # Chroma takes every spelling of a path for a store of its own, and two stores on one directory lose vectors.
     try:
         if not os.fspath(path):
             raise ValueError("the path is empty")
-        folder = Path(path).expanduser().resolve()
+        folder = one_spelling(path)
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".retrieve-rerank-{uuid.uuid4().hex}"
         probe.touch()
         probe.unlink()
-        return chromadb.PersistentClient(str(folder))
+        shared = directory(folder)
+        with shared.alone():
+            shared.mend()
+            return chromadb.PersistentClient(str(folder))
     except (OSError, ChromaError, ValueError, TypeError) as error:
         raise InvalidInputError(
             f"cannot open a Chroma index in {str(path)!r}: {error}. Give a directory that can be written"
         ) from error
 
 
+def one_spelling(path: str | os.PathLike[str]) -> Path:
+    """Return the one spelling of a directory that Chroma is ever given."""
+    return Path(path).expanduser().resolve()
+
+
 def find_or_create(
-    client: ClientAPI, name: str, metric: Metric, fingerprint: Fingerprint | None
+    client: ClientAPI,
+    name: str,
+    metric: Metric,
+    fingerprint: Fingerprint | None,
+    writing: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> chromadb.Collection:
-    """Return the collection of this name as it is, or a new one with this metric and fingerprint."""
+    """Return the collection of this name as it is, or a new one with this metric and fingerprint.
+
+    Args:
+        client: Where it is.
+        name: Its name.
+        metric: Of a new one.
+        fingerprint: Of a new one.
+        writing: What to hold while a new one is made.
+    """
     from chromadb.errors import ChromaError, NotFoundError
 
     def find() -> chromadb.Collection:
@@ -65,11 +97,14 @@ def find_or_create(
     try:
         return find()
     except NotFoundError:
+        if (finished := finish_rebuilding(client, name, writing)) is not None:
+            return finished
         settings: Any = {"hnsw": {"space": SPACES[metric], "ef_search": EF_SEARCH}}
         try:
-            return client.create_collection(
-                name, configuration=settings, metadata=to_metadata(fingerprint), embedding_function=None
-            )
+            with writing():
+                return client.create_collection(
+                    name, configuration=settings, metadata=to_metadata(fingerprint), embedding_function=None
+                )
         except ChromaError as error:
             # Another process made it meanwhile, or we did and a server's answer was lost.
             try:
@@ -78,24 +113,96 @@ def find_or_create(
                 raise error from None
 
 
-def drop_collection(client: ClientAPI, name: str, process: int) -> None:
+def rebuilding_names(name: str) -> tuple[str, str]:
+    """Return the names that a collection's successor has while it is being filled, and once it is complete."""
+    mark = hashlib.sha256(name.encode()).hexdigest()[:40]
+    return f"rebuilding-{mark}", f"rebuilt-{mark}"
+
+
+def finish_rebuilding(
+    client: ClientAPI, name: str, writing: Callable[[], AbstractContextManager[object]] = nullcontext
+) -> chromadb.Collection | None:
+    """Give a collection's complete successor its name, where the collection is gone and the process that made it, too.
+
+    Args:
+        client: Where they are.
+        name: The collection's name.
+        writing: What to hold while the name is given.
+
+    Returns:
+        The collection; None if there is no successor.
+    """
+    from chromadb.errors import NotFoundError
+
+    try:
+        successor = client.get_collection(rebuilding_names(name)[1], embedding_function=None)
+        with writing():
+            successor.modify(name=name)
+    except (NotFoundError, ValueError):  # ValueError: some versions'
+        return None
+    return successor
+
+
+def drop_collection(
+    client: ClientAPI,
+    name: str,
+    process: int,
+    writing: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> None:
     """Delete a collection and everything in it; one that is gone is no error.
 
     Args:
         client: Where it is.
         name: Its name.
         process: The process that opened the client; elsewhere, nothing is done.
+        writing: What to hold for each write.
     """
     if os.getpid() != process:  # in a forked child Chroma would wait for ever
         return
-    from chromadb.errors import NotFoundError
+    from chromadb.errors import InternalError, NotFoundError
 
     with suppress(NotFoundError, ValueError):  # gone already
         handle = client.get_collection(name, embedding_function=None)
-        # Chroma leaves the list values of a deleted collection behind, for the next rows to find.
-        while ids := handle.get(limit=_DROP_CHUNK, include=[])["ids"]:
-            handle.delete(ids=ids)
-        client.delete_collection(name)
+        with suppress(InternalError, RetrieveRerankError):  # a damaged index may refuse, and goes all the same
+            # Chroma leaves the list values of a deleted collection behind, for the next rows to find.
+            while ids := handle.get(limit=_DROP_CHUNK, include=[])["ids"]:
+                with writing():
+                    handle.delete(ids=ids)
+        with writing():
+            client.delete_collection(name)
+
+
+def directory_of(client: object) -> tuple[Directory, Any] | None:
+    """Return the directory that a client, or what a collection calls its client, stores in, and Chroma's store.
+
+    None for a client of a server or of memory.
+
+    Raises:
+        RetrieveRerankError: In a forked child of a process that used Chroma.
+    """
+    store: Any = getattr(client, "_server", client)  # there is no public way to it
+    settings = store.get_settings()
+    if is_server(client):
+        return None
+    check_not_forked()
+    if not settings.is_persistent:
+        return None
+    return directory(Path(settings.persist_directory).expanduser()), store
+
+
+def check_not_forked() -> None:
+    """Raise RetrieveRerankError in a forked child of a process that used Chroma in memory or in a directory.
+
+    Chroma shares its stores and its threads in a process, and in the child it waits for threads that are not there.
+    """
+    global _started
+    if _started not in (None, os.getpid()):
+        raise RetrieveRerankError(
+            f"this process was forked from one that had opened a Chroma index, {_started}, and Chroma would wait for "
+            "ever here. Open indexes after the fork only, or start processes with "
+            "multiprocessing.get_context('spawn')"
+        )
+    _started = os.getpid()
 
 
 @contextmanager
@@ -118,7 +225,8 @@ def translated(what: str) -> Iterator[None]:
             ) from error
         raise InvalidInputError(f"{what}: {error}") from error
     except InternalError as error:
-        raise RetrieveRerankError(f"{what}: Chroma failed: {error}") from error
+        hint = _UNREADABLE if "hnsw segment" in str(error) else ""
+        raise RetrieveRerankError(f"{what}: Chroma failed: {error}{hint}") from error
     except httpx.HTTPError as error:
         raise RemoteError(f"{what}: the Chroma server cannot be reached or failed: {error}") from error
     except (ChromaError, ValueError, TypeError) as error:

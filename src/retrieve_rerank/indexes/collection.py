@@ -67,7 +67,12 @@ class ChromaCollection(OpenedCollection):
             yield list(batch.values())
 
     def plan(self, records: Sequence[Record]) -> Plan:
-        """Compare records (distinct ids, one batch) with what is stored."""
+        """Compare records (distinct ids, one batch) with what is stored, as whoever is about to write.
+
+        Raises:
+            IndexLockedError: If another process writes the directory.
+        """
+        self.hold()
         stored = {record.id: record for record in self.read([record.id for record in records])}
         changed, added = [], 0
         for record in records:
@@ -85,7 +90,7 @@ class ChromaCollection(OpenedCollection):
             return
         array = self._checked(vectors, len(records))
         ids = [record.id for record in records]
-        with self._lock, translated(f"collection {self.name!r}"):
+        with self.writing():
             # Chroma merges metadata on upsert: a key goes only if it is set to None. What is there is read now and not
             # when the upsert was planned, as another thread may have written since; and a new record must not send
             # None values, which Chroma takes on known ids only.
@@ -108,9 +113,8 @@ class ChromaCollection(OpenedCollection):
         offset: int | None = None,
     ) -> list[Record]:
         """Return records by id, in the order asked for and missing ones left out, or by filter, or all."""
-        steps = self._read(AtOnce(self.handle), ids, where, where_document, limit, offset)
-        with translated(f"collection {self.name!r}"):
-            return at_once(steps)
+        with self.reading():
+            return at_once(self._read(AtOnce(self.handle), ids, where, where_document, limit, offset))
 
     async def aread(
         self, ids: Sequence[str], *, where: Where | None = None, where_document: Where | None = None
@@ -140,33 +144,40 @@ class ChromaCollection(OpenedCollection):
 
     def vectors(self, ids: Sequence[str]) -> dict[str, Vectors]:
         """Return the stored vectors of `ids`, by id."""
-        with translated(f"collection {self.name!r}"):
+        with self.reading():
             rows = self.handle.get(ids=check_ids(ids), include=["embeddings"])
         embeddings: Any = rows["embeddings"]
         return {id_: np.asarray(row, np.float32) for id_, row in zip(rows["ids"], embeddings, strict=True)}
 
     def delete(self, ids: Sequence[str] | None = None, *, where: Where | None = None) -> None:
         """Delete by id and/or by filter; ids that are not stored are no error."""
-        with self._lock, translated(f"collection {self.name!r}"):
-            if ids is None:
-                if where:
-                    self.handle.delete(where=_filters(where, None)["where"])
-                return
-            wanted = list(dict.fromkeys(check_ids(ids)))
-            step = min(self.max_batch, READ_CHUNK)
-            options = {"where": _filters(where, None)["where"]}
-            for start in range(0, len(wanted), step):
-                self.handle.delete(ids=wanted[start : start + step], **options)
+        condition = _filters(where, None)["where"]
+        if ids is None:
+            if condition:
+                with self.writing():
+                    self.handle.delete(where=condition)
+            return
+        wanted = list(dict.fromkeys(check_ids(ids)))
+        step = min(self.max_batch, READ_CHUNK)
+        for start in range(0, len(wanted), step):
+            with self.writing():
+                self.handle.delete(ids=wanted[start : start + step], where=condition)
 
     def clear(self) -> None:
         """Delete every record; the collection, its metric and its encoder stay."""
-        with self._lock, translated(f"collection {self.name!r}"):
-            while ids := self.handle.get(limit=READ_CHUNK, include=[])["ids"]:
+        self.hold()
+        with self._lock:
+            while ids := self.ids(limit=READ_CHUNK):
                 self.delete(ids)
+
+    def ids(self, *, where: Where | None = None, limit: int | None = None) -> list[str]:
+        """Return the ids of the records that fit a filter, or all."""
+        with self.reading():
+            return list(self.handle.get(where=_filters(where, None)["where"], limit=limit, include=[])["ids"])
 
     def count(self) -> int:
         """Return the number of records."""
-        with translated(f"collection {self.name!r}"):
+        with self.reading():
             return int(self.handle.count())
 
     def query(
@@ -192,7 +203,7 @@ class ChromaCollection(OpenedCollection):
             with_vectors: Whether to return the stored vectors.
         """
         asked = self._asked(vectors, k, rows, where, where_document, ids, with_vectors=with_vectors)
-        with translated(f"collection {self.name!r}"):
+        with self.reading():
             live = AtOnce(self.handle)
             return at_once(self._nearest(live, asked))
 

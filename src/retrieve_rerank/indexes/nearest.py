@@ -93,11 +93,12 @@ async def nearest(live: Any, asked: Asked, size: int) -> list[list[Found]]:
     found: list[list[Found]] = []
     for start in range(0, len(asked.vectors), step):
         part = asked.vectors[start : start + step]
-        if breadth <= max(limit, EF_SEARCH):
+        if breadth <= min(max(limit, EF_SEARCH), READ_CHUNK):
             include = [*TEXTS, "distances", *asked.extra]
             found += _found(await live.query(query_embeddings=part, n_results=limit, include=include, **options))
         else:
-            # The graph is searched as broadly as there are results asked for; of most, the distance is enough.
+            # The graph is searched as broadly as there are results asked for; of most, the distance is enough. And
+            # of more than one statement takes, the texts are read afterwards.
             answer = await live.query(query_embeddings=part, n_results=breadth, include=["distances"], **options)
             found += await _with_texts(live, answer, limit, asked.extra)
     return found

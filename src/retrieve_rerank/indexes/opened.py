@@ -9,16 +9,19 @@ from __future__ import annotations
 import os
 import re
 import threading
+import time
 import uuid
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from retrieve_rerank.checks import check_count
 from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, RetrieveRerankError
-from retrieve_rerank.indexes.client import drop_collection, find_or_create, open_client, translated
+from retrieve_rerank.indexes.client import directory_of, drop_collection, find_or_create, open_client, translated
+from retrieve_rerank.indexes.directory import Directory, View, check_wait
 from retrieve_rerank.indexes.fingerprint import SPACES, Fingerprint, Identity, check_format, check_identity, to_metadata
 from retrieve_rerank.indexes.server import (
     RETRY_SECONDS,
@@ -50,11 +53,13 @@ class OpenedCollection:
         assume_compatible: Open a collection of another encoder or metric all the same.
         handle: A live collection to use instead of all of the above but `metric` and `fingerprint`.
         retry_seconds: For how long a request that a server does not answer is repeated; 0 asks once.
+        lock_timeout: Seconds to wait while another process writes the directory, at the first write.
         search_breadth: How many neighbours a search keeps while it walks through the vectors; None chooses by their
             number.
 
     Raises:
         InvalidInputError: If the directory cannot be used or the name is not valid.
+        IndexLockedError: If the collection is new and another process writes the directory.
         IndexMismatchError: If the collection belongs to another encoder or metric.
     """
 
@@ -69,6 +74,7 @@ class OpenedCollection:
         assume_compatible: bool = False,
         handle: chromadb.Collection | None = None,
         retry_seconds: float = RETRY_SECONDS,
+        lock_timeout: float = 0.0,
         search_breadth: int | None = None,
     ) -> None:
         if path is not None and client is not None:
@@ -98,12 +104,16 @@ class OpenedCollection:
         self.search_breadth = None if search_breadth is None else check_count(search_breadth, "search_breadth")
         self._drop_private: Callable[[], object] | None = None
         check_patience(retry_seconds)
+        self.lock_timeout = check_wait(lock_timeout)
+        self._shared: tuple[Directory, Any] | None = None
+        self._owner, self._epoch = uuid.uuid4().hex, -1
         if handle is not None:
             # A live collection has no public way to its client, which knows the batch limit.
             self.at_server = is_server(handle._client)  # noqa: SLF001
             self.name = handle.name
             self._handle = collection_with_patience(handle, retry_seconds) if self.at_server else handle
             self.client: ClientAPI = cast("ClientAPI", self._handle._client)  # noqa: SLF001
+            self._share()
             self._check(metric, fingerprint, assume_compatible=assume_compatible)
             return
         with translated(f"collection {name!r}"):
@@ -114,7 +124,8 @@ class OpenedCollection:
         # Chroma's in-memory store is one for the whole process: two indexes must not meet in it.
         stored_name = f"{name[:400]}-{uuid.uuid4().hex}" if private else name
         with translated(f"collection {name!r}"):
-            self._handle = find_or_create(self.client, stored_name, metric or "cosine", fingerprint)
+            self._share()
+            self._handle = find_or_create(self.client, stored_name, metric or "cosine", fingerprint, self._alone)
         if private:  # nobody else can reach it: it goes with this object
             finalizer = weakref.finalize(self, drop_collection, self.client, stored_name, os.getpid())
             finalizer.atexit = False
@@ -124,6 +135,59 @@ class OpenedCollection:
         except IndexMismatchError:
             self.close()
             raise
+
+    def _share(self) -> None:
+        """Take part in what the processes that use the directory agree upon."""
+        self._shared = directory_of(self.client)
+        if self._shared is not None:
+            self._shared[0].current(self._shared[1])
+            weakref.finalize(self, self._shared[0].let_go, self._owner, os.getpid())
+
+    def _alone(self) -> AbstractContextManager[object]:
+        """What a single write of Chroma's needs to hold, where it writes a directory."""
+        if self._shared is None:
+            return nullcontext()
+        shared, store = self._shared
+        return shared.writing(store, self._owner, self.lock_timeout)
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Read what is there now, whoever wrote it."""
+        with translated(f"collection {self.name!r}"):
+            handle = self.handle
+            if self._shared is not None:
+                self._look(self._shared[0], self._shared[0].current(self._shared[1]), handle)
+            yield
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Do one write of Chroma's, and nothing else, while no one else does.
+
+        Raises:
+            IndexLockedError: If another process writes the directory for longer than `lock_timeout`.
+            InvalidInputError: If the directory cannot be written.
+        """
+        with self._lock, translated(f"collection {self.name!r}"):
+            handle = self.handle
+            with self._alone() as view:
+                if self._shared is not None:
+                    self._look(self._shared[0], cast("View", view), handle)
+                yield
+
+    def hold(self) -> None:
+        """Become the writer of the directory, before anything is made for it; see `writing` for what it raises."""
+        if self._shared is not None:
+            _ = self.handle
+            self._shared[0].hold(self._owner, self.lock_timeout)
+
+    def _look(self, shared: Directory, view: View, handle: chromadb.Collection) -> None:
+        # Chroma brings a collection up to date at the first look at it, and may write then.
+        if self._epoch != view.epoch:
+            begin = time.monotonic()
+            with shared.alone():
+                handle.count()
+                self._epoch = view.epoch
+            view.opened_again(time.monotonic() - begin)
 
     def _check(self, metric: Metric | None, fingerprint: Fingerprint | None, *, assume_compatible: bool) -> None:
         found = Identity.read(self.handle.configuration_json, self.handle.metadata)
@@ -142,6 +206,7 @@ class OpenedCollection:
                 "directory"
             )
         made = partial(type(self), self.name, path=self.folder, metric=self.metric, search_breadth=self.search_breadth)
+        made = partial(made, lock_timeout=self.lock_timeout)
         return partial(made, fingerprint=self._fingerprint, assume_compatible=self.assume_compatible), ()
 
     @property
@@ -150,12 +215,16 @@ class OpenedCollection:
         if os.getpid() != self._process:
             raise RetrieveRerankError(
                 f"collection {self.name!r} was opened in process {self._process} and cannot be used in its forked "
-                f"child {os.getpid()}, where Chroma would wait for ever. Open it in the child, or start processes with "
-                "multiprocessing.get_context('spawn')"
+                f"child {os.getpid()}, where Chroma would wait for ever. Open indexes after the fork only, or start "
+                "processes with multiprocessing.get_context('spawn')"
             )
         if self._closed:
             raise RetrieveRerankError(f"collection {self.name!r} was closed; open the index again")
         return self._handle
+
+    def replace_handle(self, handle: chromadb.Collection) -> None:
+        """Go on with another collection, which has taken this one's name."""
+        self._handle = handle
 
     @property
     def async_handle(self) -> AsyncCollection:
@@ -174,7 +243,7 @@ class OpenedCollection:
     def record_encoder(self, fingerprint: Fingerprint) -> None:
         """Write down which encoder makes this collection's vectors."""
         kept = {key: value for key, value in (self.handle.metadata or {}).items() if not key.startswith("hnsw:")}
-        with translated(f"collection {self.name!r}"):
+        with self.writing():
             self.handle.modify(metadata={**kept, **to_metadata(fingerprint)})
         self.verified = True
 
@@ -189,8 +258,10 @@ class OpenedCollection:
         elif self._opened and not self._closed:
             cast("Any", self.client).close()  # counted: the store itself closes with its last client
         self._closed = self._closed or self._opened
+        if self._shared is not None:
+            self._shared[0].let_go(self._owner, self._process)
 
     def drop(self) -> None:
         """Delete the collection itself."""
         with translated(f"collection {self.name!r}"):
-            drop_collection(self.client, self.handle.name, os.getpid())
+            drop_collection(self.client, self.handle.name, os.getpid(), self._alone)

@@ -11,10 +11,13 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 
 from retrieve_rerank.errors import InvalidInputError
-from retrieve_rerank.indexes.chroma import adopt
+from retrieve_rerank.indexes.adoption import adopt_at_opening
 from retrieve_rerank.indexes.clauses import Where
 from retrieve_rerank.indexes.collection import ChromaCollection
 from retrieve_rerank.indexes.fingerprint import SPACES
+from retrieve_rerank.indexes.health import check
+from retrieve_rerank.indexes.repairing import repair
+from retrieve_rerank.indexes.reports import IndexCheck, RepairReport
 from retrieve_rerank.indexes.server import RETRY_SECONDS
 from retrieve_rerank.langchain._convert import (
     EmbeddingsEncoder,
@@ -50,10 +53,13 @@ class ChromaVectorStore(ChromaSearch):
         collection_metadata: The incumbent's way to give a metric, `{"hnsw:space": "cosine"}`; nothing else is read.
         collection_configuration: The other one, `{"hnsw": {"space": "cosine"}}`; nothing else is read.
         retry_seconds: For how long a request that a server does not answer is repeated, in every call; 0 asks once.
+        lock_timeout: Seconds to wait, at the first write, while another process writes the directory.
         search_breadth: How many neighbours a search keeps on its way through the vectors; see `ChromaIndex`.
 
     Raises:
         InvalidInputError: If the directory or the name cannot be used.
+        IndexLockedError: If another process writes the directory: at the first write, which may be the making of the
+            collection. The lock is held until `close`, or until the process ends. Reading needs none.
         IndexMismatchError: If the collection was made by another model or with another metric.
         RemoteError: If a server does not answer for `retry_seconds`, or refuses the credentials; so does every method.
 
@@ -78,6 +84,7 @@ class ChromaVectorStore(ChromaSearch):
         collection_metadata: Mapping[str, Any] | None = None,
         collection_configuration: Mapping[str, Any] | None = None,
         retry_seconds: float = RETRY_SECONDS,
+        lock_timeout: float = 0.0,
         search_breadth: int | None = None,
     ) -> None:
         metric = metric or _asked_metric(collection_metadata, collection_configuration)
@@ -93,10 +100,11 @@ class ChromaVectorStore(ChromaSearch):
             fingerprint=None if self._encoder is None else self._encoder.fingerprint,
             assume_compatible=assume_compatible,
             retry_seconds=retry_seconds,
+            lock_timeout=lock_timeout,
             search_breadth=search_breadth,
         )
         if self._encoder is not None:
-            adopt(self.collection, self._encoder)
+            adopt_at_opening(self.collection, self._encoder)
 
     @property
     def embeddings(self) -> Embeddings | None:
@@ -225,6 +233,14 @@ class ChromaVectorStore(ChromaSearch):
             "metadatas": [dict(passage.metadata) for passage in passages],
         }
 
+    def check(self, *, samples: int | None = 100, show_progress: bool = False) -> IndexCheck:
+        """Compare the stored documents with what searches return; see `ChromaIndex.check`."""
+        return check(self.collection, self._encoder, samples=samples, show_progress=show_progress)
+
+    def repair(self, *, samples: int | None = 1000, show_progress: bool = False) -> RepairReport:
+        """Make every stored document one that queries find, once; see `ChromaIndex.repair`."""
+        return repair(self.collection, self._needed_encoder(), samples=samples, show_progress=show_progress)
+
     # Making
 
     @classmethod
@@ -243,6 +259,7 @@ class ChromaVectorStore(ChromaSearch):
         collection_metadata: Mapping[str, Any] | None = None,
         collection_configuration: Mapping[str, Any] | None = None,
         retry_seconds: float = RETRY_SECONDS,
+        lock_timeout: float = 0.0,
         search_breadth: int | None = None,
         batch_size: int | None = None,
         **kwargs: Any,
@@ -259,6 +276,7 @@ class ChromaVectorStore(ChromaSearch):
             collection_metadata=collection_metadata,
             collection_configuration=collection_configuration,
             retry_seconds=retry_seconds,
+            lock_timeout=lock_timeout,
             search_breadth=search_breadth,
         )
         store.add_texts(texts, metadatas, ids, batch_size=batch_size)

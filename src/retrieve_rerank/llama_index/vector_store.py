@@ -20,8 +20,7 @@ from llama_index.core.vector_stores.types import (
 )
 
 from retrieve_rerank.errors import InvalidInputError, RemoteError
-from retrieve_rerank.indexes.chroma import adopt
-from retrieve_rerank.indexes.client import translated
+from retrieve_rerank.indexes.adoption import adopt_at_opening
 from retrieve_rerank.indexes.collection import ChromaCollection
 from retrieve_rerank.indexes.fingerprint import Identity, check_identity
 from retrieve_rerank.indexes.mmr import diverse
@@ -37,6 +36,7 @@ from retrieve_rerank.llama_index._convert import (
     vectors_of,
 )
 from retrieve_rerank.llama_index._filters import to_condition
+from retrieve_rerank.llama_index._health import Healthy
 from retrieve_rerank.llama_index._query import Request, read_request
 from retrieve_rerank.llama_index._travel import Travelling
 from retrieve_rerank.llama_index.embeddings import BiEncoderEmbedding
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 _KEPT_BY_INDEX: Any = {TYPE_KEY: {"$in": [ImageNode.class_name(), IndexNode.class_name()]}}
 
 
-class ChromaVectorStore(BasePydanticVectorStore, Travelling):
+class ChromaVectorStore(BasePydanticVectorStore, Healthy, Travelling):
     """Nodes in a Chroma collection.
 
     Adding a node whose id is stored replaces it, text, vector and metadata. The async methods run on a thread of the
@@ -78,10 +78,13 @@ class ChromaVectorStore(BasePydanticVectorStore, Travelling):
             carries its fingerprint and refuses another; of other models nothing is known.
         assume_compatible: Open a collection that was made by another encoder or metric all the same.
         retry_seconds: For how long a request that a server does not answer is repeated, in every call; 0 asks once.
+        lock_timeout: Seconds to wait, at the first write, while another process writes the directory.
         search_breadth: How many neighbours a search keeps on its way through the vectors; see `ChromaIndex`.
 
     Raises:
         InvalidInputError: If an argument cannot be used.
+        IndexLockedError: If another process writes the directory: at the first write, which may be the making of the
+            collection. The lock is held until `close`, or until the process ends. Reading needs none.
         IndexMismatchError: If the collection was made by another encoder or with another metric.
         RemoteError: If a server does not answer for `retry_seconds`, or refuses the credentials; so does every method.
 
@@ -119,6 +122,7 @@ class ChromaVectorStore(BasePydanticVectorStore, Travelling):
         embed_model: BaseEmbedding | None = None,
         assume_compatible: bool = False,
         retry_seconds: float = RETRY_SECONDS,
+        lock_timeout: float = 0.0,
         search_breadth: int | None = None,
     ) -> None:
         if chroma_collection is not None:
@@ -137,10 +141,11 @@ class ChromaVectorStore(BasePydanticVectorStore, Travelling):
             assume_compatible=assume_compatible,
             handle=chroma_collection,
             retry_seconds=retry_seconds,
+            lock_timeout=lock_timeout,
             search_breadth=search_breadth,
         )
         if encoder is not None:
-            adopt(collection, encoder)
+            adopt_at_opening(collection, encoder)
         fields: dict[str, Any] = {
             "collection_name": collection.name,
             "persist_dir": None if persist_dir is None else os.fspath(persist_dir),
@@ -369,7 +374,7 @@ class ChromaVectorStore(BasePydanticVectorStore, Travelling):
         """
         if node_ids is None:
             return None
-        with translated(f"collection {self._collection.name!r}"):
+        with self._collection.reading():
             kept = self._collection.handle.get(where=_KEPT_BY_INDEX, include=[])["ids"]
         if not kept or not set(kept) <= set(node_ids):
             return node_ids

@@ -174,6 +174,18 @@ class BiEncoder(LocalModel["BiEngine"]):
         """
         return self._warned(*self._worker.run(self._encode_documents, check_texts(texts), show_progress))
 
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Return how many tokens each passage is, uncut, with the document prompt: `max_length` of them are read.
+
+        Args:
+            texts: May be empty.
+
+        Raises:
+            InvalidInputError: If an item is not a usable string.
+            ModelError: If the model cannot be loaded.
+        """
+        return self._worker.run(self._count_tokens, check_texts(texts))
+
     async def aencode_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """As `encode_queries`, without blocking the event loop."""
         return self._warned(*await self._worker.arun(self._encode_queries, check_texts(texts)), _SHORTEN)
@@ -183,6 +195,9 @@ class BiEncoder(LocalModel["BiEngine"]):
         return self._warned(*await self._worker.arun(self._encode_documents, check_texts(texts), show_progress))
 
     # Everything below runs on the worker's thread, but for `_warned`.
+
+    def _count_tokens(self, texts: list[str]) -> list[int]:
+        return self._loaded().lengths(texts, self._prompt("document"))
 
     def _encode_queries(self, texts: list[str]) -> tuple[npt.NDArray[np.float32], int]:
         return self._encode(texts, self._prompt("query"), "query", show_progress=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from retrieve_rerank.checks import check_count, check_query, check_texts
 from retrieve_rerank.errors import InvalidInputError, TruncationWarning, warn_caller
 from retrieve_rerank.models.backend import Backend
+from retrieve_rerank.models.gathering import Gathering
 from retrieve_rerank.models.local import LocalModel
 from retrieve_rerank.models.precision import Precision
 from retrieve_rerank.models.ranking import Ranker
@@ -32,7 +33,9 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
     """Scores and ranks passages against a query with a sentence-transformers cross-encoder.
 
     The model loads at the first call, once, and runs on a thread of its own: an instance may be shared by any number of
-    threads and event loops. Use it as a context manager, or call `close`, to free the model early.
+    threads and event loops. Calls that wait at the same time share batches, so their logits may differ from those of
+    calls made one by one in the last digits that the precision has. Use it as a context manager, or call `close`, to
+    free the model early.
 
     Args:
         model: A hub name or a folder. The checkpoint must have a trained head: one label; or two, of which the
@@ -113,6 +116,7 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
         self._prompt = prompt
         self._long_passages: LongPassages = long_passages
         self._max_windows = check_count(max_windows, "max_windows")
+        self._gathering = Gathering()
 
     @property
     def settings(self) -> dict[str, str | int | bool | None]:
@@ -172,6 +176,13 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
         adapter = importlib.import_module("retrieve_rerank.langchain")._convert.LangChainCrossEncoder(self)  # noqa: SLF001
         return cast("BaseCrossEncoder", adapter)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name != "_gathering"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._gathering = Gathering()
+
     def __repr__(self) -> str:
         plain = super().__repr__()
         if self._long_passages == "truncate":
@@ -183,20 +194,28 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
         return check_texts(texts)
 
     def _score(self, scoring: Scoring) -> None:
-        self._worker.run_until(scoring.deadline, self._score_here, scoring)
+        with self._gathering.joined(scoring):
+            self._worker.run_until(scoring.deadline, self._score_here, scoring)
+        scoring.check()
 
     async def _ascore(self, scoring: Scoring) -> None:
-        await self._worker.arun_until(scoring.deadline, self._score_here, scoring)
+        with self._gathering.joined(scoring):
+            await self._worker.arun_until(scoring.deadline, self._score_here, scoring)
+        scoring.check()
 
     def _score_many(self, scorings: Sequence[Scoring]) -> None:
         self._worker.run_until(None, self._score_here, *scorings)
+        for scoring in scorings:
+            scoring.check()
 
     async def _ascore_many(self, scorings: Sequence[Scoring]) -> None:
         await self._worker.arun_until(None, self._score_here, *scorings)
+        for scoring in scorings:
+            scoring.check()
 
     def _score_here(self, *scorings: Scoring) -> None:
-        if any(scoring.texts for scoring in scorings):
-            self._loaded().score(scorings)
+        if any(scoring.texts and not scoring.ended for scoring in scorings):
+            self._gathering.score(self._loaded(), scorings)
 
     def _ready(self) -> None:
         if not self._is_loaded():

@@ -1,0 +1,306 @@
+"""Random operations with hostile ids, texts and metadata, against a plain dictionary: no difference, no foreign error.
+
+CHROMA_OPERATIONS in the environment sets how many.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import HealthCheck, Phase, seed, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from retrieve_rerank import ChromaIndex, InvalidInputError, Passage
+from retrieve_rerank.indexes.records import JSON_KEY, NODE_KEY
+from tests.core.test_clauses import CLAUSES, VALUES, holds
+from tests.core.test_records import same
+
+OPERATIONS = int(os.environ.get("CHROMA_OPERATIONS", "600"))
+STEPS = 40
+
+
+class HashEncoder:
+    """Eight small whole numbers for a text: sums of products are exact, equal vectors are rare."""
+
+    dimension = 8
+
+    def __init__(self, metric: str) -> None:
+        self.metric: Any = metric
+        self.fingerprint = {"model": "hash", "dimension": 8}
+
+    def encode_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        return vectors_of(texts)
+
+    encode_documents = encode_queries
+
+
+def vectors_of(texts: Sequence[str]) -> npt.NDArray[np.float32]:
+    rows = [[byte % 17 - 8 or 1 for byte in hashlib.sha256(text.encode()).digest()[:8]] for text in texts]
+    return np.array(rows, np.float32).reshape(len(texts), 8)
+
+
+ANY = st.characters()  # with the lone surrogates, the controls and NUL
+AWKWARD = [
+    *[
+        "\x00",
+        "a\x00b",
+        "\ud800",
+        "👩‍👩‍👧",
+        "e\u0301",
+        "\u00e9",
+        "'; DROP TABLE embeddings;--",
+        "%",
+        "_",
+        "../../etc",
+        "$ne",
+    ],
+    *["#id", "\u202e", "\ufeff", " ", "\n", "None", "null", "x" * 5000, '"', "\\", "{}", "ß", "İ", "a" * 200],
+]
+IDS = st.one_of(
+    st.sampled_from(["a", "b", "c", "d", "e", "f", "g"]), st.sampled_from(AWKWARD), st.text(ANY, max_size=6)
+)
+TEXTS = st.one_of(
+    st.sampled_from(["", "a", "the cat", "a 100% sure_thing", "Straße"]),
+    st.sampled_from(AWKWARD),
+    st.text(ANY, max_size=12),
+)
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.sampled_from([2**63 - 1, 2**63, -(2**63), -(2**63) - 1, 10**40, 0, 1, 1.0, -0.0, 1e16, 5e-324]),
+    st.floats(),
+    st.text(ANY, max_size=5),
+    st.sampled_from(AWKWARD),
+)
+ANYTHING = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(ANY, max_size=3), inner, max_size=2),
+    max_leaves=5,
+)
+WRONG = st.sampled_from([object(), {1}, b"bytes", {1: 2}, 1j, [b""], {"deep": {"deeper": object()}}])
+KEYS = st.one_of(
+    st.text(ANY, max_size=4),
+    st.sampled_from(
+        ["", "#document", "$and", "$", "chroma:document", "hnsw:space", "document_id", NODE_KEY, "id", "x" * 300]
+    ),
+)
+METADATA = st.builds(
+    lambda filtered, rest, wrong: {**rest, **filtered, **wrong},
+    st.dictionaries(
+        st.sampled_from(["k", "j"]), st.sampled_from([*VALUES, None, [], {}, math.nan, math.inf, [1, "a"]])
+    ),
+    st.dictionaries(KEYS, ANYTHING, max_size=3),
+    st.one_of(
+        *[st.just({})] * 12,
+        st.dictionaries(st.sampled_from(["k", JSON_KEY]), WRONG, min_size=1, max_size=1),
+        st.sampled_from([{3: 1}, {None: 1}, {JSON_KEY: "{}"}]),
+    ),
+)
+DRAFTS = st.lists(st.tuples(IDS, TEXTS, METADATA), max_size=6)
+PARTS = st.one_of(
+    st.sampled_from(["a", "%", "_", "100%", "cat", "ß", "x" * 2000]), st.text(ANY, min_size=1, max_size=3)
+)
+
+
+def encodable(value: Any) -> bool:
+    """Whether a value is made of what JSON can say, in valid Unicode."""
+    if isinstance(value, str):
+        return not any("\ud800" <= letter <= "\udfff" for letter in value)
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and encodable(key) and encodable(item) for key, item in value.items())
+    if isinstance(value, list):
+        return all(map(encodable, value))
+    return value is None or isinstance(value, (bool, int, float))
+
+
+def acceptable(draft: tuple[str, str, Any]) -> bool:
+    id_, text, metadata = draft
+    return bool(id_) and encodable(id_) and encodable(text) and encodable(metadata) and JSON_KEY not in metadata
+
+
+def filterable(metadata: dict[str, Any]) -> dict[str, Any]:
+    """What filters see: the rest is stored, but as JSON."""
+
+    def flat(value: Any) -> bool:
+        if isinstance(value, list):
+            return len({type(item) for item in value}) == 1 and all(isinstance(i, (str, int, float)) for i in value)
+        return isinstance(value, (bool, str, int)) or (isinstance(value, float) and math.isfinite(value))
+
+    return {key: value for key, value in metadata.items() if key in ("k", "j") and flat(value)}
+
+
+class Machine(RuleBasedStateMachine):
+    done = 0
+    folder: Path
+
+    @initialize(metric=st.sampled_from(["cosine", "dot", "euclidean"]), stored=st.booleans())
+    def begin(self, metric: str, stored: bool) -> None:
+        self.encoder = HashEncoder(metric)
+        # One directory for all, as making one takes longer than the rest; one collection for each.
+        self.options = {"path": self.folder} if stored else {}
+        self.name = f"collection-{Machine.done}"
+        self.model: dict[str, tuple[str, dict[str, Any]]] = {}
+        self.index = ChromaIndex(self.encoder, self.name, **self.options)
+
+    def teardown(self) -> None:
+        if hasattr(self, "index"):
+            if self.options:
+                self.index.collection.drop()
+            self.index.close()
+
+    def passages(self, drafts: Iterable[tuple[str, str, Any]]) -> Iterable[Passage]:
+        return (Passage(*draft) for draft in drafts)
+
+    @rule(drafts=DRAFTS, size=st.sampled_from([None, 1, 2, 3]))
+    def add(self, drafts: list[tuple[str, str, Any]], size: int | None) -> None:
+        Machine.done += 1
+        before = dict(self.model)
+        batch: dict[str, tuple[str, Any]] = {}
+        for draft in drafts:
+            if not acceptable(draft):
+                # Whole batches before it stay.
+                with pytest.raises(InvalidInputError):
+                    self.index.add(self.passages(drafts), batch_size=size)
+                return
+            batch[draft[0]] = draft[1:]
+            if len(batch) == size:
+                self.model.update(batch)
+                batch = {}
+        self.model.update(batch)
+        report = self.index.add(self.passages(drafts), batch_size=size)
+        if size is None:
+            changed = {id_ for id_, _, _ in drafts if id_ in before and not same(before[id_], self.model[id_])}
+            ids = {draft[0] for draft in drafts}
+            assert (report.added, report.updated) == (len(ids - set(before)), len(changed))
+            assert report.unchanged == len(ids) - report.added - report.updated
+
+    @precondition(lambda self: self.model)
+    @rule(data=st.data(), text=TEXTS.filter(encodable), metadata=METADATA.filter(lambda m: acceptable(("a", "", m))))
+    def update(self, data: st.DataObject, text: str, metadata: dict[str, Any]) -> None:
+        Machine.done += 1
+        id_ = data.draw(st.sampled_from(sorted(self.model)))
+        report = self.index.add([Passage(id_, text, metadata)])
+        assert report.updated == (not same(self.model[id_], (text, metadata)))
+        self.model[id_] = (text, metadata)
+
+    @rule(ids=st.lists(IDS, max_size=4), data=st.data())
+    def delete(self, ids: list[str], data: st.DataObject) -> None:
+        Machine.done += 1
+        if self.model and data.draw(st.booleans()):
+            ids = [*ids, data.draw(st.sampled_from(sorted(self.model)))]
+        if not all(id_ and encodable(id_) for id_ in ids):
+            with pytest.raises(InvalidInputError):
+                self.index.delete(ids)
+            return
+        self.index.delete(ids)
+        for id_ in ids:
+            self.model.pop(id_, None)
+
+    @rule(ids=st.lists(IDS, max_size=4))
+    def get(self, ids: list[str]) -> None:
+        Machine.done += 1
+        if not all(id_ and encodable(id_) for id_ in ids):
+            with pytest.raises(InvalidInputError):
+                self.index.get(ids)
+            return
+        assert [passage.id for passage in self.index.get(ids)] == [
+            id_ for id_ in dict.fromkeys(ids) if id_ in self.model
+        ]
+
+    @rule(query=TEXTS, k=st.integers(0, 12), where=st.none() | CLAUSES, part=st.none() | PARTS)
+    def retrieve(self, query: str, k: int, where: Any, part: str | None) -> None:
+        Machine.done += 1
+        where_document = None if part is None else {"$contains": part}
+        if not encodable(query) or not query.strip() or k == 0 or not encodable(part):
+            with pytest.raises(InvalidInputError):
+                self.index.retrieve(query, k, where=where, where_document=where_document)
+            return
+        fitting = [
+            id_
+            for id_, (text, metadata) in self.model.items()
+            if (where is None or holds(where, filterable(metadata))) and (part is None or part in text)
+        ]
+        exact = self.scores(query, fitting)
+        hits = self.index.retrieve(query, k, where=where, where_document=where_document)
+        best = sorted(exact.values(), reverse=True)[:k]
+        assert [hit.score for hit in hits] == pytest.approx(best, rel=1e-5, abs=1e-5)
+        # Of passages that are equally near, any may stand at a place.
+        assert [exact[hit.passage.id] for hit in hits] == pytest.approx(best, rel=1e-5, abs=1e-5)
+        assert len({hit.passage.id for hit in hits}) == len(hits)
+        for hit in hits:
+            assert (hit.passage.text, same(hit.passage.metadata, self.model[hit.passage.id][1])) == (
+                self.model[hit.passage.id][0],
+                True,
+            )
+
+    @precondition(lambda self: self.options)
+    @rule()
+    def reopen(self) -> None:
+        Machine.done += 1
+        self.index.close()
+        self.index = ChromaIndex(self.encoder, self.name, **self.options)
+
+    @rule(yes=st.sampled_from([False] * 5 + [True]))
+    def clear(self, yes: bool) -> None:
+        if yes:
+            Machine.done += 1
+            self.index.clear()
+            self.model.clear()
+
+    @invariant()
+    def the_same(self) -> None:
+        if not hasattr(self, "index"):
+            return
+        assert self.index.count() == len(self.model)
+        for id_, passage in zip(self.model, self.index.get(list(self.model)), strict=True):
+            assert (passage.id, passage.text) == (id_, self.model[id_][0])
+            assert same(passage.metadata, self.model[id_][1])
+
+    def scores(self, query: str, ids: Sequence[str]) -> dict[str, float]:
+        asked = vectors_of([query])[0].astype(float)
+        stored = vectors_of([self.model[id_][0] for id_ in ids]).astype(float)
+        if self.encoder.metric == "dot":
+            values = stored @ asked
+        elif self.encoder.metric == "cosine":
+            values = stored @ asked / (np.linalg.norm(stored, axis=1) * np.linalg.norm(asked))
+        else:
+            values = 1 / (1 + np.linalg.norm(stored - asked, axis=1))
+        return dict(zip(ids, values.tolist(), strict=True))
+
+
+def test_an_index_is_a_dictionary_that_can_be_searched() -> None:
+    Machine.done = 0
+    with tempfile.TemporaryDirectory() as folder:
+        Machine.folder = Path(folder)
+        round_ = 0
+        while Machine.done < OPERATIONS:
+            options = settings(
+                max_examples=max(1, min(50, (OPERATIONS - Machine.done) // STEPS + 1)),
+                stateful_step_count=STEPS,
+                deadline=None,
+                database=None,
+                suppress_health_check=list(HealthCheck),
+                phases=(Phase.generate,),
+            )
+            run_state_machine_as_test(seed(round_)(Machine), settings=options)
+            round_ += 1
+    print(f"{Machine.done} operations")
+    assert Machine.done >= OPERATIONS
