@@ -11,6 +11,7 @@ from chromadb.api import ClientAPI
 
 from tests import tiny
 from tests.chroma_server import ChromaServer, close
+from tests.ray_cluster import ray_cluster
 
 
 @pytest.fixture(autouse=True)
@@ -76,3 +77,11 @@ def bi_encoder_path(demo_paths: tuple[Path, Path]) -> Path:
 @pytest.fixture(scope="session")
 def cross_encoder_path(demo_paths: tuple[Path, Path]) -> Path:
     return demo_paths[1]
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """A Ray cluster on this machine; all tests share it."""
+    pytest.importorskip("ray.data")
+    with ray_cluster():
+        yield
