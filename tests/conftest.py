@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Iterator
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # a process a core: none needs threads for its matrices
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from chromadb.api import ClientAPI
