@@ -20,8 +20,8 @@ Vectors = npt.NDArray[np.float32]
 
 READ_CHUNK = 10_000  # ids in one read; SQLite takes no more than about 32,000 variables
 TEXTS = ("documents", "metadatas")
-# Of all vectors, this share is searched: as many of them as find 95 of the true top 100 among random unit vectors of 384
-# dimensions, which are harder than a model's (benchmarks/index_size.py).
+# The share of all vectors that a search keeps on its way: enough to find 95 of the true top 100 among random unit
+# vectors of 384 dimensions, which are harder than a model's (benchmarks/index_size.py).
 _BREADTH = 0.075
 
 
