@@ -286,3 +286,15 @@ def test_a_forked_child_may_close_or_drop_what_it_was_given(end: str) -> None:
         print(os.waitpid(child, 0)[1], index.count())
     """
     assert run_python(script, warnings="ignore").strip() == "0 1"
+
+
+def test_all_records_are_read_page_by_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collection_module, "READ_CHUNK", 100)  # SQLite takes about 32,000 variables in a statement
+    collection = ChromaCollection("many", metric="cosine")
+    records = [Record(str(number), "", {}) for number in range(350)]
+    collection.write(records, np.ones((350, 2), np.float32))
+    assert sorted(int(record.id) for record in collection.read()) == list(range(350))
+    assert len(collection.read(limit=201, offset=5)) == 201
+    assert len(collection.read(limit=10, offset=347)) == 3
+    assert len(collection.read(limit=0)) == 0
+    assert collection.read(limit=5, offset=350) == []

@@ -135,8 +135,15 @@ class ChromaCollection(OpenedCollection):
         offset: int | None,
     ) -> list[Record]:
         options = {**_filters(where, where_document), "include": [*TEXTS]}
+        rows: list[Record] = []
         if ids is None:
-            return records_of(await live.get(limit=limit, offset=offset, **options))
+            while limit is None or len(rows) < limit:
+                step = READ_CHUNK if limit is None else min(limit - len(rows), READ_CHUNK)
+                page = records_of(await live.get(limit=step, offset=(offset or 0) + len(rows), **options))
+                rows += page
+                if len(page) < step:
+                    break
+            return rows
         wanted = list(dict.fromkeys(check_ids(ids)))
         rows = [record for part in await in_chunks(live, wanted, **options) for record in records_of(part)]
         place = {id_: position for position, id_ in enumerate(wanted)}
