@@ -53,7 +53,7 @@ from retrieve_rerank.testing import (  # noqa: E402
     ScorerCrossEncoder,
     run_contract,
 )
-from tests.contracts import test_core, test_langchain, test_llama_index  # noqa: E402
+from tests.contracts import test_core, test_langchain, test_llama_index, test_remote  # noqa: E402
 from tests.contracts.lookup import look_up, tiny_path  # noqa: E402
 from tests.langchain.stubs import ListRetriever  # noqa: E402
 
@@ -242,6 +242,12 @@ OURS: dict[str, dict[str, type]] = {
         "LangChain `RetrieveRerankRetriever`": test_langchain.TestRetrieveRerankRetriever,
         "LlamaIndex `CrossEncoderRerank`": test_llama_index.TestCrossEncoderRerank,
         "LlamaIndex `RetrieveRerankRetriever`": test_llama_index.TestRetrieveRerankRetriever,
+        "`CrossEncoder` at Text Embeddings Inference": test_remote.TestTextEmbeddingsInference,
+        "`CrossEncoder` at vLLM": test_remote.TestVllm,
+        "LangChain `CrossEncoderReranker` at Text Embeddings Inference": (
+            test_remote.TestLangChainOverTextEmbeddingsInference
+        ),
+        "LlamaIndex `CrossEncoderRerank` at vLLM": test_remote.TestLlamaIndexOverVllm,
     },
     "retrievers": {
         "`ChromaIndex`": test_core.TestChromaIndex,
@@ -349,7 +355,8 @@ def main(arguments: Sequence[str] | None = None) -> str:
         "Written by `python benchmarks/contracts.py --write`; do not edit. A row is a check of "
         "`retrieve_rerank.testing`, a column a component: this package's own first, then the stock ones. n/a: the "
         "check says nothing about the component, such as one of a threshold where there is none. Re-rankers that take "
-        "a model are given a real, tiny one whose network answers the check's logits.",
+        "a model are given a real, tiny one whose network answers the check's logits; those at a server, a small one "
+        "that answers them in the recorded form of the real one.",
         f"Python {platform.python_version()}, {versions}.",
     ]
     for group in [given.group] if given.group else list(OURS):

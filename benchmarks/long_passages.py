@@ -14,7 +14,6 @@ import argparse
 import platform
 import random
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -27,9 +26,7 @@ import transformers
 from quality import NDCG, judgements, passages, rows, run
 
 from retrieve_rerank import BiEncoder, ChromaIndex, CrossEncoder, Hit, Passage, TruncationWarning
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-from demo_models import demo_models
+from retrieve_rerank.demo import demo_models
 
 Bury = Callable[[Hit, set[str]], Passage]
 RELATED = 100  # so many of the first stage's best are kept out of what a passage is buried in: they may answer too

@@ -41,9 +41,7 @@ from retrieve_rerank import (
     Passage,
     TruncationWarning,
 )
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-from demo_models import demo_models
+from retrieve_rerank.demo import demo_models
 
 NDCG, RECALL = ir_measures.nDCG @ 10, ir_measures.R @ 100
 SYSTEMS = ("BM25", "dense", "hybrid")

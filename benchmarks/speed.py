@@ -30,9 +30,7 @@ import sentence_transformers
 import torch
 
 from retrieve_rerank import CrossEncoder, MissingDependencyError
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-from demo_models import demo_models
+from retrieve_rerank.demo import demo_models
 
 QUERY = "which method gives the best agreement with the measured values"
 Scores = npt.NDArray[np.float32]

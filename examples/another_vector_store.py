@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from langchain_core.vectorstores import InMemoryVectorStore, VectorStore
 
-from demo_models import demo_models
+from retrieve_rerank.demo import demo_models
 from retrieve_rerank.langchain import (
     BiEncoderEmbeddings,
     ChromaVectorStore,

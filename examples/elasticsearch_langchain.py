@@ -17,7 +17,7 @@ from langchain_core.documents import Document
 from langchain_elasticsearch import BM25Strategy, ElasticsearchRetriever, ElasticsearchStore
 
 from another_vector_store import QUESTION, TEXTS
-from demo_models import demo_models
+from retrieve_rerank.demo import demo_models
 from retrieve_rerank.langchain import CrossEncoderReranker, RetrieveRerankRetriever
 
 INDEX = "retrieve-rerank-example"

@@ -19,7 +19,7 @@ from llama_index.core.schema import TextNode
 from llama_index.vector_stores.elasticsearch import ElasticsearchStore
 
 from another_vector_store import QUESTION, TEXTS
-from demo_models import demo_models
+from retrieve_rerank.demo import demo_models
 from retrieve_rerank.llama_index import CrossEncoderRerank, RetrieveRerankRetriever
 
 INDEX = "retrieve-rerank-example"

@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from pydoc_data.topics import topics
 
-from demo_models import demo_models
 from retrieve_rerank import CrossEncoder, RetrieveRerankError, split_paragraphs
+from retrieve_rerank.demo import demo_models
 
 QUESTIONS = (
     "When is the else clause executed?",

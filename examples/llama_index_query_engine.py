@@ -22,7 +22,7 @@ from llama_index.core.llms.mock import MockLLM
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.schema import NodeWithScore, TextNode
 
-from demo_models import demo_models
+from retrieve_rerank.demo import demo_models
 from retrieve_rerank.llama_index import (
     BiEncoderEmbedding,
     ChromaVectorStore,

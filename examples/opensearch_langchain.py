@@ -18,7 +18,7 @@ from langchain_core.retrievers import BaseRetriever
 from opensearchpy import OpenSearch, helpers
 
 from another_vector_store import QUESTION, TEXTS
-from demo_models import demo_models
+from retrieve_rerank.demo import demo_models
 from retrieve_rerank.langchain import CrossEncoderReranker, RetrieveRerankRetriever
 
 INDEX = "retrieve-rerank-example"

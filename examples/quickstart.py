@@ -8,7 +8,7 @@ The first run reads the docstrings of the Python that runs it and indexes them: 
 cores, with a progress bar. Later runs reuse that index and answer within seconds. For every question you see the best
 five before and after re-ranking, how far each moved, and what each step took.
 
-The models are small ones that need no model hub (see demo_models.py). Others, by name or folder:
+The models are small ones that need no model hub (see retrieve_rerank.demo). Others, by name or folder:
 
     python examples/quickstart.py --cross-encoder cross-encoder/ms-marco-MiniLM-L6-v2
 """
@@ -27,8 +27,8 @@ from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 
-from demo_models import cache_folder, demo_models
 from retrieve_rerank import BiEncoder, ChromaIndex, CrossEncoder, Hit, Passage, RetrieveRerank, RetrieveRerankError
+from retrieve_rerank.demo import cache_folder, demo_models
 from stdlib_docs import stdlib_passages
 
 QUESTIONS = (

@@ -20,8 +20,8 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from demo_models import cache_folder, demo_models
 from retrieve_rerank import BiEncoder, ChromaIndex, CrossEncoder, Passage, RetrieveRerank, RetrieveRerankError
+from retrieve_rerank.demo import cache_folder, demo_models
 from splitting import pieces
 
 SOURCE = "https://sbert.net/datasets/simplewiki-2020-11-01.jsonl.gz"

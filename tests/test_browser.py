@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import html
-import json
 import math
 import re
-import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,91 +11,43 @@ from typing import Any
 import pytest
 
 from retrieve_rerank import Hit, Passage, SearchResult, Timings
+from tests.browser import browse, needs_browser
 from tests.core.test_view import EVIL, candidate, hit
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium on the PATH")
+pytestmark = needs_browser
 
 WIDTHS = (360, 1280)
 LONG_WORD = "antidisestablishmentarianism" * 40
 RIGHT_TO_LEFT = "باريس هي عاصمة فرنسا وأكبر مدنها من حيث عدد السكان."
 
-# Runs in the page around the frames: what became of each frame.
 _LOOK = """
-addEventListener("load", () => {
-  const channel = c => { c /= 255; return c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4 };
-  const light = rgb => 0.2126 * channel(rgb[0]) + 0.7152 * channel(rgb[1]) + 0.0722 * channel(rgb[2]);
-  const colour = text => text.match(/[\\d.]+/g).map(Number);
-  const seen = [...document.querySelectorAll("iframe")].map(frame => {
-    const page = frame.contentDocument, view = frame.contentWindow, width = frame.clientWidth;
-    page.querySelectorAll("details").forEach(fold => fold.open = true);
-    const all = [...page.body.querySelectorAll("*")].filter(e => e.tagName != "STYLE");
-    const ground = e => {
-      for (; e; e = e.parentElement) {
-        const back = colour(view.getComputedStyle(e).backgroundColor);
-        if (back.length == 3 || back[3] > 0) return back;
-      }
-      return [255, 255, 255];
-    };
-    const contrast = e => {
-      const [a, b] = [light(colour(view.getComputedStyle(e).color)), light(ground(e))].sort((x, y) => y - x);
-      return (a + 0.05) / (b + 0.05);
-    };
-    const worded = all.filter(e => [...e.childNodes].some(n => n.nodeType == 3 && n.data.trim()));
-    return {
-      width: width,
-      scroll: page.documentElement.scrollWidth,
-      beyond: all.filter(e => e.getBoundingClientRect().right > width + 1).map(e => e.className || e.tagName),
-      pale: worded.filter(e => contrast(e) < 4.5).map(e => `${e.className || e.tagName} ${contrast(e).toFixed(2)}`),
-      loaded: view.performance.getEntriesByType("resource").map(e => e.name),
-      hacked: view.hacked === 1 || window.hacked === 1,
-      scripts: page.querySelectorAll("script, img, iframe, object, link").length,
-      marks: [...page.querySelectorAll("mark")].map(e => e.textContent),
-      texts: [...page.querySelectorAll(".rr-text")].map(e => e.textContent),
-      columns: view.getComputedStyle(page.querySelector(".rr-sides")).gridTemplateColumns.split(" ").length,
-      background: view.getComputedStyle(page.querySelector(".rr-result")).backgroundColor,
-      outside: view.getComputedStyle(page.querySelector(".outside") || page.body).fontFamily,
-    };
-  });
-  document.getElementById("out").textContent = JSON.stringify(seen);
-});
+const look = frame => {
+  const page = frame.contentDocument, view = frame.contentWindow, width = frame.clientWidth;
+  page.querySelectorAll("details").forEach(fold => fold.open = true);
+  const all = [...page.body.querySelectorAll("*")].filter(e => e.tagName != "STYLE");
+  const worded = all.filter(e => [...e.childNodes].some(n => n.nodeType == 3 && n.data.trim()));
+  const read = e => contrast(colour(style(e).color), ground(e));
+  return {
+    width: width,
+    scroll: page.documentElement.scrollWidth,
+    beyond: all.filter(e => e.getBoundingClientRect().right > width + 1).map(e => e.className || e.tagName),
+    pale: worded.filter(e => read(e) < 4.5).map(e => `${e.className || e.tagName} ${read(e).toFixed(2)}`),
+    loaded: view.performance.getEntriesByType("resource").map(e => e.name),
+    hacked: view.hacked === 1 || window.hacked === 1,
+    scripts: page.querySelectorAll("script, img, iframe, object, link").length,
+    marks: [...page.querySelectorAll("mark")].map(e => e.textContent),
+    texts: [...page.querySelectorAll(".rr-text")].map(e => e.textContent),
+    columns: style(page.querySelector(".rr-sides")).gridTemplateColumns.split(" ").length,
+    background: style(page.querySelector(".rr-result")).backgroundColor,
+    outside: style(page.querySelector(".outside") || page.body).fontFamily,
+  };
+};
 """
 
 
 def look(folder: Path, *pages: str, dark: bool = False) -> list[dict[str, Any]]:
     """Show pages in frames of each width, and return what the browser says of each frame."""
-    frames = "".join(
-        f'<iframe style="width:{width}px;height:900px;border:0" srcdoc="{html.escape(page)}"></iframe>'
-        for page in pages
-        for width in WIDTHS
-    )
-    file = folder / "look.html"
-    file.write_text(
-        f'<!doctype html><meta charset="utf-8"><script>{_LOOK}</script>{frames}<pre id="out"></pre>', encoding="utf-8"
-    )
-    flags = (
-        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-        "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1400,1000 --dump-dom"
-    )
-    process = subprocess.run(
-        [
-            str(BROWSER),
-            *flags.split(),
-            f"--blink-settings=preferredColorScheme={0 if dark else 1}",
-            f"--user-data-dir={folder / 'profile'}",
-            file.as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=120,
-        check=False,
-    )
-    out = re.search(r'<pre id="out">(.*?)</pre>', process.stdout, re.DOTALL)
-    assert out, process.stderr[-2000:]
-    seen: list[dict[str, Any]] = json.loads(html.unescape(out.group(1)))
-    assert len(seen) == len(pages) * len(WIDTHS)
-    return seen
+    return browse(folder, pages, WIDTHS, _LOOK, dark=dark)
 
 
 def ordinary() -> SearchResult:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import doctest
 import importlib
+import importlib.util
 import io
 import re
 from collections.abc import Iterator
@@ -17,9 +18,11 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 MODULES = [
     "retrieve_rerank",
+    "retrieve_rerank.demo",
     "retrieve_rerank.evaluation",
     "retrieve_rerank.langchain",
     "retrieve_rerank.llama_index",
+    *(["retrieve_rerank.ray"] if importlib.util.find_spec("ray") else []),
     "retrieve_rerank.testing",
 ]
 NUMBER = re.compile(r"-?\d+\.\d+")
@@ -33,9 +36,14 @@ def public_objects() -> Iterator[tuple[str, object]]:
 
 
 @pytest.mark.parametrize(("name", "thing"), [pytest.param(*item, id=item[0]) for item in public_objects()])
-def test_docstring_examples(name: str, thing: object, bi_encoder_path: Path, cross_encoder_path: Path) -> None:
+def test_docstring_examples(
+    name: str, thing: object, bi_encoder_path: Path, cross_encoder_path: Path, request: pytest.FixtureRequest
+) -> None:
     module = importlib.import_module(thing.__module__)
-    names = {"bi_encoder_path": bi_encoder_path, "cross_encoder_path": cross_encoder_path}
+    names: dict[str, object] = {"bi_encoder_path": bi_encoder_path, "cross_encoder_path": cross_encoder_path}
+    if name.startswith("retrieve_rerank.ray."):
+        request.getfixturevalue("cluster")
+        names["chroma_port"] = request.getfixturevalue("chroma_server").port
     tests = doctest.DocTestFinder(recurse=False).find(thing, name, module=module, extraglobs=names)
     printed = io.StringIO()
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)

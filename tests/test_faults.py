@@ -233,7 +233,9 @@ def test_a_scorer_that_fails(door: Any, kind: str, at: str, call: str, fault: Fa
 @pytest.mark.parametrize("on_error", ["raise", "retrieval_order"])
 @pytest.mark.parametrize("call", ["sync", "async"])
 @pytest.mark.parametrize(
-    ("door", "at"), [(door, "middle") for door in DOORS] + [(core, "first"), (core, "last")], ids=str
+    ("door", "at"),
+    [(door, "middle") for door in DOORS] + [(core, "first"), (core, "last")],
+    ids=lambda value: getattr(value, "__name__", value),
 )
 def test_a_scorer_that_hangs(door: Any, at: str, call: str, on_error: str, fault: Fault) -> None:
     fault.kind, fault.at = "hangs", BATCHES[at]

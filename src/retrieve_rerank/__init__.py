@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from retrieve_rerank.retrieval.hybrid import HybridRetriever
     from retrieve_rerank.retrieval.paragraphs import split_paragraphs
     from retrieve_rerank.retrieval.pipeline import RetrieveRerank
+    from retrieve_rerank.retrieval.saved import SavedSetting, load_setting
     from retrieve_rerank.types import AddReport, Encoder, Hit, Passage, Retriever, Scorer, SearchResult, Timings
 
 __version__ = "0.1.0"
@@ -55,12 +56,14 @@ _ROOMS = {
     "RepairReport": "indexes.reports",
     "RetrieveRerank": "retrieval.pipeline",
     "RetrieveRerankError": "errors",
+    "SavedSetting": "retrieval.saved",
     "Retriever": "types",
     "Scorer": "types",
     "SearchResult": "types",
     "Timings": "types",
     "TruncationWarning": "errors",
     "fuse": "retrieval.fusion",
+    "load_setting": "retrieval.saved",
     "split_paragraphs": "retrieval.paragraphs",
 }
 
@@ -87,11 +90,13 @@ __all__ = [
     "RetrieveRerank",
     "RetrieveRerankError",
     "Retriever",
+    "SavedSetting",
     "Scorer",
     "SearchResult",
     "Timings",
     "TruncationWarning",
     "fuse",
+    "load_setting",
     "split_paragraphs",
 ]
 

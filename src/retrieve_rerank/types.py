@@ -79,22 +79,33 @@ class Hit:
     retrieval_ranks: tuple[int | None, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class AddReport:
-    """What became of the passages of one `add`.
+    """What became of the passages of one `add` or `replace_source`.
 
     Attributes:
         added: Passages whose id was new.
         updated: Passages whose text or metadata replaced what was stored.
         unchanged: Passages that were stored already, word for word; they are not encoded again.
+        removed: Passages that the source no longer has.
     """
 
     added: int = 0
     updated: int = 0
     unchanged: int = 0
+    removed: int = 0
 
     def __add__(self, other: AddReport) -> AddReport:
-        return AddReport(self.added + other.added, self.updated + other.updated, self.unchanged + other.unchanged)
+        return AddReport(
+            self.added + other.added,
+            self.updated + other.updated,
+            self.unchanged + other.unchanged,
+            self.removed + other.removed,
+        )
+
+    def __repr__(self) -> str:
+        removed = f", removed={self.removed}" if self.removed else ""
+        return f"AddReport(added={self.added}, updated={self.updated}, unchanged={self.unchanged}{removed})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ _AROUND = 80  # characters before and after an excerpt's window
 _FACTS = 6  # metadata shown of a hit
 _FACT = 80  # characters of each
 
-_CSS = """
+CSS = """
 .rr-result{--bg:#fff;--fg:#1d232b;--soft:#59636e;--line:#d9dfe5;--tint:#eef4fc;--bar:#2b6cc4;--dim:#93a4b8;
 --track:#e7ecf1;--mark:#ffe99a;--on-mark:#1d232b;--up:#17713a;--down:#a1361b;--warn:#7a4300;--warn-bg:#fff3de;
 color-scheme:light;container-type:inline-size;box-sizing:border-box;max-width:1280px;padding:16px;
@@ -82,14 +82,14 @@ body{{margin:0;padding:16px;background:#f3f5f7}}
 
 def page(result: SearchResult) -> str:
     """Return a search as a page of its own."""
-    return _PAGE.format(title=_text(_cut(result.query, 80)), body=fragment(result))
+    return _PAGE.format(title=escaped(cut(result.query, 80)), body=fragment(result))
 
 
 def fragment(result: SearchResult) -> str:
     """Return a search as a piece of a page, which styles nothing but itself."""
-    note = "" if result.degraded is None else f'<div class="rr-note"><b>Degraded:</b> {_text(result.degraded)}</div>'
+    note = "" if result.degraded is None else f'<div class="rr-note"><b>Degraded:</b> {escaped(result.degraded)}</div>'
     return (
-        f'<div class="rr-result"><style>{_CSS}</style>'
+        f'<div class="rr-result"><style>{CSS}</style>'
         f"{_query(result.query)}"
         f'<div class="rr-sum">{_summary(result)}</div>{note}'
         f'<div class="rr-sides">{_before(result)}{_after(result)}</div></div>'
@@ -97,11 +97,11 @@ def fragment(result: SearchResult) -> str:
 
 
 def _query(query: str) -> str:
-    head = f'<div class="rr-query" dir="auto">{_text(_cut(query, _WHOLE))}</div>'
+    head = f'<div class="rr-query" dir="auto">{escaped(cut(query, _WHOLE))}</div>'
     if len(query) <= _WHOLE:
         return head
     return (
-        f'{head}<details><summary>whole query</summary><div class="rr-text" dir="auto">{_text(query)}</div></details>'
+        f'{head}<details><summary>whole query</summary><div class="rr-text" dir="auto">{escaped(query)}</div></details>'
     )
 
 
@@ -120,15 +120,16 @@ def _summary(result: SearchResult) -> str:
 def _before(result: SearchResult) -> str:
     final = {(hit.passage.id, hit.retrieval_rank): hit.rank for hit in result.hits}
     best = max((hit.score for hit in result.candidates if math.isfinite(hit.score)), default=0.0)
-    rows = [_candidate(hit, best, final.get((hit.passage.id, hit.retrieval_rank))) for hit in result.candidates]
-    return _side("before", "First stage", rows, "The first stage found nothing.")
+    rows = [candidate_row(hit, best, final.get((hit.passage.id, hit.retrieval_rank))) for hit in result.candidates]
+    return side("before", "First stage", rows, "The first stage found nothing.")
 
 
 def _after(result: SearchResult) -> str:
-    return _side("after", "Re-ranked", [_hit(hit) for hit in result.hits], "Nothing was kept.")
+    return side("after", "Re-ranked", [hit_row(hit) for hit in result.hits], "Nothing was kept.")
 
 
-def _side(name: str, title: str, rows: Sequence[str], nothing: str) -> str:
+def side(name: str, title: str, rows: Sequence[str], nothing: str) -> str:
+    """Return one side, `before` or `after`: its rows under its title."""
     body = "".join(rows[:_SHOWN]) or f'<div class="rr-none">{nothing}</div>'
     if len(rows) > _SHOWN:
         rest = rows[_SHOWN:]
@@ -138,24 +139,33 @@ def _side(name: str, title: str, rows: Sequence[str], nothing: str) -> str:
     return f'<div class="rr-{name}" role="list" aria-label="{title}"><div class="rr-head">{title}</div>{body}</div>'
 
 
-def _candidate(hit: Hit, best: float, final: int | None) -> str:
+def candidate_row(hit: Hit, best: float, final: int | None, badge: str = "") -> str:
+    """Return a row of the first stage's side.
+
+    Args:
+        hit: What the first stage found.
+        best: The score that fills the bar.
+        final: Rank after re-ranking; None if it was left out.
+        badge: HTML beside the id.
+    """
     fate = '<span class="rr-soft">left out</span>' if final is None else f"→ <b>{final}</b>"
     return _row(
         hit.rank,
-        f'{_id(hit)}<span class="rr-fate">{fate}</span>',
+        f'{_id(hit)}{badge}<span class="rr-fate">{fate}</span>',
         _bar(hit.score / best if best > 0 else 0.0, _number(hit.score)),
-        f'<div class="rr-clip" dir="auto">{_text(_cut(hit.passage.text, 160))}</div>',
+        f'<div class="rr-clip" dir="auto">{escaped(cut(hit.passage.text, 160))}</div>',
         kept=final is not None,
     )
 
 
-def _hit(hit: Hit) -> str:
+def hit_row(hit: Hit, badge: str = "") -> str:
+    """Return a row of the re-ranked side, with HTML beside the id."""
     if hit.logit is None:
         known = "" if math.isnan(hit.score) else f'{_number(hit.score)} <span class="rr-soft">retrieval</span>'
-        badge, bar = '<span class="rr-badge">not scored</span>', _bar(0.0, known)
+        badge += '<span class="rr-badge">not scored</span>'
+        bar = _bar(0.0, known)
     else:
-        badge = ""
-        bar = _bar(hit.score, f'{_number(hit.score)} <span class="rr-soft">logit {_minus(f"{hit.logit:.2f}")}</span>')
+        bar = _bar(hit.score, f'{_number(hit.score)} <span class="rr-soft">logit {minus(f"{hit.logit:.2f}")}</span>')
     if hit.truncated:
         badge += '<span class="rr-badge">truncated</span>'
     return _row(hit.rank, f"{_id(hit)}{_move(hit)}{badge}", bar, _passage(hit), _facts(hit))
@@ -169,7 +179,7 @@ def _row(rank: int, line: str, *parts: str, kept: bool = False) -> str:
 
 
 def _id(hit: Hit) -> str:
-    return f'<bdi class="rr-id">{_text(_cut(hit.passage.id, 120))}</bdi>'
+    return f'<bdi class="rr-id">{escaped(cut(hit.passage.id, 120))}</bdi>'
 
 
 def _move(hit: Hit) -> str:
@@ -210,8 +220,8 @@ def _passage(hit: Hit) -> str:
 
 def _marked(text: str, start: int, end: int) -> str:
     if end <= start:
-        return _text(text)
-    return f"{_text(text[:start])}<mark>{_text(text[start:end])}</mark>{_text(text[end:])}"
+        return escaped(text)
+    return f"{escaped(text[:start])}<mark>{escaped(text[start:end])}</mark>{escaped(text[end:])}"
 
 
 def _facts(hit: Hit) -> str:
@@ -224,17 +234,18 @@ def _facts(hit: Hit) -> str:
 
 
 def _metadata(metadata: Mapping[str, Any]) -> Iterable[str]:
-    shown = [f"{_text(_cut(str(key), _FACT))}: {_text(_cut(str(value), _FACT))}" for key, value in metadata.items()]
+    shown = [f"{escaped(cut(str(key), _FACT))}: {escaped(cut(str(value), _FACT))}" for key, value in metadata.items()]
     return shown if len(shown) <= _FACTS else [*shown[:_FACTS], f"{len(shown) - _FACTS} more"]
 
 
 def _number(value: float) -> str:
     if math.isnan(value):
         return "–"
-    return _minus(f"{value:.3f}" if abs(value) < 1000 else f"{value:.4g}")
+    return minus(f"{value:.3f}" if abs(value) < 1000 else f"{value:.4g}")
 
 
-def _minus(number: str) -> str:
+def minus(number: str) -> str:
+    """Return a number as text with a true minus sign."""
     return number.replace("-", "−")
 
 
@@ -242,10 +253,11 @@ def _seconds(value: float) -> str:
     return f"{value:.2f} s" if value >= 1 else f"{value * 1000:.0f} ms"
 
 
-def _cut(text: str, length: int) -> str:
+def cut(text: str, length: int) -> str:
+    """Return the start of a text that is longer than `length`, marked."""
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def _text(text: str) -> str:
+def escaped(text: str) -> str:
     """Return text for a page: escaped, and without lone surrogates, which no file can hold."""
     return escape(text.encode("utf-8", "replace").decode("utf-8"))

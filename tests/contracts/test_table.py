@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.contracts import test_core, test_langchain, test_llama_index
+from tests.contracts import test_core, test_langchain, test_llama_index, test_remote
 
 for _name in ("langchain_chroma", "langchain_classic", "langchain_community", "rank_bm25"):
     if importlib.util.find_spec(_name) is None:
@@ -61,7 +61,7 @@ def test_the_written_table_is_of_these_checks_and_components_and_ours_never_fail
 
 def test_every_contract_that_is_tested_is_in_the_table(command):
     shown = {kind for group in command.OURS.values() for kind in group.values()}
-    for module in (test_core, test_langchain, test_llama_index):
+    for module in (test_core, test_langchain, test_llama_index, test_remote):
         kinds = {kind for name, kind in vars(module).items() if name.startswith("Test")}
         missing = {kind.__name__ for kind in kinds - shown if not kind.__name__.endswith(("Another", "AnyScorer"))}
         assert not missing, f"{module.__name__}: {missing} are not in the table"

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from retrieve_rerank import ChromaIndex, IndexMismatchError, InvalidInputError, Passage, RetrieveRerankError
-from retrieve_rerank.indexes import collection as module
+from retrieve_rerank.indexes import collection as collection_module
+from retrieve_rerank.indexes import nearest as nearest_module
 from retrieve_rerank.indexes.collection import ChromaCollection
 from retrieve_rerank.indexes.records import Record, to_record
 from tests.core.stubs import LetterEncoder, letters, passages, run_python
@@ -139,7 +140,8 @@ def test_a_live_collection_can_be_used_as_it_is(tmp_path: Path) -> None:
 
 
 def test_reading_by_id_crosses_the_limit_of_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_READ_CHUNK", 3)
+    for module in (collection_module, nearest_module):
+        monkeypatch.setattr(module, "READ_CHUNK", 3)
     collection = ChromaCollection("chunks")
     fill(collection, *"abcabcab")
     wanted = ["7", "no", *"6543210", "7"]

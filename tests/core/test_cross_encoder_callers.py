@@ -29,7 +29,8 @@ def test_many_threads_get_what_one_would_and_the_model_loads_once(
     expected = [serial.score(*job) for job in jobs]
     loads.clear()
     with CrossEncoder(tiny_cross_encoder, precision="float32") as model, ThreadPoolExecutor(8) as pool:
-        assert np.array_equal(list(pool.map(lambda job: model.score(*job), jobs)), expected)
+        # Callers share batches, which rounds differently.
+        assert np.allclose(list(pool.map(lambda job: model.score(*job), jobs)), expected, atol=1e-5)
     assert len(loads) == 1
 
 
@@ -49,7 +50,10 @@ async def test_fifty_tasks_get_what_one_would_and_the_loop_goes_on(tiny_cross_en
     results = await asyncio.gather(*(model.arank(*job) for job in jobs))
     ticking.cancel()
     assert ticks > 10
-    assert results == [model.rank(*job) for job in jobs]
+    for found, job in zip(results, jobs, strict=True):
+        expected = model.rank(*job)
+        assert [hit.passage for hit in found] == [hit.passage for hit in expected]
+        assert [hit.logit for hit in found] == pytest.approx([hit.logit for hit in expected], abs=1e-5)
     scores = await model.ascore(QUERY, TEXTS)
     assert np.array_equal(scores, model.score(QUERY, TEXTS))
 

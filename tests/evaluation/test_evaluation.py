@@ -12,7 +12,7 @@ import pytest
 
 from retrieve_rerank import InvalidInputError, RetrieveRerank
 from retrieve_rerank.evaluation import Dataset, Evaluation, Latency, System, evaluate
-from retrieve_rerank.evaluation.presenting import _time
+from retrieve_rerank.evaluation.presenting import shown_time
 from tests.core.stubs import TableScorer
 from tests.evaluation.stubs import TEXTS, Shelf, dataset, logits
 
@@ -169,7 +169,7 @@ def test_systems_with_one_description_share_a_line() -> None:
     ("seconds", "shown"), [(0.0000004, "0 µs"), (0.00025, "250 µs"), (0.0123, "12.3 ms"), (1.234, "1.23 s")]
 )
 def test_seconds_are_readable(seconds: float, shown: str) -> None:
-    assert _time(seconds) == shown
+    assert shown_time(seconds) == shown
 
 
 def test_an_estimated_latency_is_marked() -> None:

@@ -13,7 +13,8 @@ from langchain_core.documents import Document
 from langchain_core.indexing import InMemoryRecordManager, index
 from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
-from retrieve_rerank import IndexMismatchError, InvalidInputError
+from retrieve_rerank import IndexLockedError, IndexMismatchError, InvalidInputError
+from retrieve_rerank.indexes.locking import FileLock
 from retrieve_rerank.langchain import BiEncoderEmbeddings, ChromaVectorStore
 from tests.langchain.stubs import WordEmbeddings
 
@@ -187,6 +188,53 @@ def test_langchain_indexing_keeps_the_store_in_step() -> None:
     assert run("a", "b")["num_added"] == 2
     assert run("a", "c") == {"num_added": 1, "num_updated": 0, "num_skipped": 1, "num_deleted": 1}
     assert sorted(stored.get()["documents"]) == ["a", "c"]
+
+
+@pytest.mark.parametrize("cleanup", ["incremental", "full", "scoped_full"])
+def test_langchain_indexing_replaces_one_source_and_goes_on_after_a_failure(
+    cleanup: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored, records = store(), InMemoryRecordManager("n")
+    records.create_schema()
+
+    def run(source: str, *texts: str) -> None:
+        given = [Document(text, metadata={"source": source}) for text in texts]
+        index(given, records, stored, cleanup=cleanup, source_id_key="source", key_encoder="sha256", batch_size=2)
+
+    def kept() -> list[str]:
+        return sorted(stored.get()["documents"])
+
+    run("s", "a", "b", "a b")
+    if cleanup != "full":  # which deletes whatever was not given
+        run("other", "a a")
+    others = [] if cleanup == "full" else ["a a"]
+    add, calls = stored.add_texts, iter([True, False])
+
+    def broken(*args: Any, **options: Any) -> list[str]:
+        if next(calls):
+            return add(*args, **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stored, "add_texts", broken)  # the second batch fails
+        with pytest.raises(KeyboardInterrupt):
+            run("s", "c", "b c", "a c", "b")
+    assert {"c", *others} <= set(kept())
+    run("s", "c", "b c", "a c", "b")
+    assert kept() == sorted([*others, "c", "b c", "a c", "b"])
+
+
+def test_a_store_waits_for_the_lock_as_long_as_it_is_told(tmp_path: Path) -> None:
+    other = FileLock(tmp_path / "retrieve_rerank" / "writer.lock")
+    ChromaVectorStore(embedding_function=WordEmbeddings(), persist_directory=tmp_path).close()
+    assert other.acquire()
+    stored = ChromaVectorStore(embedding_function=WordEmbeddings(), persist_directory=tmp_path, lock_timeout=0.05)
+    assert stored.similarity_search("a") == []
+    with pytest.raises(IndexLockedError, match=r"Waited 0.05 seconds"):
+        stored.add_texts(["a"])
+    other.release()
+    stored.add_texts(["a"])
+    stored.close()
 
 
 @pytest.mark.filterwarnings("ignore:legacy embedding function config")

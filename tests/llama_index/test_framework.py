@@ -15,7 +15,8 @@ from llama_index.core.schema import Document, IndexNode, TextNode
 from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.vector_stores.types import VectorStoreQueryMode
 
-from retrieve_rerank import InvalidInputError
+from retrieve_rerank import IndexLockedError, InvalidInputError
+from retrieve_rerank.indexes.locking import FileLock
 from retrieve_rerank.llama_index import (
     BiEncoderEmbedding,
     ChromaRetriever,
@@ -174,3 +175,40 @@ def test_an_ingestion_pipeline_deletes_what_is_gone(tiny_bi_encoder: Path) -> No
     assert texts(store) == {"one": "a", "two": "b"}
     pipeline.run(documents=documents(two="b b"))
     assert texts(store) == {"two": "b b"}
+
+
+def test_an_ingestion_that_was_interrupted_is_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The docstore lags behind the store, or the store behind the docstore's deletions: the same call mends both."""
+    store, docstore = ChromaVectorStore(), SimpleDocumentStore()
+
+    def ingest(**given: str) -> None:
+        pipeline = IngestionPipeline(
+            transformations=[SentenceSplitter(chunk_size=60, chunk_overlap=0), WordEmbedding()],
+            vector_store=store,
+            docstore=docstore,
+            docstore_strategy=DocstoreStrategy.UPSERTS_AND_DELETE,
+        )
+        pipeline.run(documents=documents(**given))
+
+    long = "a b c a b c a b c. " * 15
+    ingest(one=long, two="b b b.", gone="a a a.")
+    for method in ("add", "delete"):
+        with monkeypatch.context() as patched:
+            patched.setattr(ChromaVectorStore, method, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                ingest(one="c c c.", two="b b b.")
+    ingest(one="c c c.", two="b b b.")
+    assert texts(store) == {"one": "c c c.", "two": "b b b."}
+
+
+def test_a_store_waits_for_the_lock_as_long_as_it_is_told(tmp_path: Path) -> None:
+    other = FileLock(tmp_path / "retrieve_rerank" / "writer.lock")
+    ChromaVectorStore(persist_dir=tmp_path).close()
+    assert other.acquire()
+    store = ChromaVectorStore(persist_dir=tmp_path, lock_timeout=0.05)
+    assert store.get_nodes() == []
+    with pytest.raises(IndexLockedError, match=r"Waited 0.05 seconds"):
+        store.add([text_node("a", "a a a", [1.0, 0.0])])
+    other.release()
+    store.add([text_node("a", "a a a", [1.0, 0.0])])
+    store.close()

@@ -8,11 +8,19 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from retrieve_rerank import __version__
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.evaluation import exporting, presenting
 from retrieve_rerank.evaluation.results import Comparison, System
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from retrieve_rerank.evaluation.tuned import Tuning
+
+FORMAT = 1  # of the JSON file
 
 
 def machine() -> dict[str, str | int]:
@@ -46,6 +54,8 @@ class Evaluation:
         resamples: Of the bootstrap and the randomisation test.
         seed: Of both.
         machine: Processor, cores, versions.
+        queries: Text by question, of the questions that were evaluated.
+        texts: The starts of passages by id, of those that `to_html` shows.
 
     Example:
         >>> from retrieve_rerank import Hit, Passage
@@ -72,6 +82,8 @@ class Evaluation:
     resamples: int
     seed: int
     machine: Mapping[str, str | int] = field(default_factory=machine)
+    queries: Mapping[str, str] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def answer(self) -> str:
@@ -109,11 +121,52 @@ class Evaluation:
         """Return the answer, the table and the notes as Markdown."""
         return presenting.markdown(self)
 
+    def to_html(self, path: str | os.PathLike[str], tuning: Tuning | None = None) -> None:
+        """Write a report as one HTML file that loads nothing from outside.
+
+        The answer, the table (sorted by a click), quality against latency, what re-ranking changes, how deep to
+        re-rank, the questions that gained and lost most with both rankings, scores, truncation, machine and versions.
+
+        Args:
+            path: The file.
+            tuning: What `tune` found on the same data: the setting to paste, and what it was chosen from.
+        """
+        from retrieve_rerank.evaluation.report.page import evaluation_page  # only who looks pays for it
+
+        exporting.write_text(evaluation_page(self, tuning), Path(path))
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw quality against seconds a question with matplotlib: intervals, ceilings, and lines to p95.
+
+        Systems of about the same latency are drawn side by side.
+
+        Args:
+            ax: Where; None takes a new figure.
+
+        Returns:
+            The axes that were drawn on.
+
+        Raises:
+            MissingDependencyError: If matplotlib is not installed.
+        """
+        from retrieve_rerank.evaluation.plotting import plot_evaluation
+
+        return plot_evaluation(self, ax)
+
     def to_json(self, path: str | os.PathLike[str]) -> None:
-        """Write everything but the judgements, values per question included, as one JSON object, in UTF-8."""
-        content = asdict(self)
-        del content["judgements"]
-        exporting.write_json({"answer": self.answer, **content}, Path(path))
+        """Write everything, values per question included, as one JSON object, in UTF-8; `from_json` reads it."""
+        exporting.write_json({"format": FORMAT, "answer": self.answer, **asdict(self)}, Path(path))
+
+    @staticmethod
+    def from_json(path: str | os.PathLike[str]) -> Evaluation:
+        """Read what `to_json` wrote.
+
+        Raises:
+            InvalidInputError: If the file is missing, is something else, or is of another version's format.
+        """
+        from retrieve_rerank.evaluation.loading import read_evaluation  # which imports this module
+
+        return read_evaluation(Path(path))
 
     def to_runs(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Write TREC run files, one a system, and `qrels.txt`; return the paths of the runs, in the systems' order.

@@ -12,8 +12,16 @@ from retrieve_rerank.evaluation.results import System
 
 
 def write_json(content: Mapping[str, object], path: Path) -> None:
-    """Write one JSON object."""
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    """Write one JSON object, a line a member."""
+    members = (f"{json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}" for name, value in content.items())
+    # A lone surrogate, which UTF-8 cannot hold, is written as JSON's escape of it.
+    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+        file.write("{\n" + ",\n".join(members) + "\n}\n")
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a text as UTF-8, the same on every system."""
+    path.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_runs(judgements: Mapping[str, Mapping[str, int]], systems: Sequence[System], folder: Path) -> list[Path]:

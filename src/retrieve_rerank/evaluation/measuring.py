@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from retrieve_rerank.evaluation.dataset import Dataset, counted
 from retrieve_rerank.evaluation.measures import cutoff, per_query
-from retrieve_rerank.evaluation.results import Comparison, Latency, System
+from retrieve_rerank.evaluation.results import TIE, Comparison, Latency, System
 from retrieve_rerank.evaluation.significance import bootstrap_interval, holm, randomisation_p
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from retrieve_rerank.types import Hit
 
 _TOP = 10  # where unjudged passages are counted
-_TIE = 1e-9
 _UNUSED = ("score_threshold", "time_budget")  # settings of a pipeline that cut what is measured here
 _FEW = 30  # questions, below which only large differences can show
 
@@ -42,6 +42,11 @@ def measure(stage: Stage, dataset: Dataset, measures: Sequence[str]) -> System:
         rerank=None if first is None else _latency(stage),
         pairs=stage.pairs,
         truncated=stage.truncated,
+        scores={
+            query: tuple(_score(hit.score if first is None else hit.logit) for hit in stage.hits[query])
+            for query in run
+        },
+        cut={} if first is None else {query: ranks for query in run if (ranks := _cut(stage.hits[query]))},
     )
 
 
@@ -63,7 +68,7 @@ def compare(systems: Sequence[System], measures: Sequence[str], *, resamples: in
         for (system, baseline), column, (low, high), p, p_holm in zip(
             pairs, differences.T, intervals, p_values, holm(p_values), strict=True
         ):
-            wins, losses = int((column > _TIE).sum()), int((column < -_TIE).sum())
+            wins, losses = int((column > TIE).sum()), int((column < -TIE).sum())
             comparisons.append(
                 Comparison(
                     system=system.name,
@@ -155,6 +160,15 @@ def _ceiling(
         relevance = judgements[query]
         perfect[query] = sorted(ids, key=lambda passage: -relevance.get(passage, 0))
     return _means(per_query(list(dict.fromkeys((f"R@{fetch_k}", *measures))), judgements, perfect))
+
+
+def _score(score: float | None) -> float | None:
+    """Return a score in no more digits than a look at it needs."""
+    return None if score is None or not math.isfinite(score) else float(f"{score:.6g}")
+
+
+def _cut(hits: Sequence[Hit]) -> tuple[int, ...]:
+    return tuple(rank for rank, hit in enumerate(hits, start=1) if hit.truncated)
 
 
 def _latency(stage: Stage) -> Latency:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
 from retrieve_rerank.evaluation.dataset import counted
 from retrieve_rerank.evaluation.results import Comparison, Latency, System
+from retrieve_rerank.view import escaped
 
 if TYPE_CHECKING:
     from retrieve_rerank.evaluation.evaluation import Evaluation
 
-_WEAK = (
+WEAK = (
     "The questions are weak: {weak}. They show whether a system is broken and roughly which of two is better; they do "
     "not show how large the gain is on questions that people ask, since their words come from the passages themselves "
     "and any other passage that answers counts as not relevant."
@@ -25,8 +27,23 @@ _METHOD = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A cell of the table, and what sorting by its column is by; None comes last."""
+
+    text: str
+    value: float | str | None = None
+
+
 def answer(evaluation: Evaluation) -> str:
     """Return one sentence: whether re-ranking helps, by how much, at what cost."""
+    summary, found = answer_parts(evaluation)
+    each = "; ".join(f"{one.system!r} {_verdict(one)}: {said}" for one, said in found)
+    return f"{summary}: {each}." if found else f"{summary}."
+
+
+def answer_parts(evaluation: Evaluation) -> tuple[str, list[tuple[Comparison, str]]]:
+    """Return the answer in parts: a summary, and what is said of each pipeline where there are several."""
     name = evaluation.measures[0]
     where = f"on {evaluation.dataset}"
     weak = " (weak questions, made from the passages themselves)" if evaluation.weak else ""
@@ -34,19 +51,16 @@ def answer(evaluation: Evaluation) -> str:
     if not compared:
         best = max(evaluation.systems, key=lambda system: system.means[name])
         found = f"the best first stage is {best.name!r} with {name} {best.means[name]:.3f}"
-        return f"Nothing was re-ranked {where}{weak}; {found}."
+        return f"Nothing was re-ranked {where}{weak}; {found}", []
     questions = counted(len(evaluation.judgements), "question")
     if len(compared) == 1:
         (only,) = compared
         said = "makes no clear difference" if only.verdict == "no clear difference" else only.verdict
-        return (
-            f"Re-ranking {said} {where}{weak}: {_change(evaluation, only)}, over {questions}{_cost(evaluation, only)}."
-        )
+        change = f"{_change(evaluation, only)}, over {questions}{_cost(evaluation, only)}"
+        return f"Re-ranking {said} {where}{weak}: {change}", []
     helping = sum(comparison.verdict == "helps" for comparison in compared)
-    each = "; ".join(
-        f"{one.system!r} {_verdict(one)}: {_change(evaluation, one)}{_cost(evaluation, one)}" for one in compared
-    )
-    return f"Re-ranking helps in {helping} of {len(compared)} pipelines {where}{weak}, over {questions}: {each}."
+    summary = f"Re-ranking helps in {helping} of {len(compared)} pipelines {where}{weak}, over {questions}"
+    return summary, [(one, f"{_change(evaluation, one)}{_cost(evaluation, one)}") for one in compared]
 
 
 def short(evaluation: Evaluation) -> str:
@@ -64,30 +78,30 @@ def short(evaluation: Evaluation) -> str:
 
 def markdown(evaluation: Evaluation) -> str:
     """Return the answer, the table and the notes."""
-    columns, rows = _table(evaluation)
-    lines = [columns, ["---"] * len(columns), *rows]
-    table = "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
-    notes = "\n".join(f"- {note}" for note in _notes(evaluation))
-    return f"{evaluation.answer}\n\n{table}\n\n{notes}\n"
+    columns, rows = table(evaluation)
+    lines = [columns, ["---"] * len(columns), *([cell.text for cell in row] for row in rows)]
+    shown = "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+    said = "\n".join(f"- {note}" for note in _notes(evaluation))
+    return f"{evaluation.answer}\n\n{shown}\n\n{said}\n"
 
 
 def html(evaluation: Evaluation) -> str:
     """Return the same as one element, with nothing to load."""
-    columns, rows = _table(evaluation)
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    columns, rows = table(evaluation)
+    head = "".join(f"<th>{escaped(column)}</th>" for column in columns)
     body = "".join(
         "<tr>"
         + "".join(
-            f"<td style='text-align:{'left' if place == 0 else 'right'}'>{escape(cell)}</td>"
+            f"<td style='text-align:{'left' if place == 0 else 'right'}'>{escaped(cell.text)}</td>"
             for place, cell in enumerate(row)
         )
         + "</tr>"
         for row in rows
     )
-    notes = "".join(f"<li>{escape(note)}</li>" for note in _notes(evaluation))
+    said = "".join(f"<li>{escaped(note)}</li>" for note in _notes(evaluation))
     return (
-        f"<div><p><strong>{escape(evaluation.answer)}</strong></p><div style='overflow-x:auto'><table>"
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div><ul>{notes}</ul></div>"
+        f"<div><p><strong>{escaped(evaluation.answer)}</strong></p><div style='overflow-x:auto'><table>"
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div><ul>{said}</ul></div>"
     )
 
 
@@ -106,10 +120,10 @@ def _change(evaluation: Evaluation, comparison: Comparison) -> str:
 
 def _cost(evaluation: Evaluation, comparison: Comparison) -> str:
     latency = evaluation[comparison.system].rerank
-    return "" if latency is None else f", at a cost of {_seconds(latency)} a question (p50 / p95)"
+    return "" if latency is None else f", at a cost of {shown_latency(latency)} a question (p50 / p95)"
 
 
-def _table(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
+def table(evaluation: Evaluation) -> tuple[list[str], list[list[Cell]]]:
     """Return the head and the rows of the table."""
     first = evaluation.measures[0]
     changes = {comparison.system: comparison for comparison in evaluation.comparisons if comparison.measure == first}
@@ -129,41 +143,72 @@ def _table(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
     return columns, [_row(evaluation, system, changes.get(system.name)) for system in evaluation.systems]
 
 
-def _row(evaluation: Evaluation, system: System, change: Comparison | None) -> list[str]:
+def _row(evaluation: Evaluation, system: System, change: Comparison | None) -> list[Cell]:
     first = system if system.baseline is None else evaluation[system.baseline]
-    share = system.truncated_share
+    share, rerank, ceiling = system.truncated_share, system.rerank, first.ceiling
+    perfect, recall = ceiling[evaluation.measures[0]], ceiling[f"R@{first.fetch_k}"]
+    none = Cell("")
     return [
-        system.name,
-        *(f"{system.means[name]:.3f}" for name in evaluation.measures),
-        "" if change is None else f"{change.difference:+.3f} [{change.low:+.3f}, {change.high:+.3f}]",
-        "" if change is None else f"{change.p_holm:.4f}",
-        "" if change is None else f"{change.wins} / {change.ties} / {change.losses}",
-        f"{first.ceiling[evaluation.measures[0]]:.3f}",
-        f"{first.ceiling[f'R@{first.fetch_k}']:.3f} (k = {first.fetch_k})",
-        f"{system.mean_unjudged:.1f}",
-        "" if share is None else f"{share:.1%}",
-        _seconds(system.retrieve),
-        "" if system.rerank is None else _seconds(system.rerank),
+        Cell(system.name, system.name.casefold()),
+        *(Cell(f"{system.means[name]:.3f}", system.means[name]) for name in evaluation.measures),
+        none if change is None else Cell(difference(change), change.difference),
+        none if change is None else Cell(f"{change.p_holm:.4f}", change.p_holm),
+        none
+        if change is None
+        else Cell(f"{change.wins} / {change.ties} / {change.losses}", change.wins - change.losses),
+        Cell(f"{perfect:.3f}", perfect),
+        Cell(f"{recall:.3f} (k = {first.fetch_k})", recall),
+        Cell(f"{system.mean_unjudged:.1f}", system.mean_unjudged),
+        none if share is None else Cell(f"{share:.1%}", share),
+        Cell(shown_latency(system.retrieve), system.retrieve.p50),
+        none if rerank is None else Cell(shown_latency(rerank), rerank.p50),
     ]
 
 
+def difference(change: Comparison) -> str:
+    """Return a difference with its interval."""
+    return f"{change.difference:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
+
+
 def _notes(evaluation: Evaluation) -> Sequence[str]:
-    size = f"{counted(len(evaluation.judgements), 'question')}, {counted(evaluation.passages, 'passage')}"
     machine = ", ".join(f"{name} {value}" for name, value in evaluation.machine.items())
-    described: dict[str, list[str]] = {}
+    systems = [f"{names}: {description}" for description, names in described(evaluation).items()]
+    weak = [WEAK.format(weak=evaluation.weak)] if evaluation.weak else []
+    return [
+        f"{evaluation.dataset}: {size(evaluation)}.",
+        *weak,
+        *evaluation.notes,
+        method(evaluation),
+        *systems,
+        f"Measured with {machine}.",
+    ]
+
+
+def size(evaluation: Evaluation) -> str:
+    """Return how much was evaluated."""
+    return f"{counted(len(evaluation.judgements), 'question')}, {counted(evaluation.passages, 'passage')}"
+
+
+def method(evaluation: Evaluation) -> str:
+    """Return how the numbers come about."""
+    return _METHOD.format(resamples=evaluation.resamples, seed=evaluation.seed)
+
+
+def described(evaluation: Evaluation) -> dict[str, str]:
+    """Return the names of the systems by what they are."""
+    names: dict[str, list[str]] = {}
     for system in evaluation.systems:
-        described.setdefault(system.description, []).append(system.name)
-    systems = [f"{', '.join(names)}: {description}" for description, names in described.items()]
-    weak = [_WEAK.format(weak=evaluation.weak)] if evaluation.weak else []
-    method = _METHOD.format(resamples=evaluation.resamples, seed=evaluation.seed)
-    return [f"{evaluation.dataset}: {size}.", *weak, *evaluation.notes, method, *systems, f"Measured with {machine}."]
+        names.setdefault(system.description, []).append(system.name)
+    return {description: ", ".join(those) for description, those in names.items()}
 
 
-def _seconds(latency: Latency) -> str:
-    return f"{'≈ ' if latency.estimated else ''}{_time(latency.p50)} / {_time(latency.p95)}"
+def shown_latency(latency: Latency) -> str:
+    """Return p50 and p95 as text."""
+    return f"{'≈ ' if latency.estimated else ''}{shown_time(latency.p50)} / {shown_time(latency.p95)}"
 
 
-def _time(seconds: float) -> str:
+def shown_time(seconds: float) -> str:
+    """Return seconds in a unit that suits them."""
     if seconds < 0.001:
         return f"{seconds * 1e6:.0f} µs"
     return f"{seconds * 1e3:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"

@@ -51,8 +51,8 @@ def load_dataset(folder: str | os.PathLike[str], *, qrels: str | os.PathLike[str
     return Dataset(
         path.resolve().name,
         list(_passages(path / "corpus.jsonl")),
-        _queries(path / "queries.jsonl"),
-        _judgements(file),
+        load_queries(path / "queries.jsonl"),
+        load_judgements(file),
     )
 
 
@@ -90,7 +90,8 @@ def _passages(file: Path) -> Iterator[Passage]:
             yield Passage(identifier, text)
 
 
-def _queries(file: Path) -> dict[str, str]:
+def load_queries(file: Path) -> dict[str, str]:
+    """Read questions: lines with `_id` or `id`, and `text`."""
     return {identifier: str(record["text"]) for _, identifier, record in _records(file)}
 
 
@@ -111,7 +112,8 @@ def _qrels_file(folder: Path, qrels: str | os.PathLike[str] | None) -> Path:
     return found[0]
 
 
-def _judgements(file: Path) -> dict[str, dict[str, int]]:
+def load_judgements(file: Path) -> dict[str, dict[str, int]]:
+    """Read judgements in the BEIR or the TREC layout, as `load_dataset` does."""
     judgements: dict[str, dict[str, int]] = {}
     first = True
     for place, line in lines(file):

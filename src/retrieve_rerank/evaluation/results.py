@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Verdict = Literal["helps", "hurts", "no clear difference"]
 
 SIGNIFICANT = 0.05
+TIE = 1e-9  # differences up to it are none
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,9 @@ class System:
         rerank: Latency of the re-ranking; None for a first stage.
         pairs: Pairs of question and passage that the cross-encoder read; 0 for a first stage.
         truncated: How many of these pairs it did not read to the end.
+        scores: What `run` is by, in its order, to six digits: logits, or a first stage's scores. None for what is no
+            finite number.
+        cut: By question, the ranks of the passages that the cross-encoder did not read to the end; where there are any.
 
     Example:
         >>> from retrieve_rerank.evaluation import Latency, System
@@ -73,6 +77,8 @@ class System:
     rerank: Latency | None = None
     pairs: int = 0
     truncated: int = 0
+    scores: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
+    cut: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def truncated_share(self) -> float | None:

@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tqdm.auto import tqdm
 
@@ -15,6 +15,7 @@ from retrieve_rerank.checks import check_count
 from retrieve_rerank.errors import InvalidInputError, TruncationWarning
 from retrieve_rerank.evaluation.dataset import Dataset
 from retrieve_rerank.evaluation.evaluation import Evaluation
+from retrieve_rerank.evaluation.examples import texts_of
 from retrieve_rerank.evaluation.measures import check_measures
 from retrieve_rerank.evaluation.measuring import compare, measure, notes
 from retrieve_rerank.evaluation.store import Score, ScoreStore, key_of, open_store
@@ -79,8 +80,9 @@ def evaluate(
     check_count(resamples, "resamples")
     plan = _plan(pipelines, check_count(fetch_k, "fetch_k"))
     with nullcontext() if cache is None else open_store(cache) as store:
-        _run(plan, dataset, store, show_progress=show_progress)
+        run(plan, dataset, store, show_progress=show_progress)
     systems = [measure(stage, dataset, names) for stage in plan]
+    queries = {query: dataset.queries[query] for query in sorted(dataset.judgements)}
     return Evaluation(
         dataset=dataset.name,
         weak=dataset.weak,
@@ -92,6 +94,8 @@ def evaluate(
         passages=len(dataset.passages),
         resamples=resamples,
         seed=seed,
+        queries=queries,
+        texts=texts_of(plan, systems, names[0], dataset),
     )
 
 
@@ -105,21 +109,31 @@ class Stage:
     search: RetrieveRerank | None = None
     first: Stage | None = None
     hits: dict[str, list[Hit]] = field(default_factory=dict)  # by question id
-    seconds: list[float] = field(default_factory=list)  # by question
+    seconds: list[float] = field(default_factory=list)  # by distinct question, in the order that they were asked
     pairs: int = 0
     truncated: int = 0
     estimated: bool = False
+    reader: Reader | None = None  # what has re-ranked
 
 
 @dataclass(slots=True)
-class _Reader:
-    """One cross-encoder and what it has read for the current question."""
+class Reader:
+    """One cross-encoder and what it has read for the current question.
+
+    Attributes:
+        pairs: Distinct pairs of question and text that were needed so far.
+        seconds: What reading them took, now or when they came into the cache.
+        fresh: How many of them were read now.
+    """
 
     ranker: Ranker
     store: ScoreStore | None
     fingerprint: str
     query: str = ""
     known: dict[str, Score] = field(default_factory=dict)  # by text
+    pairs: int = 0
+    seconds: float = 0.0
+    fresh: int = 0
 
     def rank(self, stage: Stage, query: str, candidates: Sequence[Hit]) -> list[Hit]:
         """Return candidates in the cross-encoder's order, having it read what it has not."""
@@ -131,11 +145,15 @@ class _Reader:
             self.known.update(self.store.get(self.fingerprint, query, unknown))
         new = self._read([hit for hit in candidates if hit.passage.text not in self.known])
         self.known.update(new)
+        self.pairs += len(unknown)
+        self.seconds += sum(self.known[text].seconds for text in unknown)
+        self.fresh += len(new)
         stage.estimated |= len(new) < len(texts)
         stage.seconds.append(sum(self.known[text].seconds for text in texts))
         stage.pairs += len(texts)
         stage.truncated += sum(self.known[text].truncated for text in texts)
-        return sorted(candidates, key=lambda hit: -self.known[hit.passage.text].logit)
+        ranked = sorted(candidates, key=lambda hit: -self.known[hit.passage.text].logit)
+        return [_scored(hit, self.known[hit.passage.text]) for hit in ranked]
 
     def _read(self, candidates: Sequence[Hit]) -> dict[str, Score]:
         if not candidates:
@@ -150,6 +168,10 @@ class _Reader:
         if self.store is not None:
             self.store.put(self.fingerprint, self.query, scores)
         return scores
+
+
+def _scored(hit: Hit, score: Score) -> Hit:
+    return replace(hit, logit=score.logit, truncated=score.truncated)
 
 
 def _plan(pipelines: Mapping[str, RetrieveRerank | Retriever], fetch_k: int) -> list[Stage]:
@@ -193,7 +215,7 @@ def _check_pipelines(pipelines: Mapping[str, RetrieveRerank | Retriever]) -> Non
             )
 
 
-def _run(plan: list[Stage], dataset: Dataset, store: ScoreStore | None, *, show_progress: bool) -> None:
+def run(plan: list[Stage], dataset: Dataset, store: ScoreStore | None, *, show_progress: bool) -> None:
     """Fill the rows' hits and times: all first stages, and then, if they can have found something, the re-ranking."""
     ids: dict[str, list[str]] = {}
     for query in sorted(dataset.judgements):
@@ -214,19 +236,19 @@ def _run(plan: list[Stage], dataset: Dataset, store: ScoreStore | None, *, show_
     for text, queries in tqdm(ids.items(), disable=not (show_progress and readers), unit="question", desc="Re-ranking"):
         for stage in plan:
             if stage.search is not None and stage.first is not None:
-                reader = readers[_identity(stage.search)]
-                hits = reader.rank(stage, text, stage.first.hits[queries[0]])
+                stage.reader = readers[_identity(stage.search)]
+                hits = stage.reader.rank(stage, text, stage.first.hits[queries[0]])
                 stage.hits.update((query, hits) for query in queries)
 
 
-def _readers(plan: list[Stage], store: ScoreStore | None) -> dict[tuple[int, str], _Reader]:
+def _readers(plan: list[Stage], store: ScoreStore | None) -> dict[tuple[int, str], Reader]:
     """Return a reader a cross-encoder, by its identity."""
-    readers: dict[tuple[int, str], _Reader] = {}
+    readers: dict[tuple[int, str], Reader] = {}
     for stage in plan:
         if stage.search is not None and _identity(stage.search) not in readers:
             model, scale = stage.search.cross_encoder, _identity(stage.search)[1]
             fingerprint = "" if store is None else key_of(stage.name, model, scale)
-            readers[_identity(stage.search)] = _Reader(stage.search.ranker, store, fingerprint)
+            readers[_identity(stage.search)] = Reader(stage.search.ranker, store, fingerprint)
     return readers
 
 

@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 import os
-import warnings
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from retrieve_rerank.checks import check_count
-from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, RetrieveRerankError
+from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, RetrieveRerankError, warn_caller
 from retrieve_rerank.indexes.client import one_spelling, open_client
 from retrieve_rerank.indexes.collection import ChromaCollection
 from retrieve_rerank.indexes.embedded import compare
@@ -103,25 +102,46 @@ def adopt_stored(
 
 
 def adopt_at_opening(collection: ChromaCollection, encoder: Encoder) -> None:
-    """Adopt a collection that carries no fingerprint, where a few samples verify; else warn that nothing is known."""
+    """See whether an encoder made a collection that does not say so clearly; close it if not. See `prove`."""
     if collection.verified:
         return
     try:
-        report = adopt(collection, encoder, samples=_AT_OPENING)
+        prove(collection, encoder)
     except RetrieveRerankError:
         collection.close()
         raise
+
+
+def prove(collection: ChromaCollection, encoder: Encoder) -> None:
+    """Encode a few stored texts again, to see whether an encoder makes the vectors of a collection.
+
+    One that carries no fingerprint is adopted if it does; otherwise a warning says that nothing is known. One that
+    does carry a fingerprint is asked for this proof where it or the encoder is behind an inference server, which tells
+    too little for a comparison.
+
+    Raises:
+        IndexMismatchError: If the vectors are of another length, or others than a fingerprint promises.
+    """
+    report = adopt(collection, encoder, samples=_AT_OPENING)
     if report.verified == report.samples and (report.samples or not report.count):
-        # The metric is what the caller asked for.
-        if not report.adopted:
+        if collection.recorded and report.samples:
+            collection.verified = True  # what is written down stays: it may say more
+        elif collection.recorded or not report.adopted:  # the metric is what the caller asked for
             collection.record_encoder(encoder.fingerprint)
         return
-    warnings.warn(
+    if collection.recorded:
+        raise IndexMismatchError(
+            f"collection {collection.name!r} was made by another encoder: encoding some of its texts again gave other "
+            "vectors. Open it with the encoder that made it, or use another collection name and add the passages "
+            "again. If the two are one encoder all the same, as where texts were embedded together with something "
+            "else, pass assume_compatible=True"
+        )
+    warn_caller(
         f"collection {collection.name!r} does not say which encoder made it, and encoding some of its texts again gave "
         "other vectors, or there are no texts: scores mean nothing if it was another encoder. If the texts were "
         "embedded together with something else, this is expected; otherwise add the passages again under another "
         "collection name",
-        stacklevel=4,
+        UserWarning,
     )
 
 

@@ -71,8 +71,9 @@ class Patience:
         Raises:
             RemoteError: If the time is up, or the server asks for more of it.
         """
-        said = "" if response.is_success else self.said(response)
-        reason = f"status {response.status_code}{said}" if said else "an answer that is not JSON"
+        reason = f"status {response.status_code}{self.said(response)}"
+        if response.is_success:
+            reason = "an answer that is not JSON"
         return self._after(reason, _retry_after(response), None)
 
     def said(self, response: httpx.Response) -> str:
@@ -95,7 +96,7 @@ class Patience:
         left = self._seconds - spent
         if left <= 0 or asked > left:
             tried = "once" if self._tries == 1 else f"{self._tries} times in {spent:.0f} s"
-            waits = f", and asks to wait {asked:.0f} s" if asked > left else ""
+            waits = f", and asks to wait {asked:.0f} s" if asked > max(left, 0.0) else ""
             raise RemoteError(
                 f"{self.server} does not answer: tried {tried}, the last time {reason}{waits}. Is it running? Once it "
                 "is, make the same call again: what was written before is stored, and nothing is written twice"

@@ -5,10 +5,8 @@ Importing chromadb takes longer than importing a framework, so it happens at the
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import os
-import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -26,7 +24,7 @@ if TYPE_CHECKING:
     from chromadb.api import ClientAPI
 
 # Chroma searches this many neighbours. Its default of 100 finds 93 % of the true top 100; re-ranking wants them all.
-_EF_SEARCH = 200
+EF_SEARCH = 200
 # What two writers can leave behind: every call fails.
 _UNREADABLE = (
     ". Its vectors cannot be read any more; the texts are all there: ChromaIndex.recover(encoder, collection, path=…) "
@@ -34,16 +32,20 @@ _UNREADABLE = (
 )
 _DROP_CHUNK = 1_000  # records deleted in one call
 
+_started: int | None = None  # the process that Chroma's stores and threads belong to
+
 
 def open_client(path: str | os.PathLike[str] | None) -> ClientAPI:
     """Return a client on a directory, which is made if missing, or in memory.
 
     Raises:
         InvalidInputError: If the directory cannot be written.
+        RetrieveRerankError: In a forked child of a process that used Chroma.
     """
     import chromadb
     from chromadb.errors import ChromaError
 
+    check_not_forked()
     if path is None:
         return chromadb.EphemeralClient()
     # Chroma takes every spelling of a path for a store of its own, and two stores on one directory lose vectors.
@@ -52,10 +54,9 @@ def open_client(path: str | os.PathLike[str] | None) -> ClientAPI:
             raise ValueError("the path is empty")
         folder = one_spelling(path)
         folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / "chroma.sqlite3").exists():  # one that is there may be read where nothing can be written
-            probe = folder / f".retrieve-rerank-{uuid.uuid4().hex}"
-            probe.touch()
-            probe.unlink()
+        probe = folder / f".retrieve-rerank-{uuid.uuid4().hex}"
+        probe.touch()
+        probe.unlink()
         shared = directory(folder)
         with shared.alone():
             shared.mend()
@@ -98,7 +99,7 @@ def find_or_create(
     except NotFoundError:
         if (finished := finish_rebuilding(client, name, writing)) is not None:
             return finished
-        settings: Any = {"hnsw": {"space": SPACES[metric], "ef_search": _EF_SEARCH}}
+        settings: Any = {"hnsw": {"space": SPACES[metric], "ef_search": EF_SEARCH}}
         try:
             with writing():
                 return client.create_collection(
@@ -175,29 +176,33 @@ def directory_of(client: object) -> tuple[Directory, Any] | None:
     """Return the directory that a client, or what a collection calls its client, stores in, and Chroma's store.
 
     None for a client of a server or of memory.
+
+    Raises:
+        RetrieveRerankError: In a forked child of a process that used Chroma.
     """
     store: Any = getattr(client, "_server", client)  # there is no public way to it
     settings = store.get_settings()
-    if is_server(client) or not settings.is_persistent:
+    if is_server(client):
+        return None
+    check_not_forked()
+    if not settings.is_persistent:
         return None
     return directory(Path(settings.persist_directory).expanduser()), store
 
 
-def _forget_stores() -> None:
-    """In a forked child: let Chroma open its stores anew, as the threads of the parent's are not there.
+def check_not_forked() -> None:
+    """Raise RetrieveRerankError in a forked child of a process that used Chroma in memory or in a directory.
 
-    They are kept for ever, because ending one would wait for its threads.
+    Chroma shares its stores and its threads in a process, and in the child it waits for threads that are not there.
     """
-    module = sys.modules.get("chromadb.api.shared_system_client")
-    if module is not None:
-        stores = module.SharedSystemClient
-        for system in list(stores._identifier_to_system.values()):  # noqa: SLF001
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(system))
-        stores.clear_system_cache()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_stores)
+    global _started
+    if _started not in (None, os.getpid()):
+        raise RetrieveRerankError(
+            f"this process was forked from one that had opened a Chroma index, {_started}, and Chroma would wait for "
+            "ever here. Open indexes after the fork only, or start processes with "
+            "multiprocessing.get_context('spawn')"
+        )
+    _started = os.getpid()
 
 
 @contextmanager

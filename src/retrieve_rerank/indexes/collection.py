@@ -8,10 +8,11 @@ settings and batch limits.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,25 +21,25 @@ from retrieve_rerank.checks import check_count, check_encodable, check_texts
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.indexes.clauses import Where, exact
 from retrieve_rerank.indexes.client import translated
+from retrieve_rerank.indexes.nearest import (
+    READ_CHUNK,
+    TEXTS,
+    Asked,
+    AtOnce,
+    Found,
+    Vectors,
+    in_chunks,
+    nearest,
+    records_of,
+)
 from retrieve_rerank.indexes.opened import OpenedCollection
 from retrieve_rerank.indexes.records import Record
 from retrieve_rerank.indexes.server import at_once
 from retrieve_rerank.types import AddReport, Metric
 
-Vectors = npt.NDArray[np.float32]
-
-_READ_CHUNK = 10_000  # ids in one read; SQLite takes no more than about 32,000 variables
 _MOST = 2**31 - 1  # results; Chroma counts them in 32 bits
+_SIZE_SECONDS = 30.0  # a count takes longer the more there is
 _WRITE_CHUNK = 1_000  # passages encoded and written in one go: enough to sort by length, little to lose
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A record that a query returned. `distance` is Chroma's, smaller is nearer; `vector` only where asked for."""
-
-    record: Record
-    distance: float
-    vector: Vectors | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,7 @@ class ChromaCollection(OpenedCollection):
             metadatas: Any = [
                 {**dict.fromkeys(old.get(record.id, ())), **record.metadata} or None for record in records
             ]
+            self._counted = None
             self.handle.upsert(
                 ids=ids, embeddings=array, documents=[record.text for record in records], metadatas=metadatas
             )
@@ -112,7 +114,7 @@ class ChromaCollection(OpenedCollection):
     ) -> list[Record]:
         """Return records by id, in the order asked for and missing ones left out, or by filter, or all."""
         with self.reading():
-            return at_once(self._read(_AtOnce(self), ids, where, where_document, limit, offset))
+            return at_once(self._read(AtOnce(self.handle), ids, where, where_document, limit, offset))
 
     async def aread(
         self, ids: Sequence[str], *, where: Where | None = None, where_document: Where | None = None
@@ -132,13 +134,11 @@ class ChromaCollection(OpenedCollection):
         limit: int | None,
         offset: int | None,
     ) -> list[Record]:
-        options = {**_filters(where, where_document), "include": ["documents", "metadatas"]}
+        options = {**_filters(where, where_document), "include": [*TEXTS]}
         if ids is None:
-            return _records(await live.get(limit=limit, offset=offset, **options))
+            return records_of(await live.get(limit=limit, offset=offset, **options))
         wanted = list(dict.fromkeys(check_ids(ids)))
-        rows: list[Record] = []
-        for start in range(0, len(wanted), _READ_CHUNK):
-            rows += _records(await live.get(ids=wanted[start : start + _READ_CHUNK], **options))
+        rows = [record for part in await in_chunks(live, wanted, **options) for record in records_of(part)]
         place = {id_: position for position, id_ in enumerate(wanted)}
         return sorted(rows, key=lambda record: place[record.id])
 
@@ -158,7 +158,7 @@ class ChromaCollection(OpenedCollection):
                     self.handle.delete(where=condition)
             return
         wanted = list(dict.fromkeys(check_ids(ids)))
-        step = min(self.max_batch, _READ_CHUNK)
+        step = min(self.max_batch, READ_CHUNK)
         for start in range(0, len(wanted), step):
             with self.writing():
                 self.handle.delete(ids=wanted[start : start + step], where=condition)
@@ -167,7 +167,7 @@ class ChromaCollection(OpenedCollection):
         """Delete every record; the collection, its metric and its encoder stay."""
         self.hold()
         with self._lock:
-            while ids := self.ids(limit=_READ_CHUNK):
+            while ids := self.ids(limit=READ_CHUNK):
                 self.delete(ids)
 
     def ids(self, *, where: Where | None = None, limit: int | None = None) -> list[str]:
@@ -202,9 +202,10 @@ class ChromaCollection(OpenedCollection):
             ids: Records to search among; ids that are not stored are left out.
             with_vectors: Whether to return the stored vectors.
         """
-        array, options = self._asked(vectors, k, rows, where, where_document, with_vectors=with_vectors)
+        asked = self._asked(vectors, k, rows, where, where_document, ids, with_vectors=with_vectors)
         with self.reading():
-            return at_once(self._query(_AtOnce(self), array, options, ids))
+            live = AtOnce(self.handle)
+            return at_once(self._nearest(live, asked))
 
     async def aquery(
         self,
@@ -219,11 +220,12 @@ class ChromaCollection(OpenedCollection):
     ) -> list[list[Found]]:
         """As `query`, without blocking the event loop; a server is asked side by side with other calls."""
         if not self.at_server:
-            query = partial(self.query, rows=rows, where=where, where_document=where_document, ids=ids)
-            return await self.worker.arun(partial(query, vectors, k, with_vectors=with_vectors))
-        array, options = self._asked(vectors, k, rows, where, where_document, with_vectors=with_vectors)
+            options = {"where": where, "where_document": where_document, "ids": ids, "with_vectors": with_vectors}
+            return await self.worker.arun(partial(self.query, vectors, k, rows=rows, **cast("Any", options)))
+        asked = self._asked(vectors, k, rows, where, where_document, ids, with_vectors=with_vectors)
         with translated(f"collection {self.name!r}"):
-            return await self._query(self.async_handle, array, options, ids)
+            live = self.async_handle
+            return await self._nearest(live, asked)
 
     def _asked(
         self,
@@ -232,32 +234,25 @@ class ChromaCollection(OpenedCollection):
         rows: int | None,
         where: Where | None,
         where_document: Where | None,
+        ids: Sequence[str] | None,
         *,
         with_vectors: bool,
-    ) -> tuple[Vectors, dict[str, Any]]:
-        include = ["documents", "metadatas", "distances"] + (["embeddings"] if with_vectors else [])
-        options = {**_filters(where, where_document), "include": include, "n_results": min(check_count(k, "k"), _MOST)}
-        return self._checked(vectors, rows), options
+    ) -> Asked:
+        array, limit = self._checked(vectors, rows), min(check_count(k, "k"), _MOST)
+        return Asked(
+            array,
+            limit,
+            _filters(where, where_document),
+            ids,
+            self.search_breadth,
+            ("embeddings",) if with_vectors else (),
+        )
 
-    async def _query(
-        self, live: Any, array: Vectors, options: dict[str, Any], ids: Sequence[str] | None
-    ) -> list[list[Found]]:
-        if len(array) == 0:
-            return []
-        if ids is not None:
-            # Chroma fails if one id is missing.
-            stored = [record.id for record in await self._read(live, ids, None, None, None, None)]
-            if not stored:
-                return [[] for _ in array]
-            options = {**options, "ids": stored}
-        # As many vectors at a time as Chroma can look the results of up: it reads all of them in one statement.
-        step = 1 if len(array) == 1 else max(1, _READ_CHUNK // min(options["n_results"], await live.count() or 1))
-        results: list[list[Found]] = []
-        for start in range(0, len(array), step):
-            part = array[start : start + step]
-            answer = await live.query(query_embeddings=part, **options)
-            results += [_found(answer, row) for row in range(len(part))]
-        return results
+    async def _nearest(self, live: Any, asked: Asked) -> list[list[Found]]:
+        # For one vector the size says how broadly to search; for several, how many results Chroma can look up, too.
+        if len(asked.vectors) > 1 or self._counted is None or time.monotonic() > self._counted[1]:
+            self._counted = int(await live.count()), time.monotonic() + _SIZE_SECONDS
+        return await nearest(live, asked, self._counted[0])
 
     def similarity(self, distance: float) -> float:
         """Return a distance as similarity, larger is better; see `to_similarity`."""
@@ -278,22 +273,6 @@ class ChromaCollection(OpenedCollection):
             bad = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
             raise InvalidInputError(f"vector {bad} holds NaN or infinity, which cannot be searched; check the encoder")
         return array
-
-
-class _AtOnce:
-    """A live collection's calls as coroutines that do not wait: what `at_once` runs."""
-
-    def __init__(self, collection: OpenedCollection) -> None:
-        self._handle = collection.handle
-
-    async def get(self, **options: Any) -> Any:
-        return self._handle.get(**options)
-
-    async def query(self, **options: Any) -> Any:
-        return self._handle.query(**options)
-
-    async def count(self) -> int:
-        return self._handle.count()
 
 
 def to_similarity(distance: float, metric: Metric) -> float:
@@ -339,19 +318,3 @@ def _check_text_filter(part: object) -> None:
     elif isinstance(part, (list, tuple)):
         for value in part:
             _check_text_filter(value)
-
-
-def _found(answer: Any, row: int) -> list[Found]:
-    records = _records({name: (answer[name] or [None])[row] for name in ("ids", "documents", "metadatas")})
-    stored = [None] * len(records) if answer["embeddings"] is None else answer["embeddings"][row]
-    return [
-        Found(record, float(distance), None if vector is None else np.asarray(vector, np.float32))
-        for record, distance, vector in zip(records, answer["distances"][row], stored, strict=True)
-    ]
-
-
-def _records(rows: Mapping[str, Any]) -> list[Record]:
-    ids: list[str] = rows["ids"] or []
-    texts = rows["documents"] or [None] * len(ids)
-    metadatas = rows["metadatas"] or [None] * len(ids)
-    return [Record(id_, text or "", dict(meta or {})) for id_, text, meta in zip(ids, texts, metadatas, strict=True)]

@@ -69,7 +69,7 @@ class Directory:
         self._copies = self._files / "checkpoint"
         self._guard = threading.RLock()  # the threads of this process; the files below do the same for processes
         self._writer = FileLock(self._files / "writer.lock")
-        self._gate = FileLock(self._files / "gate.lock", readable=True)
+        self._gate = FileLock(self._files / "gate.lock")
         self._depth = 0
         self._owners: set[str] = set()
         self._leaving: deque[str] = deque()
@@ -222,13 +222,11 @@ class Directory:
             self._writer.release()
 
     def _close_gate(self) -> None:
-        # Where nothing can be written, nobody writes, at least nobody of this system.
-        with suppress(OSError):
-            self._files.mkdir(exist_ok=True)
         try:
+            self._files.mkdir(exist_ok=True)
             closed = self._gate.acquire(_GATE_SECONDS)
         except OSError:
-            return
+            return  # where files cannot be locked, nobody writes: that takes a lock, too
         if not closed:
             raise IndexLockedError(
                 f"another process has been in the middle of a write in {str(self.folder)!r} for {_GATE_SECONDS:g} "

@@ -15,6 +15,8 @@ FORMAT = 1
 _FORMAT_KEY = "retrieve_rerank:format"
 _ENCODER_KEY = "retrieve_rerank:encoder"
 
+SERVED_BY = "served_by"  # in the fingerprint of an encoder behind an inference server
+
 SPACES: dict[Metric, str] = {"cosine": "cosine", "dot": "ip", "euclidean": "l2"}
 
 Fingerprint = Mapping[str, "str | int | float | bool"]
@@ -78,8 +80,20 @@ def check_identity(name: str, found: Identity, metric: Metric | None, fingerprin
         )
 
 
+def needs_proof(stored: Fingerprint | None, given: Fingerprint | None) -> bool:
+    """Whether only a vector can tell if two fingerprints are of one encoder: a server does not tell its weights."""
+    if stored is None or given is None or dict(stored) == dict(given):
+        return False
+    return SERVED_BY in stored or SERVED_BY in given
+
+
 def _differences(stored: Fingerprint, given: Fingerprint) -> list[str]:
     keys = set(stored) | set(given)
+    if needs_proof(stored, given):
+        # What both say of what changes vectors, so that the vector of one text proves the rest.
+        certain = {"dimension", "document_prompt", "max_length"}
+        same_model = stored.get("model") == given.get("model")
+        keys = (certain | ({"revision"} if same_model else set())) & set(stored) & set(given)
     if "weights" in stored and stored["weights"] == given.get("weights"):
         keys -= {"model"}  # a name is only a name: these are the same weights
     if "dimension" not in stored or "dimension" not in given:

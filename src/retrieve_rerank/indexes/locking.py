@@ -45,11 +45,10 @@ class FileLock:
 
     Args:
         path: The file. Its content says who holds the lock, and means nothing once nobody does.
-        readable: Whether a file that may only be read is good enough.
     """
 
-    def __init__(self, path: Path, *, readable: bool = False) -> None:
-        self.path, self.readable = path, readable
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self._file: int | None = None
 
     @property
@@ -72,7 +71,7 @@ class FileLock:
         """
         end = time.monotonic() + seconds
         while True:
-            file = self._open()
+            file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
             try:
                 _take(file)
             except OSError as error:
@@ -93,14 +92,6 @@ class FileLock:
                 os.lseek(file, 0, os.SEEK_SET)
                 os.write(file, note.encode())
             return True
-
-    def _open(self) -> int:
-        try:
-            return os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError:
-            if not self.readable:
-                raise
-            return os.open(self.path, os.O_RDONLY)
 
     def release(self) -> None:
         """Let go of the lock."""

@@ -18,10 +18,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from retrieve_rerank.checks import check_count
 from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, RetrieveRerankError
 from retrieve_rerank.indexes.client import directory_of, drop_collection, find_or_create, open_client, translated
 from retrieve_rerank.indexes.directory import Directory, View, check_wait
-from retrieve_rerank.indexes.fingerprint import SPACES, Fingerprint, Identity, check_format, check_identity, to_metadata
+from retrieve_rerank.indexes.fingerprint import (
+    SPACES,
+    Fingerprint,
+    Identity,
+    check_format,
+    check_identity,
+    needs_proof,
+    to_metadata,
+)
 from retrieve_rerank.indexes.server import (
     RETRY_SECONDS,
     async_collection,
@@ -53,6 +62,8 @@ class OpenedCollection:
         handle: A live collection to use instead of all of the above but `metric` and `fingerprint`.
         retry_seconds: For how long a request that a server does not answer is repeated; 0 asks once.
         lock_timeout: Seconds to wait while another process writes the directory, at the first write.
+        search_breadth: How many neighbours a search keeps while it walks through the vectors; None chooses by their
+            number.
 
     Raises:
         InvalidInputError: If the directory cannot be used or the name is not valid.
@@ -72,6 +83,7 @@ class OpenedCollection:
         handle: chromadb.Collection | None = None,
         retry_seconds: float = RETRY_SECONDS,
         lock_timeout: float = 0.0,
+        search_breadth: int | None = None,
     ) -> None:
         if path is not None and client is not None:
             raise InvalidInputError("give either a path or a client, not both: a client already knows where it stores")
@@ -96,6 +108,8 @@ class OpenedCollection:
         self._opened = handle is None and client is None
         self._closed = False
         self._async_handle: AsyncCollection | None = None
+        self._counted: tuple[int, float] | None = None  # records, and until when that is taken as true
+        self.search_breadth = None if search_breadth is None else check_count(search_breadth, "search_breadth")
         self._drop_private: Callable[[], object] | None = None
         check_patience(retry_seconds)
         self.lock_timeout = check_wait(lock_timeout)
@@ -186,7 +200,8 @@ class OpenedCollection:
     def _check(self, metric: Metric | None, fingerprint: Fingerprint | None, *, assume_compatible: bool) -> None:
         found = Identity.read(self.handle.configuration_json, self.handle.metadata)
         self.metric = found.metric
-        self.verified = fingerprint is None or found.fingerprint is not None
+        self.recorded = found.fingerprint is not None
+        self.verified = fingerprint is None or (self.recorded and not needs_proof(found.fingerprint, fingerprint))
         check_format(self.name, found)
         if not assume_compatible:
             check_identity(self.name, found, metric, fingerprint)
@@ -199,7 +214,8 @@ class OpenedCollection:
                 f"collection {self.name!r} is in memory or a client's: it cannot be pickled or copied. Give it a "
                 "directory"
             )
-        made = partial(type(self), self.name, path=self.folder, metric=self.metric, lock_timeout=self.lock_timeout)
+        made = partial(type(self), self.name, path=self.folder, metric=self.metric, search_breadth=self.search_breadth)
+        made = partial(made, lock_timeout=self.lock_timeout)
         return partial(made, fingerprint=self._fingerprint, assume_compatible=self.assume_compatible), ()
 
     @property
@@ -208,8 +224,8 @@ class OpenedCollection:
         if os.getpid() != self._process:
             raise RetrieveRerankError(
                 f"collection {self.name!r} was opened in process {self._process} and cannot be used in its forked "
-                f"child {os.getpid()}, where Chroma would wait for ever. Open it in the child, or start processes with "
-                "multiprocessing.get_context('spawn')"
+                f"child {os.getpid()}, where Chroma would wait for ever. Open indexes after the fork only, or start "
+                "processes with multiprocessing.get_context('spawn')"
             )
         if self._closed:
             raise RetrieveRerankError(f"collection {self.name!r} was closed; open the index again")

@@ -82,12 +82,14 @@ def with_patience(client: ClientAPI, seconds: float) -> ClientAPI:
             "the client is a coroutine, as chromadb.AsyncHttpClient(…) makes one; await it, or give "
             "chromadb.HttpClient(…), which serves sync and async calls alike"
         )
-    if isinstance(client, AsyncClient):
-        client = _sync_twin(client)
+    twin = isinstance(client, AsyncClient)
     if not is_server(client):
         return client
-    made = copy.copy(cast("Any", client))
+    made = copy.copy(cast("Any", _sync_twin(client) if twin else client))
     made._server = _patient(made._server, seconds)  # noqa: SLF001 - there is no public way to Chroma's requests
+    if twin:  # nobody else closes its connections, and Chroma's own close does not
+        for part in (made._server, made._admin_client._server):  # noqa: SLF001
+            weakref.finalize(made, part._session.close)  # noqa: SLF001
     return cast("ClientAPI", made)
 
 
@@ -203,8 +205,8 @@ class AsyncRequests(_Requests):
 
     def __init__(self, server: FastAPI, seconds: float) -> None:
         super().__init__(server, seconds)
-        self._held: weakref.WeakKeyDictionary[Any, tuple[httpx.AsyncClient, AsyncGenerator[None, None]]]
-        self._held = weakref.WeakKeyDictionary()
+        self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient]
+        self._clients = weakref.WeakKeyDictionary()
 
     async def __call__(self, method: str, path: str, *, json: Any = None, params: Any = None) -> Any:
         """Return the answer to a request."""
@@ -212,35 +214,42 @@ class AsyncRequests(_Requests):
 
     async def send(self, method: str, url: str, content: bytes | None, params: Any) -> httpx.Response:
         """Send one request."""
-        client = await self._client()
+        loop = asyncio.get_running_loop()
+        if loop not in self._clients:
+            self._clients[loop] = _new_client(self.server)
+            await _close_with(loop, self._clients[loop])
         headers = self.server.get_request_headers()  # of today: a token may have been renewed
-        return await client.request(method, url, content=content, params=params, headers=headers)
+        return await self._clients[loop].request(method, url, content=content, params=params, headers=headers)
 
     async def sleep(self, seconds: float) -> None:
         """Wait."""
         await asyncio.sleep(seconds)
 
-    async def _client(self) -> httpx.AsyncClient:
-        import httpx
 
-        loop = asyncio.get_running_loop()
-        if loop not in self._held:
-            verify = self.server._settings.chroma_server_ssl_verify  # noqa: SLF001
-            client = httpx.AsyncClient(
-                verify=True if verify is None else verify, limits=self.server.http_limits, timeout=_timeout()
-            )
-            closing = _closed_with_loop(client)
-            self._held[loop] = client, closing
-            await anext(closing)
-        return self._held[loop][0]
+# One for each client. Nobody may come to close a client, but an event loop that ends ends its generators.
+_ends: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, list[AsyncGenerator[None, None]]]
+_ends = weakref.WeakKeyDictionary()
 
 
-async def _closed_with_loop(client: httpx.AsyncClient) -> AsyncGenerator[None, None]:
-    """Close connections where they belong: a loop that ends, or that nobody needs this in, ends its generators."""
-    try:
-        yield
-    finally:
-        await client.aclose()
+def _new_client(server: FastAPI) -> httpx.AsyncClient:
+    import httpx
+
+    verify = server._settings.chroma_server_ssl_verify  # noqa: SLF001
+    return httpx.AsyncClient(verify=True if verify is None else verify, limits=server.http_limits, timeout=_timeout())
+
+
+async def _close_with(loop: asyncio.AbstractEventLoop, client: httpx.AsyncClient) -> None:
+    """Have a client closed at the end of an event loop: a task of its own would be cancelled then."""
+
+    async def last() -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            await client.aclose()
+
+    end = last()
+    _ends.setdefault(loop, []).append(end)
+    await anext(end)
 
 
 def _quoted(path: str) -> str:

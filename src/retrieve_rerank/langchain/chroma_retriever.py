@@ -15,8 +15,8 @@ from pydantic import ConfigDict, field_validator
 
 from retrieve_rerank.checks import check_count, check_query
 from retrieve_rerank.indexes.clauses import Where
-from retrieve_rerank.indexes.collection import Found
 from retrieve_rerank.indexes.mmr import check_diversity
+from retrieve_rerank.indexes.nearest import Found
 from retrieve_rerank.langchain._convert import to_document, with_metadata
 from retrieve_rerank.langchain._dense import DenseSearch, Together
 from retrieve_rerank.langchain._travel import Travelling, unpacked

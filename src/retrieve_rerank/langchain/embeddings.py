@@ -11,8 +11,10 @@ from pydantic import AliasChoices, ConfigDict, Field, PrivateAttr, field_validat
 
 from retrieve_rerank.langchain._travel import Travelling, unpacked
 from retrieve_rerank.models.backend import Backend
-from retrieve_rerank.models.bi_encoder import BiEncoder
+from retrieve_rerank.models.bi_encoder import DEFAULT_MODEL, BiEncoder
+from retrieve_rerank.models.endpoint import KEY_VARIABLE, MAX_CONCURRENCY, TIMEOUT, Protocol
 from retrieve_rerank.models.precision import Precision
+from retrieve_rerank.types import Metric
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -23,7 +25,9 @@ class BiEncoderEmbeddings(Travelling, Embeddings):
 
     Queries and documents get the model's own saved prompts; newlines are kept; vectors equal the model's own. The
     fields are those of `retrieve_rerank.BiEncoder`, where each is explained; `model_name` is accepted for `model`.
-    `model` may also be a `BiEncoder`, to share one that is loaded already; its own settings then apply.
+    `model` may also be a `BiEncoder`, to share one that is loaded already; its own settings then apply. With
+    `endpoint`, an inference server computes the vectors. The API key is never written down: a dump names the
+    environment's RETRIEVE_RERANK_API_KEY instead.
 
     Example:
         >>> from retrieve_rerank.langchain import BiEncoderEmbeddings
@@ -35,11 +39,16 @@ class BiEncoderEmbeddings(Travelling, Embeddings):
     holds: ClassVar[tuple[str, ...]] = ("model",)
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, populate_by_name=True, arbitrary_types_allowed=True, protected_namespaces=()
+        extra="forbid",
+        frozen=True,
+        populate_by_name=True,
+        arbitrary_types_allowed=True,
+        protected_namespaces=(),
+        hide_input_in_errors=True,  # there may be a key in it
     )
 
     model: str | BiEncoder = Field(
-        default="sentence-transformers/multi-qa-mpnet-base-dot-v1",
+        default=DEFAULT_MODEL,
         validation_alias=AliasChoices("model", "model_name"),
     )
     device: str | None = None
@@ -56,6 +65,12 @@ class BiEncoderEmbeddings(Travelling, Embeddings):
     truncate_dim: int | None = None
     max_length: int | None = None
     batch_tokens: int | None = None
+    endpoint: str | None = None
+    api_key: str | None = Field(default=None, exclude=True, repr=False)
+    protocol: Protocol | None = None
+    timeout: float = TIMEOUT
+    max_concurrency: int = MAX_CONCURRENCY
+    metric: Metric | None = None
 
     _encoder: BiEncoder = PrivateAttr()
 
@@ -66,7 +81,12 @@ class BiEncoderEmbeddings(Travelling, Embeddings):
 
     def __getstate__(self) -> dict[Any, Any]:
         state = super().__getstate__()
-        return {**state, "__dict__": {**state["__dict__"], "token": None}}  # no secret in a pickle
+        return {**state, "__dict__": {**state["__dict__"], "token": None, "api_key": None}}  # no secret in a pickle
+
+    @property
+    def lc_secrets(self) -> dict[str, str]:
+        """What `dumpd` writes instead of the key."""
+        return {"api_key": KEY_VARIABLE}
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Return a copy; one with other settings has an encoder of its own."""
@@ -83,6 +103,8 @@ class BiEncoderEmbeddings(Travelling, Embeddings):
             return
         settings = {name: getattr(self, name) for name in type(self).model_fields}
         self._encoder = BiEncoder(settings.pop("model"), **settings)
+        if self.endpoint is not None:  # what a server serves is no default of ours
+            self.__dict__["model"] = self._encoder.model
 
     @property
     def encoder(self) -> BiEncoder:

@@ -10,7 +10,7 @@ from langchain_core.callbacks import Callbacks
 from langchain_core.cross_encoders import BaseCrossEncoder
 from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
-from pydantic import ConfigDict, PrivateAttr, field_validator
+from pydantic import ConfigDict, Field, PrivateAttr, field_validator
 from typing_extensions import TypedDict
 
 from retrieve_rerank.checks import check_count, check_query, check_seconds, check_threshold
@@ -25,7 +25,8 @@ from retrieve_rerank.langchain._convert import (
     to_reranked,
 )
 from retrieve_rerank.langchain._travel import Travelling, unpacked
-from retrieve_rerank.models.cross_encoder import MAX_WINDOWS, CrossEncoder, LongPassages
+from retrieve_rerank.models.cross_encoder import DEFAULT_MODEL, MAX_WINDOWS, CrossEncoder, LongPassages
+from retrieve_rerank.models.endpoint import KEY_VARIABLE
 from retrieve_rerank.models.ranking import Ranker, as_ranker
 from retrieve_rerank.models.scales import Scale
 from retrieve_rerank.retrieval.second_stage import OnError, Reranked, SecondStage
@@ -57,6 +58,9 @@ class CrossEncoderReranker(Travelling, BaseDocumentCompressor):
         long_passages: What is done with a document that is longer than the model reads: "truncate" scores its
             beginning, "windows" the best of overlapping windows. For a model given by name, as is the next.
         max_windows: How many windows of one document are scored at most.
+        endpoint: Address of an inference server that scores, as `retrieve_rerank.CrossEncoder` takes it; `model` is
+            then the name that the server knows it by, and may be left out. For more settings give a `CrossEncoder`.
+        api_key: Sent to the server. Never written down: a dump names the environment's RETRIEVE_RERANK_API_KEY.
         text_template: What the model reads of a document, such as "{title}. {page_content}", filled from the
             metadata, whose keys every document must have; None reads the page content.
         time_budget: Seconds that a call may take, never more than one batch over. Documents that were not scored in
@@ -89,9 +93,15 @@ class CrossEncoderReranker(Travelling, BaseDocumentCompressor):
 
     holds: ClassVar[tuple[str, ...]] = ("model",)
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        arbitrary_types_allowed=True,
+        protected_namespaces=(),
+        hide_input_in_errors=True,  # there may be a key in it
+    )
 
-    model: str | CrossEncoder | BaseCrossEncoder | Scorer = "cross-encoder/ms-marco-MiniLM-L6-v2"
+    model: str | CrossEncoder | BaseCrossEncoder | Scorer = DEFAULT_MODEL
     top_n: int | None = 5
     score_threshold: float | None = None
     long_passages: LongPassages = "truncate"
@@ -100,6 +110,8 @@ class CrossEncoderReranker(Travelling, BaseDocumentCompressor):
     time_budget: float | None = None
     on_error: OnError = "raise"
     scores: Scale = "logits"
+    endpoint: str | None = None
+    api_key: str | None = Field(default=None, exclude=True, repr=False)
 
     _ranker: Ranker = PrivateAttr()
 
@@ -133,10 +145,19 @@ class CrossEncoderReranker(Travelling, BaseDocumentCompressor):
     def _text_template(cls, value: str | None) -> str | None:
         return check_template(value)
 
+    def __getstate__(self) -> dict[Any, Any]:
+        state = super().__getstate__()
+        return {**state, "__dict__": {**state["__dict__"], "api_key": None}}  # no secret in a pickle
+
+    @property
+    def lc_secrets(self) -> dict[str, str]:
+        """What `dumpd` writes instead of the key."""
+        return {"api_key": KEY_VARIABLE}
+
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Return a copy; one with another model, or another way to use it, ranks with that."""
         copied = super().model_copy(update=update, deep=deep)
-        if update and {"model", "scores", "long_passages", "max_windows"} & set(update):
+        if update and {"model", "scores", "long_passages", "max_windows", "endpoint", "api_key"} & set(update):
             copied.model_post_init(None)
         return copied
 
@@ -145,12 +166,20 @@ class CrossEncoderReranker(Travelling, BaseDocumentCompressor):
         super().model_post_init(context)
         model = self.model.cross_encoder if isinstance(self.model, LangChainCrossEncoder) else self.model
         if isinstance(model, str):
-            made = CrossEncoder(model, long_passages=self.long_passages, max_windows=self.max_windows)
+            made = CrossEncoder(
+                model,
+                long_passages=self.long_passages,
+                max_windows=self.max_windows,
+                endpoint=self.endpoint,
+                api_key=self.api_key,
+            )
             self._ranker = as_ranker(made, self.scores)
+            if self.endpoint is not None:  # what a server serves is no default of ours
+                self.__dict__["model"] = made.model
             return
-        if (self.long_passages, self.max_windows) != ("truncate", MAX_WINDOWS):
+        if (self.long_passages, self.max_windows, self.endpoint) != ("truncate", MAX_WINDOWS, None):
             raise InvalidInputError(
-                "long_passages and max_windows can be given with a model's name only; set them where the "
+                "long_passages, max_windows and endpoint can be given with a model's name only; set them where the "
                 f"{type(model).__name__} is made"
             )
         self._ranker = as_ranker(PairScorer(model) if isinstance(model, BaseCrossEncoder) else model, self.scores)

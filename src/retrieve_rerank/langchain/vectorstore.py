@@ -54,6 +54,7 @@ class ChromaVectorStore(ChromaSearch):
         collection_configuration: The other one, `{"hnsw": {"space": "cosine"}}`; nothing else is read.
         retry_seconds: For how long a request that a server does not answer is repeated, in every call; 0 asks once.
         lock_timeout: Seconds to wait, at the first write, while another process writes the directory.
+        search_breadth: How many neighbours a search keeps on its way through the vectors; see `ChromaIndex`.
 
     Raises:
         InvalidInputError: If the directory or the name cannot be used.
@@ -84,6 +85,7 @@ class ChromaVectorStore(ChromaSearch):
         collection_configuration: Mapping[str, Any] | None = None,
         retry_seconds: float = RETRY_SECONDS,
         lock_timeout: float = 0.0,
+        search_breadth: int | None = None,
     ) -> None:
         metric = metric or _asked_metric(collection_metadata, collection_configuration)
         self._embeddings = embedding_function
@@ -99,6 +101,7 @@ class ChromaVectorStore(ChromaSearch):
             assume_compatible=assume_compatible,
             retry_seconds=retry_seconds,
             lock_timeout=lock_timeout,
+            search_breadth=search_breadth,
         )
         if self._encoder is not None:
             adopt_at_opening(self.collection, self._encoder)
@@ -257,6 +260,7 @@ class ChromaVectorStore(ChromaSearch):
         collection_configuration: Mapping[str, Any] | None = None,
         retry_seconds: float = RETRY_SECONDS,
         lock_timeout: float = 0.0,
+        search_breadth: int | None = None,
         batch_size: int | None = None,
         **kwargs: Any,
     ) -> ChromaVectorStore:
@@ -273,6 +277,7 @@ class ChromaVectorStore(ChromaSearch):
             collection_configuration=collection_configuration,
             retry_seconds=retry_seconds,
             lock_timeout=lock_timeout,
+            search_breadth=search_breadth,
         )
         store.add_texts(texts, metadatas, ids, batch_size=batch_size)
         return store

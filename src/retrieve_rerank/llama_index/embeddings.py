@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
-from llama_index.core.bridge.pydantic import Field, PrivateAttr
+from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
 from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
 from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent, EmbeddingStartEvent
@@ -19,13 +19,14 @@ from retrieve_rerank.checks import check_count
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.llama_index._travel import Travelling
 from retrieve_rerank.models.backend import Backend
-from retrieve_rerank.models.bi_encoder import BiEncoder
+from retrieve_rerank.models.bi_encoder import DEFAULT_MODEL, BiEncoder
+from retrieve_rerank.models.endpoint import MAX_CONCURRENCY, TIMEOUT, Protocol
 from retrieve_rerank.models.precision import Precision
+from retrieve_rerank.types import Metric
 
 if TYPE_CHECKING:
     from llama_index.core.rate_limiter import BaseRateLimiter
 
-_MODEL = "sentence-transformers/multi-qa-mpnet-base-dot-v1"
 _CACHED_QUERIES = "query_embeddings"  # the base class keeps texts under "embeddings"
 _LARGEST_BATCH = 2048  # the base class's own limit
 
@@ -56,6 +57,12 @@ class BiEncoderEmbedding(BaseEmbedding, Travelling):
         truncate_dim: As in `BiEncoder`.
         max_length: As in `BiEncoder`.
         batch_tokens: As in `BiEncoder`.
+        endpoint: As in `BiEncoder`: an inference server that computes the vectors.
+        api_key: As in `BiEncoder`. Never dumped.
+        protocol: As in `BiEncoder`.
+        timeout: As in `BiEncoder`.
+        max_concurrency: As in `BiEncoder`.
+        metric: As in `BiEncoder`.
         embed_batch_size: Nodes in one call of the encoder, at most 2048. The encoder makes its own, smaller, batches.
         callback_manager: LlamaIndex's callbacks.
         num_workers: Batches that an async call hands over at once. One model computes one batch at a time all the same.
@@ -75,6 +82,8 @@ class BiEncoderEmbedding(BaseEmbedding, Travelling):
         (True, <class 'float'>)
     """
 
+    model_config = ConfigDict(hide_input_in_errors=True)  # there may be a key in it
+
     model_name: str = Field(frozen=True)
     device: str | None = Field(frozen=True)
     precision: Precision = Field(frozen=True)
@@ -90,6 +99,12 @@ class BiEncoderEmbedding(BaseEmbedding, Travelling):
     truncate_dim: int | None = Field(frozen=True)
     max_length: int | None = Field(frozen=True)
     batch_tokens: int | None = Field(frozen=True)
+    endpoint: str | None = Field(frozen=True)
+    api_key: str | None = Field(frozen=True, exclude=True, repr=False)
+    protocol: Protocol | None = Field(frozen=True)
+    timeout: float = Field(frozen=True)
+    max_concurrency: int = Field(frozen=True)
+    metric: Metric | None = Field(frozen=True)
     rate_limiter: Any = Field(default=None, exclude=True)  # older versions of the base class have no such field
 
     _encoder: BiEncoder = PrivateAttr()
@@ -113,6 +128,12 @@ class BiEncoderEmbedding(BaseEmbedding, Travelling):
         truncate_dim: int | None = None,
         max_length: int | None = None,
         batch_tokens: int | None = None,
+        endpoint: str | None = None,
+        api_key: str | None = None,
+        protocol: Protocol | None = None,
+        timeout: float = TIMEOUT,
+        max_concurrency: int = MAX_CONCURRENCY,
+        metric: Metric | None = None,
         embed_batch_size: int = 512,
         callback_manager: CallbackManager | None = None,
         num_workers: int | None = None,
@@ -125,7 +146,7 @@ class BiEncoderEmbedding(BaseEmbedding, Travelling):
             )
         if check_count(embed_batch_size, "embed_batch_size") > _LARGEST_BATCH:
             raise InvalidInputError(f"embed_batch_size must be <= {_LARGEST_BATCH}, got {embed_batch_size}")
-        chosen = model_name if model_name is not None else model if model is not None else _MODEL
+        chosen = model_name if model_name is not None else model if model is not None else DEFAULT_MODEL
         settings: dict[str, Any] = {
             "device": device,
             "precision": precision,
@@ -141,6 +162,12 @@ class BiEncoderEmbedding(BaseEmbedding, Travelling):
             "truncate_dim": truncate_dim,
             "max_length": max_length,
             "batch_tokens": batch_tokens,
+            "endpoint": endpoint,
+            "api_key": api_key,
+            "protocol": protocol,
+            "timeout": timeout,
+            "max_concurrency": max_concurrency,
+            "metric": metric,
         }
         encoder = BiEncoder(chosen, **settings)  # checks its arguments; loads nothing yet
         super().__init__(
@@ -229,7 +256,7 @@ class BiEncoderEmbedding(BaseEmbedding, Travelling):
             slim.__pydantic_private__ = None
             return slim.__getstate__()
         state = super().__getstate__()
-        return {**state, "__dict__": {**state["__dict__"], "token": None}}  # no secret in a pickle
+        return {**state, "__dict__": {**state["__dict__"], "token": None, "api_key": None}}  # no secret in a pickle
 
     def _get_query_embedding(self, query: str) -> Embedding:
         return cast(Embedding, self._encoder.encode_queries([query])[0].tolist())

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from llama_index.core.bridge.pydantic import Field, PrivateAttr
+from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
 from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
 from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
@@ -20,7 +20,8 @@ from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.llama_index._convert import hits_to_nodes, nodes_to_hits
 from retrieve_rerank.llama_index._travel import Travelling
 from retrieve_rerank.models.backend import Backend
-from retrieve_rerank.models.cross_encoder import MAX_WINDOWS, CrossEncoder, LongPassages
+from retrieve_rerank.models.cross_encoder import DEFAULT_MODEL, MAX_WINDOWS, CrossEncoder, LongPassages
+from retrieve_rerank.models.endpoint import MAX_CONCURRENCY, TIMEOUT, Protocol
 from retrieve_rerank.models.precision import Precision
 from retrieve_rerank.models.ranking import Ranker, ScorerRanker, as_ranker
 from retrieve_rerank.models.scales import Scale, scorer_name
@@ -29,8 +30,6 @@ from retrieve_rerank.types import Scorer
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-_MODEL = "cross-encoder/ms-marco-MiniLM-L6-v2"
 
 # What the settings of a model given by name are where they are not given.
 _DEFAULTS = {
@@ -76,6 +75,12 @@ class CrossEncoderRerank(BaseNodePostprocessor, Travelling):
         batch_tokens: As in `CrossEncoder`.
         long_passages: As in `CrossEncoder`.
         max_windows: As in `CrossEncoder`.
+        endpoint: As in `CrossEncoder`: an inference server that scores.
+        api_key: As in `CrossEncoder`. Never dumped.
+        protocol: As in `CrossEncoder`.
+        timeout: As in `CrossEncoder`.
+        max_concurrency: As in `CrossEncoder`.
+        server_scores: As in `CrossEncoder`.
         scorer: The kind of scorer that this was made with, which `to_dict` writes down where it was no `CrossEncoder`.
             Not to be given: such a dictionary is not enough to make one of.
         callback_manager: LlamaIndex's callbacks.
@@ -94,6 +99,8 @@ class CrossEncoderRerank(BaseNodePostprocessor, Travelling):
         >>> best.text, best.retrieval_rank, best.rerank_rank, best.retrieval_score
         ('Paris is the capital of France.', 2, 1, 0.5)
     """
+
+    model_config = ConfigDict(hide_input_in_errors=True)  # there may be a key in it
 
     # What the model was made of cannot change under it; what a call does with it can.
     model: str = Field(frozen=True)
@@ -117,13 +124,19 @@ class CrossEncoderRerank(BaseNodePostprocessor, Travelling):
     batch_tokens: int | None = Field(frozen=True)
     long_passages: LongPassages = Field(frozen=True)
     max_windows: int = Field(frozen=True)
+    endpoint: str | None = Field(frozen=True)
+    api_key: str | None = Field(frozen=True, exclude=True, repr=False)
+    protocol: Protocol | None = Field(frozen=True)
+    timeout: float = Field(frozen=True)
+    max_concurrency: int = Field(frozen=True)
+    server_scores: Scale | None = Field(frozen=True)
 
     _ranker: Ranker = PrivateAttr()
     _spent: float = PrivateAttr(default=0.0)  # seconds of the time budget that are gone when a call begins
 
     def __init__(
         self,
-        model: str | os.PathLike[str] | Scorer = _MODEL,
+        model: str | os.PathLike[str] | Scorer = DEFAULT_MODEL,
         top_n: int = 5,
         *,
         score_threshold: float | None = None,
@@ -144,6 +157,12 @@ class CrossEncoderRerank(BaseNodePostprocessor, Travelling):
         batch_tokens: int | None = None,
         long_passages: LongPassages = "truncate",
         max_windows: int = MAX_WINDOWS,
+        endpoint: str | None = None,
+        api_key: str | None = None,
+        protocol: Protocol | None = None,
+        timeout: float = TIMEOUT,
+        max_concurrency: int = MAX_CONCURRENCY,
+        server_scores: Scale | None = None,
         scorer: str | None = None,
         callback_manager: CallbackManager | None = None,
     ) -> None:
@@ -161,6 +180,12 @@ class CrossEncoderRerank(BaseNodePostprocessor, Travelling):
             "batch_tokens": batch_tokens,
             "long_passages": long_passages,
             "max_windows": max_windows,
+            "endpoint": endpoint,
+            "api_key": api_key,
+            "protocol": protocol,
+            "timeout": timeout,
+            "max_concurrency": max_concurrency,
+            "server_scores": server_scores,
         }
         if scorer is not None and isinstance(model, (str, os.PathLike)):
             raise InvalidInputError(
@@ -220,7 +245,7 @@ class CrossEncoderRerank(BaseNodePostprocessor, Travelling):
         state = super().__getstate__()
         if "_ranker" not in (state["__pydantic_private__"] or {}):
             raise InvalidInputError(f"this re-ranker's {self.model} cannot be pickled, so it cannot either")
-        return {**state, "__dict__": {**state["__dict__"], "token": None}}  # no secret in a pickle
+        return {**state, "__dict__": {**state["__dict__"], "token": None, "api_key": None}}  # no secret in a pickle
 
     def after(self, seconds: float) -> CrossEncoderRerank:
         """Return this re-ranker with that much of its time budget gone when a call begins."""

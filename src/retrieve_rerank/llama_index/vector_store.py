@@ -20,10 +20,11 @@ from llama_index.core.vector_stores.types import (
 )
 
 from retrieve_rerank.errors import InvalidInputError, RemoteError
-from retrieve_rerank.indexes.adoption import adopt_at_opening
-from retrieve_rerank.indexes.collection import ChromaCollection, Found
-from retrieve_rerank.indexes.fingerprint import Identity, check_identity
+from retrieve_rerank.indexes.adoption import adopt_at_opening, prove
+from retrieve_rerank.indexes.collection import ChromaCollection
+from retrieve_rerank.indexes.fingerprint import Identity, check_identity, needs_proof
 from retrieve_rerank.indexes.mmr import diverse
+from retrieve_rerank.indexes.nearest import Found
 from retrieve_rerank.indexes.server import RETRY_SECONDS
 from retrieve_rerank.llama_index._convert import (
     DOCUMENT_KEY,
@@ -78,6 +79,7 @@ class ChromaVectorStore(BasePydanticVectorStore, Healthy, Travelling):
         assume_compatible: Open a collection that was made by another encoder or metric all the same.
         retry_seconds: For how long a request that a server does not answer is repeated, in every call; 0 asks once.
         lock_timeout: Seconds to wait, at the first write, while another process writes the directory.
+        search_breadth: How many neighbours a search keeps on its way through the vectors; see `ChromaIndex`.
 
     Raises:
         InvalidInputError: If an argument cannot be used.
@@ -121,6 +123,7 @@ class ChromaVectorStore(BasePydanticVectorStore, Healthy, Travelling):
         assume_compatible: bool = False,
         retry_seconds: float = RETRY_SECONDS,
         lock_timeout: float = 0.0,
+        search_breadth: int | None = None,
     ) -> None:
         if chroma_collection is not None:
             _check_collection(chroma_collection)
@@ -139,6 +142,7 @@ class ChromaVectorStore(BasePydanticVectorStore, Healthy, Travelling):
             handle=chroma_collection,
             retry_seconds=retry_seconds,
             lock_timeout=lock_timeout,
+            search_breadth=search_breadth,
         )
         if encoder is not None:
             adopt_at_opening(collection, encoder)
@@ -201,6 +205,8 @@ class ChromaVectorStore(BasePydanticVectorStore, Healthy, Travelling):
         found = Identity.read(handle.configuration_json, handle.metadata)
         metric = None if self._metric_given else encoder.metric
         check_identity(self._collection.name, found, metric, encoder.fingerprint)
+        if needs_proof(found.fingerprint, encoder.fingerprint):
+            prove(self._collection, encoder)
 
     def add(self, nodes: Sequence[BaseNode], **add_kwargs: Any) -> list[str]:
         """Store nodes with their embeddings; nodes whose ids are stored are replaced, of equal ids the last wins.

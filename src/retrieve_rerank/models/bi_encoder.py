@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from functools import partial
+from typing import TYPE_CHECKING, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
+from tqdm.auto import tqdm
 
 from retrieve_rerank.checks import check_count, check_texts
-from retrieve_rerank.errors import ModelError, TruncationWarning, warn_caller
+from retrieve_rerank.errors import InvalidInputError, ModelError, TruncationWarning, warn_caller
 from retrieve_rerank.models.backend import Backend
-from retrieve_rerank.models.local import LocalModel
+from retrieve_rerank.models.endpoint import MAX_CONCURRENCY, TIMEOUT, Endpoint, Protocol
+from retrieve_rerank.models.model import DefaultName, Model
 from retrieve_rerank.models.precision import Precision
 from retrieve_rerank.types import Metric
 
 if TYPE_CHECKING:
     from retrieve_rerank.models.engine import BiEngine
     from retrieve_rerank.models.loading import Checkpoint
+    from retrieve_rerank.models.loop_thread import LoopThread
+    from retrieve_rerank.models.remote import RemoteBiEncoder
 
+DEFAULT_MODEL = DefaultName("sentence-transformers/multi-qa-mpnet-base-dot-v1")
 _DOCUMENT_PROMPTS = ("document", "passage", "corpus")  # the names that sentence-transformers looks for, in its order
 
 _SPLIT, _SHORTEN = "Split them into shorter passages", "Shorten the queries"
 
 
-class BiEncoder(LocalModel["BiEngine"]):
+class BiEncoder(Model["BiEngine", "RemoteBiEncoder"]):
     """Encodes queries and passages with a sentence-transformers bi-encoder.
 
     The model loads at the first call, once, and runs on a thread of its own: an instance may be shared by any number of
@@ -54,9 +60,25 @@ class BiEncoder(LocalModel["BiEngine"]):
         max_length: Tokens that are read of a text; None takes the model's own limit.
         batch_tokens: Tokens, with padding, that are computed in one batch; None takes what suits the device. Results do
             not depend on it, but in int8. Less takes less memory, more may keep a large GPU busier.
+        endpoint: Address of an inference server that runs the model instead, such as "http://localhost:8080": Text
+            Embeddings Inference, Infinity, vLLM, or another with OpenAI's `/embeddings`. What only concerns a model in
+            this process cannot be given with it. `model` is then the name that the server knows it by; without
+            it, the only one that it serves.
+        api_key: Sent to the server in the Authorization header, and never written down; None takes the environment's
+            RETRIEVE_RERANK_API_KEY, if there is one.
+        protocol: What the server speaks: "tei", "infinity", "vllm" or "openai"; None asks it.
+        timeout: Seconds that one answer of the server may take.
+        max_concurrency: Requests to the server that are under way at once, for all callers together.
+        metric: What a server's vectors are compared by, which no server tells; None takes "cosine" where their length
+            is 1, and asks for it where it is not.
+
+    A server's saved prompts are used where it is Text Embeddings Inference, which has them; from others no prompt is
+    known, and one that the model was trained with must be given. Text Embeddings Inference and vLLM say which texts
+    they had to cut; Infinity and others do not, of which a `TruncationWarning` tells once.
 
     Raises:
         ModelError: At the first use, if the checkpoint cannot be loaded or is not a bi-encoder.
+        RemoteError: At any use, if the server cannot be reached, is too slow or answers something unusable.
         InvalidInputError: If an argument cannot be used.
 
     Example:
@@ -69,7 +91,7 @@ class BiEncoder(LocalModel["BiEngine"]):
 
     def __init__(
         self,
-        model: str | os.PathLike[str] = "sentence-transformers/multi-qa-mpnet-base-dot-v1",
+        model: str | os.PathLike[str] = DEFAULT_MODEL,
         *,
         device: str | None = None,
         precision: Precision = "auto",
@@ -85,6 +107,12 @@ class BiEncoder(LocalModel["BiEngine"]):
         truncate_dim: int | None = None,
         max_length: int | None = None,
         batch_tokens: int | None = None,
+        endpoint: str | None = None,
+        api_key: str | None = None,
+        protocol: Protocol | None = None,
+        timeout: float = TIMEOUT,
+        max_concurrency: int = MAX_CONCURRENCY,
+        metric: Metric | None = None,
     ) -> None:
         if truncate_dim is not None:
             check_count(truncate_dim, "truncate_dim")
@@ -100,22 +128,37 @@ class BiEncoder(LocalModel["BiEngine"]):
             trust_remote_code=trust_remote_code,
             max_length=max_length,
             batch_tokens=batch_tokens,
+            endpoint=endpoint,
+            api_key=api_key,
+            protocol=protocol,
+            timeout=timeout,
+            max_concurrency=max_concurrency,
         )
+        if metric is not None and (endpoint is None or metric not in get_args(Metric)):
+            raise InvalidInputError(
+                f"metric says what a server's vectors are compared by, one of {', '.join(get_args(Metric))}, and needs "
+                f"endpoint; got {metric!r}"
+            )
+        self._metric = metric
         self._query_prompt = query_prompt
         self._document_prompt = document_prompt
         self._normalize = normalize
         self._truncate_dim = truncate_dim
         self._facts: dict[str, str | int | float | bool] | None = None
+        if self._endpoint is not None:
+            self._remote = self._connect(self._endpoint)
 
     @property
-    def settings(self) -> dict[str, str | int | bool | None]:
-        """The arguments that this model was made with, but for the token: `BiEncoder(**settings)` makes another."""
+    def settings(self) -> dict[str, str | int | float | bool | None]:
+        """The arguments that this model was made with, but for secrets: `BiEncoder(**settings)` makes another."""
+        told = {} if self._endpoint is None else {"metric": self._metric}
         return {
             **super().settings,
             "query_prompt": self._query_prompt,
             "document_prompt": self._document_prompt,
             "normalize": self._normalize,
             "truncate_dim": self._truncate_dim,
+            **told,
         }
 
     @property
@@ -126,6 +169,8 @@ class BiEncoder(LocalModel["BiEngine"]):
     @property
     def metric(self) -> Metric:
         """What the model's vectors are compared by: "cosine", "dot" or "euclidean". Loads the model."""
+        if self._remote is not None:
+            return self._remote.run(lambda remote: remote.metric()) if self._metric is None else self._metric
         name = self._worker.run(self._loaded).model.similarity_fn_name
         if name not in ("cosine", "dot", "euclidean"):
             raise ModelError(
@@ -139,8 +184,11 @@ class BiEncoder(LocalModel["BiEngine"]):
         """Facts that tell this encoder's passage vectors from another's. Loads the model.
 
         `weights` is a digest of the weights, so the same checkpoint under another name or folder is recognised;
-        `model` is there to be read. The query prompt is left out: it does not change what is stored.
+        `model` is there to be read. The query prompt is left out: it does not change what is stored. A server tells
+        less: there is no `weights`, and what it does not tell is missing.
         """
+        if self._remote is not None:
+            return self._remote.run(lambda remote: remote.facts())
         return dict(self._worker.run(self._fingerprint))
 
     def encode_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
@@ -156,7 +204,10 @@ class BiEncoder(LocalModel["BiEngine"]):
             InvalidInputError: If an item is not a usable string.
             ModelError: If the model cannot be loaded or gives NaN.
         """
-        return self._warned(*self._worker.run(self._encode_queries, check_texts(texts)), _SHORTEN)
+        items = check_texts(texts)
+        if self._remote is not None:
+            return self._warned(*self._remote.run(lambda remote: remote.encode(items, "query")), _SHORTEN, items)
+        return self._warned(*self._worker.run(self._encode_queries, items), _SHORTEN)
 
     def encode_documents(self, texts: Sequence[str], *, show_progress: bool = False) -> npt.NDArray[np.float32]:
         """Encode passages, with the model's document prompt.
@@ -172,17 +223,46 @@ class BiEncoder(LocalModel["BiEngine"]):
             InvalidInputError: If an item is not a usable string.
             ModelError: If the model cannot be loaded or gives NaN.
         """
-        return self._warned(*self._worker.run(self._encode_documents, check_texts(texts), show_progress))
+        items = check_texts(texts)
+        if self._remote is not None:
+            with tqdm(total=len(items), disable=not show_progress, unit="text", desc="Encoding") as bar:
+                found = self._remote.run(lambda remote: remote.encode(items, "document", bar.update))
+            return self._warned(*found, _SPLIT, items)
+        return self._warned(*self._worker.run(self._encode_documents, items, show_progress))
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Return how many tokens each passage is, uncut, with the document prompt: `max_length` of them are read.
+
+        Args:
+            texts: May be empty.
+
+        Raises:
+            InvalidInputError: If an item is not a usable string.
+            ModelError: If the model cannot be loaded.
+        """
+        return self._worker.run(self._count_tokens, check_texts(texts))
 
     async def aencode_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """As `encode_queries`, without blocking the event loop."""
-        return self._warned(*await self._worker.arun(self._encode_queries, check_texts(texts)), _SHORTEN)
+        items = check_texts(texts)
+        if self._remote is not None:
+            found = await self._remote.arun(lambda remote: remote.encode(items, "query"))
+            return self._warned(*found, _SHORTEN, items)
+        return self._warned(*await self._worker.arun(self._encode_queries, items), _SHORTEN)
 
     async def aencode_documents(self, texts: Sequence[str], *, show_progress: bool = False) -> npt.NDArray[np.float32]:
         """As `encode_documents`, without blocking the event loop."""
-        return self._warned(*await self._worker.arun(self._encode_documents, check_texts(texts), show_progress))
+        items = check_texts(texts)
+        if self._remote is not None:
+            with tqdm(total=len(items), disable=not show_progress, unit="text", desc="Encoding") as bar:
+                found = await self._remote.arun(lambda remote: remote.encode(items, "document", bar.update))
+            return self._warned(*found, _SPLIT, items)
+        return self._warned(*await self._worker.arun(self._encode_documents, items, show_progress))
 
     # Everything below runs on the worker's thread, but for `_warned`.
+
+    def _count_tokens(self, texts: list[str]) -> list[int]:
+        return self._loaded().lengths(texts, self._prompt("document"))
 
     def _encode_queries(self, texts: list[str]) -> tuple[npt.NDArray[np.float32], int]:
         return self._encode(texts, self._prompt("query"), "query", show_progress=False)
@@ -203,10 +283,15 @@ class BiEncoder(LocalModel["BiEngine"]):
             )
         return vectors, cut
 
-    def _warned(self, vectors: npt.NDArray[np.float32], cut: int, advice: str = _SPLIT) -> npt.NDArray[np.float32]:
+    def _warned(
+        self, vectors: npt.NDArray[np.float32], cut: int, advice: str = _SPLIT, texts: Sequence[str] = ()
+    ) -> npt.NDArray[np.float32]:
+        self._tell_unsure(texts)
         if cut:
+            served = self._served
+            limit = self._limit if served is None else served.max_length
             warn_caller(
-                f"{cut} of {len(vectors)} texts are longer than {self.model!r} reads ({self._limit} tokens); their "
+                f"{cut} of {len(vectors)} texts are longer than {self.model!r} reads ({limit} tokens); their "
                 f"ends are not in the vectors. {advice}",
                 TruncationWarning,
             )
@@ -234,6 +319,14 @@ class BiEncoder(LocalModel["BiEngine"]):
                 "max_length": engine.max_length or 0,
             }
         return self._facts
+
+    def _connect(self, endpoint: Endpoint) -> LoopThread[RemoteBiEncoder]:
+        from retrieve_rerank.models.loop_thread import LoopThread
+        from retrieve_rerank.models.remote import RemoteBiEncoder
+
+        prompts = (self._query_prompt, self._document_prompt)
+        make = partial(RemoteBiEncoder, endpoint, self._wanted, prompts, self._normalize, self._truncate_dim)
+        return LoopThread(f"retrieve-rerank {self.model}", make)
 
     def _load(self, checkpoint: Checkpoint) -> BiEngine:
         from retrieve_rerank.models.engine import BiEngine

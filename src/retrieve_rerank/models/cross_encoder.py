@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, cast, get_args
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +14,12 @@ import numpy.typing as npt
 from retrieve_rerank.checks import check_count, check_query, check_texts
 from retrieve_rerank.errors import InvalidInputError, TruncationWarning, warn_caller
 from retrieve_rerank.models.backend import Backend
-from retrieve_rerank.models.local import LocalModel
+from retrieve_rerank.models.endpoint import MAX_CONCURRENCY, TIMEOUT, Endpoint, Protocol
+from retrieve_rerank.models.gathering import Gathering
+from retrieve_rerank.models.model import DefaultName, Model
 from retrieve_rerank.models.precision import Precision
 from retrieve_rerank.models.ranking import Ranker
+from retrieve_rerank.models.scales import Scale, check_scale
 from retrieve_rerank.models.scoring import Scores, Scoring
 
 if TYPE_CHECKING:
@@ -23,16 +27,22 @@ if TYPE_CHECKING:
 
     from retrieve_rerank.models.engine import CrossEngine
     from retrieve_rerank.models.loading import Checkpoint
+    from retrieve_rerank.models.loop_thread import LoopThread
+    from retrieve_rerank.models.remote import RemoteCrossEncoder
+    from retrieve_rerank.models.server_forms import Served
 
 LongPassages = Literal["truncate", "windows"]
 MAX_WINDOWS = 16
+DEFAULT_MODEL = DefaultName("cross-encoder/ms-marco-MiniLM-L6-v2")
 
 
-class CrossEncoder(LocalModel["CrossEngine"], Ranker):
+class CrossEncoder(Model["CrossEngine", "RemoteCrossEncoder"], Ranker):
     """Scores and ranks passages against a query with a sentence-transformers cross-encoder.
 
     The model loads at the first call, once, and runs on a thread of its own: an instance may be shared by any number of
-    threads and event loops. Use it as a context manager, or call `close`, to free the model early.
+    threads and event loops. Calls that wait at the same time share batches, so their logits may differ from those of
+    calls made one by one in the last digits that the precision has. Use it as a context manager, or call `close`, to
+    free the model early.
 
     Args:
         model: A hub name or a folder. The checkpoint must have a trained head: one label; or two, of which the
@@ -62,9 +72,24 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
             best. Either way the query is never cut, and what was not read is reported.
         max_windows: How many windows of one passage are scored at most; of one that has more, as many are taken, spread
             evenly over its text.
+        endpoint: Address of an inference server that runs the model instead, such as "http://localhost:8080": Text
+            Embeddings Inference, Infinity, vLLM, or another with `/rerank` in Cohere's form. What only concerns a model
+            in this process cannot be given with it. `model` is then the name that the server knows it by; without
+            it, the only one that it serves.
+        api_key: Sent to the server in the Authorization header, and never written down; None takes the environment's
+            RETRIEVE_RERANK_API_KEY, if there is one.
+        protocol: What the server speaks: "tei", "infinity", "vllm" or "openai"; None asks it.
+        timeout: Seconds that one answer of the server may take.
+        max_concurrency: Requests to the server that are under way at once, for all callers together.
+        server_scores: What the server's scores are: "logits", or "probabilities" in [0, 1]; None asks for logits, and
+            finds out what came. Of probabilities the logits are computed, up to where these reach 0 or 1.
+
+    A server cuts what is too long: of query and passage the longer one. Text Embeddings Inference and vLLM say which
+    passages they had to cut; Infinity and others do not, of which a `TruncationWarning` tells once.
 
     Raises:
         ModelError: At the first use, if the checkpoint cannot be loaded or is not a cross-encoder.
+        RemoteError: At any use, if the server cannot be reached, is too slow or answers something unusable.
         InvalidInputError: If an argument cannot be used.
 
     Example:
@@ -77,7 +102,7 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
 
     def __init__(
         self,
-        model: str | os.PathLike[str] = "cross-encoder/ms-marco-MiniLM-L6-v2",
+        model: str | os.PathLike[str] = DEFAULT_MODEL,
         *,
         device: str | None = None,
         precision: Precision = "auto",
@@ -92,6 +117,12 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
         batch_tokens: int | None = None,
         long_passages: LongPassages = "truncate",
         max_windows: int = MAX_WINDOWS,
+        endpoint: str | None = None,
+        api_key: str | None = None,
+        protocol: Protocol | None = None,
+        timeout: float = TIMEOUT,
+        max_concurrency: int = MAX_CONCURRENCY,
+        server_scores: Scale | None = None,
     ) -> None:
         if long_passages not in get_args(LongPassages):
             raise InvalidInputError(
@@ -109,14 +140,34 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
             trust_remote_code=trust_remote_code,
             max_length=max_length,
             batch_tokens=batch_tokens,
+            endpoint=endpoint,
+            api_key=api_key,
+            protocol=protocol,
+            timeout=timeout,
+            max_concurrency=max_concurrency,
         )
         self._prompt = prompt
         self._long_passages: LongPassages = long_passages
         self._max_windows = check_count(max_windows, "max_windows")
+        self._gathering = Gathering()
+        self._server_scores = None if server_scores is None else check_scale(server_scores)
+        if self._endpoint is None:
+            if server_scores is not None:
+                raise InvalidInputError("server_scores is for a server; give endpoint, too")
+            return
+        if (long_passages, max_windows) != ("truncate", MAX_WINDOWS):
+            raise InvalidInputError(
+                "long_passages='windows' and max_windows need the model's tokenizer, which the server keeps; split "
+                "long passages before they are indexed, or run the model in this process"
+            )
+        self._refuse(prompt=prompt)
+        self._remote = self._connect(self._endpoint)
 
     @property
-    def settings(self) -> dict[str, str | int | bool | None]:
-        """The arguments that this model was made with, but for the token: `CrossEncoder(**settings)` makes another."""
+    def settings(self) -> dict[str, str | int | float | bool | None]:
+        """The arguments that this model was made with, but for secrets: `CrossEncoder(**settings)` makes another."""
+        if self._endpoint is not None:
+            return {**super().settings, "server_scores": self._server_scores}
         return {
             **super().settings,
             "prompt": self._prompt,
@@ -126,7 +177,16 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
 
     @property
     def fingerprint(self) -> dict[str, str | int | float | bool]:
-        """Facts that tell this model's scores from another's, `weights` being a digest of them. Loads the model."""
+        """Facts that tell this model's scores from another's. Loads the model.
+
+        `weights` is a digest of them. Of a model behind a server only its name is known, and its revision where the
+        server tells it: that the server still serves the same weights under that name cannot be seen.
+        """
+        if self._remote is not None:
+            served = self._known()
+            known = {"revision": served.revision, "precision": served.dtype, "max_length": served.max_length}
+            told = {name: value for name, value in known.items() if value is not None}
+            return {"served_by": served.product, "model": served.model, **told}
         engine = self._worker.run(self._loaded)
         return {
             "weights": engine.weights,
@@ -151,6 +211,7 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
         Raises:
             InvalidInputError: If the query is empty or leaves no room for a text, or an item is not a string.
             ModelError: If the model cannot be loaded.
+            RemoteError: If it is behind a server that fails.
         """
         items = self._checked(query, texts)
         distinct = list(dict.fromkeys(items))
@@ -172,6 +233,13 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
         adapter = importlib.import_module("retrieve_rerank.langchain")._convert.LangChainCrossEncoder(self)  # noqa: SLF001
         return cast("BaseCrossEncoder", adapter)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name != "_gathering"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._gathering = Gathering()
+
     def __repr__(self) -> str:
         plain = super().__repr__()
         if self._long_passages == "truncate":
@@ -183,33 +251,62 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
         return check_texts(texts)
 
     def _score(self, scoring: Scoring) -> None:
-        self._worker.run_until(scoring.deadline, self._score_here, scoring)
+        if self._remote is None:
+            with self._gathering.joined(scoring):
+                self._worker.run_until(scoring.deadline, self._score_here, scoring)
+            scoring.check()
+            return
+        self._remote.run_until(scoring.deadline, lambda remote: remote.score([scoring]))
+        self._tell_unsure(scoring.texts)
 
     async def _ascore(self, scoring: Scoring) -> None:
-        await self._worker.arun_until(scoring.deadline, self._score_here, scoring)
+        if self._remote is None:
+            with self._gathering.joined(scoring):
+                await self._worker.arun_until(scoring.deadline, self._score_here, scoring)
+            scoring.check()
+            return
+        await self._remote.arun_until(scoring.deadline, lambda remote: remote.score([scoring]))
+        self._tell_unsure(scoring.texts)
 
     def _score_many(self, scorings: Sequence[Scoring]) -> None:
-        self._worker.run_until(None, self._score_here, *scorings)
+        if self._remote is None:
+            self._worker.run_until(None, self._score_here, *scorings)
+            for scoring in scorings:
+                scoring.check()
+            return
+        self._remote.run_until(None, lambda remote: remote.score(scorings))
+        self._tell_unsure([text for scoring in scorings for text in scoring.texts])
 
     async def _ascore_many(self, scorings: Sequence[Scoring]) -> None:
-        await self._worker.arun_until(None, self._score_here, *scorings)
+        if self._remote is None:
+            await self._worker.arun_until(None, self._score_here, *scorings)
+            for scoring in scorings:
+                scoring.check()
+            return
+        await self._remote.arun_until(None, lambda remote: remote.score(scorings))
+        self._tell_unsure([text for scoring in scorings for text in scoring.texts])
 
     def _score_here(self, *scorings: Scoring) -> None:
-        if any(scoring.texts for scoring in scorings):
-            self._loaded().score(scorings)
+        if any(scoring.texts and not scoring.ended for scoring in scorings):
+            self._gathering.score(self._loaded(), scorings)
 
     def _ready(self) -> None:
-        if not self._is_loaded():
+        if self._remote is None and not self._is_loaded():  # a server that does not answer must not outlast the budget
             self._worker.run(self._loaded)
 
     async def _aready(self) -> None:
-        if not self._is_loaded():
+        if self._remote is None and not self._is_loaded():
             await self._worker.arun(self._loaded)
 
     def _tell(self, truncated: int, count: int) -> None:
         if truncated:
             many = f"{truncated} of {count} passages"
-            if self._long_passages == "truncate":
+            if self._endpoint is not None:
+                what = (
+                    f"{many} were too long for {self.model!r} at {self._endpoint.url}, which cut them; their ends were "
+                    "not scored. Split them into shorter passages"
+                )
+            elif self._long_passages == "truncate":
                 what = (
                     f"{many} are longer than {self.model!r} reads ({self._limit} tokens with the query); their ends "
                     "were not scored. Split them into shorter passages, or use long_passages='windows'"
@@ -220,6 +317,18 @@ class CrossEncoder(LocalModel["CrossEngine"], Ranker):
                     "scored. Split them into shorter passages, or raise max_windows"
                 )
             warn_caller(what, TruncationWarning)
+
+    def _connect(self, endpoint: Endpoint) -> LoopThread[RemoteCrossEncoder]:
+        from retrieve_rerank.models.loop_thread import LoopThread
+        from retrieve_rerank.models.remote import RemoteCrossEncoder
+
+        make = partial(RemoteCrossEncoder, endpoint, self._wanted, self._server_scores)
+        return LoopThread(f"retrieve-rerank {self.model}", make)
+
+    def _described(self, served: Served) -> str:
+        resource = None if self._remote is None else self._remote.resource
+        scale = "" if resource is None else f", gives {resource.scale}"
+        return f"{super()._described(served)}{scale}"
 
     def _load(self, checkpoint: Checkpoint) -> CrossEngine:
         from retrieve_rerank.models.engine import CrossEngine

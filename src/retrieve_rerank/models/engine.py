@@ -6,8 +6,9 @@ what will be cut and lets batches be packed with little padding; then each batch
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -86,11 +87,17 @@ class Engine:
         return torch.cat(rows)[back]
 
     def batches(
-        self, inputs: Sequence[Any], lengths: Sequence[int], output: str, **options: Any
+        self,
+        inputs: Sequence[Any],
+        lengths: Sequence[int],
+        output: str,
+        wanted: Callable[[int], bool] | None = None,
+        **options: Any,
     ) -> Iterator[tuple[list[int], torch.Tensor]]:
         """Run inputs through the model batch by batch, longest first; what is not asked for is not computed.
 
-        Takes what `run` takes. Where a batch does not fit into the device's memory, it and all later ones get smaller.
+        Takes what `run` takes, and `wanted`, which tells before each batch whether a position still is. Where a batch
+        does not fit into the device's memory, it and all later ones get smaller.
 
         Yields:
             Positions in `inputs`, and their rows as a float32 tensor on the CPU.
@@ -103,6 +110,10 @@ class Engine:
         left = pack(seen, self.token_budget)[::-1]
         while left:
             batch = left.pop()
+            if wanted is not None:
+                batch = [position for position in batch if wanted(position)]
+                if not batch:
+                    continue
             rows = self._forward([inputs[position] for position in batch], output, options)
             if rows is not None:
                 if len(rows) != len(batch):
@@ -204,12 +215,11 @@ class CrossEngine(Engine):
         for group in groups:
             pairs = [(part.scoring.query, part.tally.pieces[piece]) for part, piece in (pieces[at] for at in group)]
             options = parts[0].reading.options  # the same for every query
-            for batch, rows in self.batches(pairs, [lengths[at] for at in group], "scores", **options):
+            wanted = partial(_is_wanted, [pieces[at][0].scoring for at in group])
+            for batch, rows in self.batches(pairs, [lengths[at] for at in group], "scores", wanted, **options):
                 for index, logit in zip(batch, self.to_logits(rows).tolist(), strict=True):
                     part, piece = pieces[group[index]]
                     part.put(piece, logit)
-                if not any(part.scoring.wanted for part in parts):
-                    return
 
     def _part(self, scoring: Scoring, positions: range) -> _Part:
         reading = self._reading(scoring.query)
@@ -278,11 +288,15 @@ class BiEngine(Engine):
         self.normalized = bool(normalize) or any(isinstance(module, Normalize) for module in model)
         self.truncate_dim = truncate_dim
 
+    def lengths(self, texts: Sequence[str], prompt: str) -> list[int]:
+        """Return the tokens of each text with the prompt, uncut."""
+        return token_counts(self.model.tokenizer, [f"{prompt}{text}" for text in texts])
+
     def encode(
         self, texts: list[str], prompt: str, task: str, *, show_progress: bool
     ) -> tuple[npt.NDArray[np.float32], int]:
         """Return the vectors (n, dimension) of `texts` (at least one), and how many of them were cut."""
-        lengths = token_counts(self.model.tokenizer, [f"{prompt}{text}" for text in texts])
+        lengths = self.lengths(texts, prompt)
         vectors = self.run(
             texts, lengths, "sentence_embedding", show_progress=show_progress, prompt=prompt or None, task=task
         )
@@ -292,6 +306,10 @@ class BiEngine(Engine):
             vectors = torch.nn.functional.normalize(vectors, dim=1)
         cut = 0 if self.max_length is None else sum(length > self.max_length for length in lengths)
         return vectors.contiguous().numpy(), cut
+
+
+def _is_wanted(scorings: Sequence[Scoring], position: int) -> bool:
+    return scorings[position].wanted
 
 
 def _saved_prompt(model: sentence_transformers.CrossEncoder) -> str:

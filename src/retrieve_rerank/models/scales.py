@@ -67,10 +67,7 @@ class ScaledScorer:
                 f"{scorer_name(self.scorer)} is said to give probabilities, but gave {outside.flat[0]:g}; expected "
                 'numbers in [0, 1]. If its scores are logits, use scores="logits"'
             )
-        with np.errstate(divide="ignore"):  # 0 and 1 are dealt with below
-            logits = np.log(probabilities) - np.log1p(-probabilities)
-        # NaN stays NaN, for the ranking to refuse.
-        return np.where(probabilities == 0, _OF_ZERO, np.where(probabilities == 1, _OF_ONE, logits))
+        return from_probabilities(probabilities)
 
 
 class _AsyncScaledScorer(ScaledScorer):
@@ -83,6 +80,13 @@ class _AsyncScaledScorer(ScaledScorer):
 def _like_probabilities(scores: Logits) -> bool:
     # Nothing but 0 and 1 is a stub, or a label, and no probability.
     return bool(((scores >= 0) & (scores <= 1)).all() and ((scores > 0) & (scores < 1)).any())
+
+
+def from_probabilities(probabilities: Logits) -> Logits:
+    """Return the logits of numbers in [0, 1]; NaN stays NaN, for the ranking to refuse."""
+    with np.errstate(divide="ignore"):  # 0 and 1 are dealt with below
+        logits = np.log(probabilities) - np.log1p(-probabilities)
+    return np.where(probabilities == 0, _OF_ZERO, np.where(probabilities == 1, _OF_ONE, logits))
 
 
 def scaled(scorer: Scorer, scores: Scale) -> ScaledScorer:

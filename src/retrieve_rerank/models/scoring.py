@@ -38,6 +38,7 @@ class Scoring:
 
     Attributes:
         deadline: When that is, as a value of `time.monotonic`, or None.
+        ended: Whether the worker has done with it.
     """
 
     def __init__(self, query: str, texts: Sequence[str], time_budget: float | None = None) -> None:
@@ -46,6 +47,8 @@ class Scoring:
         self.deadline = None if time_budget is None else time.monotonic() + time_budget
         self._lock = threading.Lock()
         self._given_up = False
+        self._error: Exception | None = None
+        self.ended = False
         self._logits = np.zeros(len(texts), np.float64)
         self._scored = np.zeros(len(texts), np.bool_)
         self._truncated = np.zeros(len(texts), np.bool_)
@@ -66,6 +69,16 @@ class Scoring:
                 self._truncated[position] = truncated
                 self._windows[position] = window
                 self._scored[position] = True
+
+    def end(self, error: Exception | None = None) -> None:
+        """Say that the worker has done with it, or has failed."""
+        self._error = error
+        self.ended = True
+
+    def check(self) -> None:
+        """Raise what the worker failed with."""
+        if self._error is not None:
+            raise self._error
 
     def finish(self) -> Scores:
         """Return what is known, and say that nobody waits for more."""

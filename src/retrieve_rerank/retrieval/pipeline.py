@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from retrieve_rerank.checks import check_count, check_queries, check_query, check_seconds, check_threshold
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.models.ranking import Ranker, as_ranker
 from retrieve_rerank.models.scales import Scale
 from retrieve_rerank.retrieval.crew import Crew
+from retrieve_rerank.retrieval.saved import load_setting
 from retrieve_rerank.retrieval.second_stage import OnError, Reranked, SecondStage, check_on_error
 from retrieve_rerank.retrieval.source import Options, Source
 from retrieve_rerank.types import Hit, Retriever, Scorer, SearchResult, Timings
@@ -72,6 +74,58 @@ class RetrieveRerank:
         self.on_error = check_on_error(on_error)
         self._ranker = as_ranker(cross_encoder, scores)
         self._source = Source(retriever, Crew("retrieve-rerank first stage").arun)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        first_stages: Mapping[str, Retriever] | Retriever,
+        cross_encoder: Scorer | None = None,
+        *,
+        top_n: int = 5,
+        score_threshold: float | None = None,
+        time_budget: float | None = None,
+        on_error: OnError = "raise",
+        scores: Scale = "logits",
+    ) -> RetrieveRerank:
+        """Return the pipeline of a setting that `Tuning.save` wrote.
+
+        Args:
+            path: Of the file.
+            first_stages: By the names that were tuned; a single retriever is taken for the one of the setting.
+            cross_encoder: None makes a `CrossEncoder` from what the file says.
+            top_n: As for the class, as are the others.
+            score_threshold: As for the class.
+            time_budget: As for the class.
+            on_error: As for the class.
+            scores: As for the class.
+
+        Raises:
+            InvalidInputError: If the file cannot be used, the first stage is not there, or the setting is not to
+                re-rank: then there is no pipeline, and the first stage alone is the better search.
+        """
+        setting = load_setting(path)
+        if not setting.reranked:
+            raise InvalidInputError(
+                f"the setting in {os.fspath(path)!r} is not to re-rank: search {setting.first_stage!r} by itself, "
+                "with its retrieve"
+            )
+        stages = first_stages if isinstance(first_stages, Mapping) else {setting.first_stage: first_stages}
+        if setting.first_stage not in stages:
+            raise InvalidInputError(
+                f"the setting in {os.fspath(path)!r} is for the first stage {setting.first_stage!r}; given are "
+                f"{sorted(stages)}"
+            )
+        return cls(
+            stages[setting.first_stage],
+            setting.make_cross_encoder() if cross_encoder is None else cross_encoder,
+            fetch_k=setting.fetch_k,
+            top_n=top_n,
+            score_threshold=score_threshold,
+            time_budget=time_budget,
+            on_error=on_error,
+            scores=scores,
+        )
 
     @property
     def ranker(self) -> Ranker:

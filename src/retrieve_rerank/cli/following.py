@@ -1,0 +1,200 @@
+"""Bring an index up to date with its files, so that it may be broken off at any moment."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+
+from tqdm import tqdm
+
+from retrieve_rerank.cli.documents import Fields, UnreadableError, read
+from retrieve_rerank.cli.finding import Found, read_bytes
+from retrieve_rerank.cli.library import File, Library, all_passages
+from retrieve_rerank.cli.options import has_bm25
+from retrieve_rerank.cli.splitting import Splitter
+from retrieve_rerank.cli.streams import show_bars
+from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.indexes.bm25 import BM25Index
+from retrieve_rerank.indexes.chroma import ChromaIndex
+from retrieve_rerank.models.bi_encoder import BiEncoder
+from retrieve_rerank.types import AddReport, Passage
+
+_TOGETHER = 512  # passages encoded and written in one go
+_SAVE = 16  # such goes between two savings
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of the files."""
+
+    files: int = 0
+    passages: int = 0
+    report: AddReport = field(default_factory=AddReport)
+    removed: int = 0
+    unchanged_files: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The numbers by name."""
+        numbers = {"files": self.files, "unchanged_files": self.unchanged_files, "failed_files": len(self.failed)}
+        added = {"added": self.report.added, "updated": self.report.updated, "unchanged": self.report.unchanged}
+        return {**numbers, "passages": self.passages, **added, "removed": self.removed}
+
+
+def follow(
+    library: Library, found: Found, paths: Sequence[Path], encoder: BiEncoder, fields: Fields, tokens: int | None
+) -> Outcome:
+    """Index what is new or has changed among the files found, and remove what is gone from under `paths`.
+
+    A file counts as done once its passages are stored in both indexes and those of its former content are gone; it is
+    written down after that. Broken off, the next run does again what was not written down, and encodes nothing twice.
+    """
+    outcome = Outcome(failed=dict(found.failed))
+    with ExitStack() as opened:
+        splitter = Splitter(encoder, tokens)
+        vectors = opened.enter_context(library.open_vectors(encoder))
+        words = opened.enter_context(library.open_words()) if has_bm25() else None
+        _Work(library, vectors, words, outcome).run(found, paths, splitter, fields)
+        outcome.passages, outcome.files = vectors.count(), len(library.record.files)
+    return outcome
+
+
+class _Work:
+    """One run: the indexes, and what waits to be written."""
+
+    def __init__(self, library: Library, vectors: ChromaIndex, words: BM25Index | None, outcome: Outcome) -> None:
+        self.record, self.library = library.record, library
+        self.vectors, self.words, self.outcome = vectors, words, outcome
+        self.waiting: dict[str, Passage] = {}
+        self.ends: list[tuple[str, File, set[str]]] = []  # files that are complete with what is waiting
+        self.new = vectors.count() == 0
+        self.goes = 0
+
+    def run(self, found: Found, paths: Sequence[Path], splitter: Splitter, fields: Fields) -> None:
+        finish = not self.record.clean or (self.words is not None and self.words.count() != self.vectors.count())
+        self.record.clean = False
+        self.record.roots = {name: str(root) for name, root in found.roots.items()}
+        self.library.save()
+        settings = json.dumps([splitter.tokens, asdict(fields), version("semantic-text-splitter")]).encode()
+        size = sum(path.stat().st_size for path in found.files.values() if path.exists())
+        try:
+            with tqdm(total=size, disable=not show_bars(), unit="B", unit_scale=True, desc="Indexing") as bar:
+                for source, path in found.files.items():
+                    self._take(source, path, settings, splitter, fields, bar)
+                self._write()
+            self._remove(found, paths)
+        except KeyboardInterrupt:
+            self._save()  # what is done is done
+            raise
+        if finish:
+            self._finish()
+        self.record.clean = True
+        self._save()
+
+    def _take(
+        self, source: str, path: Path, settings: bytes, splitter: Splitter, fields: Fields, bar: tqdm[None]
+    ) -> None:
+        """Split a file, if it is new or has changed, and write when enough is waiting."""
+        try:
+            content = read_bytes(path)
+            digest = sha256(settings + b"\0" + content).hexdigest()
+            known = self.record.files.get(source)
+            if known is not None and known.digest == digest:
+                self.outcome.unchanged_files += 1
+                self.outcome.report += AddReport(unchanged=known.passages)
+                bar.update(len(content))
+                return
+            documents = read(content, path.name, fields)
+        except OSError as error:
+            self.outcome.failed[source] = error.strerror or str(error)
+            return
+        except UnreadableError as error:  # its former passages stay
+            self.outcome.failed[source] = str(error)
+            return
+        ids: set[str] = set()
+        done = 0
+        for document in documents:
+            for passage in splitter.passages(document, source):
+                if (other := self.waiting.get(passage.id)) is not None:
+                    _check_source(other, source)
+                ids.add(passage.id)
+                self.waiting[passage.id] = passage
+            step = min(document.size, len(content) - done)
+            done += step
+            bar.update(step)
+            if len(self.waiting) >= _TOGETHER:
+                self._write()
+        self.ends.append((source, File(str(path), digest, len(ids)), ids))
+        bar.update(len(content) - done)
+
+    def _write(self) -> None:
+        """Store what is waiting, then remove what is out of date of the files that are complete."""
+        passages = list(self.waiting.values())
+        if passages:
+            if not self.new:
+                for stored in self.vectors.get([passage.id for passage in passages]):
+                    _check_source(stored, str(self.waiting[stored.id].metadata["source"]))
+            self.outcome.report += self.vectors.add(passages, batch_size=_TOGETHER)
+            if self.words is not None:
+                self.words.add(passages)
+        for source, file, ids in self.ends:
+            if not self.new:
+                self._delete([id_ for id_ in self._ids_of(source) if id_ not in ids])
+            self.record.files[source] = file
+        self.waiting, self.ends = {}, []
+        self.goes += 1
+        if self.goes % _SAVE == 0:
+            self._save()
+
+    def _save(self) -> None:
+        if self.words is not None:
+            self.words.save()  # before what says that they are there
+        self.library.save()
+
+    def _remove(self, found: Found, paths: Sequence[Path]) -> None:
+        """Remove the files that are no more: they lay under the paths, and were not found."""
+        places = [path.expanduser().resolve() for path in paths]
+        for source, file in list(self.record.files.items()):
+            path = Path(file.path)
+            unknown = any(path.is_relative_to(place) for place in found.failed)  # a folder that could not be read
+            if source in found.files or unknown or not any(path.is_relative_to(place) for place in places):
+                continue
+            self._delete(self._ids_of(source))
+            del self.record.files[source]
+
+    def _ids_of(self, source: str) -> list[str]:
+        return [record.id for record in self.vectors.collection.read(where={"source": source})]
+
+    def _delete(self, ids: list[str]) -> None:
+        if ids:
+            self.vectors.delete(ids)
+            if self.words is not None:
+                self.words.delete(ids)
+            self.outcome.removed += len(ids)
+
+    def _finish(self) -> None:
+        """After a run that was broken off: remove what no file stands for, and make the words anew."""
+        lost = [
+            passage.id
+            for passage in all_passages(self.vectors)
+            if passage.metadata.get("source") not in self.record.files
+        ]
+        self._delete(lost)
+        if self.words is not None:
+            self.words.clear()
+            self.words.add(all_passages(self.vectors))
+
+
+def _check_source(stored: Passage, source: str) -> None:
+    """Raise InvalidInputError if a passage with this id is stored that is from another file."""
+    if stored.metadata.get("source") != source:
+        raise InvalidInputError(
+            f"id {stored.id!r} is in {source} and in {stored.metadata.get('source')}; give every record an id of its "
+            "own, or name another field with --id-field"
+        )

@@ -1,0 +1,208 @@
+"""What `evaluate` and `tune` run on: questions with judgements, and first stages over their passages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from retrieve_rerank.cli.library import Library, all_passages, first_stages, made_folder, open_vectors, open_words
+from retrieve_rerank.cli.options import Models
+from retrieve_rerank.cli.streams import say, show_bars
+from retrieve_rerank.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from retrieve_rerank.evaluation.dataset import Dataset
+    from retrieve_rerank.models.bi_encoder import BiEncoder
+    from retrieve_rerank.types import Retriever
+
+DatasetFolder = Annotated[
+    Path | None,
+    typer.Argument(metavar="DATASET", help="Folder in the BEIR layout: corpus.jsonl, queries.jsonl, qrels.tsv."),
+]
+IndexFolder = Annotated[Path | None, typer.Option("--in", metavar="DIR", help="An index of yours instead.")]
+Queries = Annotated[
+    Path | None, typer.Option("--queries", metavar="FILE", help='Questions: lines {"id": …, "text": …}.')
+]
+Qrels = Annotated[
+    Path | None, typer.Option("--qrels", metavar="FILE", help="Judgements: question, passage, relevance; tabs between.")
+]
+Sample = Annotated[int | None, typer.Option("--sample", min=1, help="Take so many of the questions.")]
+SampleQuestions = Annotated[
+    int | None,
+    typer.Option("--sample-questions", min=1, help="Make so many weak questions from the passages of --in."),
+]
+Cache = Annotated[
+    Path | None,
+    typer.Option("--cache", metavar="FILE", help="Where scores are kept; left out: beside the cached index."),
+]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Score everything anew, to measure how long it takes.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where questions and passages come from, as the options say."""
+
+    dataset: Path | None
+    index: Path | None
+    queries: Path | None
+    qrels: Path | None
+    sample: int | None
+    sample_questions: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """Questions, and the folder with the indexes of their passages."""
+
+    dataset: Dataset
+    folder: Path
+    encoder: BiEncoder
+    language: str
+
+    @contextmanager
+    def stages(self, names: list[str]) -> Iterator[Mapping[str, Retriever]]:
+        """Open first stages over the passages."""
+        with first_stages(self.folder, names, self.encoder, self.language) as opened:
+            yield opened
+
+    def cache(self, given: Path | None, *, without: bool) -> Path | None:
+        """Return the file that scores are kept in."""
+        if without:
+            return None
+        return given or self.folder / "scores.sqlite"
+
+
+@contextmanager
+def prepared(source: Source, models: Models, names: list[str], *, weak: int | None = None) -> Iterator[Ground]:
+    """Read the questions, and make the indexes of their passages, unless an earlier run has.
+
+    Args:
+        source: Where they come from.
+        models: The bi-encoder among them is used where there is no index.
+        names: First stages that will be opened.
+        weak: How many questions to make of an index without judgements; None makes none.
+
+    Raises:
+        InvalidInputError: If the options do not go together, or a file cannot be used.
+    """
+    from retrieve_rerank.evaluation.reading import load_dataset
+
+    _check(source, weak)
+    if source.dataset is not None:
+        dataset = load_dataset(source.dataset, qrels=source.qrels)
+        if source.queries is not None:
+            dataset = _with_queries(dataset, source.queries)
+        with models.make_bi_encoder() as encoder:
+            yield _cached(_sampled(dataset, source.sample), encoder, "en", names)
+        return
+    folder = source.index or Path()
+    library = Library.open(folder)
+    language = library.record.language
+    own = Models(library.record.bi_encoder, None, models.device, models.precision)
+    with own.make_bi_encoder() as encoder:
+        if source.qrels is not None and source.queries is not None:
+            dataset = _judged(library, encoder, source.queries, source.qrels)
+            yield Ground(_sampled(dataset, source.sample), folder, encoder, language)
+        else:
+            dataset = _weak(library, encoder, source.sample_questions or weak or 0)
+            yield _cached(_sampled(dataset, source.sample), encoder, language, names)
+
+
+def _check(source: Source, weak: int | None) -> None:
+    if (source.dataset is None) == (source.index is None):
+        raise typer.BadParameter("give either a DATASET or an index of yours with --in DIR")
+    if source.index is None:
+        if source.sample_questions is not None:
+            raise typer.BadParameter("--sample-questions makes questions of an index; give one with --in DIR")
+        return
+    judged = source.queries is not None, source.qrels is not None
+    if any(judged) and not all(judged):
+        raise typer.BadParameter("--queries and --qrels go together")
+    if any(judged) and source.sample_questions is not None:
+        raise typer.BadParameter("give either --queries with --qrels, or --sample-questions")
+    if not any(judged) and source.sample_questions is None and weak is None:
+        raise typer.BadParameter(
+            "an index has no questions: give --queries with --qrels, or --sample-questions 100, which makes weak ones"
+        )
+
+
+def _sampled(dataset: Dataset, n: int | None) -> Dataset:
+    return dataset if n is None else dataset.sample(n)
+
+
+def _with_queries(dataset: Dataset, file: Path) -> Dataset:
+    from retrieve_rerank.evaluation.dataset import Dataset
+    from retrieve_rerank.evaluation.reading import load_queries
+
+    return Dataset(dataset.name, dataset.passages, load_queries(file), dataset.judgements)
+
+
+def _judged(library: Library, encoder: BiEncoder, queries: Path, qrels: Path) -> Dataset:
+    from retrieve_rerank.evaluation.dataset import Dataset
+    from retrieve_rerank.evaluation.reading import load_judgements, load_queries
+
+    with library.open_vectors(encoder) as index:
+        passages = list(all_passages(index))
+    return Dataset(library.folder.resolve().name, passages, load_queries(queries), load_judgements(qrels))
+
+
+def _weak(library: Library, encoder: BiEncoder, n: int) -> Dataset:
+    from retrieve_rerank.evaluation.questions import sample_questions
+
+    with library.open_vectors(encoder) as index:
+        dataset = sample_questions(all_passages(index), n=n, name=library.folder.resolve().name)
+    say(f"note: {len(dataset.judgements)} weak questions: {dataset.weak}")
+    return dataset
+
+
+def _cached(dataset: Dataset, encoder: BiEncoder, language: str, names: list[str]) -> Ground:
+    """Return the dataset with its index, which is kept in the user's cache."""
+    from retrieve_rerank.demo import cache_folder
+
+    facts = {} if set(names) == {"bm25"} else _facts(encoder)  # asking for them loads the model
+    digest = sha256(repr([language, *sorted(facts.items())]).encode())
+    for passage in dataset.passages:
+        digest.update(repr((passage.id, passage.text)).encode("utf-8", "surrogatepass"))
+    safe = "".join(mark if mark.isalnum() or mark in "-_" else "-" for mark in dataset.name)[:60]
+    folder = made_folder(cache_folder() / f"evaluation-{safe}-{digest.hexdigest()[:12]}")
+    _fill(folder, dataset, encoder, language, names)
+    return Ground(dataset, folder, encoder, language)
+
+
+def _facts(encoder: BiEncoder) -> dict[str, str | int | float | bool]:
+    return {name: value for name, value in encoder.fingerprint.items() if name != "model"}  # which is a path, or a name
+
+
+def _fill(folder: Path, dataset: Dataset, encoder: BiEncoder, language: str, names: list[str]) -> None:
+    """Store the passages that are missing in the indexes that are needed."""
+    from retrieve_rerank.indexes.locking import locked
+
+    count = len(dataset.passages)
+    with locked(folder / "lock"):
+        if set(names) != {"bm25"}:
+            with open_vectors(folder, encoder) as vectors:
+                if vectors.count() < count:
+                    vectors.add(dataset.passages, batch_size=256, show_progress=show_bars())
+        if set(names) != {"dense"}:
+            with open_words(folder, language) as words:
+                if words.count() < count:
+                    words.add(dataset.passages, show_progress=show_bars())
+
+
+def check_measures(names: list[str] | None) -> list[str]:
+    """Return the measures, before anything takes long.
+
+    Raises:
+        InvalidInputError: If one is unknown.
+    """
+    from retrieve_rerank.evaluation.measures import check_measures as checked
+
+    if names is not None and not names:
+        raise InvalidInputError("give at least one measure")
+    return list(checked(names or ["nDCG@10", "RR@10", "R@100"]))

@@ -1,0 +1,166 @@
+"""A folder that `index` made: passages in Chroma, their words in BM25, and what they were made of."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from retrieve_rerank.cli.options import has_bm25
+from retrieve_rerank.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from retrieve_rerank.indexes.bm25 import BM25Index
+    from retrieve_rerank.indexes.chroma import ChromaIndex
+    from retrieve_rerank.types import Encoder, Passage, Retriever
+
+_FILE = "retrieve-rerank.json"
+_FORMAT = 1
+_ANEW = "index the files again, into another folder"
+_PAGE = 5_000  # passages read at a time
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """What is known of an indexed file: where it is, what it held, with which settings it was split."""
+
+    path: str
+    digest: str
+    passages: int
+
+
+@dataclass(slots=True)
+class Record:
+    """What an index says of itself, in a file of its own.
+
+    Attributes:
+        bi_encoder: As `Models` has it.
+        cross_encoder: Likewise.
+        language: Of the words.
+        files: By source.
+        roots: Folders by the name that sources begin with.
+        clean: False while it is written: whoever finds it so has work to finish.
+    """
+
+    bi_encoder: str | None
+    cross_encoder: str | None
+    language: str
+    files: dict[str, File] = field(default_factory=dict)
+    roots: dict[str, str] = field(default_factory=dict)
+    clean: bool = True
+
+
+class Library:
+    """The folder and its record."""
+
+    def __init__(self, folder: Path, record: Record) -> None:
+        self.folder = folder
+        self.record = record
+
+    @classmethod
+    def open(cls, folder: Path) -> Library:
+        """Open what `index` made.
+
+        Raises:
+            InvalidInputError: If there is nothing, or something else.
+        """
+        file = folder / _FILE
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InvalidInputError(
+                f"{folder} is no index; make one first: retrieve-rerank index FILES --to {folder}"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise InvalidInputError(f"{file} cannot be read: {error}; {_ANEW}") from error
+        found = content.pop("format", None) if isinstance(content, dict) else None
+        if found != _FORMAT:
+            raise InvalidInputError(f"{file} has format {found!r}, and this version reads {_FORMAT}; {_ANEW}")
+        try:
+            files = {source: File(**facts) for source, facts in content.pop("files").items()}
+            return cls(folder, Record(**content, files=files))
+        except (TypeError, KeyError, AttributeError) as error:
+            raise InvalidInputError(f"{file} is not whole: {error}; {_ANEW}") from error
+
+    @staticmethod
+    def is_there(folder: Path) -> bool:
+        """Whether the folder is an index."""
+        return (folder / _FILE).is_file()
+
+    def save(self) -> None:
+        """Write the record. Killed at any moment, it leaves the old one or the new one."""
+        new = self.folder / f"{_FILE}.new"
+        new.write_text(json.dumps({"format": _FORMAT, **asdict(self.record)}, indent=1) + "\n", encoding="utf-8")
+        new.replace(self.folder / _FILE)
+
+    def open_vectors(self, encoder: Encoder) -> ChromaIndex:
+        """Open the passages' vectors."""
+        return open_vectors(self.folder, encoder)
+
+    def open_words(self) -> BM25Index:
+        """Open the passages' words."""
+        return open_words(self.folder, self.record.language)
+
+    @property
+    def has_words(self) -> bool:
+        """Whether the passages can be found by their words."""
+        return has_bm25() and _words(self.folder).is_dir()
+
+
+def open_vectors(folder: Path, encoder: Encoder) -> ChromaIndex:
+    """Open the vectors in a folder, which are made if missing."""
+    from retrieve_rerank.indexes.chroma import ChromaIndex
+
+    return ChromaIndex(encoder, path=folder / "vectors")
+
+
+def open_words(folder: Path, language: str) -> BM25Index:
+    """Open the words in a folder, which are made if missing."""
+    from retrieve_rerank.indexes.bm25 import BM25Index
+
+    return BM25Index(path=_words(folder), language=None if language == "none" else language)
+
+
+def _words(folder: Path) -> Path:
+    return folder / "words"
+
+
+def all_passages(index: ChromaIndex) -> Iterator[Passage]:
+    """Yield every passage of an index."""
+    offset = 0
+    while records := index.collection.read(limit=_PAGE, offset=offset):
+        offset += len(records)
+        yield from (record.passage for record in records)
+
+
+@contextmanager
+def first_stages(folder: Path, names: list[str], encoder: Encoder, language: str) -> Iterator[Mapping[str, Retriever]]:
+    """Open first stages over one folder; they share what they can."""
+    from retrieve_rerank.retrieval.hybrid import HybridRetriever
+
+    with ExitStack() as opened:
+        made: dict[str, Retriever] = {}
+        if set(names) != {"bm25"}:
+            made["dense"] = opened.enter_context(open_vectors(folder, encoder))
+        if set(names) != {"dense"}:
+            made["bm25"] = opened.enter_context(open_words(folder, language))
+        if "hybrid" in names:
+            made["hybrid"] = HybridRetriever([made["dense"], made["bm25"]])
+        yield {name: made[name] for name in names}
+
+
+def made_folder(folder: Path) -> Path:
+    """Return a folder, which is made if missing.
+
+    Raises:
+        InvalidInputError: If it cannot be.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInputError(f"cannot make the folder {os.fspath(folder)!r}: {error}") from error
+    return folder

@@ -1,0 +1,189 @@
+"""`retrieve-rerank search`: questions to an index, before and after re-ranking."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from retrieve_rerank.cli.library import Library, first_stages
+from retrieve_rerank.cli.options import (
+    CrossEncoderName,
+    Debug,
+    Demo,
+    Device,
+    FirstStage,
+    Json,
+    Models,
+    PrecisionName,
+    PrecisionOption,
+    model_name,
+)
+from retrieve_rerank.cli.streams import for_people, guarded, put, say, show
+from retrieve_rerank.cli.texts import with_examples
+from retrieve_rerank.errors import InvalidInputError, require
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from retrieve_rerank.models.cross_encoder import CrossEncoder
+    from retrieve_rerank.retrieval.saved import SavedSetting
+    from retrieve_rerank.types import Hit, Retriever, SearchResult
+
+HELP = with_examples(
+    "Search an index, and show what re-ranking changed.\n\n"
+    "QUERY - reads questions from stdin, one a line. A table shows each passage with its rank before; JSON lines hold "
+    "all that is known of it, its text included.",
+    'retrieve-rerank search "how do I install it?" --in my-index',
+    'retrieve-rerank search "how do I install it?" --in my-index --no-rerank --first-stage bm25',
+    'retrieve-rerank search "how do I install it?" --in my-index --setting setting.json',
+    "retrieve-rerank search - --in my-index --top-n 1 --json < questions.txt",
+)
+
+
+@guarded
+def search(
+    query: Annotated[str, typer.Argument(help="The question, or - for stdin.", show_default=False)],
+    *,
+    index: Annotated[Path, typer.Option("--in", metavar="DIR", help="Folder of an index.")],
+    top_n: Annotated[int, typer.Option(min=1, help="How many passages to show.")] = 5,
+    setting: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Search as tune --save says; the options below change it.")
+    ] = None,
+    fetch_k: Annotated[int | None, typer.Option(min=1, help="How many candidates to re-rank; left out: 100.")] = None,
+    first_stage: Annotated[
+        FirstStage | None, typer.Option(help="Left out: hybrid, or dense where there is no BM25.")
+    ] = None,
+    rerank: Annotated[
+        bool | None, typer.Option("--rerank/--no-rerank", help="Re-rank, which is usual, or show what retrieval found.")
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Leave out passages whose relevance is below.")
+    ] = None,
+    demo: Demo = False,
+    cross_encoder: CrossEncoderName = None,
+    device: Device = None,
+    precision: PrecisionOption = PrecisionName.AUTO,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Search an index, and show what re-ranking changed."""
+    from retrieve_rerank.retrieval.pipeline import RetrieveRerank
+
+    library = Library.open(index)
+    record = library.record
+    if not record.clean:
+        say(f"warning: indexing {index} was broken off; run retrieve-rerank index again to finish it")
+    saved = None if setting is None else _saved(setting)
+    stage = _stage(first_stage, saved, library)
+    deep = fetch_k or (100 if saved is None else saved.fetch_k)
+    chosen = model_name(cross_encoder, demo=demo)
+    models = Models(record.bi_encoder, chosen or record.cross_encoder, device, precision)
+    with ExitStack() as opened:
+        encoder = opened.enter_context(models.make_bi_encoder())
+        stages = opened.enter_context(first_stages(index, [stage], encoder, record.language))
+        ask = _retrieving(stages[stage], top_n)
+        if rerank if rerank is not None else saved is None or saved.reranked:
+            tuned = saved is not None and saved.reranked and chosen is None
+            scorer = opened.enter_context(_tuned(saved, device) if saved and tuned else models.make_cross_encoder())
+            # All of them, to say what became of those that were at the top before.
+            ask = RetrieveRerank(stages[stage], scorer, fetch_k=deep, top_n=deep, score_threshold=threshold).search
+        for text in _queries(query):
+            _answer(ask(text), top_n, stage, json=json)
+
+
+def _saved(file: Path) -> SavedSetting:
+    from retrieve_rerank.retrieval.saved import load_setting
+
+    saved = load_setting(file)
+    if saved.first_stage not in {stage.value for stage in FirstStage}:
+        raise InvalidInputError(
+            f"{file} is for a first stage {saved.first_stage!r}, which an index does not have; expected a setting that "
+            "retrieve-rerank tune --save wrote"
+        )
+    return saved
+
+
+def _stage(given: FirstStage | None, saved: SavedSetting | None, library: Library) -> str:
+    stage = "dense"
+    if given is not None:
+        stage = given.value
+    elif saved is not None:
+        stage = saved.first_stage
+    elif library.has_words:
+        stage = "hybrid"
+    if stage != "dense" and not library.has_words:
+        require("bm25s", extra="hybrid")
+        raise InvalidInputError(f"{library.folder} has no words to search for; run retrieve-rerank index again")
+    return stage
+
+
+def _tuned(saved: SavedSetting, device: str | None) -> CrossEncoder:
+    """Return the cross-encoder of a setting, which says nothing about the device."""
+    from retrieve_rerank.models.cross_encoder import CrossEncoder
+    from retrieve_rerank.retrieval.saved import REMEMBERED
+
+    arguments: dict[str, Any] = {name: value for name, value in (saved.model or {}).items() if name in REMEMBERED}
+    return CrossEncoder(**arguments, device=device)
+
+
+def _retrieving(retriever: Retriever, k: int) -> Callable[[str], SearchResult]:
+    """Return a search without re-ranking."""
+    import time
+
+    from retrieve_rerank.checks import check_query
+    from retrieve_rerank.types import SearchResult, Timings
+
+    def ask(query: str) -> SearchResult:
+        start = time.perf_counter()
+        found = tuple(retriever.retrieve(check_query(query), k))
+        return SearchResult(query, found, found, Timings(time.perf_counter() - start, 0.0))
+
+    return ask
+
+
+def _queries(query: str) -> Iterator[str]:
+    if query != "-":
+        yield query
+        return
+    for number, line in enumerate(sys.stdin.buffer, start=1):
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise InvalidInputError(f"line {number} of stdin is not UTF-8") from error
+        if text:
+            yield text
+
+
+def _answer(result: SearchResult, top_n: int, stage: str, *, json: bool) -> None:
+    if not for_people(json=json):
+        for hit in result.hits[:top_n]:
+            put(_record(result.query, hit))
+        return
+    from retrieve_rerank.cli.tables import searched
+
+    show(*searched(result, top_n))
+    took = result.timings
+    what = f", re-ranked in {took.rerank_seconds:.2f} s" if took.rerank_seconds else ""
+    say(f"{len(result.candidates)} candidates found in {took.retrieve_seconds:.2f} s ({stage}){what}")
+
+
+def _record(query: str, hit: Hit) -> Mapping[str, object]:
+    ranks = {"retrieval_ranks": hit.retrieval_ranks} if hit.retrieval_ranks else {}
+    return {
+        "query": query,
+        "rank": hit.rank,
+        "score": hit.score,
+        "logit": hit.logit,
+        "retrieval_rank": hit.retrieval_rank,
+        "retrieval_score": hit.retrieval_score,
+        **ranks,
+        "truncated": hit.truncated,
+        "id": hit.passage.id,
+        "text": hit.passage.text,
+        "metadata": dict(hit.passage.metadata),
+    }

@@ -1,0 +1,146 @@
+"""stdout is for data, stderr for people; and how a command ends."""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, ParamSpec, TextIO
+
+import typer
+
+from retrieve_rerank.cli.texts import clean, json_line
+from retrieve_rerank.errors import DegradedWarning, RetrieveRerankError, TruncationWarning
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+P = ParamSpec("P")
+
+_STOPPED = 130  # what shells give a program that Ctrl-C ended
+
+
+def for_people(*, json: bool) -> bool:
+    """Whether data are shown as a table: on a terminal, unless JSON is asked for."""
+    return not json and sys.stdout.isatty()
+
+
+def show_bars() -> bool:
+    """Whether progress is drawn: a log file wants none."""
+    return sys.stderr.isatty()
+
+
+def put(record: Mapping[str, object]) -> None:
+    """Write one line of JSON at once."""
+    sys.stdout.write(json_line(record))
+    sys.stdout.flush()
+
+
+def show(*things: RenderableType) -> None:
+    """Write tables and text, as wide as the terminal. Text from outside must be clean."""
+    screen = console()
+    for thing in things:
+        screen.print(thing)
+
+
+def console() -> Console:
+    """Return a console on stdout that takes text as it is. It knows NO_COLOR, COLUMNS and TERM=dumb."""
+    from rich.console import Console
+
+    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
+
+
+def say(message: str) -> None:
+    """Write a line to stderr."""
+    sys.stderr.write(f"{clean(message)}\n")
+    sys.stderr.flush()
+
+
+def guarded(command: Callable[P, None]) -> Callable[P, None]:
+    """Make a command end as a program should: one message without a traceback, whatever happens.
+
+    A command has the keyword `debug`, which shows the traceback.
+    """
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        debug = bool(kwargs.get("debug"))
+        _prepare(sys.stdout)
+        _prepare(sys.stderr)
+        try:
+            with _warnings(debug=debug):
+                command(*args, **kwargs)
+                sys.stdout.flush()
+        except BrokenPipeError:  # whoever read has enough: no failure
+            _drop_stdout()
+            raise typer.Exit(0) from None
+        except KeyboardInterrupt:
+            say("\nretrieve-rerank: stopped")
+            raise typer.Exit(_STOPPED) from None
+        except typer.Exit:
+            raise
+        except (RetrieveRerankError, OSError, RecursionError, MemoryError) as error:
+            _fail(str(error) or type(error).__name__, debug=debug)
+        except Exception as error:
+            if _is_about_the_call(error):
+                raise
+            _fail(f"unexpected {type(error).__name__}: {error} (--debug shows where)", debug=debug)
+
+    return run
+
+
+def _is_about_the_call(error: Exception) -> bool:
+    """Whether typer made the error, about options: it shows those itself, with status 2."""
+    return isinstance(error, (typer.BadParameter.__mro__[1], typer.Abort))
+
+
+def _fail(message: str, *, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    say(f"retrieve-rerank: {message}")
+    raise typer.Exit(1) from None
+
+
+def _prepare(stream: TextIO) -> None:
+    if isinstance(stream, io.TextIOWrapper):
+        if stream.isatty():
+            stream.reconfigure(errors="replace")  # an old console may lack some characters
+        else:
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
+def _drop_stdout() -> None:
+    # Python flushes stdout once more at its end, and would complain then.
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, sys.stdout.fileno())
+    os.close(nothing)
+
+
+@contextmanager
+def _warnings(*, debug: bool) -> Iterator[None]:
+    """Show each of our warnings once, on one line; those of libraries only for debugging."""
+    said: set[str] = set()
+
+    def show_once(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        ours = issubclass(category, (TruncationWarning, DegradedWarning)) or "retrieve_rerank" in filename
+        text = " ".join(str(message).split())
+        if text not in said and (ours or debug):
+            said.add(text)
+            say(f"warning: {text}")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = show_once
+        yield

@@ -1,0 +1,1 @@
+"""An evaluation or a tuning as one HTML file that needs nothing from outside."""

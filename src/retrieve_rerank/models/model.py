@@ -1,0 +1,306 @@
+"""What both models share: settings, where they run (a thread of this process, or a server), loading once, freeing."""
+
+from __future__ import annotations
+
+import os
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from retrieve_rerank.checks import check_count
+from retrieve_rerank.errors import InvalidInputError, TruncationWarning, warn_caller
+from retrieve_rerank.models.backend import Backend, check_backend
+from retrieve_rerank.models.endpoint import MAX_CONCURRENCY, TIMEOUT, Endpoint, Protocol
+from retrieve_rerank.models.precision import Precision
+from retrieve_rerank.models.worker import Worker
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from retrieve_rerank.models.engine import Engine
+    from retrieve_rerank.models.loading import Checkpoint
+    from retrieve_rerank.models.loop_thread import LoopThread
+    from retrieve_rerank.models.remote import RemoteModel
+    from retrieve_rerank.models.server_forms import Served
+
+E = TypeVar("E", bound="Engine")
+R = TypeVar("R", bound="RemoteModel")
+
+# What a server decides, with the values that say nothing of it.
+_LOCAL_ONLY: dict[str, object] = {
+    "device": None,
+    "precision": "auto",
+    "backend": "torch",
+    "revision": None,
+    "cache_folder": None,
+    "local_files_only": False,
+    "token": None,
+    "trust_remote_code": False,
+    "max_length": None,
+    "batch_tokens": None,
+}
+_LONG = 1_000  # characters; a text that has more may be longer than a model reads
+
+
+class DefaultName(str):
+    """The name of a model that is taken if none is given; a server's own one is taken instead of it."""
+
+    __slots__ = ()
+
+
+class Model(ABC, Generic[E, R]):
+    """A model that is loaded at its first use and runs on a thread of its own, or one behind an inference server.
+
+    Attributes:
+        model: Its name or folder; of a server that was asked for no model by name, its address.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        *,
+        device: str | None,
+        precision: Precision,
+        backend: Backend,
+        revision: str | None,
+        cache_folder: str | os.PathLike[str] | None,
+        local_files_only: bool,
+        token: str | bool | None,
+        trust_remote_code: bool,
+        max_length: int | None,
+        batch_tokens: int | None,
+        endpoint: str | None,
+        api_key: str | None,
+        protocol: Protocol | None,
+        timeout: float,
+        max_concurrency: int,
+    ) -> None:
+        if not isinstance(model, (str, os.PathLike)) or not os.fspath(model).strip():
+            raise InvalidInputError(f"model must be a hub name or a folder, got {model!r}")
+        if endpoint is None and (api_key, protocol, timeout, max_concurrency) != (None, None, TIMEOUT, MAX_CONCURRENCY):
+            raise InvalidInputError(
+                "api_key, protocol, timeout and max_concurrency are for a server; give endpoint, too"
+            )
+        self._endpoint = None if endpoint is None else Endpoint(endpoint, api_key, protocol, timeout, max_concurrency)
+        check_backend(backend, precision, device)
+        if max_length is not None:
+            check_count(max_length, "max_length")
+        if batch_tokens is not None:
+            check_count(batch_tokens, "batch_tokens")
+        self.model = str(os.fspath(model))
+        self._wanted: str | None = None  # of a server; None is the only one that it serves
+        if self._endpoint is not None:
+            self._refuse(
+                device=device,
+                precision=precision,
+                backend=backend,
+                revision=revision,
+                cache_folder=cache_folder,
+                local_files_only=local_files_only,
+                token=token,
+                trust_remote_code=trust_remote_code,
+                max_length=max_length,
+                batch_tokens=batch_tokens,
+            )
+            # An address says no more than endpoint does: that is how a model without a name is written down.
+            unnamed = isinstance(model, DefaultName) or self.model.startswith(("http://", "https://"))
+            self._wanted = None if unnamed else self.model
+            self.model = self._wanted or self._endpoint.url
+        self._settings: dict[str, Any] = {
+            "model": self.model,
+            "device": device if backend == "torch" else "cpu",
+            "revision": revision,
+            "cache_folder": None if cache_folder is None else os.fspath(cache_folder),
+            "local_files_only": local_files_only,
+            "token": token,
+            "trust_remote_code": trust_remote_code,
+        }
+        # Another backend starts from the exact network.
+        self._asked_precision: Precision = precision if backend == "torch" else "float32"
+        self._backend, self._backend_precision = backend, precision
+        self._max_length = max_length
+        self._batch_tokens = batch_tokens
+        self._worker = Worker(f"retrieve-rerank {self.model}")
+        self._remote: LoopThread[R] | None = None
+        self._unsure = True  # whether it must still be said that a server does not say what it cuts
+        self._engine: E | None = None
+        self._home: threading.Thread | None = None  # where the engine was loaded
+        self._limit: int | None = None  # the engine's max_length, for warnings, which must not wait for the thread
+
+    @property
+    def settings(self) -> dict[str, str | int | float | bool | None]:
+        """The arguments that this model was made with, but for secrets: `CrossEncoder(**settings)` makes another."""
+        if self._endpoint is not None:
+            return {
+                "model": self.model,
+                "endpoint": self._endpoint.url,
+                "protocol": self._endpoint.protocol,
+                "timeout": self._endpoint.timeout,
+                "max_concurrency": self._endpoint.max_concurrency,
+            }
+        shown = {name: value for name, value in self._settings.items() if name != "token"}
+        return {
+            **shown,
+            "precision": self._backend_precision,
+            "backend": self._backend,
+            "max_length": self._max_length,
+            "batch_tokens": self._batch_tokens,
+        }
+
+    @property
+    def loaded_precision(self) -> str | None:
+        """The precision that the model computes in, or None before its first use. Loads nothing and never waits.
+
+        Of a model behind a server it is None as well where the server does not say it.
+        """
+        if self._endpoint is not None:
+            served = self._served
+            return None if served is None else served.dtype
+        engine = self._engine
+        return None if engine is None else engine.precision.name
+
+    def redacted(self, text: str) -> str:
+        """Return `text` without this model's secrets, for messages that leave the process."""
+        if self._endpoint is not None:
+            text = self._endpoint.hide(text)
+        token = self._settings["token"]
+        return text.replace(token, "***") if isinstance(token, str) and token else text
+
+    @property
+    def precision(self) -> str:
+        """The precision that the model computes in; "unknown" where a server does not say it. Loads the model."""
+        if self._endpoint is not None:
+            return self._known().dtype or "unknown"
+        return self._worker.run(self._loaded).precision.name
+
+    @property
+    def device(self) -> str:
+        """The device that the model is on, or the server's address. Loads the model."""
+        if self._endpoint is not None:
+            return self._endpoint.url
+        return str(self._worker.run(self._loaded).device)
+
+    @property
+    def max_length(self) -> int | None:
+        """Tokens that the model reads at once; None is no limit, or none that a server tells. Loads the model."""
+        if self._endpoint is not None:
+            return self._known().max_length
+        return self._worker.run(self._loaded).max_length
+
+    def close(self) -> None:
+        """Free the model, or the connections, once the calls already made are done. A later call loads it again."""
+        self._worker.close(last=self._unload)
+        if self._remote is not None:
+            self._remote.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The settings are the object; the thread, the loaded model and the secret stay behind.
+        state = {**self.__dict__, "_engine": None, "_home": None, "_settings": {**self._settings, "token": None}}
+        state["_endpoint"] = None if self._endpoint is None else self._endpoint.without_key()
+        del state["_worker"], state["_remote"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._worker = Worker(f"retrieve-rerank {self.model}")
+        self._remote = None if self._endpoint is None else self._connect(self._endpoint)
+
+    def __repr__(self) -> str:
+        if self._endpoint is not None:
+            served = self._served
+            named = "" if self._wanted is None else f"{self.model!r}, "
+            state = "not connected" if served is None else self._described(served)
+            return f"{type(self).__name__}({named}endpoint={self._endpoint.url!r}, {state})"
+        engine = self._engine  # once: `close` may come in between
+        state = "not loaded" if engine is None else engine.describe()
+        return f"{type(self).__name__}({self.model!r}, {state})"
+
+    def _described(self, served: Served) -> str:
+        """Return what a repr should say of a served model."""
+        length = f"max_length={served.max_length}" if served.tells_length else "does not say what it cuts"
+        return f"{served.product} serves {served.model!r}, {length}"
+
+    @property
+    def _served(self) -> Served | None:
+        """What the server said of itself, if it has been asked."""
+        resource = None if self._remote is None else self._remote.resource
+        return None if resource is None else resource.served
+
+    def _known(self) -> Served:
+        """Return what the server says of itself, asking it if need be."""
+        if self._remote is None:
+            raise TypeError("a local model has no server")  # what the callers make sure of
+        return self._remote.run(_served_of)
+
+    def _refuse(self, **given: object) -> None:
+        """Raise InvalidInputError if an argument is given that a server decides."""
+        names = [name for name, value in given.items() if value != _LOCAL_ONLY.get(name)]
+        if names:
+            raise InvalidInputError(
+                f"{', '.join(names)} cannot be given together with endpoint: the server decides it. Set it there"
+            )
+
+    def _tell_unsure(self, texts: Sequence[str]) -> None:
+        """Warn, once, if a server may have cut one of these texts without saying so."""
+        served = self._served
+        if not self._unsure or served is None or served.tells_length:
+            return
+        longest = max(map(len, texts), default=0)
+        if longest > _LONG:
+            self._unsure = False
+            warn_caller(
+                f"{self.device} does not say whether it cut a text, and one of these has {longest} characters: its end "
+                "may not have been read. Split such texts into shorter passages. This is said once",
+                TruncationWarning,
+            )
+
+    @abstractmethod
+    def _connect(self, endpoint: Endpoint) -> LoopThread[R]:
+        """Return what asks the server; connects at its first call."""
+
+    @abstractmethod
+    def _load(self, checkpoint: Checkpoint) -> E:
+        """Load the model; called on the worker's thread."""
+
+    def _loaded(self) -> E:
+        """Return the running model; called on the worker's thread only, so that it loads once."""
+        here = threading.current_thread()
+        # A thread that took over from one that hangs takes its own copy: the other may still be in the middle of it.
+        if self._engine is None or self._home is not here:
+            from retrieve_rerank.models.loading import Checkpoint  # with all of torch behind it
+
+            self._engine = None
+            checkpoint = Checkpoint(**self._settings)
+            engine = self._load(checkpoint)
+            if self._batch_tokens is not None:
+                engine.token_budget = self._batch_tokens
+            if self._backend != "torch":
+                from retrieve_rerank.models.network import replace_network
+
+                engine.precision = replace_network(
+                    engine.model, checkpoint, self._backend, self._backend_precision, engine.weights
+                )
+            self._engine, self._home = engine, here
+            self._limit = self._engine.max_length
+        return self._engine
+
+    def _is_loaded(self) -> bool:
+        """Whether the next call finds the model loaded. A guess from any thread, good enough to start a clock by."""
+        return self._engine is not None and self._home is self._worker.thread
+
+    def _unload(self) -> None:
+        self._engine, self._home = None, None
+
+
+async def _served_of(remote: RemoteModel) -> Served:
+    return (await remote.form()).served

@@ -1,0 +1,134 @@
+"""A tuned setting as a file: what to search with, kept apart from the code that searches."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from retrieve_rerank.checks import check_count
+from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.models.cross_encoder import CrossEncoder
+
+_FORMAT = 1
+# What of a cross-encoder decides its scores. Never whether to run a checkpoint's code, nor where files are kept.
+REMEMBERED = (
+    "model",
+    "endpoint",
+    "protocol",
+    "server_scores",
+    "precision",
+    "backend",
+    "revision",
+    "prompt",
+    "max_length",
+    "long_passages",
+    "max_windows",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SavedSetting:
+    """What `Tuning.save` wrote: how deep which first stage is re-ranked, and by what.
+
+    Attributes:
+        first_stage: Name of the first stage.
+        fetch_k: How many candidates it is asked for.
+        cross_encoder: Name of the cross-encoder; None is no re-ranking.
+        model: What `CrossEncoder(**model)` makes it from; None where it was of another kind.
+        measured: Where the setting comes from: the dataset, its quality there and its latency.
+
+    Raises:
+        InvalidInputError: If a value cannot be used.
+
+    Example:
+        >>> from retrieve_rerank import SavedSetting
+        >>> setting = SavedSetting("BM25", 20, "mini", {"model": "cross-encoder/ms-marco-MiniLM-L6-v2"})
+        >>> setting.fetch_k, setting.reranked
+        (20, True)
+    """
+
+    first_stage: str
+    fetch_k: int
+    cross_encoder: str | None = None
+    model: Mapping[str, str | int | float | bool | None] | None = None
+    measured: Mapping[str, str | int | float | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, value in (("first_stage", self.first_stage), ("cross_encoder", self.cross_encoder)):
+            if not isinstance(value, str) and not (value is None and name == "cross_encoder"):
+                raise InvalidInputError(f"{name} of a setting must be a string, got {value!r}")
+        check_count(self.fetch_k, "fetch_k")
+        if self.model is not None and not isinstance(self.model, Mapping):
+            raise InvalidInputError(f"model of a setting must be a dict of arguments, got {self.model!r}")
+
+    @property
+    def reranked(self) -> bool:
+        """Whether a cross-encoder orders the candidates."""
+        return self.cross_encoder is not None
+
+    def make_cross_encoder(self) -> CrossEncoder:
+        """Return the cross-encoder of the setting, which loads at its first use.
+
+        Raises:
+            InvalidInputError: If there is none, or the file does not say how to make it.
+        """
+        if self.model is None:
+            raise InvalidInputError(
+                f"the setting does not say how {self.cross_encoder!r} is made; give it as cross_encoder"
+                if self.reranked
+                else "the setting is not to re-rank, so there is no cross-encoder"
+            )
+        arguments: dict[str, Any] = {name: value for name, value in self.model.items() if name in REMEMBERED}
+        return CrossEncoder(**arguments)
+
+
+def save_setting(setting: SavedSetting, path: str | os.PathLike[str]) -> None:
+    """Write a setting as one JSON object, in UTF-8."""
+    content = json.dumps({"format": _FORMAT, **asdict(setting)}, ensure_ascii=False, indent=1)
+    Path(path).write_text(content + "\n", encoding="utf-8")
+
+
+def load_setting(path: str | os.PathLike[str]) -> SavedSetting:
+    """Read a setting that `Tuning.save` wrote; `RetrieveRerank.load` makes the pipeline of one.
+
+    LangChain's and LlamaIndex's `RetrieveRerankRetriever` take `setting.make_cross_encoder()` as their `reranker` and
+    `setting.fetch_k` as their `fetch_k`.
+
+    Args:
+        path: Of the JSON file.
+
+    Raises:
+        InvalidInputError: If the file is missing, is something else, or was written by a newer version.
+    """
+    try:
+        content: Any = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidInputError(f"{os.fspath(path)!r} is no setting that Tuning.save wrote: {error}") from error
+    if not isinstance(content, dict) or "format" not in content:
+        raise InvalidInputError(f"{os.fspath(path)!r} is no setting that Tuning.save wrote: it names no format")
+    if content["format"] != _FORMAT:
+        raise InvalidInputError(
+            f"{os.fspath(path)!r} has format {content['format']!r}, and this version reads {_FORMAT}; update "
+            "retrieve-rerank, or save the setting again"
+        )
+    del content["format"]
+    try:
+        return SavedSetting(**content)
+    except (TypeError, InvalidInputError) as error:
+        raise InvalidInputError(f"{os.fspath(path)!r} is no setting that Tuning.save wrote: {error}") from error
+
+
+def remembered(model: CrossEncoder) -> dict[str, str | int | float | bool | None]:
+    """Return the arguments that make a cross-encoder with the same scores, without those that are the defaults."""
+    parameters = inspect.signature(CrossEncoder).parameters
+    given = model.settings
+    return {
+        name: given[name]
+        for name in REMEMBERED
+        if name in given and (name == "model" or given[name] != parameters[name].default)
+    }

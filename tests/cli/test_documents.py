@@ -1,0 +1,95 @@
+"""Files are read as what they are, or refused with the place and the reason."""
+
+from __future__ import annotations
+
+import pytest
+
+from retrieve_rerank import InvalidInputError
+from retrieve_rerank.cli.documents import Document, Fields, UnreadableError, check_named, read
+
+FIELDS = Fields()
+
+
+def test_text_loses_its_byte_order_mark_and_keeps_its_line_ends() -> None:
+    (document,) = read(b"\xef\xbb\xbfone\r\ntwo", "a.TXT", FIELDS)
+    assert document == Document("one\r\ntwo", "text", size=11)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.md", "a.csv"])
+def test_text_that_is_not_utf_8_is_named_with_its_line(name: str) -> None:
+    with pytest.raises(UnreadableError, match="line 3 is not UTF-8"):
+        read("one\ntwo\ncaf\xe9".encode("latin-1"), name, FIELDS)
+
+
+def test_a_binary_file_is_no_text() -> None:
+    with pytest.raises(UnreadableError, match="NUL"):
+        read(b"abc\0def", "data", FIELDS)
+
+
+def test_html_keeps_headings_and_drops_what_is_for_browsers() -> None:
+    page = (
+        "<html><head><meta charset='latin-1'><title> Caf\xe9\n menu </title><style>p {color: red}</style></head>"
+        "<body><nav>Home</nav><h2>Food &amp; drink</h2><p>A <b>strong</b> <a href='x'>coffee</a>_1*2</p>"
+        "<script>alert('no')</script><pre>code\n  here</pre></body></html>"
+    ).encode("latin-1")
+    (document,) = read(page, "a.html", FIELDS)
+    assert document.kind == "markdown"
+    assert document.title == "Café menu"
+    assert "## Food & drink" in document.text
+    assert "A **strong** coffee_1*2" in document.text
+    assert "  here" in document.text
+    for gone in ("Home", "alert", "color", "Café menu"):
+        assert gone not in document.text
+
+
+def test_html_without_an_end_of_its_head_and_in_great_depth_is_read() -> None:
+    (loose,) = read(b"<head><title>T</title><p>words", "a.htm", FIELDS)
+    assert loose.text.strip() == "words"
+    (deep,) = read(b"<div>" * 3000 + b"words" + b"</div>" * 3000, "a.html", FIELDS)
+    assert deep.text.strip() == "words"
+
+
+def test_json_lines_end_at_line_feeds_only() -> None:
+    lines = '{"_id": 7, "text": "one\u2028two", "title": " T ", "year": 1, "deep": {}, "source": "x"}\n\n{"text": ""}\n'
+    first, second = read(("\ufeff" + lines).encode(), "a.jsonl", FIELDS)
+    assert (first.id, first.text, first.title, first.metadata) == ("7", "one\u2028two", "T", {"year": 1})
+    assert (second.id, second.text, second.title) == (None, "", None)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"text": "a"}\n{"text": ', "line 2 is not JSON"),
+        (b'{"text": "a"}\n\n[1]', "line 3 must be a JSON object"),
+        (b'{"text": "\xe9"}', "line 1 is not JSON"),
+        (b'{"body": "a", "id": 1}', r"line 1 has no text in 'text'; its fields: body, id. .*--text-field"),
+        (b'{"text": 5}', "line 1 has no text"),
+        (b'{"id": "a", "text": "1"}\n{"id": "a", "text": "2"}', "id 'a' occurs twice"),
+        (b"[" * 100_000, "line 1 is not JSON"),
+    ],
+)
+def test_json_lines_that_cannot_be_used(content: bytes, message: str) -> None:
+    with pytest.raises(UnreadableError, match=message):
+        read(content, "a.jsonl", FIELDS)
+
+
+@pytest.mark.parametrize(("name", "mark"), [("a.csv", ","), ("a.csv", ";"), ("a.tsv", "\t")])
+def test_csv_of_any_country(name: str, mark: str) -> None:
+    long = "x" * 200_000  # more than the csv module takes by default
+    rows = [["id", "body", "year"], ["1", '"two\nlines, ""quoted"""', "2020"], ["2", long, "2021"]]
+    content = "".join(mark.join(row) + "\r\n" for row in rows).encode()
+    first, second = read(content, name, Fields(text="body"))
+    assert (first.id, first.text, first.metadata) == ("1", 'two\nlines, "quoted"', {"year": "2020"})
+    assert second.text == long
+
+
+def test_csv_that_cannot_be_used() -> None:
+    with pytest.raises(UnreadableError, match="line 2 has no text in 'text'; its fields: a, b"):
+        read(b"a,b\n1,2\n", "a.csv", FIELDS)
+    with pytest.raises(UnreadableError, match="is not CSV"):
+        read(b'text\n"never closed', "a.csv", FIELDS)
+
+
+def test_a_pdf_that_is_named_is_refused(tmp_path) -> None:
+    with pytest.raises(InvalidInputError, match=r"paper.PDF cannot be indexed: .PDF files are not read"):
+        check_named(tmp_path / "paper.PDF")

@@ -1,0 +1,235 @@
+"""An index follows its files: only what is new is encoded, and what is gone goes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from retrieve_rerank import BiEncoder, BM25Index, ChromaIndex
+from retrieve_rerank.cli import following
+from tests.cli.conftest import Run, start
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The texts that were encoded."""
+    texts: list[str] = []
+    real = BiEncoder.encode_documents
+
+    def spy(self: BiEncoder, given: Sequence[str], **options: bool) -> object:
+        texts.extend(given)
+        return real(self, given, **options)
+
+    monkeypatch.setattr(BiEncoder, "encode_documents", spy)
+    return texts
+
+
+def stored(index: Path, encoder: Path) -> dict[str, tuple[str, dict[str, object]]]:
+    """What both parts of an index hold, which must be the same."""
+    with ChromaIndex(BiEncoder(encoder), path=index / "vectors") as vectors, BM25Index(path=index / "words") as words:
+        found = {record.id: (record.text, dict(record.metadata)) for record in vectors.collection.read()}
+        assert found == {record.id: (record.text, dict(record.metadata)) for record in words.collection.read()}
+    return found
+
+
+def test_every_kind_of_file_is_stored_in_both_indexes(indexed: Path, tiny_bi_encoder: Path) -> None:
+    found = stored(indexed, tiny_bi_encoder)
+    sources = {metadata["source"] for _, metadata in found.values()}
+    assert sources == {
+        "docs/paris.md",
+        "docs/rome.txt",
+        "docs/table.csv",
+        "docs/more/page.html",
+        "docs/more/facts.jsonl",
+    }
+    assert found["f1"][0] == "the word of rome"
+    assert found["f1"][1]["year"] == 2020
+    page = next(metadata for _, metadata in found.values() if metadata["source"] == "docs/more/page.html")
+    assert (page["title"], page["heading"]) == ("A page", "Of words")
+    assert not any("menu" in text or "var capital" in text for text, _ in found.values())
+
+
+def test_only_what_changed_is_encoded_again(
+    run: Run, docs: Path, indexed: Path, models: tuple[str, ...], tiny_bi_encoder: Path, encoded: list[str]
+) -> None:
+    (again,) = run("index", docs, "--to", "made").lines
+    assert (again["added"], again["updated"], again["removed"]) == (0, 0, 0)
+    assert encoded == ["dimension"] or encoded == []
+    encoded.clear()
+
+    (docs / "rome.txt").write_text("Rome is the capital of bread.\n")
+    (docs / "new.md").write_text("# New\n\nthe word\n")
+    (docs / "table.csv").unlink()
+    (done,) = run("index", docs, "--to", "made").lines
+    assert (done["added"], done["removed"], done["unchanged_files"]) == (2, 2, 3)
+    assert sorted(encoded) == ["# New\n\nthe word", "Rome is the capital of bread."]
+    run("index", docs, "--to", "fresh", *models)
+    assert stored(indexed, tiny_bi_encoder) == stored(docs.parent / "fresh", tiny_bi_encoder)
+
+
+def test_files_elsewhere_stay(run: Run, docs: Path, indexed: Path, tmp_path: Path, tiny_bi_encoder: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("the bread of rome")
+    run("index", tmp_path / "notes", "--to", "made")
+    shutil.rmtree(docs / "more")
+    run("index", docs / "paris.md", "--to", "made")  # says nothing about the others
+    sources = {metadata["source"] for _, metadata in stored(indexed, tiny_bi_encoder).values()}
+    assert {"notes/a.txt", "docs/more/page.html"} <= sources
+    run("index", docs, "--to", "made")
+    sources = {metadata["source"] for _, metadata in stored(indexed, tiny_bi_encoder).values()}
+    assert sources == {"notes/a.txt", "docs/paris.md", "docs/rome.txt", "docs/table.csv"}
+
+
+def test_other_sizes_split_everything_anew(run: Run, docs: Path, indexed: Path, tiny_bi_encoder: Path) -> None:
+    before = len(stored(indexed, tiny_bi_encoder))
+    (done,) = run("index", docs, "--to", "made", "--passage-tokens", 14).lines
+    assert done["unchanged_files"] == 0
+    assert len(stored(indexed, tiny_bi_encoder)) == done["passages"] > before
+
+
+def test_files_that_cannot_be_read_are_named_and_keep_what_they_had(
+    run: Run, docs: Path, indexed: Path, tiny_bi_encoder: Path
+) -> None:
+    before = stored(indexed, tiny_bi_encoder)
+    (docs / "rome.txt").write_bytes("caf\xe9".encode("latin-1"))
+    (docs / "more" / "facts.jsonl").write_text('{"id": "f9", "text": "the word"}\n{"text": ')
+    (docs / "gone.md").symlink_to(docs / "nowhere")
+    (docs / "x\x1b[31m y.md").symlink_to(docs / "nowhere")
+    (docs / "paper.pdf").write_bytes(b"%PDF")
+    done = run("index", docs, "--to", "made", status=1)
+    assert "docs/rome.txt: line 1 is not UTF-8" in done.err
+    assert "docs/more/facts.jsonl: line 2 is not JSON" in done.err
+    assert "docs/gone.md: No such file" in done.err
+    assert "\x1b" not in done.err
+    assert ".pdf (1); PDF is not read" in done.err
+    assert done.lines[0]["failed_files"] == 4
+    assert stored(indexed, tiny_bi_encoder) == before
+
+
+def test_nothing_to_index_changes_nothing(
+    run: Run, docs: Path, indexed: Path, tiny_bi_encoder: Path, tmp_path: Path
+) -> None:
+    before = stored(indexed, tiny_bi_encoder)
+    for file in sorted(docs.rglob("*"), reverse=True):
+        file.unlink() if file.is_file() else file.rmdir()
+    failed = run("index", docs, "--to", "made", status=1)
+    assert "there is nothing to index in" in failed.err
+    assert stored(indexed, tiny_bi_encoder) == before
+    (docs / "paper.pdf").write_bytes(b"%PDF")
+    assert "PDF is not read" in run("index", docs, "--to", "made", status=1).err
+    assert "paper.pdf cannot be indexed" in run("index", docs / "paper.pdf", "--to", "made", status=1).err
+    assert "does not exist" in run("index", docs / "none", "--to", "made", status=2).err
+
+
+def test_an_index_belongs_to_one_model_and_one_language(
+    run: Run, docs: Path, indexed: Path, tiny_dot_bi_encoder: Path
+) -> None:
+    other = run("index", docs, "--to", "made", "--bi-encoder", tiny_dot_bi_encoder, status=1)
+    assert "was made with the bi-encoder" in other.err
+    assert "index into another folder" in other.err
+    assert "made for the language 'en'" in run("index", docs, "--to", "made", "--language", "de", status=1).err
+
+
+def test_a_folder_with_something_else_is_left_alone(run: Run, docs: Path, models: tuple[str, ...]) -> None:
+    refused = run("index", docs, "--to", docs, *models, status=1)
+    assert "holds something else than an index" in refused.err
+
+
+def test_one_id_in_two_files_is_refused(run: Run, docs: Path, indexed: Path) -> None:
+    (docs / "other.jsonl").write_text('{"id": "f1", "text": "bread"}\n')
+    refused = run("index", docs, "--to", "made", status=1)
+    assert "id 'f1' is in docs/other.jsonl and in docs/more/facts.jsonl" in refused.err
+
+
+@pytest.mark.parametrize("module", ["semantic_text_splitter", "markdownify"])
+def test_a_missing_extra_is_named(
+    run: Run, docs: Path, models: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    assert 'pip install "retrieve-rerank[cli]"' in run("index", docs, "--to", "made", *models, status=1).err
+
+
+def test_without_bm25_there_are_vectors_and_words_follow_later(
+    run: Run, docs: Path, models: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tiny_bi_encoder: Path
+) -> None:
+    with monkeypatch.context() as patch:
+        for name in ("retrieve_rerank.cli.following", "retrieve_rerank.cli.indexing", "retrieve_rerank.cli.library"):
+            patch.setattr(f"{name}.has_bm25", lambda: False)
+        done = run("index", docs, "--to", "made", *models)
+        assert 'pip install "retrieve-rerank[hybrid]"' in done.err
+        found = run("search", "capital of france", "--in", "made", "--no-rerank").lines
+        assert "retrieval_ranks" not in found[0]
+    run("index", docs, "--to", "made")
+    assert stored(docs.parent / "made", tiny_bi_encoder)
+
+
+@pytest.mark.parametrize("stopped_in", ["add", "between the two indexes", "saving"])
+def test_broken_off_it_goes_on(
+    run: Run,
+    docs: Path,
+    models: tuple[str, ...],
+    tiny_bi_encoder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    encoded: list[str],
+    stopped_in: str,
+) -> None:
+    """Whatever was written in part, the next run makes it as if nothing had happened, also if the files changed."""
+    monkeypatch.setattr(following, "_TOGETHER", 2)
+    monkeypatch.setattr(following, "_SAVE", 2)
+    run("index", docs, "--to", "made", *models)
+    for number in range(8):
+        (docs / f"n{number}.txt").write_text(f"the word number {number} of paris")
+    calls = {"add": (ChromaIndex, "add"), "between the two indexes": (BM25Index, "add"), "saving": (BM25Index, "save")}
+    owner, name = calls[stopped_in]
+    real, count = getattr(owner, name), [0]
+
+    def failing(self: object, *given: object, **options: object) -> object:
+        count[0] += 1
+        if count[0] >= 2:
+            raise OSError("the disk is full")
+        return real(self, *given, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, failing)
+        patch.setattr(BM25Index, "close", lambda self: self.collection.worker.close())  # killed: nothing is saved
+        assert "the disk is full" in run("index", docs, "--to", "made", status=1).err
+    assert "was broken off" in run("search", "bread", "--in", "made", "--no-rerank").err
+    (docs / "n0.txt").unlink()
+    (docs / "n1.txt").write_text("the word number 1 is another")
+    encoded.clear()
+    run("index", docs, "--to", "made")
+    run("index", docs, "--to", "fresh", *models)
+    assert stored(docs.parent / "made", tiny_bi_encoder) == stored(docs.parent / "fresh", tiny_bi_encoder)
+
+
+def test_ctrl_c_ends_it_cleanly_and_the_next_run_goes_on(
+    run: Run, tmp_path: Path, models: tuple[str, ...], tiny_bi_encoder: Path
+) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(2_000):
+        (folder / f"{number}.txt").write_text(f"the word number {number} of paris")
+    with start("index", folder, "--to", tmp_path / "made", *models) as process:
+        database = tmp_path / "made" / "vectors" / "chroma.sqlite3"
+        end = time.monotonic() + 300
+        while not (database.exists() and (tmp_path / "made" / "words").exists()):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        time.sleep(0.5)
+        os.kill(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=300)
+    assert process.returncode == 130, err
+    assert out == b""
+    assert b"Traceback" not in err
+    assert b"stopped" in err
+    (done,) = run("index", folder, "--to", "made").lines
+    assert done["passages"] == 2_000
+    assert len(stored(tmp_path / "made", tiny_bi_encoder)) == 2_000

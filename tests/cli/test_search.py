@@ -1,0 +1,118 @@
+"""What `search` shows: the same hits as the library's, before and after, harmless on any terminal."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from retrieve_rerank import BiEncoder, BM25Index, ChromaIndex, CrossEncoder, HybridRetriever, RetrieveRerank
+from tests.cli.conftest import Run, environment
+
+QUERY = "what is the capital of france"
+
+
+def test_hits_are_the_librarys(run: Run, indexed: Path, tiny_bi_encoder: Path, tiny_cross_encoder: Path) -> None:
+    found = run("search", QUERY, "--in", "made", "--top-n", 3).lines
+    vectors = ChromaIndex(BiEncoder(tiny_bi_encoder), path=indexed / "vectors")
+    with vectors, BM25Index(path=indexed / "words") as words:
+        hybrid = HybridRetriever([vectors, words])
+        expected = RetrieveRerank(hybrid, CrossEncoder(tiny_cross_encoder), top_n=3).search(QUERY)
+        bm25 = words.retrieve(QUERY, 2)
+    assert [(hit["id"], hit["rank"], hit["retrieval_rank"], hit["logit"]) for hit in found] == [
+        (hit.passage.id, hit.rank, hit.retrieval_rank, hit.logit) for hit in expected
+    ]
+    assert [tuple(hit["retrieval_ranks"]) for hit in found] == [hit.retrieval_ranks for hit in expected]
+    assert found[0]["text"] == expected[0].passage.text
+    assert found[0]["metadata"]["source"].startswith("docs/")
+    plain = run("search", QUERY, "--in", "made", "--no-rerank", "--first-stage", "bm25", "--top-n", 2).lines
+    assert [(hit["id"], hit["score"], hit["logit"]) for hit in plain] == [
+        (hit.passage.id, hit.score, None) for hit in bm25
+    ]
+
+
+def test_questions_from_stdin_are_answered_in_turn(run: Run, indexed: Path) -> None:
+    done = run("search", "-", "--in", "made", "--top-n", 1, stdin="\ufeffbread\r\n\nThe Word\n".encode())
+    assert [hit["query"] for hit in done.lines] == ["bread", "The Word"]
+    failed = run("search", "-", "--in", "made", "--no-rerank", stdin=b"caf\xe9\n", status=1)
+    assert "line 1 of stdin is not UTF-8" in failed.err
+
+
+def test_a_threshold_may_leave_nothing(run: Run, indexed: Path) -> None:
+    assert run("search", QUERY, "--in", "made", "--threshold", 1.0).out == ""
+
+
+def test_what_is_wrong_is_said_in_one_line(run: Run, indexed: Path, tmp_path: Path) -> None:
+    nothing = run("search", QUERY, "--in", "nowhere", status=1)
+    assert nothing.err == (
+        "retrieve-rerank: nowhere is no index; make one first: retrieve-rerank index FILES --to nowhere\n"
+    )
+    assert "the query is empty" in run("search", " ", "--in", "made", status=1).err
+    no_model = run("search", QUERY, "--in", "made", "--cross-encoder", "./none", status=1)
+    assert "there is no folder" in no_model.err
+    assert "--in" in run("search", QUERY, status=2).err
+    assert "--top-n" in run("search", QUERY, "--in", "made", "--top-n", 0, status=2).err
+    (indexed / "retrieve-rerank.json").write_text('{"format": 99}')
+    assert "has format 99" in run("search", QUERY, "--in", "made", status=1).err
+    (indexed / "retrieve-rerank.json").write_text('{"format": 1, "files": {}}')
+    assert "is not whole" in run("search", QUERY, "--in", "made", status=1).err
+
+
+def test_debug_shows_where(run: Run, tmp_path: Path) -> None:
+    assert "Traceback" not in run("search", QUERY, "--in", "nowhere", status=1).err
+    assert "Traceback" in run("search", QUERY, "--in", "nowhere", "--debug", status=1).err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
+def test_a_terminal_gets_a_table_that_fits_and_no_commands(run: Run, tmp_path: Path, models: tuple[str, ...]) -> None:
+    """Texts and names may hold escape sequences, such as one that writes to the clipboard or hides the line."""
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    folder = tmp_path / "evil"
+    folder.mkdir()
+    name = "a\x1b]0;owned\x07 ü\u202e.txt"
+    (folder / name).write_text("the capital \x1b[2J\x1b]52;c;aGk=\x07 of france \x9b31m [bold]markup[/bold] " * 3)
+    run("index", folder, "--to", "made", *models)
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
+    command = [sys.executable, "-m", "retrieve_rerank", "search", QUERY, "--in", str(tmp_path / "made")]
+    plain = {name: value for name, value in environment().items() if name not in ("COLUMNS", "LINES")}
+    process = subprocess.Popen(
+        command, stdout=theirs, stderr=subprocess.PIPE, env={**plain, "NO_COLOR": "1", "TERM": "xterm-256color"}
+    )
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            block = os.read(ours, 1 << 16)
+        except OSError:  # Linux's way to say that the other side has closed
+            break
+        if not block:
+            break
+        shown += block
+    _, err = process.communicate(timeout=300)
+    os.close(ours)
+    assert process.returncode == 0, err
+    styled = shown.decode()
+    assert not re.search("\x1b\\[[0-9;]*3[0-9]m", styled), "a colour in spite of NO_COLOR"
+    text = re.sub("\x1b\\[[0-9;]*m", "", styled)  # bold and dim, which are the table's own
+    assert re.findall("[\x00-\x09\x0b\x0c\x0e-\x1f\x7f-\x9f\u202e]", text) == []
+    assert "relevance" in text
+    assert "[bold]" in text
+    assert max(len(line) for line in text.splitlines()) <= 60
+    assert b"candidates found in" in err
+
+
+def test_json_escapes_what_a_terminal_could_obey(run: Run, tmp_path: Path, models: tuple[str, ...]) -> None:
+    (tmp_path / "a.txt").write_text("bread \x1b[31m \x9b31m \u2028 \x85 \u202e rome")
+    run("index", tmp_path / "a.txt", "--to", "made", *models)
+    done = run("search", "bread", "--in", "made")
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u202e]", done.out)
+    assert done.lines[0]["text"] == "bread \x1b[31m \x9b31m \u2028 \x85 \u202e rome"

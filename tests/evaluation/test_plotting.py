@@ -1,0 +1,94 @@
+"""The chart that matplotlib draws."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+
+import pytest
+
+from retrieve_rerank import MissingDependencyError
+from retrieve_rerank.evaluation.plotting import _side_by_side
+from tests.core.stubs import run_python
+from tests.evaluation import reports
+
+matplotlib = pytest.importorskip("matplotlib")
+
+
+@pytest.fixture(autouse=True)
+def _without_a_screen() -> Iterator[None]:
+    matplotlib.use("Agg")
+    yield
+    from matplotlib import pyplot
+
+    pyplot.close("all")
+
+
+def test_every_system_is_drawn_with_its_interval_and_its_name() -> None:
+    evaluation = reports.ordinary()
+    axes = evaluation.plot()
+    axes.figure.savefig(io.BytesIO())  # text is only laid out when it is drawn
+    assert axes.get_xscale() == "log"
+    assert axes.get_ylabel() == "nDCG@10"
+    shown = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert shown[:2] == ["first stage of good", "first stage of bad"]
+    assert all(len(text) <= 50 for text in shown)
+    assert len(axes.containers) == len(evaluation.systems)
+    for system, container in zip(evaluation.systems, axes.containers, strict=True):
+        assert container.lines[0].get_ydata()[0] == system.means["nDCG@10"]
+        assert container.has_yerr
+
+
+def test_a_tuning_is_drawn_with_all_its_settings_and_the_chosen_one() -> None:
+    tuning = reports.tuned()
+    axes = tuning.plot()
+    axes.figure.savefig(io.BytesIO())
+    drawn = [point for container in axes.containers for point in container.lines[0].get_ydata()]
+    assert sorted(drawn) == sorted(setting.quality for setting in tuning.settings)
+    chosen = axes.lines[-1]
+    assert (chosen.get_xdata()[0], chosen.get_ydata()[0]) == (tuning.chosen.latency.p95, tuning.chosen.quality)
+
+
+def test_systems_of_one_latency_stand_side_by_side() -> None:
+    assert _side_by_side([1.0, 0.001, 1.01, 0.99]) == pytest.approx([1.0, 1.0, 1.15, 1 / 1.15])
+
+
+def test_it_draws_where_it_is_told() -> None:
+    from matplotlib import pyplot
+
+    _, (left, right) = pyplot.subplots(1, 2)
+    assert reports.smallest().plot(right) is right
+    assert not left.lines
+
+
+def test_names_are_text_and_no_mathematics() -> None:
+    """`$x_1$` would be drawn as a formula, `$x_$` would fail, and a name with `_` in front would be left out."""
+    evaluation = reports.ordinary(6, 6, name="_$x_$\ud800")
+    axes = evaluation.plot()
+    axes.figure.savefig(io.BytesIO())
+    assert len(axes.get_legend().get_texts()) == len(evaluation.systems)
+
+
+def test_without_matplotlib_the_error_names_the_extra() -> None:
+    script = """
+        import sys
+        sys.modules["matplotlib"] = sys.modules["matplotlib.pyplot"] = None
+        from retrieve_rerank import MissingDependencyError
+        from tests.evaluation import reports
+        try:
+            reports.smallest().plot()
+        except MissingDependencyError as error:
+            print(error)
+    """
+    assert 'pip install "retrieve-rerank[evaluation]"' in run_python(script)
+    assert issubclass(MissingDependencyError, ImportError)
+
+
+def test_the_report_needs_no_matplotlib() -> None:
+    script = """
+        import sys, tempfile, pathlib
+        from tests.evaluation import reports
+        reports.smallest().to_html(pathlib.Path(tempfile.mkdtemp()) / "report.html")
+        print("matplotlib" in sys.modules)
+    """
+    assert run_python(script).strip() == "False"

@@ -1,0 +1,200 @@
+"""Indexing on a cluster ends in the collection that one process makes, whatever dies on the way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from chromadb.api import ClientAPI
+
+from retrieve_rerank import (
+    BiEncoder,
+    ChromaIndex,
+    IndexMismatchError,
+    InvalidInputError,
+    Passage,
+    RemoteError,
+    TruncationWarning,
+)
+from retrieve_rerank.indexes.records import Record
+from tests.chroma_server import ChromaServer, close, free_port
+from tests.ray.stubs import Traced, encoded, passages, workers
+
+pytest.importorskip("ray.data")
+
+from retrieve_rerank.ray import PassagesFailedError, index
+
+pytestmark = pytest.mark.usefixtures("cluster")
+
+PASSAGES = int(os.environ.get("RAY_PASSAGES", "2000"))
+DEMO_PASSAGES = int(os.environ.get("RAY_DEMO_PASSAGES", "40"))
+BATCH = max(50, PASSAGES // 50)
+
+
+def assert_same(left: ChromaIndex, right: ChromaIndex, *, tolerance: float = 1e-6) -> None:
+    """Compare ids, texts, metadata, vectors, metric and what the collections say of themselves."""
+    records = [{record.id: record for record in every_record(side)} for side in (left, right)]
+    assert records[0].keys() == records[1].keys()
+    assert all(records[0][id_].equals(records[1][id_]) for id_ in records[0])
+    for ids in chunks(sorted(records[0]), 1_000):
+        vectors = [side.collection.vectors(ids) for side in (left, right)]
+        np.testing.assert_allclose([vectors[0][i] for i in ids], [vectors[1][i] for i in ids], atol=tolerance)
+    assert left.metric == right.metric
+    assert left.collection.handle.metadata == right.collection.handle.metadata
+
+
+def every_record(index: ChromaIndex) -> Iterator[Record]:
+    for start in range(0, index.count(), 1_000):
+        yield from index.collection.read(limit=1_000, offset=start)
+
+
+def chunks(items: list[str], size: int) -> Iterator[list[str]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def meanwhile(action: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=action, daemon=True)
+    thread.start()
+    return thread
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 600) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.01)
+
+
+def test_a_killed_worker_and_a_killed_server_change_nothing(tmp_path: Path) -> None:
+    encoder = Traced(tmp_path, seconds=0.05)
+    with ChromaServer(tmp_path / "server") as server:
+
+        def kill() -> None:
+            wait_until(lambda: encoded(tmp_path) > PASSAGES // 5)
+            os.kill(workers(tmp_path)[0], signal.SIGKILL)
+            wait_until(lambda: encoded(tmp_path) > PASSAGES // 2)
+            server.kill()
+            time.sleep(0.5)
+            server.start()
+
+        killing = meanwhile(kill)
+        where = {"collection": "killed", "host": server.host, "port": server.port, "batch_size": BATCH}
+        report = index(passages(PASSAGES), encoder, **where, concurrency=3)
+        killing.join(600)
+        assert not killing.is_alive()
+        assert len(workers(tmp_path)) > 3, "no worker was killed in the middle"
+        assert report.updated == 0
+        assert report.added + report.unchanged == PASSAGES
+        assert report.unchanged <= BATCH  # what the lost worker had stored and not yet said
+        assert PASSAGES <= encoded(tmp_path) <= PASSAGES + BATCH  # its batch, and nothing else, is encoded twice
+
+        alone = ChromaIndex(Traced(tmp_path / "elsewhere"))
+        alone.encoder.folder.mkdir()
+        alone.add(passages(PASSAGES))
+        client = server.client()
+        assert_same(alone, ChromaIndex(encoder, "killed", client=client))
+        close(client)
+
+        before = encoded(tmp_path)
+        report = index(passages(PASSAGES), encoder, **where, concurrency=3)
+        assert (report.added, report.updated, report.unchanged) == (0, 0, PASSAGES)
+        assert encoded(tmp_path) == before
+
+
+def test_a_real_encoder_makes_the_vectors_that_it_makes_alone(
+    chroma_server: ChromaServer, chroma_client: ClientAPI, bi_encoder_path: Path
+) -> None:
+    encoder = BiEncoder(bi_encoder_path, precision="float32")
+    long = Passage("long", "word " * 600)
+    where = {"collection": "real", "host": chroma_server.host, "port": chroma_server.port}
+    with pytest.warns(TruncationWarning, match="longer than"):
+        report = index([*passages(DEMO_PASSAGES), long], encoder, **where, batch_size=20, concurrency=2)
+    assert report.added == DEMO_PASSAGES + 1
+    alone = ChromaIndex(encoder)
+    with pytest.warns(TruncationWarning):
+        alone.add([*passages(DEMO_PASSAGES), long])
+    assert_same(alone, ChromaIndex(encoder, "real", client=chroma_client), tolerance=1e-5)
+
+
+def test_of_equal_ids_the_last_wins_wherever_it_is(
+    chroma_server: ChromaServer, chroma_client: ClientAPI, tmp_path: Path
+) -> None:
+    given = [
+        Passage("twice", "first"),
+        *passages(30),
+        Passage("twice", "last"),
+        Passage("back", "new"),
+        *passages(30, start=30),
+        Passage("back", "old"),  # as it is stored: the worker that sees this one first leaves it alone
+    ]
+    encoder = Traced(tmp_path)
+    with ChromaIndex(encoder, "twice", client=chroma_client) as there:
+        there.add([Passage("back", "old")])
+        where = {"collection": "twice", "host": chroma_server.host, "port": chroma_server.port}
+        index(given, encoder, **where, batch_size=10, concurrency=3)
+        alone = ChromaIndex(encoder)
+        alone.add(given)
+        assert_same(alone, there)
+
+
+def test_what_fails_is_named_and_the_rest_is_stored(chroma_server: ChromaServer, tmp_path: Path) -> None:
+    import ray
+
+    rows = [{"id": p.id, "text": p.text} for p in passages(60)]
+    rows[5]["id"] = ""
+    rows[45]["text"] = "stop"
+    where = {"collection": "faults", "host": chroma_server.host, "port": chroma_server.port, "batch_size": 10}
+    encoder = Traced(tmp_path)
+    with pytest.raises(PassagesFailedError, match="the model failed on purpose") as caught:
+        index(ray.data.from_items(rows), encoder, **where, concurrency=1)
+    assert caught.value.report.added == 49
+    assert len(caught.value.failures) == 11
+    assert "non-empty" in caught.value.failures[""]
+    assert "purpose" in caught.value.failures["p45"]
+    with pytest.raises(PassagesFailedError, match="stopped") as caught:
+        index(ray.data.from_items(rows), encoder, **where, concurrency=1, max_failed=0)
+    assert caught.value.report.added == 0
+    rows[5]["id"], rows[45]["text"] = "p5", "go on"
+    report = index(ray.data.from_items(rows), encoder, **where, concurrency=1)
+    assert report.added + report.unchanged == 60
+    assert encoded(tmp_path) == 60  # nothing twice
+
+
+def test_what_cannot_work_says_so_before_anything_is_encoded(
+    chroma_server: ChromaServer, chroma_client: ClientAPI, tmp_path: Path
+) -> None:
+    ChromaIndex(Traced(tmp_path, name="other"), "taken", client=chroma_client)
+    where = {"collection": "taken", "host": chroma_server.host, "port": chroma_server.port}
+    encoder = Traced(tmp_path)
+    with pytest.raises(IndexMismatchError, match="made by another encoder"):
+        index(passages(3), encoder, **where)
+    with pytest.raises(RemoteError, match=r"cannot open the Chroma server at 127\.0\.0\.1"):
+        index(passages(3), encoder, host="127.0.0.1", port=free_port())
+    encoder.lock = threading.Lock()
+    with pytest.raises(InvalidInputError, match="cannot be sent to the workers"):
+        index(passages(3), encoder, **where)
+    with pytest.raises(InvalidInputError, match="passage 'p'"):
+        index([Passage("p", "text", {"bad": object()})], Traced(tmp_path), **where)
+    with pytest.raises(InvalidInputError, match="are more than the 3 of the cluster's 4"):
+        index(
+            passages(3),
+            Traced(tmp_path),
+            collection="full",
+            host="127.0.0.1",
+            port=chroma_server.port,
+            concurrency=(4, 4),
+        )
+    assert encoded(tmp_path) == 0
+
+
+def test_nothing_is_an_empty_collection(chroma_server: ChromaServer, chroma_client: ClientAPI, tmp_path: Path) -> None:
+    where = {"collection": "nothing", "host": chroma_server.host, "port": chroma_server.port}
+    assert index([], Traced(tmp_path), **where, concurrency=1).added == 0
+    assert ChromaIndex(Traced(tmp_path), "nothing", client=chroma_client).count() == 0

@@ -1,0 +1,94 @@
+"""Passages come from iterables, Datasets and files, and are the same passages."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from retrieve_rerank import InvalidInputError, Passage, RetrieveRerankError
+from tests.ray.stubs import passages
+
+pytest.importorskip("ray.data")
+
+import pyarrow as pa
+import pyarrow.parquet
+import ray
+
+from retrieve_rerank.ray.pool import blocks
+from retrieve_rerank.ray.sources import Passages, to_dataset, to_passages
+
+pytestmark = pytest.mark.usefixtures("cluster")
+
+GIVEN = [*passages(5), Passage("odd", "a\nb", {"big": 2**70, "nan": float("inf"), "é": 0.1})]
+
+
+def read(given: Passages) -> list[Passage]:
+    found = []
+    for block in blocks(to_dataset(given)):
+        some, failures = to_passages(block)
+        assert failures == {}
+        found += some
+    return sorted(found, key=lambda passage: passage.id)
+
+
+def expected() -> list[Passage]:
+    return sorted(GIVEN, key=lambda passage: passage.id)
+
+
+def write_lines(file: Path, some: list[Passage]) -> None:
+    opened = gzip.open if file.suffix == ".gz" else open
+    with opened(file, "wt", encoding="utf-8") as lines:
+        for passage in some:
+            lines.write(json.dumps({"id": passage.id, "text": passage.text, "metadata": passage.metadata}) + "\n")
+
+
+def test_an_iterable_comes_through_word_for_word() -> None:
+    assert read(iter(GIVEN)) == expected()
+
+
+def test_files_of_json_lines_come_through_word_for_word(tmp_path: Path) -> None:
+    """Metadata with other keys in each line are no common structure, which a reader of tables would make of them."""
+    write_lines(tmp_path / "a.jsonl", GIVEN[:2])
+    write_lines(tmp_path / "b.jsonl.gz", GIVEN[2:])
+    assert read(tmp_path) == expected()
+    assert read(str(tmp_path / "a.jsonl")) == sorted(GIVEN[:2], key=lambda passage: passage.id)
+
+
+def test_parquet_may_hold_metadata_as_json_or_as_a_structure(tmp_path: Path) -> None:
+    columns = {"id": ["1", "2", "3"], "text": ["a", "b", "c"], "other": [[0.5], [0.5], [0.5]]}
+    structures = [{"year": 1, "tags": ["x"]}, {"year": None, "tags": None}, None]
+    pyarrow.parquet.write_table(pa.table({**columns, "metadata": structures}), tmp_path / "structure.parquet")
+    assert [p.metadata for p in read(tmp_path / "structure.parquet")] == [{"year": 1, "tags": ["x"]}, {}, {}]
+    written = ['{"year": 1, "tags": null}', "{}", None]
+    pyarrow.parquet.write_table(pa.table({**columns, "metadata": written}), tmp_path / "json.parquet")
+    assert [p.metadata for p in read(tmp_path / "json.parquet")] == [{"year": 1, "tags": None}, {}, {}]
+
+
+def test_bad_rows_are_named_and_others_kept() -> None:
+    table = pa.table({"id": ["1", "2"], "text": ["a", "b"], "metadata": ["[1]", "{}"]})
+    some, failures = to_passages(table)
+    assert [passage.id for passage in some] == ["2"]
+    assert "JSON object" in failures["1"]
+    with pytest.raises(InvalidInputError, match="no column 'text'"):
+        to_passages(pa.table({"id": ["1"], "body": ["a"]}))
+
+
+def test_a_bad_line_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"id": "1", "text": "a"}\n\n{"id": 2, "text": "b"}\n')
+    with pytest.raises(RetrieveRerankError, match=r"a\.jsonl, line 3: expected .* got 2"):
+        read(tmp_path / "a.jsonl")
+
+
+def test_what_is_no_source_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="there is no"):
+        to_dataset(tmp_path / "none.jsonl")
+    (tmp_path / "a.txt").write_text("a")
+    with pytest.raises(InvalidInputError, match="all end in"):
+        to_dataset(tmp_path)
+    with pytest.raises(InvalidInputError, match="iterable of Passage"):
+        to_dataset(Passage("1", "a"))
+    dataset = ray.data.from_items([{"id": "1"}])
+    assert to_dataset(dataset) is dataset

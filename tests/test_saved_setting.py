@@ -1,0 +1,44 @@
+"""A tuned setting in a framework: the file that `Tuning.save` writes makes each framework's retriever."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from langchain_core.documents import Document
+from llama_index.core.schema import TextNode
+
+from retrieve_rerank import CrossEncoder, RetrieveRerank, load_setting
+from retrieve_rerank.evaluation import Dataset, tune
+from retrieve_rerank.indexes.bm25 import BM25Index
+from retrieve_rerank.langchain import BM25Retriever as LangChainBM25
+from retrieve_rerank.langchain import RetrieveRerankRetriever as LangChainRetriever
+from retrieve_rerank.llama_index import BM25Retriever as LlamaIndexBM25
+from retrieve_rerank.llama_index import RetrieveRerankRetriever as LlamaIndexRetriever
+
+TEXTS = {str(number): f"bread {'capital ' * (number % 4)}paris {'word ' * number}" for number in range(12)}
+
+
+def test_one_file_for_all(tiny_cross_encoder: Path, tmp_path: Path) -> None:
+    file, query = tmp_path / "setting.json", "what is the capital"
+    index = BM25Index()
+    data = Dataset("tiny", TEXTS, {"q": query}, {"q": {"3": 1}})
+    index.add(data.passages)
+    with CrossEncoder(tiny_cross_encoder) as model:
+        tuning = tune({"words": index}, {"tiny": model}, data, depths=[4, 7])
+    tuning.save(file, tuning.curve("words", "tiny")[1])
+
+    setting = load_setting(file)
+    expected = RetrieveRerank.load(file, index, top_n=7).search(query)
+    assert len(expected.candidates) == 7
+    documents = [Document(text, id=name) for name, text in TEXTS.items()]
+    langchain = LangChainRetriever(
+        base_retriever=LangChainBM25.from_documents(documents),
+        reranker=setting.make_cross_encoder(),
+        fetch_k=setting.fetch_k,
+        top_n=7,
+    )
+    assert [document.id for document in langchain.invoke(query)] == [hit.passage.id for hit in expected]
+    nodes = [TextNode(id_=name, text=text) for name, text in TEXTS.items()]
+    words = LlamaIndexBM25.from_defaults(nodes=nodes, similarity_top_k=20)
+    llama_index = LlamaIndexRetriever(words, setting.make_cross_encoder(), fetch_k=setting.fetch_k, top_n=7)
+    assert [node.node_id for node in llama_index.retrieve(query)] == [hit.passage.id for hit in expected]
