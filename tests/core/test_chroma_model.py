@@ -207,6 +207,26 @@ class Machine(RuleBasedStateMachine):
         assert report.updated == (not same(self.model[id_], (text, metadata)))
         self.model[id_] = (text, metadata)
 
+    @rule(
+        drafts=st.lists(st.tuples(IDS.filter(bool), VALID_TEXTS, VALID_METADATA), max_size=4),
+        source=st.sampled_from(["atlas", '{"$ne": ""}']),
+    )
+    def replace_source(self, drafts: list[tuple[str, str, Any]], source: str) -> None:
+        Machine.done += 1
+        drafts = [draft for draft in drafts if encodable(draft[0])]
+        if any(self.source_of(id_) not in (None, source) for id_, _, _ in drafts if id_ in self.model):
+            with pytest.raises(InvalidInputError):
+                self.index.replace_source(source, self.passages(drafts))
+            return
+        self.index.replace_source(source, self.passages(drafts))
+        gone = [id_ for id_ in self.model if self.source_of(id_) == source]
+        for id_ in gone:
+            del self.model[id_]
+        self.model.update({id_: (text, {**metadata, "source": source}) for id_, text, metadata in drafts})
+
+    def source_of(self, id_: str) -> str | None:
+        return self.model[id_][1].get("source")
+
     @rule(ids=st.lists(IDS, max_size=4), data=st.data())
     def delete(self, ids: list[str], data: st.DataObject) -> None:
         Machine.done += 1
