@@ -57,6 +57,33 @@ class ChromaIndex:
         search_breadth: How many neighbours a search keeps on its way through the vectors: more find more of the true
             nearest and take longer. None takes 200, or 7.5 % of a larger collection: that finds 95 of the true top 100
             even among random vectors. A model's are not random, so try less on a large collection.
+
+    Raises:
+        InvalidInputError: If the directory or the name cannot be used.
+        IndexLockedError: If another process writes the directory: at the first write, which may be the making of the
+            collection. The lock is held until `close`, or until the process ends. Reading needs none.
+        IndexMismatchError: If the collection was made by another encoder, with another metric, or by a newer version.
+        RemoteError: If a server does not answer for `retry_seconds`, or refuses the credentials; so does every method.
+
+    Example:
+        >>> from retrieve_rerank import BiEncoder, ChromaIndex, Passage
+        >>> index = ChromaIndex(BiEncoder(bi_encoder_path))
+        >>> index.add([Passage("1", "Paris is the capital of France."), Passage("2", "Bread is baked.")])
+        AddReport(added=2, updated=0, unchanged=0)
+        >>> [hit.passage.id for hit in index.retrieve("capital of France", k=1)]
+        ['1']
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        collection: str = "passages",
+        *,
+        path: str | os.PathLike[str] | None = None,
+        client: ClientAPI | None = None,
+        metric: Metric | None = None,
+        assume_compatible: bool = False,
+        retry_seconds: float = RETRY_SECONDS,
         lock_timeout: float = 0.0,
         search_breadth: int | None = None,
     ) -> None:
