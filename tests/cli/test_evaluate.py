@@ -96,7 +96,7 @@ def test_files_are_written_and_the_report_reads_them(run: Run, dataset: Path, mo
     assert (folder / "b.md").read_text() == table
     assert (folder / "b.html").read_text() == (folder / "a.html").read_text()
     assert "cannot be read as an evaluation" in run("report", "none.json", status=1).err
-    assert "No such file" in run("evaluate", dataset, *models, "--save", "none/a.json", status=1).err
+    assert "does not exist" in run("evaluate", dataset, *models, "--save", "none/a.json", status=2).err
 
 
 def test_an_index_of_ones_own_with_judgements(run: Run, indexed: Path, tmp_path: Path) -> None:

@@ -64,3 +64,15 @@ def test_a_dataset_is_tuned_over_precisions_within_a_budget(run: Run, dataset: P
 @pytest.mark.parametrize("time", ["300", "0ms", "-3s", "fast", "nans"])
 def test_a_time_needs_its_unit(run: Run, time: str) -> None:
     assert "is no time; write 300ms or 0.3s" in run("tune", "toy", f"--latency-budget={time}", status=2).err
+
+
+def test_few_questions_and_a_missing_folder_are_said_before_anything_takes_long(run: Run, own: Path) -> None:
+    done = run("tune", "--in", "made", "--first-stage", "bm25", "--depth", 2, "--sample-questions", 50)
+    assert "warning: 50 were asked for, and the passages give no more, too few to choose a setting by" in done.err
+    assert done.err.count("note: ") > 1  # what its numbers do not say
+    assert all(line["p95_seconds"] > 0 for line in done.lines)
+    for option in ("--save", "--html"):
+        refused = run("tune", "--in", "made", option, "nowhere/out", status=2)
+        assert "does not exist" in " ".join(refused.err.replace("│", "").split())
+    refused = run("search", "paris", "--in", "made", "--setting", str(own / "retrieve-rerank.json"), status=1)
+    assert "no setting" in refused.err

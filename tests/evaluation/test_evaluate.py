@@ -358,7 +358,7 @@ def test_what_the_numbers_do_not_say_is_in_the_notes() -> None:
         index.add([*dataset().passages[:2], Passage("z", "of another kind")])
         evaluation = evaluate({"index": index}, dataset(), ("nDCG@10", "R@100"), fetch_k=50)
     assert evaluation.notes == (
-        "Only 2 questions: small differences cannot show.",
+        "Only 2 questions: no difference, however large, can show.",
         "'index' fetched 50, so R@100 looks at no more than that.",
         "33% of what 'index' found is not among the dataset's passages.",
         "'index' searches 3 passages, and the dataset has 6: it cannot find the others.",

@@ -49,7 +49,8 @@ def test_texts_are_kept_of_what_is_shown_only() -> None:
         ("[]", "format None, expected 1"),
         ("{}", "format None, expected 1"),
         ('{"format": 2}', "format 2, expected 1.*write it anew with Evaluation.to_json"),
-        ('{"format": 1}', "is not a whole evaluation: KeyError 'dataset'"),
+        ('{"format": 1}', "is no evaluation: it has no systems"),
+        ('{"format": 1, "systems": []}', "is not a whole evaluation: KeyError 'dataset'"),
     ],
 )
 def test_another_file_is_refused(tmp_path: Path, content: str, said: str) -> None:

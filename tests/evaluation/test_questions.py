@@ -129,3 +129,18 @@ def test_another_passage_may_hold_the_question() -> None:
 def test_what_cannot_be_used_is_named(passages: list[Any], options: dict[str, Any], says: str) -> None:
     with pytest.raises(InvalidInputError, match=says):
         sample_questions(passages, **options)
+
+
+def test_a_title_behind_markdowns_marks_is_cut_out_and_a_short_one_gives_way_to_the_first_sentence() -> None:
+    rest = "Heat the nozzle to two hundred degrees before you pull the filament out of it by hand."
+    passages = [
+        Passage("care", f"# Care of the printer\n\n{rest}", {"title": "Care of the printer"}),
+        Passage("short", f"## Errors\n\nThe display shows a code for each of them. {rest}", {"title": "Errors"}),
+    ]
+    dataset = sample_questions(passages)
+    assert dataset.queries == {
+        "care": "Care of the printer",
+        "short": "The display shows a code for each of them.",
+    }
+    texts = {passage.id: passage.text for passage in dataset.passages}
+    assert all(question not in texts[passage] for passage, question in dataset.queries.items())

@@ -88,7 +88,7 @@ def test_the_answer_comes_first_also_when_it_is_no(tmp_path: Path) -> None:
     head = page.said("header").replace("\u00a0", " ")
     assert head.startswith("Does re-ranking help on toy ? ")
     assert evaluation.answer in head
-    assert "Only 2 questions: small differences cannot show." in head
+    assert "Only 2 questions: no difference, however large, can show." in head
 
 
 def test_several_pipelines_have_a_verdict_each(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from retrieve_rerank.cli.judging import (
     SampleQuestions,
     Source,
     check_measures,
+    check_outputs,
     prepared,
 )
 from retrieve_rerank.cli.options import (
@@ -94,6 +95,7 @@ def evaluate(
     """Measure whether re-ranking helps."""
     from retrieve_rerank.evaluation.running import evaluate as run
 
+    check_outputs(html, markdown, save)
     measures, names = check_measures(measure), check_first_stages(first_stage)
     source = Source(dataset, index, queries, qrels, sample, sample_questions)
     models = Models(model_name(bi_encoder, demo=demo), None, device, precision)
@@ -109,8 +111,8 @@ def evaluate(
             cache=ground.cache(cache, without=no_cache),
             show_progress=show_bars(),
         )
-    _write(evaluation, html, markdown, save, runs)
     _tell(evaluation, json=json)
+    _write(evaluation, html, markdown, save, runs)
 
 
 def cross_encoders(given: list[str] | None, index: Path | None, *, demo: bool) -> list[str | None]:
@@ -172,6 +174,8 @@ def _tell(evaluation: Evaluation, *, json: bool) -> None:
 
         show(*evaluated(evaluation))
         return
+    for note in evaluation.notes:
+        say(f"note: {note}")
     changes = {change.system: change for change in evaluation.comparisons if change.measure == evaluation.measures[0]}
     for system in evaluation.systems:
         change = changes.get(system.name)
@@ -189,9 +193,10 @@ def _tell(evaluation: Evaluation, *, json: bool) -> None:
                 "change": None if change is None else change.difference,
                 "interval": None if change is None else [change.low, change.high],
                 "p": None if change is None else change.p_holm,
-                "retrieve_p50": system.retrieve.p50,
-                "retrieve_p95": system.retrieve.p95,
-                "rerank_p50": None if system.rerank is None else system.rerank.p50,
-                "rerank_p95": None if system.rerank is None else system.rerank.p95,
+                "retrieve_p50_seconds": system.retrieve.p50,
+                "retrieve_p95_seconds": system.retrieve.p95,
+                "rerank_p50_seconds": None if system.rerank is None else system.rerank.p50,
+                "rerank_p95_seconds": None if system.rerank is None else system.rerank.p95,
+                "rerank_estimated": system.rerank is not None and system.rerank.estimated,
             }
         )

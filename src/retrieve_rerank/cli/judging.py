@@ -157,7 +157,11 @@ def _weak(library: Library, encoder: BiEncoder, n: int) -> Dataset:
 
     with library.open_vectors(encoder) as index:
         dataset = sample_questions(all_passages(index), n=n, name=library.folder.resolve().name)
-    say(f"note: {len(dataset.judgements)} weak questions: {dataset.weak}")
+    made = len(dataset.judgements)
+    say(f"note: {made} weak question{'' if made == 1 else 's'}: {dataset.weak}")
+    if made < n:
+        few = ", too few to choose a setting by" if made < 20 else ""
+        say(f"warning: {n} were asked for, and the passages give no more{few}")
     return dataset
 
 
@@ -193,6 +197,13 @@ def _fill(folder: Path, dataset: Dataset, encoder: BiEncoder, language: str, nam
             with open_words(folder, language) as words:
                 if words.count() < count:
                     words.add(dataset.passages, show_progress=show_bars())
+
+
+def check_outputs(*files: Path | None) -> None:
+    """Refuse a file that cannot be written, before anything takes long."""
+    for file in files:
+        if file is not None and not file.resolve().parent.is_dir():
+            raise typer.BadParameter(f"the folder of {file} does not exist; make it first")
 
 
 def check_measures(names: list[str] | None) -> list[str]:

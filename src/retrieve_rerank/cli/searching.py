@@ -87,13 +87,16 @@ def search(
         encoder = opened.enter_context(models.make_bi_encoder())
         stages = opened.enter_context(first_stages(index, [stage], encoder, record.language))
         ask = _retrieving(stages[stage], top_n)
-        if rerank if rerank is not None else saved is None or saved.reranked:
+        reranked = rerank if rerank is not None else saved is None or saved.reranked
+        if threshold is not None and not reranked:
+            raise typer.BadParameter("--threshold is compared with the relevance, which only re-ranking gives")
+        if reranked:
             tuned = saved is not None and saved.reranked and chosen is None
             scorer = opened.enter_context(_tuned(saved, device) if saved and tuned else models.make_cross_encoder())
             # All of them, to say what became of those that were at the top before.
             ask = RetrieveRerank(stages[stage], scorer, fetch_k=deep, top_n=deep, score_threshold=threshold).search
-        for text in _queries(query):
-            _answer(ask(text), top_n, stage, json=json)
+        for number, text in enumerate(_queries(query)):
+            _answer(ask(text), top_n, stage, json=json, loading=number == 0)
 
 
 def _saved(file: Path) -> SavedSetting:
@@ -159,7 +162,7 @@ def _queries(query: str) -> Iterator[str]:
             yield text
 
 
-def _answer(result: SearchResult, top_n: int, stage: str, *, json: bool) -> None:
+def _answer(result: SearchResult, top_n: int, stage: str, *, json: bool, loading: bool) -> None:
     if not for_people(json=json):
         for hit in result.hits[:top_n]:
             put(_record(result.query, hit))
@@ -169,7 +172,8 @@ def _answer(result: SearchResult, top_n: int, stage: str, *, json: bool) -> None
     show(*searched(result, top_n))
     took = result.timings
     what = f", re-ranked in {took.rerank_seconds:.2f} s" if took.rerank_seconds else ""
-    say(f"{len(result.candidates)} candidates found in {took.retrieve_seconds:.2f} s ({stage}){what}")
+    first = "; loading the models is in these times" if loading else ""
+    say(f"{len(result.candidates)} candidates found in {took.retrieve_seconds:.2f} s ({stage}){what}{first}")
 
 
 def _record(query: str, hit: Hit) -> Mapping[str, object]:

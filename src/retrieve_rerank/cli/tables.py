@@ -9,12 +9,12 @@ from rich.table import Table
 from rich.text import Text
 
 from retrieve_rerank.cli.texts import clean, one_line
+from retrieve_rerank.evaluation.presenting import shown_latency
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from retrieve_rerank.evaluation.evaluation import Evaluation
-    from retrieve_rerank.evaluation.results import Latency
     from retrieve_rerank.evaluation.tuned import Tuning
     from retrieve_rerank.types import Hit, SearchResult
 
@@ -115,16 +115,11 @@ def evaluated(evaluation: Evaluation) -> Sequence[RenderableType]:
             "" if change is None else Text(f"{change.difference:+.3f} [{change.low:+.3f}, {change.high:+.3f}]", style),
             "" if change is None else f"{change.p_holm:.4f}",
             "" if change is None else f"{change.wins} / {change.ties} / {change.losses}",
-            _seconds(system.retrieve if system.rerank is None else system.rerank),
+            shown_latency(system.retrieve if system.rerank is None else system.rerank),
         )
     weak = [Text(f"The questions are weak: {clean(evaluation.weak)}.", style="yellow")] if evaluation.weak else []
     notes = [Text(f"• {clean(note)}", style="dim") for note in evaluation.notes]
     return [Text(clean(evaluation.answer), style="bold"), Text(), table, *weak, *notes]
-
-
-def _seconds(latency: Latency) -> str:
-    about = "≈ " if latency.estimated else ""
-    return f"{about}{1000 * latency.p50:,.0f} / {1000 * latency.p95:,.0f} ms"
 
 
 def _table(*, expand: bool = False) -> Table:
@@ -146,7 +141,7 @@ def tuned(tuning: Tuning) -> Sequence[RenderableType]:
             f"{setting.quality:.3f}",
             f"{setting.low:.3f} – {setting.high:.3f}",
             f"{setting.pairs:.0f}",
-            _seconds(setting.latency),
+            shown_latency(setting.latency),
             style="bold green" if setting == tuning.chosen else "",
         )
     notes = [Text(f"• {clean(note)}", style="dim") for note in (tuning.reason, *tuning.notes)]

@@ -23,6 +23,7 @@ from retrieve_rerank.cli.judging import (
     SampleQuestions,
     Source,
     check_measures,
+    check_outputs,
     prepared,
 )
 from retrieve_rerank.cli.options import (
@@ -106,6 +107,7 @@ def tune(
     from retrieve_rerank.evaluation.tuning import DEPTHS
     from retrieve_rerank.evaluation.tuning import tune as run
 
+    check_outputs(save, html)
     (name,) = check_measures([measure])
     every = list(FirstStage) if has_bm25() else [FirstStage.DENSE]
     names = check_first_stages(first_stage or every)
@@ -127,13 +129,13 @@ def tune(
             cache=ground.cache(cache, without=no_cache),
             show_progress=show_bars(),
         )
+    _tell(tuning, json=json)
     if save is not None:
         tuning.save(save)
         say(f"setting: {save}")
     if html is not None:
         tuning.to_html(html)
         say(f"report: {html}")
-    _tell(tuning, json=json)
     if not tuning.met:  # a script must not go on as if the setting kept the budget
         say(f"retrieve-rerank: {tuning.reason}")
         raise typer.Exit(1)
@@ -159,6 +161,8 @@ def _tell(tuning: Tuning, *, json: bool) -> None:
 
         show(*tuned(tuning))
         return
+    for note in tuning.notes:
+        say(f"note: {note}")
     shown = list(tuning.frontier)
     if tuning.chosen not in shown:
         shown.append(tuning.chosen)
@@ -181,6 +185,7 @@ def _record(tuning: Tuning, setting: Setting) -> dict[str, object]:
         "quality": setting.quality if math.isfinite(setting.quality) else None,
         "interval": [setting.low, setting.high],
         "pairs": setting.pairs,
-        "p50": setting.latency.p50,
-        "p95": setting.latency.p95,
+        "p50_seconds": setting.latency.p50,
+        "p95_seconds": setting.latency.p95,
+        "estimated": setting.latency.estimated,
     }

@@ -31,6 +31,11 @@ def read_evaluation(path: Path) -> Evaluation:
             f"{path} is not an evaluation that this version reads (format {found!r}, expected {FORMAT}); "
             "write it anew with Evaluation.to_json"
         )
+    if "systems" not in content:
+        raise InvalidInputError(
+            f"{path} is no evaluation: it has no systems. Evaluation.to_json (retrieve-rerank evaluate --save) writes "
+            "one; a setting that was tuned is another file"
+        )
     try:
         evaluation = _evaluation(content)
         _check(evaluation)

@@ -10,7 +10,7 @@ import numpy as np
 
 from retrieve_rerank.evaluation.dataset import Dataset, counted
 from retrieve_rerank.evaluation.measures import cutoff, per_query
-from retrieve_rerank.evaluation.results import TIE, Comparison, Latency, System
+from retrieve_rerank.evaluation.results import SIGNIFICANT, TIE, Comparison, Latency, System
 from retrieve_rerank.evaluation.significance import bootstrap_interval, holm, randomisation_p
 
 if TYPE_CHECKING:
@@ -93,7 +93,10 @@ def notes(
     """Return what the numbers do not say by themselves."""
     said = []
     if len(dataset.judgements) < _FEW:
-        said.append(f"Only {counted(len(dataset.judgements), 'question')}: small differences cannot show.")
+        few = len(dataset.judgements)
+        # The test cannot give less than this, however the questions turn out.
+        size = "no difference, however large," if 2 * 0.5**few >= SIGNIFICANT else "small differences"
+        said.append(f"Only {counted(few, 'question')}: {size} can{'' if size.startswith('no') else 'not'} show.")
     known = {passage.id for passage in dataset.passages}
     by_name = {system.name: system for system in systems}
     for stage, system in zip(stages, systems, strict=True):
@@ -104,7 +107,8 @@ def notes(
         if system.mean_unjudged > before.mean_unjudged + 0.5:
             said.append(
                 f"{system.name!r} brings unjudged passages up: {system.mean_unjudged:.1f} of the top {_TOP}, against "
-                f"{before.mean_unjudged:.1f} before. They count as not relevant, so its gain may be underestimated."
+                f"{before.mean_unjudged:.1f} before. They count as not relevant, so it may be better than the numbers "
+                "say."
             )
         unused = [setting for setting in _UNUSED if getattr(stage.search, setting) is not None]
         if unused:

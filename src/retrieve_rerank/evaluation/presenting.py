@@ -114,7 +114,7 @@ def _change(evaluation: Evaluation, comparison: Comparison) -> str:
     before, after = evaluation[comparison.baseline].means[name], evaluation[comparison.system].means[name]
     return (
         f"{name} goes from {before:.3f} to {after:.3f} ({comparison.difference:+.3f}, 95 % interval "
-        f"{comparison.low:+.3f} to {comparison.high:+.3f})"
+        f"{comparison.low:+.3f} to {comparison.high:+.3f}, p = {comparison.p_holm:.2g})"
     )
 
 

@@ -88,9 +88,10 @@ def _title(passage: Passage) -> str:
 def _split(text: str, title: str, titles: Mapping[str, int]) -> tuple[str, str]:
     """Return the question of a text, empty if it has none, and the text without it."""
     body = text.lstrip()
-    while title and body[: len(title)].casefold() == title.casefold():  # some corpora repeat it
-        body = body[len(title) :].lstrip(_AROUND)
-    if title and titles[title] == 1:
+    # Some corpora repeat it; Markdown has marks before it.
+    while title and (bare := body.lstrip(_AROUND))[: len(title)].casefold() == title.casefold():
+        body = bare[len(title) :].lstrip(_AROUND)
+    if title and titles[title] == 1 and len(title) >= _SHORTEST:
         question, rest = title, body
     else:
         # A title that several have, such as the chunks of one document, tells none of them from the others. It stays.

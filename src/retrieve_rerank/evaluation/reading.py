@@ -102,12 +102,17 @@ def _qrels_file(folder: Path, qrels: str | os.PathLike[str] | None) -> Path:
     for usual in (folder / "qrels.tsv", folder / "qrels" / "test.tsv"):
         if usual.is_file():
             return usual
+    if not (folder / "corpus.jsonl").is_file():
+        raise InvalidInputError(
+            f"{folder} has no corpus.jsonl, so it is no test collection in the BEIR layout. For a folder of your own: "
+            "retrieve-rerank index, then evaluate --in; or sample_questions"
+        )
     found = sorted({*folder.glob("qrels*.tsv"), *folder.glob("qrels/*.tsv")})
     if len(found) != 1:
         names = ", ".join(str(file.relative_to(folder)) for file in found) or "none"
         raise InvalidInputError(
             f"{folder} needs judgements: expected qrels.tsv, qrels/test.tsv or a single qrels*.tsv, found {names}. "
-            "Say which file with qrels=..."
+            "Say which file with qrels=... (--qrels)"
         )
     return found[0]
 

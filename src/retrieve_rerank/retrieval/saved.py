@@ -116,6 +116,11 @@ def load_setting(path: str | os.PathLike[str]) -> SavedSetting:
             f"{os.fspath(path)!r} has format {content['format']!r}, and this version reads {_FORMAT}; update "
             "retrieve-rerank, or save the setting again"
         )
+    if "first_stage" not in content:
+        raise InvalidInputError(
+            f"{os.fspath(path)!r} is no setting that Tuning.save wrote: it names no first stage. An evaluation and a "
+            "setting are different files"
+        )
     del content["format"]
     try:
         return SavedSetting(**content)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from string import ascii_uppercase
 from typing import TYPE_CHECKING
 
-from retrieve_rerank.evaluation import presenting
 from retrieve_rerank.evaluation.dataset import counted
 from retrieve_rerank.evaluation.presenting import Cell, shown_latency, shown_time
 from retrieve_rerank.evaluation.report.axes import axis_around
@@ -33,10 +32,9 @@ _DEPTH = (
 
 def tuning_page(tuning: Tuning) -> str:
     """Return the report of a tuning alone."""
-    weak = [presenting.WEAK.format(weak=tuning.weak)] if tuning.weak else []
     head = (
         f"<header><h1>Which setting for <bdi>{escaped(tuning.dataset)}</bdi>?</h1>"
-        f'<p class="answer">{prose(tuning.answer)}</p>{notice("Before you trust the numbers", [*weak, *tuning.notes])}'
+        f'<p class="answer">{prose(tuning.answer)}</p>{notice("Before you trust the numbers", tuning.notes)}'
         "</header>"
     )
     about = section("about", "How this was measured", f"<p>{prose(_method(tuning))}</p>{machine(tuning.machine)}")
