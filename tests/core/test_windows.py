@@ -224,7 +224,11 @@ async def test_windows_of_all_passages_share_batches_and_async_gives_the_same(
     assert sum(counted_rows) > 20
     assert len(counted_rows) < 6
     assert await model.arank(QUERY, texts) == hits
-    assert await asyncio.gather(*(model.arank(QUERY, texts) for _ in range(3))) == [hits] * 3
+    for found in await asyncio.gather(*(model.arank(QUERY, texts) for _ in range(3))):
+        # Calls at the same time share batches, which rounds differently.
+        assert {hit.passage.id: hit.window for hit in found} == {hit.passage.id: hit.window for hit in hits}
+        logits = {hit.passage.id: hit.logit for hit in found}
+        assert [logits[hit.passage.id] for hit in hits] == pytest.approx([hit.logit for hit in hits], abs=1e-5)
     scores = model.score(QUERY, texts)
     assert scores.tolist() == [hit.logit for hit in sorted(hits, key=lambda hit: hit.passage.id)]
 
