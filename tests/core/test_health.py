@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import chromadb
 import numpy as np
 import pytest
 
@@ -165,7 +166,7 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("at", ["filled half", "complete", "old one gone"])
+@pytest.mark.parametrize("at", ["filled half", "complete", "old one renamed", "old one half gone"])
 def test_killed_in_a_rebuilding(mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str) -> None:
     path = Path(shutil.copytree(mixed, tmp_path / "copy"))
     encoder = RandomEncoder()
@@ -185,8 +186,10 @@ def test_killed_in_a_rebuilding(mixed: Path, tmp_path: Path, monkeypatch: pytest
     with monkeypatch.context() as patch, ChromaIndex(encoder, path=path) as index:
         if at == "filled half":
             patch.setattr(repairing, "_copy", after(1, repairing._copy))
-        elif at == "complete":  # two calls are for what a killed process may have left
-            patch.setattr(repairing, "drop_collection", after(2, repairing.drop_collection))
+        elif at == "complete":
+            patch.setattr(chromadb.Collection, "modify", after(1, chromadb.Collection.modify))
+        elif at == "old one half gone":
+            patch.setattr(chromadb.Collection, "delete", after(1, chromadb.Collection.delete))
         else:
             patch.setattr(repairing, "finish_rebuilding", after(0, repairing.finish_rebuilding))
         with pytest.raises(Killed):
@@ -196,6 +199,10 @@ def test_killed_in_a_rebuilding(mixed: Path, tmp_path: Path, monkeypatch: pytest
         assert index.repair().after.ok
         names = {one.name for one in index.collection.client.list_collections()}
         assert names <= {"passages", *rebuilding_names("passages")}
+        if at == "old one half gone":
+            repairing._rebuild(index.collection, encoder, lambda record: record.text, show_progress=False)
+            assert index.count() == 1750
+            assert [one.name for one in index.collection.client.list_collections()] == ["passages"]
     assert fresh_look(path) == "1750 1750"
 
 

@@ -9,6 +9,8 @@ import os
 import shutil
 import tempfile
 import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -350,6 +352,21 @@ def test_another_holder_is_named_and_waited_for(tmp_path: Path) -> None:
     assert reader.count() == 1
     other.release()
     assert reader.add(passages("a", "b")).added == 1
+
+
+def test_searches_go_on_while_another_thread_waits_to_write(tmp_path: Path) -> None:
+    with ChromaIndex(LetterEncoder(), path=tmp_path) as index:
+        index.add(passages("a"))
+    other = FileLock(tmp_path / "retrieve_rerank" / "writer.lock")
+    assert other.acquire()
+    with ChromaIndex(LetterEncoder(), path=tmp_path, lock_timeout=10) as index, ThreadPoolExecutor(1) as pool:
+        assert len(index.retrieve("a")) == 1
+        waiting = pool.submit(index.add, passages("a", "b"))
+        time.sleep(0.2)
+        assert len(index.retrieve("a")) == 1
+        assert not waiting.done()
+        other.release()
+        assert waiting.result().added == 1
 
 
 @pytest.mark.parametrize("seconds", [-1, "5", None, float("nan"), float("inf"), True])

@@ -94,8 +94,8 @@ def _rebuild(collection: ChromaCollection, encoder: DocumentEncoder, text_of: _T
     collection.hold()
     with collection.reading():
         client, old = collection.client, collection.handle
-        name, filling, complete = old.name, *rebuilding_names(old.name)
-        for left_behind in (filling, complete):  # by a process that was killed
+        name, filling, complete, replaced = old.name, *rebuilding_names(old.name)
+        for left_behind in (filling, complete, replaced):  # by a process that was killed
             drop_collection(client, left_behind, os.getpid(), collection.writing)
         kept = {key: value for key, value in (old.metadata or {}).items() if not key.startswith("hnsw:")}
         with collection.writing():
@@ -115,10 +115,12 @@ def _rebuild(collection: ChromaCollection, encoder: DocumentEncoder, text_of: _T
             )
         with collection.writing():
             successor.modify(name=complete)
-        drop_collection(client, name, os.getpid(), collection.writing)
+        with collection.writing():
+            old.modify(name=replaced)  # at once, where deleting takes long and may be killed half-way
         # A process that opened the collection right now may have been first.
         finish_rebuilding(client, name, collection.writing)
         collection.replace_handle(client.get_collection(name, embedding_function=None))
+        drop_collection(client, replaced, os.getpid(), collection.writing)
     return encoded
 
 
