@@ -5,12 +5,15 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import chromadb
 import numpy as np
 import pytest
 
 from retrieve_rerank import ChromaIndex, IndexMismatchError, InvalidInputError, Passage, RetrieveRerankError
+from retrieve_rerank.indexes import collection as collection_module
 from retrieve_rerank.indexes import repairing
 from retrieve_rerank.indexes.client import rebuilding_names
 from retrieve_rerank.indexes.collection import ChromaCollection
@@ -165,7 +168,7 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("at", ["filled half", "complete", "old one gone"])
+@pytest.mark.parametrize("at", ["filled half", "complete", "old one renamed", "old one half gone"])
 def test_killed_in_a_rebuilding(mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str) -> None:
     path = Path(shutil.copytree(mixed, tmp_path / "copy"))
     encoder = RandomEncoder()
@@ -185,8 +188,10 @@ def test_killed_in_a_rebuilding(mixed: Path, tmp_path: Path, monkeypatch: pytest
     with monkeypatch.context() as patch, ChromaIndex(encoder, path=path) as index:
         if at == "filled half":
             patch.setattr(repairing, "_copy", after(1, repairing._copy))
-        elif at == "complete":  # two calls are for what a killed process may have left
-            patch.setattr(repairing, "drop_collection", after(2, repairing.drop_collection))
+        elif at == "complete":
+            patch.setattr(chromadb.Collection, "modify", after(1, chromadb.Collection.modify))
+        elif at == "old one half gone":
+            patch.setattr(chromadb.Collection, "delete", after(1, chromadb.Collection.delete))
         else:
             patch.setattr(repairing, "finish_rebuilding", after(0, repairing.finish_rebuilding))
         with pytest.raises(Killed):
@@ -196,6 +201,10 @@ def test_killed_in_a_rebuilding(mixed: Path, tmp_path: Path, monkeypatch: pytest
         assert index.repair().after.ok
         names = {one.name for one in index.collection.client.list_collections()}
         assert names <= {"passages", *rebuilding_names("passages")}
+        if at == "old one half gone":
+            repairing._rebuild(index.collection, encoder, lambda record: record.text, show_progress=False)
+            assert index.count() == 1750
+            assert [one.name for one in index.collection.client.list_collections()] == ["passages"]
     assert fresh_look(path) == "1750 1750"
 
 
@@ -217,6 +226,60 @@ def test_a_directory_that_chroma_cannot_read_is_recovered(lost: Path, tmp_path: 
     assert "3000 passages, every one can be found" in run_python(script, str(path), warnings="ignore")
     assert fresh_look(path) == "3000 3000"
     assert not list(path.glob("*.damaged"))
+
+
+def test_a_recovery_that_fails_leaves_the_vectors(tmp_path: Path) -> None:
+    """A wrong encoder is refused only when the index is open."""
+    with ChromaIndex(RandomEncoder(), path=tmp_path) as index:
+        index.add(passages(*map(str, range(1100))))  # so many that Chroma writes its files
+    with pytest.raises(IndexMismatchError):
+        ChromaIndex.recover(LetterEncoder(fingerprint={"model": "other"}), path=tmp_path)
+    assert not list(tmp_path.glob("*.damaged"))
+    with ChromaIndex(RandomEncoder(), path=tmp_path) as index:
+        assert index.check(samples=0).ok
+
+
+def test_what_is_written_during_a_rebuilding_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rebuild(index: ChromaIndex, encoder: LetterEncoder) -> None:
+        repairing._rebuild(index.collection, encoder, lambda record: record.text, show_progress=False)
+
+    def no_add(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("a request to a server that adds is not divided, and may be too large")
+
+    class Slow(LetterEncoder):
+        def encode_documents(self, texts: Sequence[str]) -> Any:
+            index.collection.write([Record("1", "new", {})], super().encode_documents(["new"]))
+            return super().encode_documents(texts)
+
+    monkeypatch.setattr(chromadb.Collection, "add", no_add)
+    with ChromaIndex(LetterEncoder()) as index:
+        index.add(passages("a", "b", "c"))
+        index.retrieve("a")
+        with pytest.raises(RetrieveRerankError, match="changed while it was repaired"):
+            rebuild(index, Slow())
+        assert index.get(["1"]) == [Passage("1", "new")]
+        index.collection._async_handle = before = object()  # type: ignore[assignment]
+        rebuild(index, LetterEncoder())
+        assert index.collection._async_handle is not before
+        assert index.check().ok
+        live = ChromaCollection("ignored", handle=index.collection.handle)
+        with pytest.raises(InvalidInputError, match=r"cannot be made anew.*open it by its directory or with a Chroma"):
+            repairing._rebuild(live, LetterEncoder(), lambda record: record.text, show_progress=False)
+        with pytest.raises(InvalidInputError, match="cannot be deleted: open it by its directory"):
+            live.drop()
+
+
+def test_a_write_of_another_thread_during_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ChromaIndex(LetterEncoder()) as index:
+        index.add(passages("a", "b"))
+        index.retrieve("a")
+
+        def written() -> float:
+            index.collection._counted = None  # as a write leaves it
+            return 0.0
+
+        monkeypatch.setattr(collection_module, "time", SimpleNamespace(monotonic=written))
+        assert len(index.retrieve("a")) == 2
 
 
 def test_there_must_be_an_index_to_recover(tmp_path: Path) -> None:

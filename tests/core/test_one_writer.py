@@ -9,6 +9,8 @@ import os
 import shutil
 import tempfile
 import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from retrieve_rerank.indexes import locking
 from retrieve_rerank.indexes.collection import ChromaCollection
 from retrieve_rerank.indexes.locking import FileLock
 from retrieve_rerank.indexes.records import Record
-from tests.core.stubs import LetterEncoder, passages, run_python
+from tests.core.stubs import LetterEncoder, letters, passages, run_python
 
 WRITERS = [int(number) for number in os.environ.get("CHROMA_WRITERS", "2,8").split(",")]
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
@@ -350,6 +352,40 @@ def test_another_holder_is_named_and_waited_for(tmp_path: Path) -> None:
     assert reader.count() == 1
     other.release()
     assert reader.add(passages("a", "b")).added == 1
+
+
+def test_searches_go_on_while_another_thread_waits_to_write(tmp_path: Path) -> None:
+    with ChromaIndex(LetterEncoder(), path=tmp_path) as index:
+        index.add(passages("a"))
+    other = FileLock(tmp_path / "retrieve_rerank" / "writer.lock")
+    assert other.acquire()
+    with ChromaIndex(LetterEncoder(), path=tmp_path, lock_timeout=10) as index, ThreadPoolExecutor(1) as pool:
+        assert len(index.retrieve("a")) == 1
+        waiting = pool.submit(index.add, passages("a", "b"))
+        time.sleep(0.2)
+        assert len(index.retrieve("a")) == 1
+        assert not waiting.done()
+        other.release()
+        assert waiting.result().added == 1
+
+
+def test_who_reads_what_does_not_name_its_encoder_needs_no_lock(tmp_path: Path) -> None:
+    """Its encoder is written down where that is possible."""
+    client = chromadb.PersistentClient(str(tmp_path.resolve()))
+    theirs = client.create_collection("passages", configuration={"hnsw": {"space": "cosine"}}, embedding_function=None)
+    theirs.add(ids=["0"], documents=["a"], embeddings=np.array([letters("a")], np.float32))
+    (tmp_path / "retrieve_rerank").mkdir()
+    other = FileLock(tmp_path / "retrieve_rerank" / "writer.lock")
+    assert other.acquire()
+    with ChromaIndex(LetterEncoder(), path=tmp_path, lock_timeout=60) as index:
+        assert index.retrieve("a")[0].passage.text == "a"
+        assert not client.get_collection("passages", embedding_function=None).metadata
+        with pytest.raises(IndexLockedError):
+            ChromaIndex.adopt(LetterEncoder(), path=tmp_path)
+    other.release()
+    with ChromaIndex(LetterEncoder(), path=tmp_path):
+        assert not taken(tmp_path)
+        assert client.get_collection("passages", embedding_function=None).metadata
 
 
 @pytest.mark.parametrize("seconds", [-1, "5", None, float("nan"), float("inf"), True])

@@ -39,8 +39,16 @@ def adopt(collection: ChromaCollection, encoder: Encoder, *, samples: int = 20) 
         samples: How many texts, evenly spread, to encode again.
 
     Raises:
+        IndexLockedError: If another process writes the directory.
         IndexMismatchError: If the collection is another encoder's, or its vectors are of another length.
     """
+    report = _tried(collection, encoder, samples)
+    if report.adopted and not collection.recorded:
+        collection.record_encoder(encoder.fingerprint)
+    return report
+
+
+def _tried(collection: ChromaCollection, encoder: Encoder, samples: int) -> AdoptReport:
     found = Identity.read(collection.handle.configuration_json, collection.handle.metadata)
     check_identity(collection.name, found, None, encoder.fingerprint)
     count = collection.count()
@@ -57,7 +65,7 @@ def adopt(collection: ChromaCollection, encoder: Encoder, *, samples: int = 20) 
             )
         wrong, with_metadata = compare(encoder, records, stored, collection.metric)
     unit = bool(stored) and all(abs(float(np.linalg.norm(vector)) - 1) < _UNIT for vector in stored.values())
-    report = AdoptReport(
+    return AdoptReport(
         collection=collection.name,
         count=count,
         samples=len(records),
@@ -67,9 +75,6 @@ def adopt(collection: ChromaCollection, encoder: Encoder, *, samples: int = 20) 
         encoder_metric=encoder.metric,
         unit_length=unit,
     )
-    if report.adopted and found.fingerprint is None:
-        collection.record_encoder(encoder.fingerprint)
-    return report
 
 
 def adopt_stored(
@@ -115,19 +120,20 @@ def adopt_at_opening(collection: ChromaCollection, encoder: Encoder) -> None:
 def prove(collection: ChromaCollection, encoder: Encoder) -> None:
     """Encode a few stored texts again, to see whether an encoder makes the vectors of a collection.
 
-    One that carries no fingerprint is adopted if it does; otherwise a warning says that nothing is known. One that
+    One that carries no fingerprint is adopted if it does, which is written down unless another process writes the
+    directory; otherwise a warning says that nothing is known. One that
     does carry a fingerprint is asked for this proof where it or the encoder is behind an inference server, which tells
     too little for a comparison.
 
     Raises:
         IndexMismatchError: If the vectors are of another length, or others than a fingerprint promises.
     """
-    report = adopt(collection, encoder, samples=_AT_OPENING)
+    report = _tried(collection, encoder, _AT_OPENING)
     if report.verified == report.samples and (report.samples or not report.count):
         if collection.recorded and report.samples:
             collection.verified = True  # what is written down stays: it may say more
-        elif collection.recorded or not report.adopted:  # the metric is what the caller asked for
-            collection.record_encoder(encoder.fingerprint)
+        else:  # in whatever metric: it is what the caller asked for
+            collection.note_encoder(encoder.fingerprint)
         return
     if collection.recorded:
         raise IndexMismatchError(

@@ -11,12 +11,14 @@ one time stamp, which Chroma's writing changes.
 
 from __future__ import annotations
 
+import filecmp
 import os
 import pickletools
 import re
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 _MAP = "index_metadata.pickle"  # Chroma's; never unpickled here
@@ -33,13 +35,12 @@ def save(folder: Path, copies: Path) -> None:
     """
     copies.mkdir(parents=True, exist_ok=True)
     for segment in _segments(folder):
-        stamp = _stamp(segment)
-        if stamp is None or stamp == _stamp(copies / segment.name):
+        if _stamp(segment) is None or _is_copied(segment, copies / segment.name):
             continue
         part, old = copies / f"{segment.name}.part", copies / f"{segment.name}.old"
         for left in (part, old):
             shutil.rmtree(left, ignore_errors=True)
-        shutil.copytree(segment, part, copy_function=shutil.copyfile)
+        shutil.copytree(segment, part, copy_function=shutil.copy2)
         before = time.time_ns() - _LONG_AGO  # no later writing can have this stamp, however coarse the clock
         for place in (segment, part):
             os.utime(place / _MAP, ns=(before, before))
@@ -49,24 +50,54 @@ def save(folder: Path, copies: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def recover(folder: Path, copies: Path) -> None:
-    """Put copies back where Chroma was killed while it wrote; nobody may have the directory open for writing."""
+def recover(folder: Path, copies: Path) -> bool:
+    """Put copies back where Chroma was killed while it wrote; nobody may have the directory open for writing.
+
+    The copies stay: the next look makes Chroma write again what its log holds, and may be killed, too. `save` them
+    before it, where Chroma had ended its writing.
+
+    Returns:
+        Whether anything was changed.
+    """
+    changed = False
     for segment in _segments(folder):
         copy = copies / segment.name
         if _stamp(copy) is None:
             if not _is_whole(segment):
                 # Killed in its first writing: the log still holds everything.
                 shutil.rmtree(segment)
-        elif _stamp(segment) == _stamp(copy) or not _is_whole(segment):
-            # The map goes first and comes back last: killed in between, this is done again.
-            (segment / _MAP).unlink(missing_ok=True)
-            for file in sorted(copy.iterdir(), key=lambda file: file.name == _MAP):
-                shutil.copyfile(file, segment / file.name)
-    shutil.rmtree(copies)
+                changed = True
+        elif _is_copied(segment, copy) or not _is_whole(segment):
+            torn = [file for file in copy.iterdir() if not _is_same(file, segment / file.name)]
+            if torn:
+                # The map goes first and comes back last, with its stamp: killed in between, this is done again.
+                (segment / _MAP).unlink(missing_ok=True)
+                for file in sorted({*torn, copy / _MAP}, key=lambda file: file.name == _MAP):
+                    shutil.copy2(file, segment / file.name)
+                changed = True
+    return changed
+
+
+def drop(copies: Path) -> None:
+    """Delete the copies, as far as possible. The maps go first: what is left of a copy without one is no copy."""
+    with suppress(OSError):
+        for copy in copies.iterdir():
+            (copy / _MAP).unlink(missing_ok=True)
+    shutil.rmtree(copies, ignore_errors=True)
 
 
 def _segments(folder: Path) -> Iterator[Path]:
     return (place for place in folder.iterdir() if _SEGMENT.fullmatch(place.name) and place.is_dir())
+
+
+def _is_same(copy: Path, file: Path) -> bool:
+    return file.exists() and filecmp.cmp(copy, file, shallow=False)
+
+
+def _is_copied(segment: Path, copy: Path) -> bool:
+    """Whether the copy is of what Chroma wrote last. One stamp is not enough: an archive may give it to all files."""
+    stamp = _stamp(segment)
+    return stamp is not None and stamp == _stamp(copy) and _is_same(copy / _MAP, segment / _MAP)
 
 
 def _stamp(segment: Path) -> int | None:

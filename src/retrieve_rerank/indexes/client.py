@@ -113,10 +113,10 @@ def find_or_create(
                 raise error from None
 
 
-def rebuilding_names(name: str) -> tuple[str, str]:
-    """Return the names that a collection's successor has while it is being filled, and once it is complete."""
+def rebuilding_names(name: str) -> tuple[str, str, str]:
+    """Return the names of a collection's successor, being filled and complete, and of the collection once replaced."""
     mark = hashlib.sha256(name.encode()).hexdigest()[:40]
-    return f"rebuilding-{mark}", f"rebuilt-{mark}"
+    return f"rebuilding-{mark}", f"rebuilt-{mark}", f"replaced-{mark}"
 
 
 def finish_rebuilding(

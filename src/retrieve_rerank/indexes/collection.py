@@ -257,9 +257,10 @@ class ChromaCollection(OpenedCollection):
 
     async def _nearest(self, live: Any, asked: Asked) -> list[list[Found]]:
         # For one vector the size says how broadly to search; for several, how many results Chroma can look up, too.
-        if len(asked.vectors) > 1 or self._counted is None or time.monotonic() > self._counted[1]:
-            self._counted = int(await live.count()), time.monotonic() + _SIZE_SECONDS
-        return await nearest(live, asked, self._counted[0])
+        counted = self._counted  # another thread, which writes, sets it to None
+        if len(asked.vectors) > 1 or counted is None or time.monotonic() > counted[1]:
+            self._counted = counted = int(await live.count()), time.monotonic() + _SIZE_SECONDS
+        return await nearest(live, asked, counted[0])
 
     def similarity(self, distance: float) -> float:
         """Return a distance as similarity, larger is better; see `to_similarity`."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import socket
 import threading
 import time
@@ -30,6 +29,7 @@ from retrieve_rerank.errors import IndexLockedError, InvalidInputError, Retrieve
 from retrieve_rerank.indexes import checkpoint
 from retrieve_rerank.indexes.locking import FileLock
 
+_PAUSE = 0.02  # seconds between tries
 _GATE_SECONDS = 120.0  # to wait for a single write of another process
 _PATIENCE = 10.0  # a reader spends at most a tenth of its time on opening anew
 
@@ -106,18 +106,41 @@ class Directory:
             IndexLockedError: If another process holds it for longer than `seconds`.
             InvalidInputError: If the directory cannot be written or locked.
         """
+        end = time.monotonic() + seconds
+        while True:
+            with self._guard:  # not while this waits: the other threads go on reading
+                try:
+                    return self._join(owner, seconds)
+                except IndexLockedError:
+                    if time.monotonic() >= end:
+                        raise
+            time.sleep(_PAUSE)
+
+    def holds(self, owner: str) -> bool:
+        """Whether an owner has its share in the writers' lock."""
         with self._guard:
             self._sweep()
-            if not self._writer.held:
-                self._writer.release()  # of a directory that was deleted
-                self._take(seconds, owner)
-            self._owners.add(owner)
+            return owner in self._owners and self._writer.held
+
+    def _join(self, owner: str, seconds: float) -> None:
+        self._sweep()
+        self._owners.add(owner)  # first: the garbage collector may let the last other one go at any moment
+        if not self._writer.held:
+            self._writer.release()  # of a directory that was deleted
+            self._failed = True  # until what a killed writer left is mended, its copies stay
+            try:
+                self._take(seconds)
+            except BaseException:
+                self._owners.discard(owner)
+                self._sweep()
+                raise
 
     @contextmanager
     def writing(self, store: Any, owner: str, seconds: float) -> Iterator[View]:
         """Hold everything that one write of Chroma's needs; see `hold` for what it raises."""
+        self.hold(owner, seconds)
         with self._guard:
-            self.hold(owner, seconds)
+            self.hold(owner, 0.0)
             with self.alone():
                 view = self._view(store)
                 self._renew(store, view)
@@ -159,7 +182,9 @@ class Directory:
             with suppress(OSError):
                 if self._writer.acquire(0, _note()):
                     try:
-                        self._recover()
+                        if checkpoint.recover(self.folder, self._copies):
+                            self._change()
+                        checkpoint.save(self.folder, self._copies)
                     finally:
                         self._writer.release()
 
@@ -178,10 +203,10 @@ class Directory:
         view.generation, view.stamp, view.epoch = self._generation(), self._stamp(), view.epoch + 1
         view.opened_again(time.monotonic() - begin)
 
-    def _take(self, seconds: float, owner: str) -> None:
+    def _take(self, seconds: float) -> None:
         try:
             self._files.mkdir(exist_ok=True)
-            taken = self._writer.acquire(seconds, _note())
+            taken = self._writer.acquire(0.0, _note())
         except OSError as error:
             raise InvalidInputError(
                 f"cannot write in {str(self.folder)!r}: {error}. Give a directory that can be written, on a file "
@@ -189,10 +214,15 @@ class Directory:
             ) from error
         if not taken:
             raise IndexLockedError(self._held_by(seconds))
-        self._owners.add(owner)
         with self.alone():
             if self._copies.exists():
-                self._recover()
+                try:
+                    checkpoint.recover(self.folder, self._copies)
+                    self._change()  # whatever was seen of what the killed writer did
+                except OSError as error:
+                    raise RetrieveRerankError(
+                        f"cannot mend {str(self.folder)!r}, which a killed writer left: {error}"
+                    ) from error
             self._failed = False
             stamp = self._stamp()
             for view in self._views.values():
@@ -218,7 +248,7 @@ class Directory:
             self._owners.discard(self._leaving.popleft())
         if not self._owners and self._writer.held:
             if not self._failed:
-                shutil.rmtree(self._copies, ignore_errors=True)
+                checkpoint.drop(self._copies)
             self._writer.release()
 
     def _close_gate(self) -> None:
@@ -232,10 +262,6 @@ class Directory:
                 f"another process has been in the middle of a write in {str(self.folder)!r} for {_GATE_SECONDS:g} "
                 "seconds; is it stopped?"
             )
-
-    def _recover(self) -> None:
-        checkpoint.recover(self.folder, self._copies)
-        self._change()
 
     def _generation(self) -> str:
         try:

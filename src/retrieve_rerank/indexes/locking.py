@@ -88,9 +88,10 @@ class FileLock:
                 continue
             _HELD.add(self)
             if note:
-                os.ftruncate(file, 0)
-                os.lseek(file, 0, os.SEEK_SET)
-                os.write(file, note.encode())
+                with suppress(OSError):  # for information only; the disk may be full
+                    os.ftruncate(file, 0)
+                    os.lseek(file, 0, os.SEEK_SET)
+                    os.write(file, note.encode())
             return True
 
     def release(self) -> None:

@@ -104,6 +104,7 @@ class OpenedCollection:
         self.folder: str | None = None
         self.assume_compatible = assume_compatible
         self._fingerprint = fingerprint
+        self._is_live = handle is not None
         private = handle is None and path is None and client is None
         self._opened = handle is None and client is None
         self._closed = False
@@ -233,7 +234,15 @@ class OpenedCollection:
 
     def replace_handle(self, handle: chromadb.Collection) -> None:
         """Go on with another collection, which has taken this one's name."""
-        self._handle = handle
+        self._handle, self._async_handle, self._counted = handle, None, None
+
+    def check_has_client(self, done: str) -> None:
+        """Raise InvalidInputError for a live collection, through which collections can neither be made nor deleted."""
+        if self._is_live:
+            raise InvalidInputError(
+                f"collection {self.name!r} was given as an object of Chroma's, through which it cannot be {done}: open "
+                "it by its directory or with a Chroma client instead, and do it there"
+            )
 
     @property
     def async_handle(self) -> AsyncCollection:
@@ -256,6 +265,26 @@ class OpenedCollection:
             self.handle.modify(metadata={**kept, **to_metadata(fingerprint)})
         self.verified = True
 
+    def note_encoder(self, fingerprint: Fingerprint) -> None:
+        """As `record_encoder`, for who only reads: where the writers' lock is not to be had, nothing is written down.
+
+        The lock is given back, if it was taken for this alone.
+        """
+        if self._shared is None:
+            return self.record_encoder(fingerprint)
+        shared = self._shared[0]
+        held = shared.holds(self._owner)
+        try:
+            shared.hold(self._owner, 0.0)
+        except RetrieveRerankError:
+            self.verified = True
+            return None
+        try:
+            return self.record_encoder(fingerprint)
+        finally:
+            if not held:
+                shared.let_go(self._owner, self._process)
+
     def close(self) -> None:
         """End the worker, drop a private in-memory collection, and let go of a store that was opened here."""
         if os.getpid() != self._process:
@@ -272,5 +301,6 @@ class OpenedCollection:
 
     def drop(self) -> None:
         """Delete the collection itself."""
+        self.check_has_client("deleted")
         with translated(f"collection {self.name!r}"):
             drop_collection(self.client, self.handle.name, os.getpid(), self._alone)

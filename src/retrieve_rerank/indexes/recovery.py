@@ -13,6 +13,7 @@ import sqlite3
 import uuid
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 
 from retrieve_rerank.errors import InvalidInputError, RetrieveRerankError
 from retrieve_rerank.indexes.client import one_spelling
@@ -24,6 +25,8 @@ _SUFFIX = ".damaged"
 @contextmanager
 def recovering(path: str | os.PathLike[str], collection: str) -> Iterator[None]:
     """Rename the folder that holds a collection's vectors, and delete it when the body has made new ones.
+
+    A body that fails before it has written any, as for a wrong encoder, finds everything as it was.
 
     Nobody may have the directory open. A collection that never had many vectors has no such folder.
 
@@ -53,13 +56,25 @@ def recovering(path: str | os.PathLike[str], collection: str) -> Iterator[None]:
     if vectors.parent != folder:  # an id that is a path, which Chroma never writes
         raise RetrieveRerankError(f"{str(file)!r} names {segments[0]!r} as a folder of its own; nothing was changed")
     aside = vectors.with_name(vectors.name + _SUFFIX)
-    shared, owner = directory(folder), uuid.uuid4().hex
-    shared.hold(owner, 0.0)
-    try:
+    with _writer_of(folder):
         if vectors.is_dir():
             shutil.rmtree(aside, ignore_errors=True)  # of a recovery that was killed
             vectors.rename(aside)
+    try:
+        yield
+    except BaseException:
+        with _writer_of(folder):
+            if aside.is_dir() and not vectors.exists():  # else new vectors have been written, and `repair` goes on
+                aside.rename(vectors)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def _writer_of(folder: Path) -> Iterator[None]:
+    shared, owner = directory(folder), uuid.uuid4().hex
+    shared.hold(owner, 0.0)
+    try:
+        yield
     finally:
         shared.let_go(owner, os.getpid())
-    yield
-    shutil.rmtree(aside, ignore_errors=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -14,6 +14,7 @@ from retrieve_rerank.indexes.client import drop_collection, finish_rebuilding, r
 from retrieve_rerank.indexes.collection import ChromaCollection
 from retrieve_rerank.indexes.embedded import DocumentEncoder, embedded_text
 from retrieve_rerank.indexes.health import ROWS, check, readable_vectors, with_text
+from retrieve_rerank.indexes.nearest import TEXTS, records_of
 from retrieve_rerank.indexes.records import Record
 from retrieve_rerank.indexes.reports import IndexCheck, RepairReport
 
@@ -91,11 +92,12 @@ def _encode_again(
 
 def _rebuild(collection: ChromaCollection, encoder: DocumentEncoder, text_of: _Text, *, show_progress: bool) -> int:
     """Encode everything again into a successor, and give it the collection's name."""
+    collection.check_has_client("made anew, which its damage takes")
     collection.hold()
     with collection.reading():
         client, old = collection.client, collection.handle
-        name, filling, complete = old.name, *rebuilding_names(old.name)
-        for left_behind in (filling, complete):  # by a process that was killed
+        name, filling, complete, replaced = old.name, *rebuilding_names(old.name)
+        for left_behind in (filling, complete, replaced):  # by a process that was killed
             drop_collection(client, left_behind, os.getpid(), collection.writing)
         kept = {key: value for key, value in (old.metadata or {}).items() if not key.startswith("hnsw:")}
         with collection.writing():
@@ -108,18 +110,33 @@ def _rebuild(collection: ChromaCollection, encoder: DocumentEncoder, text_of: _T
             for offset in range(0, count, ROWS):
                 encoded += _copy(collection, successor, encoder, text_of, offset)
                 bar.update(min(ROWS, count - offset))
-        if successor.count() != count:
+        if not _is_copy(successor, old):
             raise RetrieveRerankError(
                 f"collection {name!r} changed while it was repaired: the copy has {successor.count()} passages, it had "
-                f"{count}. Nothing was changed; stop other writers and repair again"
+                f"{count} and has {old.count()}, and not all are equal. Nothing was changed; stop other writers and "
+                "repair again"
             )
         with collection.writing():
             successor.modify(name=complete)
-        drop_collection(client, name, os.getpid(), collection.writing)
+        with collection.writing():
+            old.modify(name=replaced)  # at once, where deleting takes long and may be killed half-way
         # A process that opened the collection right now may have been first.
         finish_rebuilding(client, name, collection.writing)
         collection.replace_handle(client.get_collection(name, embedding_function=None))
+        drop_collection(client, replaced, os.getpid(), collection.writing)
     return encoded
+
+
+def _is_copy(successor: chromadb.Collection, old: chromadb.Collection) -> bool:
+    """Whether two collections hold the same texts and metadata."""
+    count, texts = old.count(), cast("Any", [*TEXTS])
+    for offset in range(0, count, ROWS):
+        rows = records_of(old.get(limit=ROWS, offset=offset, include=texts))
+        copies = records_of(successor.get(ids=[record.id for record in rows], include=texts))
+        copied = {record.id: record for record in copies}
+        if not all(record.id in copied and record.equals(copied[record.id]) for record in rows):
+            return False
+    return successor.count() == count
 
 
 def _settings(old: chromadb.Collection) -> Any:
@@ -144,5 +161,6 @@ def _copy(
     vectors |= readable_vectors(collection, [id_ for id_ in rows["ids"] if id_ not in vectors])
     options: Any = {"documents": texts, "metadatas": [metadata or None for metadata in metadatas]}  # None is taken
     with collection.writing():
-        successor.add(ids=rows["ids"], embeddings=np.stack([vectors[id_] for id_ in rows["ids"]]), **options)
+        # What is too much for one request to a server is divided if it can be repeated.
+        successor.upsert(ids=rows["ids"], embeddings=np.stack([vectors[id_] for id_ in rows["ids"]]), **options)
     return len(records)
