@@ -262,7 +262,7 @@ class Machine(RuleBasedStateMachine):
         fitting = [
             id_
             for id_, (text, metadata) in self.model.items()
-            if (where is None or holds(where, filterable(metadata))) and (part is None or part in text)
+            if (where is None or holds(where, filterable(metadata))) and (part is None or part in text.split("\x00")[0])
         ]
         exact = self.scores(query, fitting)
         hits = self.index.retrieve(query, k, where=where, where_document=where_document)
