@@ -262,7 +262,8 @@ class Machine(RuleBasedStateMachine):
         fitting = [
             id_
             for id_, (text, metadata) in self.model.items()
-            if (where is None or holds(where, filterable(metadata))) and (part is None or part in text.split("\x00")[0])
+            if where is None or holds(where, filterable(metadata))
+            if part is None or part in text.split("\x00")[0]  # Chroma looks no further
         ]
         exact = self.scores(query, fitting)
         hits = self.index.retrieve(query, k, where=where, where_document=where_document)
