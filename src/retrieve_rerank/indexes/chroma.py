@@ -308,8 +308,8 @@ class ChromaIndex:
             k: How many at most.
             where: Chroma's filter on metadata, such as `{"source": "atlas"}` or `{"year": {"$gte": 2020}}`. Numbers
                 compare exactly. For a value from outside write `{"user": {"$eq": value}}`, which takes no operator.
-            where_document: Chroma's filter on the text, such as `{"$contains": "France"}`. It sees a text up to its first
-                NUL character.
+            where_document: Chroma's filter on the text, such as `{"$contains": "France"}`. It sees a text up to its
+                first NUL character.
             mmr_lambda: Find passages that are near to the query and unlike one another, by maximal marginal relevance:
                 the weight of nearness against novelty in [0, 1]. The order of the hits is that in which they were
                 chosen; 1 is that of nearness.
