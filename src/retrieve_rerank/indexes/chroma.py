@@ -12,31 +12,27 @@ import numpy as np
 import numpy.typing as npt
 from tqdm.auto import tqdm
 
-from retrieve_rerank.checks import check_queries, check_query
 from retrieve_rerank.errors import IndexMismatchError, InvalidInputError
 from retrieve_rerank.indexes.adoption import adopt_at_opening, adopt_stored
-from retrieve_rerank.indexes.clauses import Where
 from retrieve_rerank.indexes.collection import ChromaCollection, check_ids
+from retrieve_rerank.indexes.dense_search import DenseSearch
 from retrieve_rerank.indexes.health import check
-from retrieve_rerank.indexes.mmr import check_mmr, diverse
-from retrieve_rerank.indexes.nearest import Found
 from retrieve_rerank.indexes.records import Record, check_passage, check_passages, to_record
 from retrieve_rerank.indexes.recovery import recovering
 from retrieve_rerank.indexes.repairing import repair
 from retrieve_rerank.indexes.reports import AdoptReport, IndexCheck, RepairReport
 from retrieve_rerank.indexes.server import RETRY_SECONDS
 from retrieve_rerank.indexes.sources import Source
-from retrieve_rerank.types import AddReport, Encoder, Hit, Metric, Passage
+from retrieve_rerank.types import AddReport, Encoder, Metric, Passage
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
 
 
-_SAMPLE = 8  # records that are looked at for one with a text
 _ENCODER = ("encode_queries", "encode_documents", "dimension", "metric", "fingerprint")
 
 
-class ChromaIndex:
+class ChromaIndex(DenseSearch):
     """Passages in a Chroma collection, searched by an encoder's vectors.
 
     A new collection is made with the encoder's metric and carries its fingerprint; an existing one is checked against
@@ -291,110 +287,6 @@ class ChromaIndex:
         """
         return repair(self.collection, self.encoder, samples=samples, show_progress=show_progress)
 
-    def retrieve(
-        self,
-        query: str,
-        k: int = 100,
-        *,
-        where: Where | None = None,
-        where_document: Where | None = None,
-        mmr_lambda: float | None = None,
-        mmr_pool: int | None = None,
-    ) -> list[Hit]:
-        """Find the passages nearest to a query.
-
-        Args:
-            query: Not empty.
-            k: How many at most.
-            where: Chroma's filter on metadata, such as `{"source": "atlas"}` or `{"year": {"$gte": 2020}}`. Numbers
-                compare exactly. For a value from outside write `{"user": {"$eq": value}}`, which takes no operator.
-            where_document: Chroma's filter on the text, such as `{"$contains": "France"}`. It sees a text up to its
-                first NUL character.
-            mmr_lambda: Find passages that are near to the query and unlike one another, by maximal marginal relevance:
-                the weight of nearness against novelty in [0, 1]. The order of the hits is that in which they were
-                chosen; 1 is that of nearness.
-            mmr_pool: How many of the nearest to choose from, at least `k`; None is 4 * `k`.
-
-        Returns:
-            Hits, best first. `retrieval_score` is the cosine similarity, the dot product, or 1 / (1 + distance) in
-            euclidean space.
-
-        Raises:
-            InvalidInputError: If the query, k, a filter or an option cannot be used.
-        """
-        check_query(query)
-        return self.retrieve_many(
-            [query], k, where=where, where_document=where_document, mmr_lambda=mmr_lambda, mmr_pool=mmr_pool
-        )[0]
-
-    async def aretrieve(
-        self,
-        query: str,
-        k: int = 100,
-        *,
-        where: Where | None = None,
-        where_document: Where | None = None,
-        mmr_lambda: float | None = None,
-        mmr_pool: int | None = None,
-    ) -> list[Hit]:
-        """As `retrieve`, without blocking the event loop."""
-        check_query(query)
-        found = await self.aretrieve_many(
-            [query], k, where=where, where_document=where_document, mmr_lambda=mmr_lambda, mmr_pool=mmr_pool
-        )
-        return found[0]
-
-    def retrieve_many(
-        self,
-        queries: Sequence[str],
-        k: int = 100,
-        *,
-        where: Where | None = None,
-        where_document: Where | None = None,
-        mmr_lambda: float | None = None,
-        mmr_pool: int | None = None,
-    ) -> list[list[Hit]]:
-        """Find the passages nearest to each query: one encoding, one search. As `retrieve` for each."""
-        fetch = check_mmr(mmr_lambda, mmr_pool, k)
-        checked = check_queries(queries)
-        if not checked:
-            return []
-        vectors = self.encoder.encode_queries(checked)
-        return self._search(vectors, len(checked), k, fetch, mmr_lambda, where, where_document)
-
-    async def aretrieve_many(
-        self,
-        queries: Sequence[str],
-        k: int = 100,
-        *,
-        where: Where | None = None,
-        where_document: Where | None = None,
-        mmr_lambda: float | None = None,
-        mmr_pool: int | None = None,
-    ) -> list[list[Hit]]:
-        """As `retrieve_many`, without blocking the event loop."""
-        fetch = check_mmr(mmr_lambda, mmr_pool, k)
-        checked = check_queries(queries)
-        if not checked:
-            return []
-        worker, aencode = self.collection.worker, getattr(self.encoder, "aencode_queries", None)
-        vectors: npt.NDArray[np.float32]
-        if aencode is None:
-            vectors = await worker.arun(self.encoder.encode_queries, checked)
-        else:
-            vectors = await aencode(checked)
-        found = await self.collection.aquery(
-            vectors,
-            fetch,
-            rows=len(checked),
-            where=where,
-            where_document=where_document,
-            with_vectors=mmr_lambda is not None,
-        )
-        if mmr_lambda is None:
-            return self._results(found, k, None)
-        return await worker.arun(self._results, found, k, mmr_lambda)
-
     def close(self) -> None:
         """Release the collection. An in-memory one is gone; the encoder is the caller's and stays."""
         self.collection.close()
@@ -419,35 +311,3 @@ class ChromaIndex:
                 f"{self.encoder.dimension}; nothing of this batch was stored. Mend the encoder"
             )
         return vectors
-
-    def _search(
-        self,
-        vectors: npt.NDArray[np.float32],
-        rows: int,
-        k: int,
-        fetch: int,
-        mmr_lambda: float | None,
-        where: Where | None,
-        where_document: Where | None,
-    ) -> list[list[Hit]]:
-        found = self.collection.query(
-            vectors,
-            fetch,
-            rows=rows,
-            where=where,
-            where_document=where_document,
-            with_vectors=mmr_lambda is not None,
-        )
-        return self._results(found, k, mmr_lambda)
-
-    def _results(self, found: list[list[Found]], k: int, mmr_lambda: float | None) -> list[list[Hit]]:
-        if mmr_lambda is not None:
-            found = [diverse(self.collection, items, k, mmr_lambda) for items in found]
-        return [self._hits(items) for items in found]
-
-    def _hits(self, found: list[Found]) -> list[Hit]:
-        hits = []
-        for rank, item in enumerate(found, start=1):
-            score = self.collection.similarity(item.distance)
-            hits.append(Hit(item.record.passage, rank=rank, score=score, retrieval_rank=rank, retrieval_score=score))
-        return hits

@@ -19,7 +19,7 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQueryResult,
 )
 
-from retrieve_rerank.errors import InvalidInputError, RemoteError
+from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.indexes.adoption import adopt_at_opening, prove
 from retrieve_rerank.indexes.collection import ChromaCollection
 from retrieve_rerank.indexes.fingerprint import Identity, check_identity, needs_proof
@@ -37,6 +37,7 @@ from retrieve_rerank.llama_index._convert import (
 )
 from retrieve_rerank.llama_index._filters import to_condition
 from retrieve_rerank.llama_index._health import Healthy
+from retrieve_rerank.llama_index._opening import check_collection, connect
 from retrieve_rerank.llama_index._query import Request, read_request
 from retrieve_rerank.llama_index._travel import Travelling
 from retrieve_rerank.llama_index.embeddings import BiEncoderEmbedding
@@ -126,7 +127,7 @@ class ChromaVectorStore(BasePydanticVectorStore, Healthy, Travelling):
         search_breadth: int | None = None,
     ) -> None:
         if chroma_collection is not None:
-            _check_collection(chroma_collection)
+            check_collection(chroma_collection)
             if persist_dir is not None or client is not None:
                 raise InvalidInputError("give either chroma_collection, or persist_dir or client, not both")
         if embed_model is not None and not isinstance(embed_model, BaseEmbedding):
@@ -187,7 +188,7 @@ class ChromaVectorStore(BasePydanticVectorStore, Healthy, Travelling):
             raise InvalidInputError("give either persist_dir, or host and port")
         if persist_dir is not None:
             return cls(collection_name=collection_name, persist_dir=persist_dir)
-        return cls(collection_name=collection_name, client=_connect(str(host), str(port), ssl=ssl, headers=headers))
+        return cls(collection_name=collection_name, client=connect(str(host), str(port), ssl=ssl, headers=headers))
 
     @property
     def client(self) -> chromadb.Collection:
@@ -390,23 +391,3 @@ def _options(request: Request) -> dict[str, Any]:
         "where_document": request.condition.where_document,
         "with_vectors": request.diversity is not None,
     }
-
-
-def _check_collection(collection: object) -> None:
-    import chromadb  # takes longer to import than a framework
-
-    if not isinstance(collection, chromadb.Collection):
-        raise InvalidInputError(
-            f"chroma_collection must be a chromadb.Collection, got {type(collection).__name__}; make one with "
-            "client.get_or_create_collection(name), or give collection_name and persist_dir"
-        )
-
-
-def _connect(host: str, port: str, *, ssl: bool, headers: dict[str, str] | None) -> ClientAPI:
-    import chromadb
-    from chromadb.errors import ChromaError
-
-    try:
-        return chromadb.HttpClient(host, int(port), ssl, headers)
-    except (ChromaError, ValueError) as error:
-        raise RemoteError(f"cannot reach a Chroma server at {host}:{port}: {error}") from error
