@@ -89,8 +89,15 @@ class DenseSearch:
         checked = check_queries(queries)
         if not checked:
             return []
-        vectors = self.encoder.encode_queries(checked)
-        return self._search(vectors, len(checked), k, fetch, mmr_lambda, where, where_document)
+        found = self.collection.query(
+            self.encoder.encode_queries(checked),
+            fetch,
+            rows=len(checked),
+            where=where,
+            where_document=where_document,
+            with_vectors=mmr_lambda is not None,
+        )
+        return self._results(found, k, mmr_lambda)
 
     async def aretrieve_many(
         self,
@@ -124,26 +131,6 @@ class DenseSearch:
         if mmr_lambda is None:
             return self._results(found, k, None)
         return await worker.arun(self._results, found, k, mmr_lambda)
-
-    def _search(
-        self,
-        vectors: npt.NDArray[np.float32],
-        rows: int,
-        k: int,
-        fetch: int,
-        mmr_lambda: float | None,
-        where: Where | None,
-        where_document: Where | None,
-    ) -> list[list[Hit]]:
-        found = self.collection.query(
-            vectors,
-            fetch,
-            rows=rows,
-            where=where,
-            where_document=where_document,
-            with_vectors=mmr_lambda is not None,
-        )
-        return self._results(found, k, mmr_lambda)
 
     def _results(self, found: list[list[Found]], k: int, mmr_lambda: float | None) -> list[list[Hit]]:
         if mmr_lambda is not None:
