@@ -160,7 +160,11 @@ def test_without_bm25_there_are_vectors_and_words_follow_later(
     run: Run, docs: Path, models: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tiny_bi_encoder: Path
 ) -> None:
     with monkeypatch.context() as patch:
-        for name in ("retrieve_rerank.cli.following", "retrieve_rerank.cli.indexing", "retrieve_rerank.cli.library"):
+        for name in (
+            "retrieve_rerank.cli.following",
+            "retrieve_rerank.cli.indexing",
+            "retrieve_rerank.cli.index_folder",
+        ):
             patch.setattr(f"{name}.has_bm25", lambda: False)
         done = run("index", docs, "--to", "made", *models)
         assert 'pip install "retrieve-rerank[hybrid]"' in done.err

@@ -117,7 +117,7 @@ def evaluate(
 
 def cross_encoders(given: list[str] | None, index: Path | None, *, demo: bool) -> list[str | None]:
     """Return which cross-encoders to use: those given, else the index's own, else the default one."""
-    from retrieve_rerank.cli.library import Library
+    from retrieve_rerank.cli.index_folder import Library
 
     if given:
         return [model_name(name, demo=demo) for name in dict.fromkeys(given)]

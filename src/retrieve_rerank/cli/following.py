@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from retrieve_rerank.cli.documents import Fields, UnreadableError, read
 from retrieve_rerank.cli.finding import Found, read_bytes
-from retrieve_rerank.cli.library import File, Library, all_passages
+from retrieve_rerank.cli.index_folder import File, Library, all_passages
 from retrieve_rerank.cli.options import has_bm25
 from retrieve_rerank.cli.splitting import Splitter
 from retrieve_rerank.cli.streams import show_bars
@@ -69,7 +69,7 @@ class _Work:
     """One run: the indexes, and what waits to be written."""
 
     def __init__(self, library: Library, vectors: ChromaIndex, words: BM25Index | None, outcome: Outcome) -> None:
-        self.record, self.library = library.record, library
+        self.record, self.index_folder = library.record, library
         self.vectors, self.words, self.outcome = vectors, words, outcome
         self.waiting: dict[str, Passage] = {}
         self.ends: list[tuple[str, File, set[str]]] = []  # files that are complete with what is waiting
@@ -80,7 +80,7 @@ class _Work:
         finish = not self.record.clean or (self.words is not None and self.words.count() != self.vectors.count())
         self.record.clean = False
         self.record.roots = {name: str(root) for name, root in found.roots.items()}
-        self.library.save()
+        self.index_folder.save()
         settings = json.dumps([splitter.tokens, asdict(fields), version("semantic-text-splitter")]).encode()
         size = sum(path.stat().st_size for path in found.files.values() if path.exists())
         try:
@@ -155,7 +155,7 @@ class _Work:
     def _save(self) -> None:
         if self.words is not None:
             self.words.save()  # before what says that they are there
-        self.library.save()
+        self.index_folder.save()
 
     def _remove(self, found: Found, paths: Sequence[Path]) -> None:
         """Remove the files that are no more: they lay under the paths, and were not found."""

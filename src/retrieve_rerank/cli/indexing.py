@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from retrieve_rerank.cli.documents import Fields
-from retrieve_rerank.cli.library import Library, Record, made_folder
+from retrieve_rerank.cli.index_folder import Library, Record, made_folder
 from retrieve_rerank.cli.options import (
     BiEncoderName,
     CrossEncoderName,

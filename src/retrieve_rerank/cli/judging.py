@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from retrieve_rerank.cli.library import Library, all_passages, first_stages, made_folder, open_vectors, open_words
+from retrieve_rerank.cli.index_folder import Library, all_passages, first_stages, made_folder, open_vectors, open_words
 from retrieve_rerank.cli.options import Models
 from retrieve_rerank.cli.streams import say, show_bars
 from retrieve_rerank.errors import InvalidInputError

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retrieve_rerank.cli.library import Library, first_stages
+from retrieve_rerank.cli.index_folder import Library, first_stages
 from retrieve_rerank.cli.options import (
     CrossEncoderName,
     Debug,
