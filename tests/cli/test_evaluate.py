@@ -10,6 +10,7 @@ import ir_measures
 import pytest
 
 from retrieve_rerank import BiEncoder, CrossEncoder
+from retrieve_rerank.cli import judging
 from tests.cli.conftest import Run
 
 TEXTS = {
@@ -81,6 +82,21 @@ def test_a_second_run_does_nothing_twice(
     assert changed.lines[0]["ceiling"] == first.lines[0]["ceiling"]
 
 
+def test_many_questions_are_sampled_and_it_is_said(
+    run: Run, dataset: Path, models: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judging, "QUESTIONS", 2)
+    stage = ("--first-stage", "bm25", "--measure", "RR@10")
+    done = run("evaluate", dataset, *models, *stage, "--markdown", "a.md", "--save", "a.json")
+    assert [line["questions"] for line in done.lines] == [2, 2]
+    assert "note: 2 of 3 judged questions, drawn with seed 0; --sample 0 takes all" in done.err
+    assert "2 of 3 judged questions, drawn with seed 0" in (dataset.parent / "a.md").read_text()
+    assert "2 of 3 judged questions" in run("report", "a.json").out
+    every = run("evaluate", dataset, *models, *stage, "--sample", 0)
+    assert [line["questions"] for line in every.lines] == [3, 3]
+    assert "drawn" not in every.err
+
+
 def test_files_are_written_and_the_report_reads_them(run: Run, dataset: Path, models: tuple[str, ...]) -> None:
     files = ("--html", "a.html", "--markdown", "a.md", "--save", "a.json", "--cache", "scores.sqlite")
     done = run("evaluate", dataset, *models, "--sample", 2, *files)
@@ -131,7 +147,7 @@ def test_an_index_of_ones_own_without_judgements(run: Run, tmp_path: Path, model
         (["--in", "made", "--queries", "q"], "go together"),
         (["--in", "made", "--queries", "q", "--qrels", "r", "--sample-questions", "3"], "give either --queries"),
         (["toy", "--first-stage", "sparse"], "sparse"),
-        (["toy", "--sample", "0"], "--sample"),
+        (["toy", "--sample", "-1"], "--sample"),
     ],
 )
 def test_calls_that_cannot_be_meant(run: Run, arguments: list[str], message: str) -> None:

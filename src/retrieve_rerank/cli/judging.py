@@ -32,7 +32,13 @@ Queries = Annotated[
 Qrels = Annotated[
     Path | None, typer.Option("--qrels", metavar="FILE", help="Judgements: question, passage, relevance; tabs between.")
 ]
-Sample = Annotated[int | None, typer.Option("--sample", min=1, help="Take so many of the questions.")]
+QUESTIONS = 250  # minutes, not hours, where each question costs a hundred pairs
+Sample = Annotated[
+    int | None,
+    typer.Option(
+        "--sample", min=0, help=f"Take so many judged questions; 0: all; left out: {QUESTIONS} if there are more."
+    ),
+]
 SampleQuestions = Annotated[
     int | None,
     typer.Option("--sample-questions", min=1, help="Make so many weak questions from the passages of --in."),
@@ -99,7 +105,7 @@ def prepared(source: Source, models: Models, names: list[str], *, weak: int | No
         if source.queries is not None:
             dataset = _with_queries(dataset, source.queries)
         with models.make_bi_encoder() as encoder:
-            yield _cached(_sampled(dataset, source.sample), encoder, "en", names)
+            yield _cached(_sampled(dataset, source.sample, QUESTIONS), encoder, "en", names)
         return
     folder = source.index or Path()
     library = Library.open(folder)
@@ -108,10 +114,10 @@ def prepared(source: Source, models: Models, names: list[str], *, weak: int | No
     with own.make_bi_encoder() as encoder:
         if source.qrels is not None and source.queries is not None:
             dataset = _judged(library, encoder, source.queries, source.qrels)
-            yield Ground(_sampled(dataset, source.sample), folder, encoder, language)
+            yield Ground(_sampled(dataset, source.sample, QUESTIONS), folder, encoder, language)
         else:
             dataset = _weak(library, encoder, source.sample_questions or weak or 0)
-            yield _cached(_sampled(dataset, source.sample), encoder, language, names)
+            yield _cached(_sampled(dataset, source.sample, 0), encoder, language, names)
 
 
 def _check(source: Source, weak: int | None) -> None:
@@ -132,8 +138,13 @@ def _check(source: Source, weak: int | None) -> None:
         )
 
 
-def _sampled(dataset: Dataset, n: int | None) -> Dataset:
-    return dataset if n is None else dataset.sample(n)
+def _sampled(dataset: Dataset, n: int | None, default: int) -> Dataset:
+    """Return some of the questions; 0 takes all. Where nobody asked for fewer, say so before it takes long."""
+    count = default if n is None else n
+    some = dataset.sample(count) if count else dataset
+    if n is None and some is not dataset:
+        say(f"note: {some.notes[0]}; --sample 0 takes all")
+    return some
 
 
 def _with_queries(dataset: Dataset, file: Path) -> Dataset:

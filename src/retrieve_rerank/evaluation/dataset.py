@@ -84,20 +84,24 @@ class Dataset:
             object.__setattr__(self, field, value)
 
     def sample(self, n: int, *, seed: int = 0) -> Dataset:
-        """Return this dataset with `n` of its judged questions, always the same for a seed; all where there are fewer.
+        """Return this dataset with `n` of its judged questions, always the same for a seed; itself if it has no more.
 
-        The passages stay: fewer passages would be an easier search.
+        The passages stay: fewer passages would be an easier search. A note says what was drawn.
         """
-        chosen = sorted(self.judgements)
-        if check_count(n, "n") < len(chosen):
-            chosen = sorted(random.Random(seed).sample(chosen, n))
-        return Dataset(
+        every = sorted(self.judgements)
+        if check_count(n, "n") >= len(every):
+            return self
+        chosen = sorted(random.Random(seed).sample(every, n))
+        drawn = Dataset(
             self.name,
             self.passages,
             {query: self.queries[query] for query in chosen},
             {query: self.judgements[query] for query in chosen},
             weak=self.weak,
         )
+        note = f"{n} of {counted(len(every), 'judged question')}, drawn with seed {seed}"
+        object.__setattr__(drawn, "notes", (note, *drawn.notes))
+        return drawn
 
     def __repr__(self) -> str:
         judgements = sum(map(len, self.judgements.values()))
