@@ -161,7 +161,11 @@ class ChromaVectorStore(ChromaSearch):
         batch_size: int | None = None,
         **kwargs: Any,
     ) -> list[str]:
-        """As `add_texts`, without blocking the event loop, or searches for longer than one batch takes to write."""
+        """As `add_texts`, in a thread; embedding blocks neither the event loop nor searches.
+
+        Chroma itself holds Python's interpreter lock while it writes in this process, a fraction of a second for a
+        thousand texts: every thread waits then. A smaller `batch_size` makes that shorter; a server takes it elsewhere.
+        """
         refuse(kwargs)
         encoder = self._needed_encoder()
         made: list[str] = []
@@ -194,7 +198,7 @@ class ChromaVectorStore(ChromaSearch):
         return True
 
     async def adelete(self, ids: list[str] | None = None, *, where: Where | None = None, **kwargs: Any) -> bool | None:
-        """As `delete`, without blocking the event loop."""
+        """As `delete`, in a thread; see `aadd_texts` for what blocks the event loop all the same."""
         return await self.collection.worker.arun(partial(self.delete, ids, where=where, **kwargs))
 
     def reset_collection(self) -> None:
@@ -292,7 +296,7 @@ class ChromaVectorStore(ChromaSearch):
         ids: Iterable[str | None] | None = None,
         **kwargs: Any,
     ) -> ChromaVectorStore:
-        """As `from_texts`, without blocking the event loop."""
+        """As `from_texts`, in a thread; see `aadd_texts` for what blocks the event loop all the same."""
         worker = Worker("retrieve-rerank store being made")
         try:
             return await worker.arun(partial(cls.from_texts, texts, embedding, metadatas, ids=ids, **kwargs))

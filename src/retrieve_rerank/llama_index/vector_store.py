@@ -225,7 +225,11 @@ class ChromaVectorStore(BasePydanticVectorStore, Healthy, Travelling):
         return [node.node_id for node in items]
 
     async def async_add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
-        """As `add`, without blocking the event loop."""
+        """As `add`, in a thread.
+
+        Chroma holds Python's interpreter lock while it writes in this process, a fraction of a second for a thousand
+        nodes: every thread waits then, and so does the event loop. A server takes it elsewhere.
+        """
         return await self._collection.worker.arun(self.add, nodes)
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
@@ -241,7 +245,7 @@ class ChromaVectorStore(BasePydanticVectorStore, Healthy, Travelling):
         self._collection.delete([ref_doc_id], where={DOCUMENT_KEY: NO_DOCUMENT})
 
     async def adelete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
-        """As `delete`, without blocking the event loop."""
+        """As `delete`, in a thread; see `async_add` for what blocks the event loop all the same."""
         await self._collection.worker.arun(self.delete, ref_doc_id)
 
     def delete_nodes(
@@ -264,7 +268,7 @@ class ChromaVectorStore(BasePydanticVectorStore, Healthy, Travelling):
     async def adelete_nodes(
         self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **delete_kwargs: Any
     ) -> None:
-        """As `delete_nodes`, without blocking the event loop."""
+        """As `delete_nodes`, in a thread; see `async_add` for what blocks the event loop all the same."""
         await self._collection.worker.arun(self.delete_nodes, node_ids, filters)
 
     def get_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> list[BaseNode]:
@@ -288,7 +292,7 @@ class ChromaVectorStore(BasePydanticVectorStore, Healthy, Travelling):
         self._collection.clear()
 
     async def aclear(self) -> None:
-        """As `clear`, without blocking the event loop."""
+        """As `clear`, in a thread; see `async_add` for what blocks the event loop all the same."""
         await self._collection.worker.arun(self.clear)
 
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
