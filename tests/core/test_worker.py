@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -381,3 +383,97 @@ def test_a_call_made_while_the_interpreter_ends_does_not_hang() -> None:
         print(worker.run(int, "1"))
     """
     assert run_python(script).split() == ["1", "2"]
+
+
+def test_a_long_call_lets_short_ones_in() -> None:
+    worker = Worker("w")
+    order: list[str] = []
+    begun, go_on = threading.Event(), threading.Event()
+
+    def long() -> None:
+        begun.set()
+        assert go_on.wait(10)
+        order.append("long")
+        worker.between()
+        order.append("long")
+
+    with ThreadPoolExecutor(3) as pool:
+        calls = [pool.submit(worker.run, long)]
+        assert begun.wait(10)
+        calls.append(pool.submit(worker.run, order.append, "not short"))
+        while worker._lane is None or not worker._lane._queue.qsize():
+            time.sleep(0.001)
+        calls.append(pool.submit(worker.run_soon, order.append, "short"))
+        while not worker._lane._short:
+            time.sleep(0.001)
+        go_on.set()
+        for call in calls:
+            call.result(10)
+    assert order == ["long", "short", "long", "not short"]
+    assert worker.run_soon(worker.run_soon, int, "7") == 7
+    worker.between()  # outside a call there is nothing to let in
+    worker.close()
+
+
+def test_short_calls_keep_their_errors_and_their_cancellation() -> None:
+    worker = Worker("w")
+    begun = threading.Event()
+
+    def long() -> str:
+        begun.set()
+        while not worker._lane or len(worker._lane._short) < 2:
+            time.sleep(0.001)
+        worker.between()
+        return "done"
+
+    async def main() -> None:
+        running = asyncio.create_task(worker.arun(long))
+        while not begun.is_set():
+            await asyncio.sleep(0.001)
+        wrong = asyncio.create_task(worker.arun_soon(int, "x"))
+        late = asyncio.create_task(worker.arun_soon(pytest.fail, "it was cancelled"))
+        await asyncio.sleep(0)
+        late.cancel()
+        with pytest.raises(ValueError, match="invalid literal"):
+            await wrong
+        with pytest.raises(asyncio.CancelledError):
+            await late
+        assert await running == "done"
+        assert await worker.arun_soon(int, "7") == 7
+
+    asyncio.run(main())
+    worker.close()
+
+
+@pytest.mark.parametrize("way", ["cancelled", "interrupted"])
+def test_a_call_that_nobody_waits_for_ends_between_its_parts(way: str) -> None:
+    worker = Worker("w")
+    parts = 0
+    ended = threading.Event()
+
+    def long() -> None:
+        nonlocal parts
+        try:
+            while parts < 5000:
+                parts += 1
+                time.sleep(0.002)
+                worker.between()
+        finally:
+            ended.set()
+
+    if way == "interrupted":
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            worker.run(long)
+    else:
+
+        async def cancelled() -> None:
+            await asyncio.wait_for(worker.arun(long), 0.1)
+
+        with pytest.raises(TimeoutError):
+            asyncio.run(cancelled())
+    assert ended.wait(5)
+    assert parts < 5000
+    assert worker.run(int, "7") == 7  # the next one is not taken for it
+    worker.run(worker.between)
+    worker.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, cast, get_args
 
@@ -171,7 +171,7 @@ class BiEncoder(Model["BiEngine", "RemoteBiEncoder"]):
         """What the model's vectors are compared by: "cosine", "dot" or "euclidean". Loads the model."""
         if self._remote is not None:
             return self._remote.run(lambda remote: remote.metric()) if self._metric is None else self._metric
-        name = self._worker.run(self._loaded).model.similarity_fn_name
+        name = self._worker.run_soon(self._loaded).model.similarity_fn_name
         if name not in ("cosine", "dot", "euclidean"):
             raise ModelError(
                 f"{self.model!r} compares its vectors by {name!r}, which no index here can search; expected cosine, "
@@ -189,7 +189,7 @@ class BiEncoder(Model["BiEngine", "RemoteBiEncoder"]):
         """
         if self._remote is not None:
             return self._remote.run(lambda remote: remote.facts())
-        return dict(self._worker.run(self._fingerprint))
+        return dict(self._worker.run_soon(self._fingerprint))
 
     def encode_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Encode queries, with the model's query prompt.
@@ -207,7 +207,7 @@ class BiEncoder(Model["BiEngine", "RemoteBiEncoder"]):
         items = check_texts(texts)
         if self._remote is not None:
             return self._warned(*self._remote.run(lambda remote: remote.encode(items, "query")), _SHORTEN, items)
-        return self._warned(*self._worker.run(self._encode_queries, items), _SHORTEN)
+        return self._warned(*self._worker.run_soon(self._encode_queries, items), _SHORTEN)
 
     def encode_documents(self, texts: Sequence[str], *, show_progress: bool = False) -> npt.NDArray[np.float32]:
         """Encode passages, with the model's document prompt.
@@ -240,7 +240,7 @@ class BiEncoder(Model["BiEngine", "RemoteBiEncoder"]):
             InvalidInputError: If an item is not a usable string.
             ModelError: If the model cannot be loaded.
         """
-        return self._worker.run(self._count_tokens, check_texts(texts))
+        return self._worker.run_soon(self._count_tokens, check_texts(texts))
 
     async def aencode_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """As `encode_queries`, without blocking the event loop."""
@@ -248,7 +248,7 @@ class BiEncoder(Model["BiEngine", "RemoteBiEncoder"]):
         if self._remote is not None:
             found = await self._remote.arun(lambda remote: remote.encode(items, "query"))
             return self._warned(*found, _SHORTEN, items)
-        return self._warned(*await self._worker.arun(self._encode_queries, items), _SHORTEN)
+        return self._warned(*await self._worker.arun_soon(self._encode_queries, items), _SHORTEN)
 
     async def aencode_documents(self, texts: Sequence[str], *, show_progress: bool = False) -> npt.NDArray[np.float32]:
         """As `encode_documents`, without blocking the event loop."""
@@ -265,17 +265,24 @@ class BiEncoder(Model["BiEngine", "RemoteBiEncoder"]):
         return self._loaded().lengths(texts, self._prompt("document"))
 
     def _encode_queries(self, texts: list[str]) -> tuple[npt.NDArray[np.float32], int]:
-        return self._encode(texts, self._prompt("query"), "query", show_progress=False)
+        return self._encode(texts, self._prompt("query"), "query")
 
     def _encode_documents(self, texts: list[str], show_progress: bool) -> tuple[npt.NDArray[np.float32], int]:  # noqa: FBT001
-        return self._encode(texts, self._prompt("document"), "document", show_progress=show_progress)
+        between = self._worker.between
+        return self._encode(texts, self._prompt("document"), "document", between=between, show_progress=show_progress)
 
     def _encode(
-        self, texts: list[str], prompt: str, task: str, *, show_progress: bool
+        self,
+        texts: list[str],
+        prompt: str,
+        task: str,
+        *,
+        between: Callable[[], None] | None = None,
+        show_progress: bool = False,
     ) -> tuple[npt.NDArray[np.float32], int]:
         if not texts:
             return np.zeros((0, cast(int, self._fingerprint()["dimension"])), np.float32), 0
-        vectors, cut = self._loaded().encode(texts, prompt, task, show_progress=show_progress)
+        vectors, cut = self._loaded().encode(texts, prompt, task, between=between, show_progress=show_progress)
         if not np.isfinite(vectors).all():
             row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
             raise ModelError(

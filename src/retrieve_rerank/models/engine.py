@@ -61,7 +61,14 @@ class Engine:
         return f"{self.precision.name}: {self.precision.reason}, on {self.device}, max_length={self.max_length}"
 
     def run(
-        self, inputs: Sequence[Any], lengths: Sequence[int], output: str, *, show_progress: bool = False, **options: Any
+        self,
+        inputs: Sequence[Any],
+        lengths: Sequence[int],
+        output: str,
+        *,
+        between: Callable[[], None] | None = None,
+        show_progress: bool = False,
+        **options: Any,
     ) -> torch.Tensor:
         """Run all inputs through the model.
 
@@ -69,6 +76,7 @@ class Engine:
             inputs: Texts or pairs of texts; at least one.
             lengths: Tokens of each.
             output: Name of the feature to return.
+            between: Called after each batch.
             show_progress: Show a bar on stderr.
             **options: Passed to the model's `preprocess`.
 
@@ -82,6 +90,8 @@ class Engine:
                 rows.append(values)
                 order += batch
                 bar.update(len(batch))
+                if between is not None:
+                    between()
         back = torch.empty(len(order), dtype=torch.long)
         back[torch.tensor(order)] = torch.arange(len(order))
         return torch.cat(rows)[back]
@@ -293,12 +303,24 @@ class BiEngine(Engine):
         return token_counts(self.model.tokenizer, [f"{prompt}{text}" for text in texts])
 
     def encode(
-        self, texts: list[str], prompt: str, task: str, *, show_progress: bool
+        self,
+        texts: list[str],
+        prompt: str,
+        task: str,
+        *,
+        between: Callable[[], None] | None = None,
+        show_progress: bool = False,
     ) -> tuple[npt.NDArray[np.float32], int]:
         """Return the vectors (n, dimension) of `texts` (at least one), and how many of them were cut."""
         lengths = self.lengths(texts, prompt)
         vectors = self.run(
-            texts, lengths, "sentence_embedding", show_progress=show_progress, prompt=prompt or None, task=task
+            texts,
+            lengths,
+            "sentence_embedding",
+            between=between,
+            show_progress=show_progress,
+            prompt=prompt or None,
+            task=task,
         )
         if self.truncate_dim is not None:
             vectors = vectors[:, : self.truncate_dim]

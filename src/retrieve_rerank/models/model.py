@@ -173,21 +173,21 @@ class Model(ABC, Generic[E, R]):
         """The precision that the model computes in; "unknown" where a server does not say it. Loads the model."""
         if self._endpoint is not None:
             return self._known().dtype or "unknown"
-        return self._worker.run(self._loaded).precision.name
+        return self._worker.run_soon(self._loaded).precision.name
 
     @property
     def device(self) -> str:
         """The device that the model is on, or the server's address. Loads the model."""
         if self._endpoint is not None:
             return self._endpoint.url
-        return str(self._worker.run(self._loaded).device)
+        return str(self._worker.run_soon(self._loaded).device)
 
     @property
     def max_length(self) -> int | None:
         """Tokens that the model reads at once; None is no limit, or none that a server tells. Loads the model."""
         if self._endpoint is not None:
             return self._known().max_length
-        return self._worker.run(self._loaded).max_length
+        return self._worker.run_soon(self._loaded).max_length
 
     def close(self) -> None:
         """Free the model, or the connections, once the calls already made are done. A later call loads it again."""

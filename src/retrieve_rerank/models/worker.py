@@ -3,7 +3,8 @@
 A tokenizer and a model are not made for two threads at once, and an event loop must not wait for either. So each
 model has a thread of its own: sync callers wait for it, async callers await it, and neither the event loop's thread nor
 its shared default pool is ever used. The thread is a daemon: one that hangs in foreign code keeps no interpreter alive.
-Other people's retrievers, which may be asked side by side, get a daemon thread a call instead (`run_beside`).
+A call that takes long lets short ones in between its parts (`between`), so that nobody waits for a whole index to be
+encoded. Other people's retrievers, which may be asked side by side, get a daemon thread a call instead (`run_beside`).
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import os
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from functools import partial
 from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeVar
@@ -59,14 +61,33 @@ class Worker:
         return None if lane is None else lane.thread
 
     def run(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run `call` on the thread and wait for its result."""
+        """Run `call` on the thread and wait for its result. A caller who is interrupted gives the call up."""
         if _here.token is self._token:  # already there: waiting for ourselves would never end
             return call(*args, **kwargs)
-        return self._submit(partial(call, *args, **kwargs))[1].result()
+        return _result(*self._submit(partial(call, *args, **kwargs)))
 
     async def arun(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run `call` on the thread and await its result. A cancelled call that has not begun is dropped."""
-        return await asyncio.wrap_future(self._submit(partial(call, *args, **kwargs))[1])
+        """Run `call` on the thread and await its result. A cancelled call is dropped, or ends where it may."""
+        return await _awaited(*self._submit(partial(call, *args, **kwargs)))
+
+    def run_soon(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """As `run`, for a short call: one under way that takes long lets it in."""
+        if _here.token is self._token:
+            return call(*args, **kwargs)
+        return _result(*self._submit(partial(call, *args, **kwargs), short=True))
+
+    async def arun_soon(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """As `run_soon`, without blocking the event loop."""
+        return await _awaited(*self._submit(partial(call, *args, **kwargs), short=True))
+
+    def between(self) -> None:
+        """Let in the short calls that wait. For a call that takes long, between its parts.
+
+        Raises:
+            concurrent.futures.CancelledError: If nobody waits for the call under way any more: it is to end.
+        """
+        if _here.lane is not None and _here.token is self._token:
+            _here.lane.between()
 
     def run_until(self, deadline: float | None, call: Callable[P, None], /, *args: P.args, **kwargs: P.kwargs) -> bool:
         """Run `call` on the thread and wait until it ends, or until `deadline`, a value of `time.monotonic`.
@@ -116,7 +137,7 @@ class Worker:
         if done is not None and _here.token is not self._token:
             done.result()
 
-    def _submit(self, call: Callable[[], T]) -> tuple[_Lane, Future[T]]:
+    def _submit(self, call: Callable[[], T], *, short: bool = False) -> tuple[_Lane, Future[T]]:
         if os.getpid() != self._process:
             raise RetrieveRerankError(
                 f"{self._name} was made in process {self._process} and cannot be used in its forked child "
@@ -132,7 +153,23 @@ class Worker:
                 if self._closing is not None:  # never two threads at once: the new one begins when the old one ends
                     self._lane.put(self._closing.join)
                     self._closing = None
-            return self._lane, self._lane.put(call)
+            return self._lane, self._lane.put(call, short=short)
+
+
+def _result(lane: _Lane, future: Future[T]) -> T:
+    try:
+        return future.result()
+    finally:
+        lane.forget(future)
+        del future  # or an error, which holds this frame, and its future would hold each other
+
+
+async def _awaited(lane: _Lane, future: Future[T]) -> T:
+    try:
+        return await asyncio.wrap_future(future)
+    finally:
+        lane.forget(future)
+        del future
 
 
 def time_left(deadline: float | None) -> float | None:
@@ -164,6 +201,7 @@ class _Here(threading.local):
     """Whose thread this is."""
 
     token: object = None
+    lane: _Lane | None = None
 
 
 class _Lane:
@@ -174,17 +212,42 @@ class _Lane:
         self._patience = patience
         self._token = token
         self._queue: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._short: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._lock = threading.RLock()  # a finalizer may interrupt its own holder
         self._running: Future[Any] | None = None
+        self._forgotten: Future[Any] | None = None  # the one under way, if it is to end where it may
         self._given_up: threading.Timer | None = None  # ticks while nobody waits for the call under way
         self.closed = False
         self._start()
         _lanes.add(self)
 
-    def put(self, call: Callable[[], T]) -> Future[T]:
+    def put(self, call: Callable[[], T], *, short: bool = False) -> Future[T]:
         future: Future[T] = Future()
-        self._queue.put((future, call))
+        if short:
+            self._short.append((future, call))
+            self._queue.put((Future(), self._let_one_in))
+        else:
+            self._queue.put((future, call))
         return future
+
+    def forget(self, future: Future[Any]) -> None:
+        """Say that the caller is gone: a call that has not begun is dropped, and one under way learns it in between."""
+        if future.done() or future.cancel():
+            return
+        with self._lock:
+            if self._running is future:
+                self._forgotten = future
+
+    def between(self) -> None:
+        for _ in range(len(self._short)):  # not those that come meanwhile, or the long call would never go on
+            self._let_one_in()
+        with self._lock:
+            if self._forgotten is not None and self._forgotten is self._running:
+                raise CancelledError
+
+    def _let_one_in(self) -> None:
+        if threading.current_thread() is self.thread and self._short:  # nobody else takes from it
+            _fulfil(*self._short.popleft())
 
     def close(self) -> None:
         """End the thread after what is queued. A call under way that nobody waits for holds up nothing."""
@@ -226,23 +289,19 @@ class _Lane:
                 self._start()
 
     def _work(self) -> None:
-        _here.token = self._token
+        _here.token, _here.lane = self._token, self
         while (item := self._queue.get()) is not None:
             future, call = item
             with self._lock:
                 self._running = future
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(call())
-                except BaseException as error:  # noqa: BLE001 - whatever it is, it belongs to the caller
-                    future.set_exception(error)
+            _fulfil(future, call)
             del item, future, call  # or an idle thread would hold what it last worked on
             with self._lock:
                 if threading.current_thread() is not self.thread:
                     return
                 if self._given_up is not None:
                     self._given_up.cancel()
-                self._given_up = self._running = None
+                self._given_up = self._running = self._forgotten = None
 
 
 _here = _Here()

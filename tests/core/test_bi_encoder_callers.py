@@ -1,0 +1,118 @@
+"""One bi-encoder, many callers: questions are answered while documents are encoded, and work that nobody wants ends."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from retrieve_rerank import BiEncoder
+from retrieve_rerank.models.engine import BiEngine
+from tests.core.test_cross_encoder import many_texts
+
+
+class Slow:
+    """Counts batches, and makes each of more than one text take a while."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.batches = 0
+        forward = BiEngine._forward
+
+        def slow(engine: BiEngine, inputs: Any, output: str, options: Any) -> Any:
+            if len(inputs) > 1:
+                self.batches += 1
+                time.sleep(0.02)
+            return forward(engine, inputs, output, options)
+
+        monkeypatch.setattr(BiEngine, "_forward", slow)
+
+    def wait(self, batches: int) -> None:
+        end = time.monotonic() + 20
+        while self.batches < batches and time.monotonic() < end:
+            time.sleep(0.001)
+        assert self.batches >= batches
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> Slow:
+    return Slow(monkeypatch)
+
+
+@pytest.fixture
+def encoder(tiny_bi_encoder: Path) -> Iterator[BiEncoder]:
+    with BiEncoder(tiny_bi_encoder, precision="float32", batch_tokens=64) as model:
+        yield model
+
+
+def test_a_question_does_not_wait_for_all_documents(encoder: BiEncoder, slow: Slow) -> None:
+    texts = many_texts() * 10
+    with ThreadPoolExecutor(1) as pool:
+        documents = pool.submit(encoder.encode_documents, texts)
+        slow.wait(3)
+        for number in range(3):
+            question = encoder.encode_queries([f"where is rome {number}"])
+            assert encoder.dimension == question.shape[1]
+        at = slow.batches
+        assert not documents.done()
+        found = documents.result(60)
+    assert at < slow.batches / 2
+    assert np.allclose(found, encoder.encode_documents(texts), atol=1e-6)
+    assert np.allclose(question, encoder.encode_queries(["where is rome 2"]), atol=1e-6)
+
+
+async def test_nor_does_it_in_async_code(encoder: BiEncoder, slow: Slow) -> None:
+    documents = asyncio.create_task(encoder.aencode_documents(many_texts() * 10))
+    while slow.batches < 3:
+        await asyncio.sleep(0.001)
+    question = await encoder.aencode_queries(["where is rome"])
+    assert not documents.done()
+    assert np.allclose(question, encoder.encode_queries(["where is rome"]), atol=1e-6)
+    await documents
+
+
+async def test_cancelled_documents_end_with_the_batch_under_way(encoder: BiEncoder, slow: Slow) -> None:
+    documents = asyncio.create_task(encoder.aencode_documents(many_texts() * 10))
+    while slow.batches < 3:
+        await asyncio.sleep(0.001)
+    documents.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await documents
+    await asyncio.sleep(0.1)
+    at = slow.batches
+    assert at < 10
+    await asyncio.sleep(0.1)
+    assert slow.batches == at
+    assert (await encoder.aencode_documents(["rome"])).shape[0] == 1
+
+
+def test_an_error_in_a_question_is_not_the_documents(encoder: BiEncoder, slow: Slow) -> None:
+    texts = many_texts() * 5
+    outcomes: list[object] = []
+
+    def ask() -> None:
+        try:
+            encoder.encode_queries(["rome"])
+        except ValueError as error:
+            outcomes.append(str(error))
+
+    with ThreadPoolExecutor(1) as pool, pytest.MonkeyPatch.context() as patch:
+        documents = pool.submit(encoder.encode_documents, texts)
+        slow.wait(2)
+
+        def broken(*_: object, **__: object) -> object:
+            raise ValueError("this question fails")
+
+        patch.setattr(encoder, "_encode_queries", broken)
+        asking = threading.Thread(target=ask)
+        asking.start()
+        asking.join(20)
+        assert not documents.done()
+        assert len(documents.result(60)) == len(texts)
+    assert outcomes == ["this question fails"]
