@@ -171,6 +171,8 @@ def test_queries_can_be_limited_to_ids_and_give_vectors() -> None:
     assert collection.query([letters("a"), letters("b")], 5, ids=["missing"]) == [[], []]
     assert collection.query(np.zeros((0, 4)), 5) == []
     assert collection.vectors(["0"])["0"] == pytest.approx(np.array(letters("a")))
+    many = [*(f"unknown {number}" for number in range(40_000)), "0"]  # more than SQLite takes at once
+    assert set(collection.vectors(many)) == {"0"}
 
 
 def test_delete_by_filter_takes_only_what_matches() -> None:

@@ -152,9 +152,12 @@ class ChromaCollection(OpenedCollection):
     def vectors(self, ids: Sequence[str]) -> dict[str, Vectors]:
         """Return the stored vectors of `ids`, by id."""
         with self.reading():
-            rows = self.handle.get(ids=check_ids(ids), include=["embeddings"])
-        embeddings: Any = rows["embeddings"]
-        return {id_: np.asarray(row, np.float32) for id_, row in zip(rows["ids"], embeddings, strict=True)}
+            parts = at_once(in_chunks(AtOnce(self.handle), check_ids(ids), include=["embeddings"]))
+        return {
+            id_: np.asarray(row, np.float32)
+            for part in parts
+            for id_, row in zip(part["ids"], part["embeddings"], strict=True)
+        }
 
     def delete(self, ids: Sequence[str] | None = None, *, where: Where | None = None) -> None:
         """Delete by id and/or by filter; ids that are not stored are no error."""
