@@ -18,7 +18,7 @@ from retrieve_rerank.indexes import repairing
 from retrieve_rerank.indexes.client import rebuilding_names
 from retrieve_rerank.indexes.collection import ChromaCollection
 from retrieve_rerank.indexes.records import Record
-from tests.core.stubs import LetterEncoder, passages, run_python
+from tests.core.stubs import LetterEncoder, letters, passages, run_python
 
 WIDE = 16
 
@@ -83,19 +83,37 @@ class RandomEncoder(LetterEncoder):
         return vectors_of(texts)
 
 
-def damage(path: Path, script: str) -> Path:
-    run_python(COMMON + script, str(path), warnings="ignore")
-    return path
+def damage(folder: Path, script: str, symptom: str) -> Path:
+    """Make a damaged directory. Which damage Chroma does is chance: take one that shows, and kills no process."""
+    look = f"""
+        import sys
+        from retrieve_rerank import ChromaIndex
+        from tests.core.test_health import RandomEncoder
+
+        with ChromaIndex(RandomEncoder(), path=sys.argv[1], assume_compatible={script is AT_RANDOM}) as index:
+            found = index.check(samples=None)
+        assert {symptom}, found
+    """
+    for attempt in range(12):
+        path, copy = folder / f"damaged{attempt}", folder / f"copy{attempt}"
+        run_python(COMMON + script, str(path), warnings="ignore")
+        shutil.copytree(path, copy)
+        try:
+            run_python(look, str(copy))
+        except AssertionError:
+            continue
+        return path
+    pytest.skip(f"in twelve attempts Chroma did no damage that shows as {symptom}")
 
 
 @pytest.fixture(scope="module")
 def lost(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return damage(tmp_path_factory.mktemp("lost"), TAKING_TURNS)
+    return damage(tmp_path_factory.mktemp("lost"), TAKING_TURNS, "found.missing and not found.unanswered")
 
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return damage(tmp_path_factory.mktemp("mixed"), DELETING)
+    return damage(tmp_path_factory.mktemp("mixed"), DELETING, "found.unanswered")
 
 
 def fresh_look(path: Path) -> str:
@@ -153,10 +171,10 @@ def test_a_mixed_up_index_is_made_anew(mixed: Path, tmp_path: Path) -> None:
 
 
 def test_vectors_of_other_texts_are_found_by_encoding_again(tmp_path: Path) -> None:
-    path = damage(tmp_path / "random", AT_RANDOM)
+    path = damage(tmp_path, AT_RANDOM, "found.wrong")
     with ChromaIndex(RandomEncoder(), path=path, assume_compatible=True) as index:
         found = index.check(samples=None)
-        assert found.wrong, "Chroma kept the vectors apart this time, and this tests nothing"
+        assert found.wrong
         assert "another one than the encoder's" in str(found)
         assert index.repair().after.ok
         assert index.check(samples=None).ok
@@ -267,6 +285,31 @@ def test_what_is_written_during_a_rebuilding_is_not_lost(monkeypatch: pytest.Mon
             repairing._rebuild(live, LetterEncoder(), lambda record: record.text, show_progress=False)
         with pytest.raises(InvalidInputError, match="cannot be deleted: open it by its directory"):
             live.drop()
+
+
+def test_what_others_write_while_a_rebuilt_index_takes_its_place_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    finish = repairing.finish_rebuilding
+
+    with ChromaIndex(LetterEncoder()) as index:
+        index.add(passages("a", "b", "c"))
+        other = index.collection.handle  # another object's, which leads to the old collection for good
+
+        def late(*arguments: Any) -> Any:
+            ChromaCollection("theirs", handle=other).write(
+                [Record("1", "new", {"n": 1}), Record("9", "later", {})], [letters("new"), letters("later")]
+            )
+            return finish(*arguments)
+
+        monkeypatch.setattr(repairing, "finish_rebuilding", late)
+        encoded = repairing._rebuild(index.collection, LetterEncoder(), lambda record: record.text, show_progress=False)
+        assert encoded == 5
+        assert index.get(["0", "1", "2", "9"]) == [
+            Passage("0", "a"),
+            Passage("1", "new", {"n": 1}),
+            Passage("2", "c"),
+            Passage("9", "later"),
+        ]
+        assert index.check(samples=None).ok
 
 
 def test_a_write_of_another_thread_during_a_search(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,8 +123,22 @@ def _rebuild(collection: ChromaCollection, encoder: DocumentEncoder, text_of: _T
         # A process that opened the collection right now may have been first.
         finish_rebuilding(client, name, collection.writing)
         collection.replace_handle(client.get_collection(name, embedding_function=None))
+        encoded += _take_over(collection, replaced, encoder, text_of)
         drop_collection(client, replaced, os.getpid(), collection.writing)
     return encoded
+
+
+def _take_over(collection: ChromaCollection, replaced: str, encoder: DocumentEncoder, text_of: _Text) -> int:
+    """Write what others wrote into the replaced collection since it was compared: their handles still lead there."""
+    old, late = collection.client.get_collection(replaced, embedding_function=None), 0
+    for offset in range(0, old.count(), ROWS):
+        rows = records_of(old.get(limit=ROWS, offset=offset, include=cast("Any", [*TEXTS])))
+        stored = {record.id: record for record in collection.read([record.id for record in rows])}
+        new = [record for record in rows if record.id not in stored or not record.equals(stored[record.id])]
+        if new:
+            collection.write(new, encoder.encode_documents([text_of(record) for record in new]))
+        late += len(new)
+    return late
 
 
 def _is_copy(successor: chromadb.Collection, old: chromadb.Collection) -> bool:
