@@ -76,7 +76,7 @@ SCRIPT = """
     def look(expected=None):
         expected = None if expected is None else np.load(expected)
         given = []
-        with ChromaIndex(Table(), path=path) as index:
+        with ChromaIndex(Table(), path=path, search_breadth=200) as index:  # enough here, and much faster
             stored = {record.id: record.passage for record in index.collection.read()}
             wrong = sum(stored.get(f"p{number}") != passage(number) for number in range(count))
             ids, vectors_off, lost = [f"p{number}" for number in range(count)], 0, 0
