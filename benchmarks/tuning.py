@@ -1,6 +1,6 @@
 """Is what `tune` picks as good as what an exhaustive search finds, at what part of its time? And adaptive depth?
 
-    python benchmarks/tuning.py FOLDER … [--queries 200] [--cache FILE] [--indexes FOLDER] [--really 5]
+    python benchmarks/tuning.py FOLDER … [--queries 200] [--depths 5 10 …] [--cache FILE] [--indexes FOLDER] [--really N]
 
 Each folder is a test collection, as `load_dataset` reads it. First stages: BM25, dense and hybrid; the models default
 to the demo models. For each collection:
@@ -13,7 +13,7 @@ to the demo models. For each collection:
 - Adaptive depth: stop reading candidates once one of them is convincing (its logit passes a threshold), or once the top
   has not changed for a while. Rule and fixed depth are chosen on one half of the questions, 100 times, and measured on
   the other half against reading all 100 candidates. The target is a loss of nDCG@10 below 0.005 for at most half of the
-  pairs.
+  pairs. Left out where `--depths` ends before 100.
 
 Needs the dev dependency group.
 """
@@ -46,6 +46,7 @@ from retrieve_rerank import (
 )
 from retrieve_rerank.demo import demo_models
 from retrieve_rerank.evaluation import Dataset, Evaluation, Setting, Tuning, evaluate, load_dataset, tune
+from retrieve_rerank.evaluation.tuning import DEPTHS
 
 NDCG = ir_measures.nDCG @ 10
 SPLITS = 100
@@ -218,6 +219,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--queries", type=int, default=200)
+    parser.add_argument("--depths", type=int, nargs="+", default=DEPTHS)
     parser.add_argument("--cache", type=Path, help="SQLite file of scores, kept between runs")
     parser.add_argument("--indexes", type=Path, help="folder of Chroma indexes index-NAME, kept between runs")
     parser.add_argument("--really", type=int, default=0, metavar="N")
@@ -250,18 +252,29 @@ def main() -> None:
                 }
                 print(f"\n## {dataset.name}: {len(dataset.judgements)} questions, {len(dataset.passages)} passages")
                 here, there = (
-                    tune(firsts, {"demo": model}, half, cache=arguments.cache, show_progress=sys.stderr.isatty())
+                    tune(
+                        firsts,
+                        {"demo": model},
+                        half,
+                        depths=arguments.depths,
+                        cache=arguments.cache,
+                        show_progress=sys.stderr.isatty(),
+                    )
                     for half in halves(dataset, arguments.seed)
                 )
                 choice(here, there)
-                whole = tune(firsts, {"demo": model}, dataset, cache=arguments.cache)
+                whole = tune(firsts, {"demo": model}, dataset, depths=arguments.depths, cache=arguments.cache)
                 spread(whole)
                 if arguments.really:
                     really(firsts, model, dataset, whole.depths, arguments.really)
+                if max(arguments.depths) < 100:
+                    continue
                 searches = {name: RetrieveRerank(first, model) for name, first in firsts.items()}
                 evaluation = evaluate(searches, dataset, ["nDCG@10"], cache=arguments.cache, resamples=1)
                 for name in searches:
                     lines += adaptive(evaluation, name)
+    if not lines:
+        return
     print("\n| collection | first stage | nDCG@10 of 100 | rule | mean loss | p90 loss | pairs | target reached in |")
     print("|---|---|---|---|---|---|---|---|")
     print("\n".join(lines))
