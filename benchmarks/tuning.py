@@ -1,6 +1,6 @@
 """Is what `tune` picks as good as what an exhaustive search finds, at what part of its time? And adaptive depth?
 
-    python benchmarks/tuning.py FOLDER … [--queries 200] [--depths 5 10 …] [--cache FILE] [--indexes FOLDER] [--really N]
+    python benchmarks/tuning.py FOLDER … [--queries 200] [--depths …] [--cache FILE] [--indexes FOLDER] [--really N]
 
 Each folder is a test collection, as `load_dataset` reads it. First stages: BM25, dense and hybrid; the models default
 to the demo models. For each collection:

@@ -71,7 +71,7 @@ class DegradedWarning(UserWarning):
 # What may lie between the user's code and ours.
 _BETWEEN = frozenset(
     {"retrieve_rerank", "langchain_core", "langchain_classic", "llama_index", "llama_index_instrumentation"}
-    | {"wrapt", "asyncio", "concurrent"}
+    | {"wrapt", "asyncio", "concurrent", "contextlib"}
 )
 
 

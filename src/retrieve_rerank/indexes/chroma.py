@@ -23,6 +23,7 @@ from retrieve_rerank.indexes.repairing import repair
 from retrieve_rerank.indexes.reports import AdoptReport, IndexCheck, RepairReport
 from retrieve_rerank.indexes.server import RETRY_SECONDS
 from retrieve_rerank.indexes.sources import Source
+from retrieve_rerank.models.cuts import told_once
 from retrieve_rerank.types import AddReport, Encoder, Metric, Passage
 
 if TYPE_CHECKING:
@@ -195,7 +196,8 @@ class ChromaIndex(DenseSearch):
                 read += 1
                 yield record
 
-        with tqdm(total=total, disable=not show_progress, unit="passage", desc="Indexing") as bar:
+        bar = tqdm(total=total, disable=not show_progress, unit="passage", desc="Indexing")
+        with bar, told_once():
             for batch in self.collection.batches(records(), batch_size):
                 plan = self.collection.plan(batch)
                 if plan.records:

@@ -17,6 +17,7 @@ from retrieve_rerank.indexes.health import ROWS, check, readable_vectors, with_t
 from retrieve_rerank.indexes.nearest import TEXTS, records_of
 from retrieve_rerank.indexes.records import Record
 from retrieve_rerank.indexes.reports import IndexCheck, RepairReport
+from retrieve_rerank.models.cuts import told_once
 
 if TYPE_CHECKING:
     import chromadb
@@ -44,6 +45,13 @@ def repair(
         IndexMismatchError: If none of the samples has the encoder's vector; nothing is changed.
         RetrieveRerankError: If a passage has lost its vector and never had a text; nothing is changed.
     """
+    with told_once():
+        return _repaired(collection, encoder, samples=samples, show_progress=show_progress)
+
+
+def _repaired(
+    collection: ChromaCollection, encoder: DocumentEncoder, *, samples: int | None, show_progress: bool
+) -> RepairReport:
     before = check(collection, encoder, samples=samples, show_progress=show_progress)
     if before.of_another_encoder:
         raise IndexMismatchError(str(before))

@@ -27,6 +27,7 @@ from retrieve_rerank.langchain._convert import (
     to_encoder,
 )
 from retrieve_rerank.langchain._search import ChromaSearch, refuse
+from retrieve_rerank.models.cuts import told_once
 from retrieve_rerank.models.worker import Worker
 from retrieve_rerank.types import Encoder, Metric
 
@@ -145,11 +146,12 @@ class ChromaVectorStore(ChromaSearch):
         refuse(kwargs)
         encoder = self._needed_encoder()
         made: list[str] = []
-        for batch in self.collection.batches(new_records(texts, metadatas, ids, made), batch_size):
-            plan = self.collection.plan(batch)
-            if plan.records:
-                vectors = encoder.encode_documents([record.text for record in plan.records])
-                self.collection.write(plan.records, vectors)
+        with told_once():
+            for batch in self.collection.batches(new_records(texts, metadatas, ids, made), batch_size):
+                plan = self.collection.plan(batch)
+                if plan.records:
+                    vectors = encoder.encode_documents([record.text for record in plan.records])
+                    self.collection.write(plan.records, vectors)
         return made
 
     async def aadd_texts(
@@ -170,11 +172,12 @@ class ChromaVectorStore(ChromaSearch):
         encoder = self._needed_encoder()
         made: list[str] = []
         arun = self.collection.worker.arun
-        for batch in self.collection.batches(new_records(texts, metadatas, ids, made), batch_size):
-            plan = await arun(self.collection.plan, batch)
-            if plan.records:
-                changed = [record.text for record in plan.records]
-                await arun(self.collection.write, plan.records, await aencode_documents(encoder, changed))
+        with told_once():
+            for batch in self.collection.batches(new_records(texts, metadatas, ids, made), batch_size):
+                plan = await arun(self.collection.plan, batch)
+                if plan.records:
+                    changed = [record.text for record in plan.records]
+                    await arun(self.collection.write, plan.records, await aencode_documents(encoder, changed))
         return made
 
     def update_document(self, document_id: str, document: Document) -> None:

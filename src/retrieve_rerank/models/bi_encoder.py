@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from retrieve_rerank.checks import check_count, check_texts
 from retrieve_rerank.errors import InvalidInputError, ModelError, TruncationWarning, warn_caller
 from retrieve_rerank.models.backend import Backend
+from retrieve_rerank.models.cuts import tell
 from retrieve_rerank.models.endpoint import MAX_CONCURRENCY, TIMEOUT, Endpoint, Protocol
 from retrieve_rerank.models.model import DefaultName, Model
 from retrieve_rerank.models.precision import Precision
@@ -294,15 +295,16 @@ class BiEncoder(Model["BiEngine", "RemoteBiEncoder"]):
         self, vectors: npt.NDArray[np.float32], cut: int, advice: str = _SPLIT, texts: Sequence[str] = ()
     ) -> npt.NDArray[np.float32]:
         self._tell_unsure(texts)
-        if cut:
-            served = self._served
-            limit = self._limit if served is None else served.max_length
-            warn_caller(
-                f"{cut} of {len(vectors)} texts are longer than {self.model!r} reads ({limit} tokens); their "
-                f"ends are not in the vectors. {advice}",
-                TruncationWarning,
-            )
+        tell(cut, len(vectors), partial(self._warn, advice))
         return vectors
+
+    def _warn(self, advice: str, cut: int, total: int) -> None:
+        limit = self._limit if self._served is None else self._served.max_length
+        warn_caller(
+            f"{cut} of {total} texts are longer than {self.model!r} reads ({limit} tokens); their ends are not in the "
+            f"vectors. {advice}",
+            TruncationWarning,
+        )
 
     def _prompt(self, task: str) -> str:
         given = self._query_prompt if task == "query" else self._document_prompt
