@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import copy
 import gc
+import os
 import pickle
 import shutil
 import socket
 import threading
 from pathlib import Path
+from typing import Any
 
 import chromadb
 import pytest
 
 from retrieve_rerank import BiEncoder, ChromaIndex, CrossEncoder, Passage, RemoteError, RetrieveRerankError
-from retrieve_rerank.indexes.client import translated
+from retrieve_rerank.indexes.client import drop_collection, translated
 from tests.core.stubs import LetterEncoder
 
 
@@ -99,3 +101,26 @@ def test_models_travel_as_their_settings(kind: type, tiny_bi_encoder: Path, tiny
     for copied in (pickle.loads(dumped), copy.copy(model), copy.deepcopy(model)):
         assert "not loaded" in repr(copied)
         assert copied.max_length == 32
+
+
+def test_dropping_deletes_only_rows_with_lists_by_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A damaged index may fill the disk when many rows are deleted; lists that stay turn up in later rows."""
+    deleted: list[str] = []
+    delete = chromadb.Collection.delete
+
+    def counted(self: chromadb.Collection, ids: list[str]) -> object:
+        deleted.extend(ids)
+        return delete(self, ids)
+
+    monkeypatch.setattr(chromadb.Collection, "delete", counted)
+    client = chromadb.PersistentClient(str(tmp_path))
+    old = client.create_collection("old", embedding_function=None)
+    rows = 2500
+    metadatas: Any = [{"n": number, **({"tags": ["x", "y"]} if number % 500 == 7 else {})} for number in range(rows)]
+    old.add(ids=[str(number) for number in range(rows)], embeddings=[[1.0, 0.0]] * rows, metadatas=metadatas)
+    drop_collection(client, "old", os.getpid())
+    assert deleted == ["7", "507", "1007", "1507", "2007"]
+    assert not client.list_collections()
+    new = client.create_collection("new", embedding_function=None)
+    new.add(ids=[str(number) for number in range(rows)], embeddings=[[1.0, 0.0]] * rows, metadatas=[{"n": 1}] * rows)
+    assert new.get(include=["metadatas"])["metadatas"] == [{"n": 1}] * rows

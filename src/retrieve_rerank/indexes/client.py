@@ -164,12 +164,28 @@ def drop_collection(
     with suppress(NotFoundError, ValueError):  # gone already
         handle = client.get_collection(name, embedding_function=None)
         with suppress(InternalError, RetrieveRerankError):  # a damaged index may refuse, and goes all the same
-            # Chroma leaves the list values of a deleted collection behind, for the next rows to find.
-            while ids := handle.get(limit=_DROP_CHUNK, include=[])["ids"]:
+            # Chroma leaves the list values of a deleted collection behind, for the next rows to find. No other row is
+            # deleted by itself: after a thousand of them Chroma rewrites its vector files, and those of a damaged index
+            # may fill the disk then.
+            listed = _with_lists(handle)
+            for start in range(0, len(listed), _DROP_CHUNK):
                 with writing():
-                    handle.delete(ids=ids)
+                    handle.delete(ids=listed[start : start + _DROP_CHUNK])
         with writing():
             client.delete_collection(name)
+
+
+def _with_lists(handle: chromadb.Collection) -> list[str]:
+    """Return the ids of the rows that have a list among their values."""
+    found: list[str] = []
+    offset = 0
+    while ids := (rows := handle.get(limit=_DROP_CHUNK, offset=offset, include=["metadatas"]))["ids"]:
+        values = rows["metadatas"] or []
+        found += [
+            id_ for id_, row in zip(ids, values, strict=True) if any(isinstance(v, list) for v in (row or {}).values())
+        ]
+        offset += len(ids)
+    return found
 
 
 def directory_of(client: object) -> tuple[Directory, Any] | None:
