@@ -116,3 +116,16 @@ def test_an_error_in_a_question_is_not_the_documents(encoder: BiEncoder, slow: S
         assert not documents.done()
         assert len(documents.result(60)) == len(texts)
     assert outcomes == ["this question fails"]
+
+
+async def test_many_questions_are_a_long_call_too(encoder: BiEncoder, slow: Slow) -> None:
+    many = asyncio.create_task(encoder.aencode_queries(many_texts() * 10))
+    while slow.batches < 3:
+        await asyncio.sleep(0.001)
+    await encoder.aencode_queries(["where is rome"])
+    assert not many.done()
+    many.cancel()
+    await asyncio.sleep(0.1)
+    at = slow.batches
+    await asyncio.sleep(0.1)
+    assert slow.batches == at

@@ -65,9 +65,26 @@ def test_a_sample_is_seeded_and_keeps_the_passages() -> None:
     assert set(some.queries) == set(some.judgements) != set(whole.sample(7, seed=1).judgements)
     assert (len(some.judgements), some.passages, some.weak) == (7, whole.passages, "by guess")
     assert some.notes == ("7 of 50 judged questions, drawn with seed 0",)
+    assert some.sample(3).notes == (
+        "3 of 7 judged questions, drawn with seed 0",
+        "of the 7: 7 of 50 judged questions, drawn with seed 0",
+    )
     assert whole.sample(50) is whole.sample(1000) is whole
     with pytest.raises(InvalidInputError, match="n must be >= 1"):
         whole.sample(0)
+
+
+def test_a_sample_whose_passages_are_all_missing_is_a_sample() -> None:
+    queries = {f"q{number}": "text" for number in range(20)}
+    judged = {query: {"a" if query == "q0" else "gone": 1} for query in queries} | {"nobody": {"a": 1}}
+    whole = Dataset("toy", TEXTS, queries, judged)
+    for seed in range(5):
+        some = whole.sample(1, seed=seed)
+        assert some.notes[-2:] == (
+            "of the 20: 1 judged question without a text left out",
+            "of the 20: 19 judgements are of passages that are not there and cannot be found",
+        )
+    assert any("q0" not in whole.sample(1, seed=seed).queries for seed in range(5))
 
 
 @pytest.mark.parametrize(

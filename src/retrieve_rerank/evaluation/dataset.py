@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping
+from copy import copy
 from dataclasses import dataclass
 
 from retrieve_rerank.checks import check_count
@@ -79,7 +80,7 @@ class Dataset:
             ("queries", texts),
             ("judgements", judged),
             ("weak", weak),
-            ("notes", _notes(name, kept, relevance, judged)),
+            ("notes", (*_left_out(name, kept, relevance, judged), *_notes(kept, judged))),
         ):
             object.__setattr__(self, field, value)
 
@@ -92,15 +93,16 @@ class Dataset:
         if check_count(n, "n") >= len(every):
             return self
         chosen = sorted(random.Random(seed).sample(every, n))
-        drawn = Dataset(
-            self.name,
-            self.passages,
-            {query: self.queries[query] for query in chosen},
-            {query: self.judgements[query] for query in chosen},
-            weak=self.weak,
+        judged = {query: self.judgements[query] for query in chosen}
+        drawn = copy(self)  # checked when it was made
+        notes = (
+            f"{n} of {counted(len(every), 'judged question')}, drawn with seed {seed}",
+            *_notes(self.passages, judged),
+            *(f"of the {len(every)}: {note}" for note in self.notes),
         )
-        note = f"{n} of {counted(len(every), 'judged question')}, drawn with seed {seed}"
-        object.__setattr__(drawn, "notes", (note, *drawn.notes))
+        queries = {query: self.queries[query] for query in chosen}
+        for field, value in (("queries", queries), ("judgements", judged), ("notes", notes)):
+            object.__setattr__(drawn, field, value)
         return drawn
 
     def __repr__(self) -> str:
@@ -162,26 +164,30 @@ def _checked_judgements(judgements: Mapping[str, Mapping[str, int]]) -> dict[str
     return {query: dict(scores) for query, scores in judgements.items() if scores}
 
 
-def _notes(
+def _left_out(
     name: str,
     passages: tuple[Passage, ...],
     relevance: Mapping[str, Mapping[str, int]],
     judged: Mapping[str, Mapping[str, int]],
 ) -> tuple[str, ...]:
-    notes = []
     ids = {passage.id for passage in passages}
     named = {passage for scores in judged.values() for passage in scores}
-    unknown = sum(passage not in ids for scores in judged.values() for passage in scores)
     if named.isdisjoint(ids):
         raise InvalidInputError(
             f"no passage that the judgements of dataset {name!r} name is there: {_some(named)} are judged, and the "
             f"passages are {_some(ids)}. Ids must match as strings"
         )
+    strangers = len(relevance) - len(judged)
+    return (f"{counted(strangers, 'judged question')} without a text left out",) if strangers else ()
+
+
+def _notes(passages: tuple[Passage, ...], judged: Mapping[str, Mapping[str, int]]) -> tuple[str, ...]:
+    notes = []
+    ids = {passage.id for passage in passages}
+    unknown = sum(passage not in ids for scores in judged.values() for passage in scores)
     if unknown:
         is_or_are = "is" if unknown == 1 else "are"
         notes.append(f"{counted(unknown, 'judgement')} {is_or_are} of passages that are not there and cannot be found")
-    if strangers := len(relevance) - len(judged):
-        notes.append(f"{counted(strangers, 'judged question')} without a text left out")
     if hopeless := sum(max(scores.values()) < 1 for scores in judged.values()):
         has_or_have = "has" if hopeless == 1 else "have"
         notes.append(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -45,13 +45,6 @@ def repair(
         IndexMismatchError: If none of the samples has the encoder's vector; nothing is changed.
         RetrieveRerankError: If a passage has lost its vector and never had a text; nothing is changed.
     """
-    with told_once():
-        return _repaired(collection, encoder, samples=samples, show_progress=show_progress)
-
-
-def _repaired(
-    collection: ChromaCollection, encoder: DocumentEncoder, *, samples: int | None, show_progress: bool
-) -> RepairReport:
     before = check(collection, encoder, samples=samples, show_progress=show_progress)
     if before.of_another_encoder:
         raise IndexMismatchError(str(before))
@@ -90,7 +83,8 @@ def _check_texts(collection: ChromaCollection, missing: Sequence[str]) -> None:
 def _encode_again(
     collection: ChromaCollection, encoder: DocumentEncoder, ids: Sequence[str], text_of: _Text, *, show_progress: bool
 ) -> int:
-    with tqdm(total=len(ids), disable=not show_progress, unit="passage", desc="Encoding again") as bar:
+    bar = tqdm(total=len(ids), disable=not show_progress, unit="passage", desc="Encoding again")
+    with bar, told_once():
         for start in range(0, len(ids), ROWS):
             records = collection.read(ids[start : start + ROWS])
             collection.write(records, encoder.encode_documents([text_of(record) for record in records]))
@@ -102,7 +96,7 @@ def _rebuild(collection: ChromaCollection, encoder: DocumentEncoder, text_of: _T
     """Encode everything again into a successor, and give it the collection's name."""
     collection.check_has_client("made anew, which its damage takes")
     collection.hold()
-    with collection.reading():
+    with collection.reading(), told_once():
         client, old = collection.client, collection.handle
         name, filling, complete, replaced = old.name, *rebuilding_names(old.name)
         for left_behind in (filling, complete, replaced):  # by a process that was killed
@@ -128,37 +122,61 @@ def _rebuild(collection: ChromaCollection, encoder: DocumentEncoder, text_of: _T
             successor.modify(name=complete)
         with collection.writing():
             old.modify(name=replaced)  # at once, where deleting takes long and may be killed half-way
+        try:
+            encoded += _take_over(collection, successor, encoder, text_of)
+        except BaseException:
+            with collection.writing():
+                old.modify(name=name)
+            raise
         # A process that opened the collection right now may have been first.
         finish_rebuilding(client, name, collection.writing)
         collection.replace_handle(client.get_collection(name, embedding_function=None))
-        encoded += _take_over(collection, replaced, encoder, text_of)
         drop_collection(client, replaced, os.getpid(), collection.writing)
     return encoded
 
 
-def _take_over(collection: ChromaCollection, replaced: str, encoder: DocumentEncoder, text_of: _Text) -> int:
-    """Write what others wrote into the replaced collection since it was compared: their handles still lead there."""
-    old, late = collection.client.get_collection(replaced, embedding_function=None), 0
-    for offset in range(0, old.count(), ROWS):
-        rows = records_of(old.get(limit=ROWS, offset=offset, include=cast("Any", [*TEXTS])))
-        stored = {record.id: record for record in collection.read([record.id for record in rows])}
-        new = [record for record in rows if record.id not in stored or not record.equals(stored[record.id])]
-        if new:
-            collection.write(new, encoder.encode_documents([text_of(record) for record in new]))
-        late += len(new)
+def _take_over(
+    collection: ChromaCollection, successor: chromadb.Collection, encoder: DocumentEncoder, text_of: _Text
+) -> int:
+    """Repeat what others did since the comparison: before the new collection has its name, they reach the old one."""
+    old, late = collection.handle, 0
+    for rows in _differing(successor, old):
+        late += _put(collection, successor, encoder, text_of, rows)
+    gone = sorted(_ids(successor) - _ids(old))
+    for start in range(0, len(gone), ROWS):
+        with collection.writing():
+            successor.delete(ids=gone[start : start + ROWS])
     return late
 
 
 def _is_copy(successor: chromadb.Collection, old: chromadb.Collection) -> bool:
     """Whether two collections hold the same texts and metadata."""
-    count, texts = old.count(), cast("Any", [*TEXTS])
-    for offset in range(0, count, ROWS):
-        rows = records_of(old.get(limit=ROWS, offset=offset, include=texts))
-        copies = records_of(successor.get(ids=[record.id for record in rows], include=texts))
+    return next(_differing(successor, old), None) is None and successor.count() == old.count()
+
+
+def _differing(successor: chromadb.Collection, old: chromadb.Collection) -> Iterator[dict[str, Any]]:
+    """Yield the rows of the old collection, as Chroma gives them, that the successor has otherwise or not at all."""
+    texts = cast("Any", [*TEXTS])
+    for offset in range(0, old.count(), ROWS):
+        rows: Any = old.get(limit=ROWS, offset=offset, include=texts)
+        records = records_of(rows)
+        copies = records_of(successor.get(ids=[record.id for record in records], include=texts)) if records else []
         copied = {record.id: record for record in copies}
-        if not all(record.id in copied and record.equals(copied[record.id]) for record in rows):
-            return False
-    return successor.count() == count
+        places = [
+            place
+            for place, record in enumerate(records)
+            if record.id not in copied or not record.equals(copied[record.id])
+        ]
+        if places:
+            yield {name: [rows[name][place] for place in places] for name in ("ids", "documents", "metadatas")}
+
+
+def _ids(handle: chromadb.Collection) -> set[str]:
+    return {
+        id_
+        for offset in range(0, handle.count(), ROWS)
+        for id_ in handle.get(limit=ROWS, offset=offset, include=[])["ids"]
+    }
 
 
 def _settings(old: chromadb.Collection) -> Any:
@@ -171,7 +189,18 @@ def _copy(
     collection: ChromaCollection, successor: chromadb.Collection, encoder: DocumentEncoder, text_of: _Text, offset: int
 ) -> int:
     """Copy one batch of passages with new vectors, and with the old ones those that have no text."""
-    rows = collection.handle.get(limit=ROWS, offset=offset, include=["documents", "metadatas"])
+    rows: Any = collection.handle.get(limit=ROWS, offset=offset, include=["documents", "metadatas"])
+    return _put(collection, successor, encoder, text_of, rows)
+
+
+def _put(
+    collection: ChromaCollection,
+    successor: chromadb.Collection,
+    encoder: DocumentEncoder,
+    text_of: _Text,
+    rows: Mapping[str, Any],
+) -> int:
+    """Write rows of the old collection into the successor; return how many were encoded."""
     texts, metadatas = rows["documents"] or [], [dict(row or {}) for row in rows["metadatas"] or []]
     records = [
         Record(id_, text, metadata)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = DefaultName("sentence-transformers/multi-qa-mpnet-base-dot-v1")
 _DOCUMENT_PROMPTS = ("document", "passage", "corpus")  # the names that sentence-transformers looks for, in its order
 
+_FEW = 32  # queries; more of them are a long call of their own
 _SPLIT, _SHORTEN = "Split them into shorter passages", "Shorten the queries"
 
 
@@ -208,7 +209,8 @@ class BiEncoder(Model["BiEngine", "RemoteBiEncoder"]):
         items = check_texts(texts)
         if self._remote is not None:
             return self._warned(*self._remote.run(lambda remote: remote.encode(items, "query")), _SHORTEN, items)
-        return self._warned(*self._worker.run_soon(self._encode_queries, items), _SHORTEN)
+        run = self._worker.run_soon if len(items) <= _FEW else self._worker.run
+        return self._warned(*run(self._encode_queries, items), _SHORTEN)
 
     def encode_documents(self, texts: Sequence[str], *, show_progress: bool = False) -> npt.NDArray[np.float32]:
         """Encode passages, with the model's document prompt.
@@ -249,7 +251,8 @@ class BiEncoder(Model["BiEngine", "RemoteBiEncoder"]):
         if self._remote is not None:
             found = await self._remote.arun(lambda remote: remote.encode(items, "query"))
             return self._warned(*found, _SHORTEN, items)
-        return self._warned(*await self._worker.arun_soon(self._encode_queries, items), _SHORTEN)
+        arun = self._worker.arun_soon if len(items) <= _FEW else self._worker.arun
+        return self._warned(*await arun(self._encode_queries, items), _SHORTEN)
 
     async def aencode_documents(self, texts: Sequence[str], *, show_progress: bool = False) -> npt.NDArray[np.float32]:
         """As `encode_documents`, without blocking the event loop."""
@@ -266,7 +269,8 @@ class BiEncoder(Model["BiEngine", "RemoteBiEncoder"]):
         return self._loaded().lengths(texts, self._prompt("document"))
 
     def _encode_queries(self, texts: list[str]) -> tuple[npt.NDArray[np.float32], int]:
-        return self._encode(texts, self._prompt("query"), "query")
+        between = None if len(texts) <= _FEW else self._worker.between  # a short call lets nobody in
+        return self._encode(texts, self._prompt("query"), "query", between=between)
 
     def _encode_documents(self, texts: list[str], show_progress: bool) -> tuple[npt.NDArray[np.float32], int]:  # noqa: FBT001
         between = self._worker.between
@@ -295,10 +299,11 @@ class BiEncoder(Model["BiEngine", "RemoteBiEncoder"]):
         self, vectors: npt.NDArray[np.float32], cut: int, advice: str = _SPLIT, texts: Sequence[str] = ()
     ) -> npt.NDArray[np.float32]:
         self._tell_unsure(texts)
-        tell(cut, len(vectors), partial(self._warn, advice))
+        tell(self, advice, cut, len(vectors))
         return vectors
 
-    def _warn(self, advice: str, cut: int, total: int) -> None:
+    def warn_of_cuts(self, advice: str, cut: int, total: int) -> None:
+        """Warn that `cut` of `total` texts were longer than the model reads."""
         limit = self._limit if self._served is None else self._served.max_length
         warn_caller(
             f"{cut} of {total} texts are longer than {self.model!r} reads ({limit} tokens); their ends are not in the "

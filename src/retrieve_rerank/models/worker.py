@@ -197,6 +197,10 @@ def _fulfil(future: Future[T], call: Callable[[], T]) -> None:
             del future, call  # or an error, which holds this frame, and its future would hold each other
 
 
+# In the queue: the turn of a short call, unless it was let in before.
+_SHORT: tuple[Future[Any], Callable[[], Any]] = (Future(), lambda: None)
+
+
 class _Here(threading.local):
     """Whose thread this is."""
 
@@ -225,7 +229,7 @@ class _Lane:
         future: Future[T] = Future()
         if short:
             self._short.append((future, call))
-            self._queue.put((Future(), self._let_one_in))
+            self._queue.put(_SHORT)
         else:
             self._queue.put((future, call))
         return future
@@ -246,7 +250,7 @@ class _Lane:
                 raise CancelledError
 
     def _let_one_in(self) -> None:
-        if threading.current_thread() is self.thread and self._short:  # nobody else takes from it
+        if threading.current_thread() is self.thread and self._short:  # else it was let in before
             _fulfil(*self._short.popleft())
 
     def close(self) -> None:
@@ -291,6 +295,9 @@ class _Lane:
     def _work(self) -> None:
         _here.token, _here.lane = self._token, self
         while (item := self._queue.get()) is not None:
+            if item is _SHORT:
+                self._let_one_in()
+                continue
             future, call = item
             with self._lock:
                 self._running = future
