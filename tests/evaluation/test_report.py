@@ -223,6 +223,7 @@ def test_a_large_evaluation_is_a_small_file(tmp_path: Path) -> None:
         (Axis(1.0, 100.0, log=True), 7, [1, 2, 5, 10, 20, 50, 100]),
         (Axis(1e-5, 10.0, log=True), 5, [1e-5, 1e-3, 1e-1, 10.0]),
         (Axis(0.3, 0.6, log=True), 5, [0.5]),
+        (Axis(7e-5, 4.3e-3, log=True), 5, [1e-4, 3e-4, 1e-3, 3e-3]),  # 200 µs would lie on 100 µs
     ],
 )
 def test_ticks_are_round_and_few(axis: Axis, most: int, ticks: list[float]) -> None:
