@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 _STEPS = (1.0, 2.0, 5.0, 10.0)
 
@@ -29,13 +30,13 @@ class Axis:
         return round(min(100.0, max(0.0, 100 * (value - low) / (high - low))), 2)
 
     def ticks(self, most: int = 5) -> list[float]:
-        """Return round values within the scale, about `most` of them; logarithmic ones are at least 1 / `most` apart."""
+        """Return round values within the scale, about `most` of them; logarithmic ones lie apart."""
         if self.log:
             exponents = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             for factors in ((1, 2, 5), (1, 3), (1,)):
                 found = [f * 10.0**e for e in exponents for f in factors if self.low <= f * 10.0**e <= self.high]
                 places = [self.at(value) for value in found]
-                if len(found) <= most and all(b - a >= 100 / most for a, b in zip(places, places[1:], strict=False)):
+                if len(found) <= most and all(b - a >= 100 / most for a, b in pairwise(places)):
                     break
             return found if len(found) <= most else found[:: math.ceil(len(found) / most)]
         raw = (self.high - self.low) / most
