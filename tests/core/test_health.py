@@ -335,12 +335,12 @@ def test_what_others_do_while_a_rebuilt_index_takes_its_place_is_kept(monkeypatc
 
 
 def test_a_rebuilding_that_fails_at_the_last_step_gives_the_old_index_its_name_back(
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object) -> int:
         raise RuntimeError("the encoder is gone")
 
-    with ChromaIndex(LetterEncoder()) as index:
+    with ChromaIndex(LetterEncoder(), path=tmp_path) as index:
         index.add(passages("a", "b"))
         with monkeypatch.context() as patch:
             patch.setattr(repairing, "_take_over", broken)
@@ -349,7 +349,7 @@ def test_a_rebuilding_that_fails_at_the_last_step_gives_the_old_index_its_name_b
         index.add([Passage("later", "c")])
         repairing._rebuild(index.collection, LetterEncoder(), lambda record: record.text, show_progress=False)
         assert index.count() == 3
-        assert [one.name for one in index.collection.client.list_collections()] == [index.collection.handle.name]
+        assert [one.name for one in index.collection.client.list_collections()] == ["passages"]
 
 
 def test_a_write_of_another_thread_during_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
