@@ -163,9 +163,8 @@ def drop_collection(
 
     with suppress(NotFoundError, ValueError):  # gone already
         handle = client.get_collection(name, embedding_function=None)
-        with suppress(
-            InternalError, RetrieveRerankError, ValueError
-        ):  # a damaged index may refuse, and goes all the same
+        # A damaged index may refuse, and goes all the same.
+        with suppress(InternalError, RetrieveRerankError, ValueError):
             # Chroma leaves the list values of a deleted collection behind, for the next rows to find. No other row is
             # deleted by itself: after a thousand of them Chroma rewrites its vector files, and those of a damaged index
             # may fill the disk then.

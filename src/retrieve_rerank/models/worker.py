@@ -62,9 +62,7 @@ class Worker:
 
     def run(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `call` on the thread and wait for its result. A caller who is interrupted gives the call up."""
-        if _here.token is self._token:  # already there: waiting for ourselves would never end
-            return call(*args, **kwargs)
-        return _result(*self._submit(partial(call, *args, **kwargs)))
+        return self._run(partial(call, *args, **kwargs))
 
     async def arun(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `call` on the thread and await its result. A cancelled call is dropped, or ends where it may."""
@@ -72,9 +70,7 @@ class Worker:
 
     def run_soon(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """As `run`, for a short call: one under way that takes long lets it in."""
-        if _here.token is self._token:
-            return call(*args, **kwargs)
-        return _result(*self._submit(partial(call, *args, **kwargs), short=True))
+        return self._run(partial(call, *args, **kwargs), short=True)
 
     async def arun_soon(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """As `run_soon`, without blocking the event loop."""
@@ -136,6 +132,11 @@ class Worker:
             self._closing = lane
         if done is not None and _here.token is not self._token:
             done.result()
+
+    def _run(self, call: Callable[[], T], *, short: bool = False) -> T:
+        if _here.token is self._token:  # already there: waiting for ourselves would never end
+            return call()
+        return _result(*self._submit(call, short=short))
 
     def _submit(self, call: Callable[[], T], *, short: bool = False) -> tuple[_Lane, Future[T]]:
         if os.getpid() != self._process:
