@@ -1,7 +1,7 @@
 """Ours beside the stock stacks: re-ranking, indexing and the whole query, in turn, same weights, same machine.
 
     python benchmarks/peers.py CORPUS.jsonl QUERIES.jsonl [--rounds 5] [--only rerank,query,index,concurrent]
-        [--json FILE]
+        [--json FILE] [--table README.md]
 
 The files have one JSON object a line with "text". The stock sides are what their documentation shows: LangChain's
 `HuggingFaceEmbeddings` + `langchain-chroma` + `CrossEncoderReranker(HuggingFaceCrossEncoder)`, LlamaIndex's
@@ -19,7 +19,7 @@ import importlib.util
 import json
 import os
 import platform
-import resource
+import re
 import statistics
 import subprocess
 import sys
@@ -27,6 +27,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -44,7 +45,8 @@ from retrieve_rerank.langchain import (
 )
 
 LANGCHAIN, LLAMA_INDEX = "LangChain's stock stack", "LlamaIndex's stock re-ranker"
-OURS, EXACT = "ours, precision auto", "ours, float32"
+OURS, EXACT, COARSE = "ours, precision auto", "ours, float32", "ours, int8 by ONNX Runtime"
+MARKS = "<!-- benchmarks/peers.py writes this table -->", "<!-- end of the table -->"
 Sides = dict[str, Callable[[], object]]
 
 
@@ -83,15 +85,17 @@ def rerankers(model: str, query: str, texts: list[str]) -> Sides:
     nodes = [NodeWithScore(node=TextNode(text=text), score=0.0) for text in texts]
     langchain, llama_index = stock_reranker(model), SentenceTransformerRerank(model=model, top_n=5)
     plain = sentence_transformers.CrossEncoder(model)
-    ours, exact = (
+    ours, exact, coarse = (
         CrossEncoderReranker(model=model),
         CrossEncoderReranker(model=CrossEncoder(model, precision="float32")),
+        CrossEncoderReranker(model=CrossEncoder(model, backend="onnx", precision="int8")),
     )
     sides: Sides = {
         LANGCHAIN: lambda: langchain.compress_documents(documents, query),
         LLAMA_INDEX: lambda: llama_index.postprocess_nodes(nodes, query_str=query),
         "sentence-transformers": lambda: plain.rank(query, texts, top_k=5),
         EXACT: lambda: exact.compress_documents(documents, query),
+        COARSE: lambda: coarse.compress_documents(documents, query),
         OURS: lambda: ours.compress_documents(documents, query),
     }
     if importlib.util.find_spec("rerankers"):
@@ -163,8 +167,10 @@ def linear_operations(model: str, query: str, texts: list[str]) -> float:
     return float(2 * tokens * config.num_hidden_layers * (4 * width * width + 2 * width * inner))
 
 
-async def concurrent(model: str, query: str, texts: list[str], calls: int = 32, each: int = 10) -> dict[str, float]:
-    """Return seconds of calls one after another and at once, and how long the event loop was held at most."""
+async def concurrent(
+    model: str, query: str, texts: list[str], rounds: int, calls: int = 32, each: int = 10
+) -> tuple[dict[str, list[float]], float, float]:
+    """Return seconds of calls in turn, at once and from threads; the longest hold of the loop; what logits moved by."""
     from langchain_core.documents import Document
 
     reranker = CrossEncoderReranker(model=model)
@@ -179,19 +185,40 @@ async def concurrent(model: str, query: str, texts: list[str], calls: int = 32, 
             await asyncio.sleep(0.001)
             held = max(held, time.perf_counter() - start - 0.001)
 
-    serial, together = [], []
-    for _ in range(3):
-        start = time.perf_counter()
-        for question, documents in jobs:
-            await reranker.acompress_documents(documents, question)
-        serial.append(time.perf_counter() - start)
+    async def in_turn() -> list[Any]:
+        return [await reranker.acompress_documents(documents, question) for question, documents in jobs]
+
+    async def at_once() -> list[Any]:
         watching = asyncio.create_task(watch())
         await asyncio.sleep(0)
-        start = time.perf_counter()
-        await asyncio.gather(*(reranker.acompress_documents(documents, question) for question, documents in jobs))
-        together.append(time.perf_counter() - start)
+        found = await asyncio.gather(
+            *(reranker.acompress_documents(documents, question) for question, documents in jobs)
+        )
         watching.cancel()
-    return {"serial": statistics.median(serial), "at once": statistics.median(together), "loop held": held}
+        return found
+
+    async def threads() -> list[Any]:
+        with ThreadPoolExecutor(len(jobs)) as pool:
+            return list(pool.map(lambda job: reranker.compress_documents(job[1], job[0]), jobs))
+
+    seconds: dict[str, list[float]] = {}
+    logits: dict[str, list[dict[str, float]]] = {}
+    for _ in range(rounds):
+        for side in (in_turn, at_once, threads):
+            start = time.perf_counter()
+            found = await side()
+            seconds.setdefault(side.__name__, []).append(time.perf_counter() - start)
+            logits[side.__name__] = [
+                {document.page_content: document.metadata["rerank_logit"] for document in kept} for kept in found
+            ]
+    moved = max(
+        abs(logit - other[text])
+        for side in ("at_once", "threads")
+        for alone, other in zip(logits["in_turn"], logits[side], strict=True)
+        for text, logit in alone.items()
+        if text in other
+    )
+    return seconds, held, moved
 
 
 def index_here(side: str, bi_encoder: str, texts: list[str], folder: str) -> None:
@@ -210,7 +237,9 @@ def index_here(side: str, bi_encoder: str, texts: list[str], folder: str) -> Non
         for first in range(0, len(texts), 1000):  # it does not batch, and Chroma takes a few thousand at most
             store.add_texts(texts[first : first + 1000])
     seconds = time.perf_counter() - start
-    print(json.dumps({"seconds": seconds, "MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+    # As Linux tells it; getrusage counts what the parent held, too.
+    peak = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))[0]
+    print(json.dumps({"seconds": seconds, "MB": int(peak) / 1024}))
 
 
 def index(bi_encoder: str, corpus: Path, passages: int, rounds: int) -> dict[str, list[dict[str, float]]]:
@@ -231,6 +260,33 @@ def row(task: str, side: str, values: Sequence[float], base: Sequence[float], mo
     middle = statistics.median(values)
     ratio = statistics.median(base) / middle
     return f"| {task} | {side} | {middle:.2f} | {min(values):.2f}–{max(values):.2f} | {ratio:.2f}× | {more} |"
+
+
+def summary(raw: dict[str, Any]) -> str:
+    """Return the table of the README: a row a task, a column a side, seconds and how many times LangChain's speed."""
+    seconds = {
+        task: {side: [run["seconds"] if isinstance(run, dict) else run for run in runs] for side, runs in sides.items()}
+        for task, sides in raw.items()
+        if LANGCHAIN in sides
+    }
+    sides = list(dict.fromkeys(side for by_side in seconds.values() for side in by_side))
+    lines = [f"| seconds | {' | '.join(sides)} |", "|---" * (len(sides) + 1) + "|"]
+    for task, by_side in seconds.items():
+        middle = {side: statistics.median(values) for side, values in by_side.items()}
+        cells = [
+            f"{middle[side]:.2f} ({middle[LANGCHAIN] / middle[side]:.2f}×)" if side in middle else "" for side in sides
+        ]
+        lines.append(f"| {task} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def write_table(file: Path, table: str) -> None:
+    """Put the table between its two marks in a Markdown file."""
+    before, begin, rest = file.read_text(encoding="utf-8").partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not begin or not end:
+        raise SystemExit(f"{file} has no place for the table, between {MARKS[0]} and {MARKS[1]}")
+    file.write_text(f"{before}{begin}\n{table}\n{end}{after}", encoding="utf-8")
 
 
 def measure(chosen: Sequence[str], arguments: argparse.Namespace, texts: list[str]) -> Iterator[tuple[str, Any]]:
@@ -257,11 +313,15 @@ def measure(chosen: Sequence[str], arguments: argparse.Namespace, texts: list[st
         for side, values in seconds.items():
             print(row(name, side, values, seconds[LANGCHAIN]), flush=True)
     if "concurrent" in chosen:
-        name, found = "32 calls of 10 candidates", asyncio.run(concurrent(model, query, even))
-        yield name, found
-        print(row(name, "ours, one by one", [found["serial"]], [found["serial"]], "the base of the ratio below"))
-        held = f"event loop held {found['loop held'] * 1000:.0f} ms at most"
-        print(row(name, "ours, at once", [found["at once"]], [found["serial"]], held), flush=True)
+        name = "32 calls of 10 candidates"
+        seconds, held, moved = asyncio.run(concurrent(model, query, even, rounds))
+        yield name, {"seconds": seconds, "loop held": held, "logits moved": moved}
+        notes = {
+            "in_turn": "the base of the two ratios below",
+            "at_once": f"event loop held {held * 1000:.0f} ms at most; logits moved by {moved:.1e} at most",
+        }
+        for side, values in seconds.items():
+            print(row(name, f"ours, {side.replace('_', ' ')}", values, seconds["in_turn"], notes.get(side, "")))
     if "index" in chosen:
         name, indexed = (
             f"index {len(texts)}",
@@ -282,7 +342,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--passages", type=int, default=2000, help="passages to index")
     parser.add_argument("--only", default="rerank,query,concurrent,index")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="file for the raw seconds")
+    parser.add_argument("--table", type=Path, help="Markdown file whose table of seconds is written anew")
     parser.add_argument("--bi-encoder")
     parser.add_argument("--cross-encoder")
     parser.add_argument("--index-side", help=argparse.SUPPRESS)
@@ -304,6 +365,8 @@ def main() -> None:
     raw = dict(measure(arguments.only.split(","), arguments, texts))
     if arguments.json:
         arguments.json.write_text(json.dumps({"machine": machine, "results": raw}, indent=1))
+    if arguments.table:
+        write_table(arguments.table, summary(raw))
 
 
 if __name__ == "__main__":

@@ -12,17 +12,14 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import os
 import platform
-import random
 import statistics
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import bm25s
 import ir_measures
@@ -38,45 +35,15 @@ from retrieve_rerank import (
     CrossEncoder,
     Hit,
     HybridRetriever,
-    Passage,
     TruncationWarning,
 )
 from retrieve_rerank.demo import demo_models
+from retrieve_rerank.evaluation import Dataset, load_dataset
 
 NDCG, RECALL = ir_measures.nDCG @ 10, ir_measures.R @ 100
 SYSTEMS = ("BM25", "dense", "hybrid")
 
 Run = dict[str, dict[str, float]]
-Judgements = dict[str, dict[str, int]]
-
-
-def rows(file: Path) -> Iterator[dict[str, Any]]:
-    """Yield the records of a file of JSON lines."""
-    with file.open(encoding="utf-8", newline="\n") as lines:
-        for line in lines:
-            if line.strip():
-                yield json.loads(line)
-
-
-def passages(folder: Path) -> Iterator[Passage]:
-    """Yield the documents of a collection, each with its title in front."""
-    for row in rows(folder / "corpus.jsonl"):
-        yield Passage(row["id"], f"{row['title']}. {row['text']}" if row.get("title") else row["text"])
-
-
-def judgements(folder: Path) -> Judgements:
-    """Return the relevance of documents by query."""
-    relevance: Judgements = {}
-    for line in (folder / "qrels.tsv").read_text(encoding="utf-8").split("\n")[1:]:
-        if line:
-            query, document, score = line.split("\t")
-            relevance.setdefault(query, {})[document] = int(float(score))
-    return relevance
-
-
-def sample(ids: Sequence[str], limit: int) -> list[str]:
-    """Return `limit` of the ids, always the same; all of them where `limit` is 0."""
-    return sorted(random.Random(0).sample(sorted(ids), limit) if 0 < limit < len(ids) else ids)
 
 
 def run(hits: Sequence[Hit]) -> dict[str, float]:
@@ -85,26 +52,27 @@ def run(hits: Sequence[Hit]) -> dict[str, float]:
 
 
 def first_stages(
-    folder: Path, encoder: BiEncoder, texts: Mapping[str, str], fetch_k: int
-) -> tuple[int, dict[str, dict[str, list[Hit]]]]:
-    """Return the number of documents, and the candidates of each first stage by query."""
+    dataset: Dataset, encoder: BiEncoder, texts: Mapping[str, str], fetch_k: int
+) -> dict[str, dict[str, list[Hit]]]:
+    """Return the candidates of each first stage by query."""
     with ChromaIndex(encoder) as dense, BM25Index() as lexical:
-        dense.add(passages(folder), show_progress=True)
-        lexical.add(passages(folder))
+        dense.add(dataset.passages, show_progress=True)
+        lexical.add(dataset.passages)
         retrievers = {"BM25": lexical, "dense": dense, "hybrid": HybridRetriever([dense, lexical])}
-        found = {
+        return {
             name: dict(zip(texts, retriever.retrieve_many(list(texts.values()), fetch_k), strict=True))
             for name, retriever in retrievers.items()
         }
-        return dense.count(), found
 
 
-def difference_to_bm25s(folder: Path, texts: Mapping[str, str], found: Mapping[str, list[Hit]], fetch_k: int) -> float:
+def difference_to_bm25s(
+    dataset: Dataset, texts: Mapping[str, str], found: Mapping[str, list[Hit]], fetch_k: int
+) -> float:
     """Return by how much our BM25 scores, best first, differ at most from those of bm25s called directly."""
     stemmer = Stemmer.Stemmer("english")
     tokenize = functools.partial(bm25s.tokenize, stopwords="en", stemmer=stemmer, show_progress=False)
     model = bm25s.BM25()
-    model.index(tokenize([passage.text for passage in passages(folder)]), show_progress=False)
+    model.index(tokenize([passage.text for passage in dataset.passages]), show_progress=False)
     largest = 0.0
     for query, text in texts.items():
         known = [word for word in tokenize(text, return_ids=False)[0] if word in model.vocab_dict]
@@ -144,10 +112,11 @@ def measure(
     folder: Path, encoder: BiEncoder, cross_encoder: CrossEncoder, limit: int, fetch_k: int
 ) -> tuple[list[str], str]:
     """Return the rows of one collection, and what it is."""
-    relevance = judgements(folder)
-    texts = {row["id"]: row["text"] for row in rows(folder / "queries.jsonl") if row["id"] in relevance}
-    documents, found = first_stages(folder, encoder, texts, fetch_k)
-    chosen = sample(list(texts), limit)
+    dataset = load_dataset(folder)
+    relevance = {query: dict(judged) for query, judged in dataset.judgements.items()}
+    texts = {query: dataset.queries[query] for query in relevance}
+    found = first_stages(dataset, encoder, texts, fetch_k)
+    chosen = list((dataset.sample(limit) if limit else dataset).judgements)
     ranked, seconds, scored, cut = rerank(found, cross_encoder, texts, chosen)
     some = {query: relevance[query] for query in chosen}
     lines = []
@@ -163,10 +132,10 @@ def measure(
             f"{after:.3f} | {after - before:+.3f} |"
         )
     about = (
-        f"{folder.name}: {documents} documents, {len(texts)} queries, {len(chosen)} of them re-ranked; "
+        f"{folder.name}: {len(dataset.passages)} documents, {len(texts)} queries, {len(chosen)} of them re-ranked; "
         f"{scored / len(chosen):.0f} distinct candidates a query, {cut / max(scored, 1):.1%} truncated, "
         f"{statistics.median(seconds):.2f} s a query in the median; BM25 scores differ from those of bm25s called "
-        f"directly by {difference_to_bm25s(folder, texts, found['BM25'], fetch_k):.1e} at most"
+        f"directly by {difference_to_bm25s(dataset, texts, found['BM25'], fetch_k):.1e} at most"
     )
     return lines, about
 
