@@ -1,0 +1,113 @@
+"""Does a faster precision keep the ranking? The same candidates scored in float32 and in others.
+
+    python benchmarks/precision.py FOLDER [FOLDER ...] [--queries 500] [--precisions auto] [--indexes FOLDER]
+
+Each folder is a test collection. Dense search finds 100 candidates of each question (`--queries` of them, seeded; 0:
+all), a cross-encoder scores them in each precision ("int8" runs in ONNX Runtime). For each: nDCG@10, for how many
+questions the ten best are the same passages as in float32, for how many the best one is, how far logits moved, and the
+gap in float32 between the tenth and the eleventh, which is what a difference must pass to change the ten. The models
+default to the demo models. Needs the dev dependency group.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import ir_measures
+import numpy as np
+import numpy.typing as npt
+
+from retrieve_rerank import BiEncoder, ChromaIndex, CrossEncoder, Hit, TruncationWarning
+from retrieve_rerank.demo import demo_models
+from retrieve_rerank.evaluation import Dataset, load_dataset
+
+NDCG = ir_measures.nDCG @ 10
+Logits = dict[str, npt.NDArray[np.float32]]
+
+
+def candidates(dataset: Dataset, encoder: BiEncoder, path: Path, fetch_k: int) -> dict[str, list[Hit]]:
+    """Return the candidates of each question; passages already in the index are not encoded again."""
+    with ChromaIndex(encoder, path=path) as index:
+        index.add(dataset.passages, show_progress=True)
+        questions = {query: dataset.queries[query] for query in dataset.judgements}
+        return dict(zip(questions, index.retrieve_many(list(questions.values()), fetch_k), strict=True))
+
+
+def logits(dataset: Dataset, found: Mapping[str, list[Hit]], model: CrossEncoder) -> tuple[Logits, float]:
+    """Return the logits of each question's candidates, and seconds."""
+    start = time.perf_counter()
+    scores = {
+        query: np.asarray(model.score(dataset.queries[query], [hit.passage.text for hit in hits]))
+        for query, hits in found.items()
+    }
+    return scores, time.perf_counter() - start
+
+
+def quality(dataset: Dataset, found: Mapping[str, list[Hit]], scores: Logits) -> float:
+    """Return nDCG@10."""
+    runs = {
+        query: {hit.passage.id: float(score) for hit, score in zip(hits, scores[query], strict=True)}
+        for query, hits in found.items()
+    }
+    relevance = {query: dict(judged) for query, judged in dataset.judgements.items()}
+    return float(ir_measures.calc_aggregate([NDCG], relevance, runs)[NDCG])
+
+
+def main() -> None:
+    """Print a row for each collection and precision."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", type=Path, nargs="+")
+    parser.add_argument("--queries", type=int, default=500)
+    parser.add_argument("--fetch-k", type=int, default=100)
+    parser.add_argument("--precisions", nargs="+", default=["auto"])
+    parser.add_argument("--indexes", type=Path, help="keep the indexes there")
+    parser.add_argument("--bi-encoder")
+    parser.add_argument("--cross-encoder")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore", TruncationWarning)
+    bi_encoder, cross_encoder = demo_models()
+    bi_encoder, cross_encoder = arguments.bi_encoder or bi_encoder, arguments.cross_encoder or cross_encoder
+    print(f"{platform.machine()}, {arguments.fetch_k} candidates a question\n")
+    print("| collection | questions | precision | nDCG@10 | same ten | same first | logits moved | seconds |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary, BiEncoder(bi_encoder) as encoder:
+        indexes = arguments.indexes or Path(temporary)
+        for folder in arguments.folders:
+            dataset = load_dataset(folder)
+            dataset = dataset.sample(arguments.queries) if arguments.queries else dataset
+            found = candidates(dataset, encoder, indexes / f"index-{folder.name}", arguments.fetch_k)
+            exact: Logits = {}
+            for precision in ("float32", *arguments.precisions):
+                backend = "onnx" if precision == "int8" else "torch"
+                with CrossEncoder(cross_encoder, precision=precision, backend=backend) as model:
+                    name = model.precision
+                    scores, seconds = logits(dataset, found, model)
+                exact = exact or scores
+                tops = [
+                    ({*np.argsort(-exact[query])[:10]}, {*np.argsort(-scores[query])[:10]})
+                    for query in dataset.judgements
+                ]
+                firsts = [exact[query].argmax() == scores[query].argmax() for query in dataset.judgements]
+                moved = max(float(np.abs(exact[query] - scores[query]).max()) for query in exact)
+                same = statistics.mean(one == other for one, other in tops)
+                print(
+                    f"| {folder.name} | {len(found)} | {name} | {quality(dataset, found, scores):.4f} | {same:.1%} | "
+                    f"{statistics.mean(map(bool, firsts)):.1%} | {moved:.2f} | {seconds:.0f} |",
+                    flush=True,
+                )
+            ordered = [np.sort(values)[::-1] for values in exact.values() if len(values) > 10]
+            gaps = [float(values[9] - values[10]) for values in ordered]
+            print(
+                f"{folder.name}: gap between tenth and eleventh logit: median {statistics.median(gaps):.3f}", flush=True
+            )
+
+
+if __name__ == "__main__":
+    main()
