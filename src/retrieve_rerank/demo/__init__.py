@@ -23,7 +23,7 @@ from retrieve_rerank.errors import MissingDependencyError, ModelError
 __all__ = ["cache_folder", "demo_models"]
 
 BI_ENCODER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-ADAPTER_SHA256 = "6cc6aebedbcf794d8782297b98a4209215a6ef958142a3f4378cbe583877d4aa"
+ADAPTER_SHA256 = "4213adb04693d9267eb01f51045bf9d9fc8fbe4dca02193503ab879bed1a8ef6"
 ADAPTER = Path(__file__).resolve().parent / "reranker"
 
 
