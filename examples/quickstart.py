@@ -73,8 +73,8 @@ def _run(options: argparse.Namespace) -> None:
             _answer(search, question)
     if options.cross_encoder is None:
         note = (
-            "The demo re-ranker is small and learned from questions about encyclopedia, forum, shop and health texts: on "
-            "these docs it lifts some answers and buries others. For real work use a trained one:"
+            "The demo re-ranker is small and learned from questions about encyclopedia, forum, shop and health texts: "
+            "on these docs it lifts some answers and buries others. For real work use a trained one:"
         )
         print(f"\n{textwrap.fill(note, _width())}\n    --cross-encoder cross-encoder/ms-marco-MiniLM-L6-v2")
 
