@@ -299,10 +299,10 @@ def test_a_fact_after_token_600_is_found_by_a_real_model(cross_encoder_path: Pat
     assert blind["has it"] == pytest.approx(blind["has not"], abs=1e-4)
     with CrossEncoder(cross_encoder_path, precision="float32", long_passages="windows") as model:
         best, other = model.rank(query, passages)
-        alone = model.rank(query, [fact])[0]
     assert best.passage.id == "has it"
     assert best.window is not None
     assert fact in best.passage.text[slice(*best.window)]
-    assert best.score > 0.5 > other.score
-    assert alone.score - best.score < 0.3
+    assert best.logit is not None
+    assert other.logit is not None
+    assert best.logit > other.logit + 2
     assert not best.truncated
