@@ -24,6 +24,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from memory import megabytes
+
 SIDES = ("bm25s", "bm25s, row numbers only", "ours", "LangChain")
 BASE = SIDES[0]
 SLOW = 20  # queries for LangChain, which takes a second for each
@@ -45,7 +47,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.side:
         times = run(arguments.side, arguments.phase, arguments.folder, arguments.k)
-        print(json.dumps(times | {"memory": peak_memory()}))
+        print(json.dumps(times | {"memory": megabytes("VmHWM")}))
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -227,12 +229,6 @@ def run_langchain(texts: list[str], folder: Path) -> Times:
 def per_query(times: Times, queries: int) -> Times:
     """Return times with those of all queries as milliseconds for each."""
     return {name: value * 1e3 / queries if "each" in name else value for name, value in times.items()}
-
-
-def peak_memory() -> float:
-    """Return the most megabytes that this process has held, as Linux tells; getrusage counts the parent's, too."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) / 1024
 
 
 def timed(call: Callable[[], object]) -> float:

@@ -30,6 +30,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from memory import megabytes
 from retrieve_rerank import ChromaIndex, Passage
 
 Vectors = npt.NDArray[np.float32]
@@ -100,7 +101,7 @@ def build(folder: Path, size: int) -> dict[str, Any]:
     kept = folder / "built.json"
     if kept.exists():
         return cast("dict[str, Any]", json.loads(kept.read_text()) | {"kept": True})
-    before = _memory("VmRSS")
+    before = megabytes("VmRSS")
     start = time.perf_counter()
     with ChromaIndex(RandomEncoder(), path=folder) as index:
         index.add(_passages(size))
@@ -112,7 +113,7 @@ def build(folder: Path, size: int) -> dict[str, Any]:
         "build_seconds": seconds,
         "build_cpu_seconds": time.process_time(),
         "disk_mb": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6,
-        "build_memory_mb": _memory("VmHWM") - before,
+        "build_memory_mb": megabytes("VmHWM") - before,
     }
     kept.write_text(json.dumps(figures))
     return figures
@@ -123,7 +124,7 @@ def search(folder: Path, size: int, queries: int, k: int, breadth: int | None) -
     encoder = RandomEncoder()
     texts = [f"query {number}" for number in range(queries)]
     vectors = encoder.encode_queries(texts)
-    before = _memory("VmRSS")
+    before = megabytes("VmRSS")
     with ChromaIndex(encoder, path=folder, search_breadth=breadth) as index:
         start = time.perf_counter()
         index.retrieve("another query", k=k)
@@ -134,7 +135,7 @@ def search(folder: Path, size: int, queries: int, k: int, breadth: int | None) -
             hits = index.retrieve(text, k=k)
             seconds.append(time.perf_counter() - start)
             found.append({hit.passage.id for hit in hits})
-        memory = _memory("VmRSS") - before
+        memory = megabytes("VmRSS") - before
     exact = _exact(vectors, size, k)
     recalls = [len(ours & theirs) / len(theirs) for ours, theirs in zip(found, exact, strict=True)]
     return {
@@ -174,12 +175,6 @@ def _direction(text: str) -> Vectors:
     seed = int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
     vector = np.random.Generator(np.random.SFC64(seed)).standard_normal(DIMENSION, np.float32)
     return cast(Vectors, vector / np.linalg.norm(vector))
-
-
-def _memory(name: str) -> float:
-    """Return one of the process's own figures, in MB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(name))
 
 
 def _run(phase: str, folder: Path, size: int, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -5,7 +5,7 @@
 The folder is a test collection, as `benchmarks/quality.py` reads it. For a sample of its queries the dense first stage
 finds candidates. The cross-encoder then orders them three times: as they are; with unrelated passages put before each
 one until it has `--tokens` tokens, cut to what the model reads; and the same long passages in windows. The three take
-turns, query by query. The models default to the demo models. Needs the dev dependency group.
+turns, query by query. Needs the dev dependency group.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ import ir_measures
 import sentence_transformers
 import torch
 import transformers
-from quality import NDCG, judgements, passages, rows, run
 
+from common import add_model_options, models
+from quality import NDCG, run
 from retrieve_rerank import BiEncoder, ChromaIndex, CrossEncoder, Hit, Passage, TruncationWarning
-from retrieve_rerank.demo import demo_models
+from retrieve_rerank.evaluation import load_dataset
 
 Bury = Callable[[Hit, set[str]], Passage]
-RELATED = 100  # so many of the first stage's best are kept out of what a passage is buried in: they may answer too
+RELATED = 100  # the best so many, half of all at most, are not what a passage is buried in: they may answer too
 
 
 def padding(corpus: list[Passage], tokenizer: Callable[..., dict[str, list]], tokens: int) -> Bury:
@@ -60,24 +61,20 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=50, help="a seeded sample of this many")
     parser.add_argument("--candidates", type=int, default=20)
     parser.add_argument("--tokens", type=int, default=2000)
-    parser.add_argument("--bi-encoder")
-    parser.add_argument("--cross-encoder")
+    add_model_options(parser)
     parser.add_argument("--precision", default="auto")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", TruncationWarning)  # counted in the table
-    demo = demo_models() if None in (arguments.bi_encoder, arguments.cross_encoder) else (None, None)
-    name = arguments.cross_encoder or demo[1]
-    relevance = judgements(arguments.folder)
-    texts = {row["id"]: row["text"] for row in rows(arguments.folder / "queries.jsonl") if row["id"] in relevance}
-    chosen = sorted(random.Random(0).sample(sorted(texts), min(arguments.queries, len(texts))))
-    corpus = list(passages(arguments.folder))
+    bi_encoder, name = models(arguments)
+    dataset = load_dataset(arguments.folder).sample(arguments.queries)
+    texts, chosen, corpus = dataset.queries, list(dataset.judgements), list(dataset.passages)
     bury = padding(corpus, transformers.AutoTokenizer.from_pretrained(name), arguments.tokens)
     with (
-        BiEncoder(arguments.bi_encoder or demo[0], precision=arguments.precision) as encoder,
+        BiEncoder(bi_encoder, precision=arguments.precision) as encoder,
         ChromaIndex(encoder) as index,
     ):
         index.add(corpus, show_progress=True)
-        found = {query: index.retrieve(texts[query], RELATED) for query in chosen}
+        found = {query: index.retrieve(texts[query], min(RELATED, len(corpus) // 2)) for query in chosen}
     with (
         CrossEncoder(name, precision=arguments.precision) as cut,
         CrossEncoder(name, precision=arguments.precision, long_passages="windows") as windows,
@@ -105,7 +102,7 @@ def main() -> None:
     )
     print("| passages | nDCG@10 | re-rank p50 | truncated |")
     print("|---|---|---|---|")
-    judged = {query: relevance[query] for query in chosen}
+    judged = {query: dict(scores) for query, scores in dataset.judgements.items()}
     for way in ways:
         value = ir_measures.calc_aggregate([NDCG], judged, orders[way])[NDCG]
         share = truncated[way] / (len(chosen) * arguments.candidates)

@@ -8,7 +8,7 @@ The files have one JSON object a line with "text". The stock sides are what thei
 `SentenceTransformerRerank`, sentence-transformers itself, and `rerankers` where it is installed. FlashRank runs models
 of its own only, which come from a hub, so it cannot have the same weights. Sides take turns within a round, each on the
 same texts; the first round warms up. Indexing runs in a fresh process each time, which tells its peak memory. Run it
-on a machine that does nothing else. The models default to the demo models. Needs the dev dependency group.
+on a machine that does nothing else. Needs the dev dependency group.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import importlib.util
 import json
 import os
 import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -35,8 +34,9 @@ from typing import Any
 
 import torch
 
+from common import add_model_options, models
+from memory import megabytes
 from retrieve_rerank import BiEncoder, ChromaIndex, CrossEncoder, Passage
-from retrieve_rerank.demo import demo_models
 from retrieve_rerank.langchain import (
     BiEncoderEmbeddings,
     ChromaVectorStore,
@@ -237,9 +237,7 @@ def index_here(side: str, bi_encoder: str, texts: list[str], folder: str) -> Non
         for first in range(0, len(texts), 1000):  # it does not batch, and Chroma takes a few thousand at most
             store.add_texts(texts[first : first + 1000])
     seconds = time.perf_counter() - start
-    # As Linux tells it; getrusage counts what the parent held, too.
-    peak = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))[0]
-    print(json.dumps({"seconds": seconds, "MB": int(peak) / 1024}))
+    print(json.dumps({"seconds": seconds, "MB": megabytes("VmHWM")}))
 
 
 def index(bi_encoder: str, corpus: Path, passages: int, rounds: int) -> dict[str, list[dict[str, float]]]:
@@ -344,8 +342,7 @@ def main() -> None:
     parser.add_argument("--only", default="rerank,query,concurrent,index")
     parser.add_argument("--json", type=Path, help="file for the raw seconds")
     parser.add_argument("--table", type=Path, help="Markdown file whose table of seconds is written anew")
-    parser.add_argument("--bi-encoder")
-    parser.add_argument("--cross-encoder")
+    add_model_options(parser)
     parser.add_argument("--index-side", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -354,9 +351,7 @@ def main() -> None:
     if arguments.index_side:
         index_here(arguments.index_side, arguments.bi_encoder, texts, arguments.folder)
         return
-    demo = [str(path) for path in demo_models()]
-    arguments.bi_encoder = arguments.bi_encoder or demo[0]
-    arguments.cross_encoder = arguments.cross_encoder or demo[1]
+    arguments.bi_encoder, arguments.cross_encoder = models(arguments)
     packages = ("sentence-transformers", "langchain-chroma", "chromadb")
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", *packages))
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {versions}"

@@ -5,8 +5,8 @@
 Each folder is a test collection. Dense search finds 100 candidates of each question (`--queries` of them, seeded; 0:
 all), a cross-encoder scores them in each precision ("int8" runs in ONNX Runtime). For each: nDCG@10, for how many
 questions the ten best are the same passages as in float32, for how many the best one is, how far logits moved, and the
-gap in float32 between the tenth and the eleventh, which is what a difference must pass to change the ten. The models
-default to the demo models. Needs the dev dependency group.
+gap in float32 between the tenth and the eleventh, which is what a difference must pass to change the ten. Needs
+the dev dependency group.
 """
 
 from __future__ import annotations
@@ -14,25 +14,24 @@ from __future__ import annotations
 import argparse
 import platform
 import statistics
-import tempfile
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import ir_measures
 import numpy as np
 import numpy.typing as npt
 
+from common import add_model_options, models
 from retrieve_rerank import BiEncoder, ChromaIndex, CrossEncoder, Hit, TruncationWarning
-from retrieve_rerank.demo import demo_models
 from retrieve_rerank.evaluation import Dataset, load_dataset
 
 NDCG = ir_measures.nDCG @ 10
 Logits = dict[str, npt.NDArray[np.float32]]
 
 
-def candidates(dataset: Dataset, encoder: BiEncoder, path: Path, fetch_k: int) -> dict[str, list[Hit]]:
+def candidates(dataset: Dataset, encoder: BiEncoder, path: Path | None, fetch_k: int) -> dict[str, list[Hit]]:
     """Return the candidates of each question; passages already in the index are not encoded again."""
     with ChromaIndex(encoder, path=path) as index:
         index.add(dataset.passages, show_progress=True)
@@ -60,6 +59,33 @@ def quality(dataset: Dataset, found: Mapping[str, list[Hit]], scores: Logits) ->
     return float(ir_measures.calc_aggregate([NDCG], relevance, runs)[NDCG])
 
 
+def row(dataset: Dataset, found: Mapping[str, list[Hit]], exact: Logits, scores: Logits) -> str:
+    """Return the cells of a precision beside float32: nDCG@10, same ten, same first, how far logits moved."""
+    pairs = [(exact[query], scores[query]) for query in exact]
+    ten = statistics.mean({*np.argsort(-one)[:10]} == {*np.argsort(-other)[:10]} for one, other in pairs)
+    first = statistics.mean(bool(one.argmax() == other.argmax()) for one, other in pairs)
+    moved = max(float(np.abs(one - other).max()) for one, other in pairs)
+    return f"{quality(dataset, found, scores):.4f} | {ten:.1%} | {first:.1%} | {moved:.2f}"
+
+
+def measure(
+    dataset: Dataset, found: Mapping[str, list[Hit]], cross_encoder: str, precisions: Sequence[str]
+) -> Iterator[str]:
+    """Yield a line for float32 and each other precision, and one on the gap that a difference must pass."""
+    exact: Logits = {}
+    for precision in ("float32", *precisions):
+        backend = "onnx" if precision == "int8" else "torch"
+        with CrossEncoder(cross_encoder, precision=precision, backend=backend) as model:
+            name = model.precision
+            scores, seconds = logits(dataset, found, model)
+        exact = exact or scores
+        yield f"| {dataset.name} | {len(found)} | {name} | {row(dataset, found, exact, scores)} | {seconds:.0f} |"
+    ordered = [np.sort(values)[::-1] for values in exact.values() if len(values) > 10]
+    if ordered:
+        gap = statistics.median(float(values[9] - values[10]) for values in ordered)
+        yield f"{dataset.name}: gap between tenth and eleventh logit: median {gap:.3f}"
+
+
 def main() -> None:
     """Print a row for each collection and precision."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -68,45 +94,21 @@ def main() -> None:
     parser.add_argument("--fetch-k", type=int, default=100)
     parser.add_argument("--precisions", nargs="+", default=["auto"])
     parser.add_argument("--indexes", type=Path, help="keep the indexes there")
-    parser.add_argument("--bi-encoder")
-    parser.add_argument("--cross-encoder")
+    add_model_options(parser)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", TruncationWarning)
-    bi_encoder, cross_encoder = demo_models()
-    bi_encoder, cross_encoder = arguments.bi_encoder or bi_encoder, arguments.cross_encoder or cross_encoder
+    bi_encoder, cross_encoder = models(arguments)
     print(f"{platform.machine()}, {arguments.fetch_k} candidates a question\n")
     print("| collection | questions | precision | nDCG@10 | same ten | same first | logits moved | seconds |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary, BiEncoder(bi_encoder) as encoder:
-        indexes = arguments.indexes or Path(temporary)
+    with BiEncoder(bi_encoder) as encoder:
         for folder in arguments.folders:
             dataset = load_dataset(folder)
             dataset = dataset.sample(arguments.queries) if arguments.queries else dataset
-            found = candidates(dataset, encoder, indexes / f"index-{folder.name}", arguments.fetch_k)
-            exact: Logits = {}
-            for precision in ("float32", *arguments.precisions):
-                backend = "onnx" if precision == "int8" else "torch"
-                with CrossEncoder(cross_encoder, precision=precision, backend=backend) as model:
-                    name = model.precision
-                    scores, seconds = logits(dataset, found, model)
-                exact = exact or scores
-                tops = [
-                    ({*np.argsort(-exact[query])[:10]}, {*np.argsort(-scores[query])[:10]})
-                    for query in dataset.judgements
-                ]
-                firsts = [exact[query].argmax() == scores[query].argmax() for query in dataset.judgements]
-                moved = max(float(np.abs(exact[query] - scores[query]).max()) for query in exact)
-                same = statistics.mean(one == other for one, other in tops)
-                print(
-                    f"| {folder.name} | {len(found)} | {name} | {quality(dataset, found, scores):.4f} | {same:.1%} | "
-                    f"{statistics.mean(map(bool, firsts)):.1%} | {moved:.2f} | {seconds:.0f} |",
-                    flush=True,
-                )
-            ordered = [np.sort(values)[::-1] for values in exact.values() if len(values) > 10]
-            gaps = [float(values[9] - values[10]) for values in ordered]
-            print(
-                f"{folder.name}: gap between tenth and eleventh logit: median {statistics.median(gaps):.3f}", flush=True
-            )
+            path = None if arguments.indexes is None else arguments.indexes / f"index-{folder.name}"
+            found = candidates(dataset, encoder, path, arguments.fetch_k)
+            for line in measure(dataset, found, cross_encoder, arguments.precisions):
+                print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 Each folder is a test collection: `corpus.jsonl` (id, title, text), `queries.jsonl` (id, text) and `qrels.tsv`
 (query-id, corpus-id, score; with a header). The first stages are measured on every judged query. Re-ranking is measured
 on a seeded sample of `--queries` of them (0: all), beside the first stages on the same sample; a passage that several
-first stages found is scored once. The models default to the demo models. Needs the dev dependency group.
+first stages found is scored once. Needs the dev dependency group.
 """
 
 from __future__ import annotations
@@ -28,16 +28,8 @@ import sentence_transformers
 import Stemmer
 import torch
 
-from retrieve_rerank import (
-    BiEncoder,
-    BM25Index,
-    ChromaIndex,
-    CrossEncoder,
-    Hit,
-    HybridRetriever,
-    TruncationWarning,
-)
-from retrieve_rerank.demo import demo_models
+from common import add_model_options, first_stages, models
+from retrieve_rerank import BiEncoder, CrossEncoder, Hit, TruncationWarning
 from retrieve_rerank.evaluation import Dataset, load_dataset
 
 NDCG, RECALL = ir_measures.nDCG @ 10, ir_measures.R @ 100
@@ -51,17 +43,14 @@ def run(hits: Sequence[Hit]) -> dict[str, float]:
     return {hit.passage.id: -float(position) for position, hit in enumerate(hits)}
 
 
-def first_stages(
+def candidates(
     dataset: Dataset, encoder: BiEncoder, texts: Mapping[str, str], fetch_k: int
 ) -> dict[str, dict[str, list[Hit]]]:
     """Return the candidates of each first stage by query."""
-    with ChromaIndex(encoder) as dense, BM25Index() as lexical:
-        dense.add(dataset.passages, show_progress=True)
-        lexical.add(dataset.passages)
-        retrievers = {"BM25": lexical, "dense": dense, "hybrid": HybridRetriever([dense, lexical])}
+    with first_stages(dataset.passages, encoder) as firsts:
         return {
-            name: dict(zip(texts, retriever.retrieve_many(list(texts.values()), fetch_k), strict=True))
-            for name, retriever in retrievers.items()
+            name: dict(zip(texts, first.retrieve_many(list(texts.values()), fetch_k), strict=True))
+            for name, first in firsts.items()
         }
 
 
@@ -115,7 +104,7 @@ def measure(
     dataset = load_dataset(folder)
     relevance = {query: dict(judged) for query, judged in dataset.judgements.items()}
     texts = {query: dataset.queries[query] for query in relevance}
-    found = first_stages(dataset, encoder, texts, fetch_k)
+    found = candidates(dataset, encoder, texts, fetch_k)
     chosen = list((dataset.sample(limit) if limit else dataset).judgements)
     ranked, seconds, scored, cut = rerank(found, cross_encoder, texts, chosen)
     some = {query: relevance[query] for query in chosen}
@@ -146,15 +135,14 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--queries", type=int, default=100, help="re-rank a seeded sample of this many; 0: all")
     parser.add_argument("--fetch-k", type=int, default=100)
-    parser.add_argument("--bi-encoder")
-    parser.add_argument("--cross-encoder")
+    add_model_options(parser)
     parser.add_argument("--precision", default="auto")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", TruncationWarning)  # counted
-    demo = demo_models() if None in (arguments.bi_encoder, arguments.cross_encoder) else (None, None)
+    bi_encoder, model = models(arguments)
     with (
-        BiEncoder(arguments.bi_encoder or demo[0], precision=arguments.precision) as encoder,
-        CrossEncoder(arguments.cross_encoder or demo[1], precision=arguments.precision) as cross_encoder,
+        BiEncoder(bi_encoder, precision=arguments.precision) as encoder,
+        CrossEncoder(model, precision=arguments.precision) as cross_encoder,
     ):
         precision = f"{encoder.precision} bi-encoder, {cross_encoder.precision} cross-encoder"
         print(f"{platform.machine()}, {os.cpu_count()} cores, {precision}, fetch_k={arguments.fetch_k}")

@@ -5,9 +5,9 @@
 COLLECTIONS holds the folders named in `SETS`, each a test collection. Only training judgements are read, or whole sets
 that nothing is measured on; passages that answer a test question are never shown. A group is a question, a passage
 judged relevant, and passages that the bi-encoder ranks high for it and nobody judged, some from the top, some from
-deep down. The target of a group is half the judgement and half the bi-encoder's own opinion: a passage that nobody
-judged may be relevant, and where the judgements teach nothing the order stays as the first stage has it. Needs the dev
-dependency group.
+deep down. The target of a group is mostly the judgement and partly (`MIXTURE`) the bi-encoder's own opinion: a
+passage that nobody judged may be relevant, and where the judgements teach nothing the order stays as the first stage
+has it. Needs the dev dependency group.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python benchmarks/tuning.py FOLDER … [--queries 200] [--depths …] [--cache FILE] [--indexes FOLDER] [--really N]
 
-Each folder is a test collection, as `load_dataset` reads it. First stages: BM25, dense and hybrid; the models default
-to the demo models. For each collection:
+Each folder is a test collection, as `load_dataset` reads it. First stages: BM25, dense and hybrid. For each
+collection:
 
 - The questions (`--queries` of them, seeded; 0: all) are split in halves. `tune` chooses on one half. On the other,
   every setting is measured as a pipeline of its own: that is the exhaustive search, whose best setting nobody can know
@@ -27,24 +27,14 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 import ir_measures
 import numpy as np
 import numpy.typing as npt
 
-from retrieve_rerank import (
-    BiEncoder,
-    BM25Index,
-    ChromaIndex,
-    CrossEncoder,
-    HybridRetriever,
-    Retriever,
-    RetrieveRerank,
-    TruncationWarning,
-)
-from retrieve_rerank.demo import demo_models
+from common import add_model_options, first_stages, models
+from retrieve_rerank import BiEncoder, CrossEncoder, Retriever, RetrieveRerank, TruncationWarning
 from retrieve_rerank.evaluation import Dataset, Evaluation, Setting, Tuning, evaluate, load_dataset, tune
 from retrieve_rerank.evaluation.tuning import DEPTHS
 
@@ -224,14 +214,9 @@ def main() -> None:
     parser.add_argument("--indexes", type=Path, help="folder of Chroma indexes index-NAME, kept between runs")
     parser.add_argument("--really", type=int, default=0, metavar="N")
     parser.add_argument("--seed", type=int, default=0, help="of the split in halves")
-    parser.add_argument("--bi-encoder")
-    parser.add_argument("--cross-encoder")
+    add_model_options(parser)
     arguments = parser.parse_args()
-    bi_encoder, cross_encoder = (
-        (arguments.bi_encoder, arguments.cross_encoder)
-        if arguments.bi_encoder and arguments.cross_encoder
-        else map(str, demo_models())
-    )
+    bi_encoder, cross_encoder = models(arguments)
     warnings.simplefilter("ignore", TruncationWarning)
     lines: list[str] = []
     with BiEncoder(bi_encoder) as encoder, CrossEncoder(cross_encoder) as model:
@@ -240,16 +225,7 @@ def main() -> None:
             dataset = load_dataset(folder)
             dataset = dataset.sample(arguments.queries) if arguments.queries else dataset
             path = None if arguments.indexes is None else arguments.indexes / f"index-{folder.name}"
-            with ExitStack() as stack:
-                dense = stack.enter_context(ChromaIndex(encoder, path=path))
-                words = stack.enter_context(BM25Index())
-                for index in (dense, words):
-                    index.add(dataset.passages, show_progress=sys.stderr.isatty())
-                firsts: dict[str, Retriever] = {
-                    "BM25": words,
-                    "dense": dense,
-                    "hybrid": HybridRetriever([dense, words]),
-                }
+            with first_stages(dataset.passages, encoder, path) as firsts:
                 print(f"\n## {dataset.name}: {len(dataset.judgements)} questions, {len(dataset.passages)} passages")
                 here, there = (
                     tune(
