@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import re
 import sys
 import warnings
 from collections import Counter
@@ -26,6 +28,10 @@ KINDS: dict[str, Kind] = {
 BINARY = (".pdf", ".doc", ".docx", ".odt", ".epub", ".ppt", ".pptx", ".xls", ".xlsx")
 RESERVED = ("source", "title", "heading", "start", "end")
 
+# YAML between two lines of hyphens; what stands between two thematic breaks is none.
+_FRONT = re.compile(r"---[ \t]*\r?\n(?:(?:[\w.][\w.-]*[ \t]*:[^\r\n]*|[ \t#-][^\r\n]*|)\r?\n)+?---[ \t]*(?:\r?\n|\Z)")
+_FRONT_TITLE = re.compile(r"^title[ \t]*:[ \t]*([\"']?)([^\r\n>|].*?)\1[ \t]*\r?$", re.MULTILINE)
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _NO_TEXT = ("title", "script", "style", "noscript", "template", "svg", "nav")
 
 
@@ -85,7 +91,17 @@ def read(content: bytes, name: str, fields: Fields) -> list[Document]:
         return _each_once(_csv(text, fields))
     if "\0" in text:
         raise UnreadableError("it is no text file: it holds NUL characters")
-    return [Document(text, kind, size=len(content))]
+    title, text = _without_front(text) if kind == "markdown" else (None, text)
+    return [Document(text, kind, title, size=len(content))]
+
+
+def _without_front(text: str) -> tuple[str | None, str]:
+    """Return the title that a Markdown file's front matter names, and the text with blanks in the place of that."""
+    front = _FRONT.match(text)
+    if front is None:
+        return None, text
+    title = _FRONT_TITLE.search(front[0])
+    return (title and title[2].strip()) or None, re.sub(r"[^\r\n]", " ", front[0]) + text[front.end() :]
 
 
 def _each_once(records: Iterator[Document]) -> list[Document]:
@@ -141,7 +157,8 @@ def _csv(text: str, fields: Fields) -> Iterator[Document]:
     # A spreadsheet's comma depends on the country.
     delimiter = max(",;\t", key=head.count)
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    rows = csv.DictReader(text.splitlines(keepends=True), delimiter=delimiter, strict=True)
+    # Lines end at line ends only, not at the separators of paragraphs and pages that str.splitlines knows.
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         for row in rows:
             record = {name: value for name, value in row.items() if isinstance(name, str) and value is not None}
@@ -152,6 +169,8 @@ def _csv(text: str, fields: Fields) -> Iterator[Document]:
 
 def _record(record: dict[str, Any], fields: Fields, place: str, size: int) -> Document:
     text = record.get(fields.text)
+    if any(isinstance(part, str) and _SURROGATE.search(part) for item in record.items() for part in item):
+        raise UnreadableError(f"{place} holds half a character (a lone surrogate such as \\ud83d), which is no text")
     if not isinstance(text, str):
         there = ", ".join(sorted(map(str, record))[:10]) or "none"
         raise UnreadableError(

@@ -37,7 +37,7 @@ from retrieve_rerank.cli.options import (
     check_first_stages,
     model_name,
 )
-from retrieve_rerank.cli.streams import for_people, guarded, put, say, show, show_bars
+from retrieve_rerank.cli.streams import for_people, guarded, put, reader_may_leave, say, show, show_bars
 from retrieve_rerank.cli.texts import with_examples
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def evaluate(
     """Measure whether re-ranking helps."""
     from retrieve_rerank.evaluation.running import evaluate as run
 
-    check_outputs(html, markdown, save)
+    check_outputs(html, markdown, save, cache, folder=runs)
     measures, names = check_measures(measure), check_first_stages(first_stage)
     source = Source(dataset, index, queries, qrels, sample, sample_questions)
     models = Models(model_name(bi_encoder, demo=demo), None, device, precision)
@@ -111,8 +111,11 @@ def evaluate(
             cache=ground.cache(cache, without=no_cache),
             show_progress=show_bars(),
         )
-    _tell(evaluation, json=json)
-    _write(evaluation, html, markdown, save, runs)
+    written = _write(evaluation, html, markdown, save, runs)  # first: whoever reads stdout may have gone
+    with reader_may_leave():
+        _tell(evaluation, json=json)
+    for name, path in written:
+        say(f"{name}: {path}")
 
 
 def cross_encoders(given: list[str] | None, index: Path | None, *, demo: bool) -> list[str | None]:
@@ -154,18 +157,18 @@ def _pipelines(
 
 def _write(
     evaluation: Evaluation, html: Path | None, markdown: Path | None, save: Path | None, runs: Path | None
-) -> None:
+) -> list[tuple[str, Path]]:
+    """Write what was asked for, what holds everything first, and return what each file is."""
+    if save is not None:
+        evaluation.to_json(save)
     if html is not None:
         evaluation.to_html(html)
     if markdown is not None:
         markdown.write_text(evaluation.to_markdown(), encoding="utf-8")
-    if save is not None:
-        evaluation.to_json(save)
     if runs is not None:
         evaluation.to_runs(runs)
-    for name, path in (("report", html), ("table", markdown), ("evaluation", save), ("runs", runs)):
-        if path is not None:
-            say(f"{name}: {path}")
+    named = (("report", html), ("table", markdown), ("evaluation", save), ("runs", runs))
+    return [(name, path) for name, path in named if path is not None]
 
 
 def _tell(evaluation: Evaluation, *, json: bool) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +25,7 @@ from retrieve_rerank.indexes.chroma import ChromaIndex
 from retrieve_rerank.models.bi_encoder import BiEncoder
 from retrieve_rerank.types import AddReport, Passage
 
+_READING = 2  # raised where files are read or split otherwise than before: all of them are then read again
 _TOGETHER = 512  # passages encoded and written in one go
 _SAVE = 16  # such goes between two savings
 
@@ -73,22 +75,29 @@ class _Work:
         self.vectors, self.words, self.outcome = vectors, words, outcome
         self.waiting: dict[str, Passage] = {}
         self.ends: list[tuple[str, File, set[str]]] = []  # files that are complete with what is waiting
+        self.owners: dict[str, str] = {}  # source of each id that a record brought in this run
+        self.gone: set[str] = set()  # sources that are known and were not found where they were looked for
+        self.kept: set[str] = set()  # sources whose passages stay as they are
         self.new = vectors.count() == 0
         self.goes = 0
 
     def run(self, found: Found, paths: Sequence[Path], splitter: Splitter, fields: Fields) -> None:
         finish = not self.record.clean or (self.words is not None and self.words.count() != self.vectors.count())
         self.record.clean = False
+        self.gone = self._gone(found, paths)
+        self.kept = {source for source in self.record.files if source not in found.files} - self.gone
         self.record.roots = {name: str(root) for name, root in found.roots.items()}
         self.index_folder.save()
-        settings = json.dumps([splitter.tokens, asdict(fields), version("semantic-text-splitter")]).encode()
+        settings = json.dumps([_READING, splitter.tokens, asdict(fields), version("semantic-text-splitter")]).encode()
         size = sum(path.stat().st_size for path in found.files.values() if path.exists())
         try:
             with tqdm(total=size, disable=not show_bars(), unit="B", unit_scale=True, desc="Indexing") as bar:
                 for source, path in found.files.items():
                     self._take(source, path, settings, splitter, fields, bar)
                 self._write()
-            self._remove(found, paths)
+            for source in self.gone:
+                self._delete(self._ids_of(source))
+                del self.record.files[source]
         except KeyboardInterrupt:
             self._save()  # what is done is done
             raise
@@ -106,23 +115,24 @@ class _Work:
             digest = sha256(settings + b"\0" + content).hexdigest()
             known = self.record.files.get(source)
             if known is not None and known.digest == digest:
+                self.record.files[source] = replace(known, path=str(path))  # its folder may have been moved
+                self.kept.add(source)
                 self.outcome.unchanged_files += 1
                 self.outcome.report += AddReport(unchanged=known.passages)
                 bar.update(len(content))
                 return
             documents = read(content, path.name, fields)
-        except OSError as error:
-            self.outcome.failed[source] = error.strerror or str(error)
-            return
-        except UnreadableError as error:  # its former passages stay
-            self.outcome.failed[source] = str(error)
+        except (OSError, UnreadableError) as error:  # its former passages stay
+            self.outcome.failed[source] = getattr(error, "strerror", None) or str(error)
+            self.kept.add(source)
             return
         ids: set[str] = set()
+        times: Counter[str] = Counter()
         done = 0
         for document in documents:
-            for passage in splitter.passages(document, source):
-                if (other := self.waiting.get(passage.id)) is not None:
-                    _check_source(other, source)
+            for passage in splitter.passages(document, source, times):
+                if document.id is not None and (owner := self.owners.setdefault(passage.id, source)) != source:
+                    raise _two_files(passage.id, source, owner)
                 ids.add(passage.id)
                 self.waiting[passage.id] = passage
             step = min(document.size, len(content) - done)
@@ -139,7 +149,7 @@ class _Work:
         if passages:
             if not self.new:
                 for stored in self.vectors.get([passage.id for passage in passages]):
-                    _check_source(stored, str(self.waiting[stored.id].metadata["source"]))
+                    self._take_over(stored, str(self.waiting[stored.id].metadata["source"]))
             self.outcome.report += self.vectors.add(passages, batch_size=_TOGETHER)
             if self.words is not None:
                 self.words.add(passages)
@@ -157,16 +167,32 @@ class _Work:
             self.words.save()  # before what says that they are there
         self.index_folder.save()
 
-    def _remove(self, found: Found, paths: Sequence[Path]) -> None:
-        """Remove the files that are no more: they lay under the paths, and were not found."""
+    def _take_over(self, stored: Passage, source: str) -> None:
+        """Let a file have an id that is stored of another one, unless that one keeps it.
+
+        The other one may be gone, or have been read again without the id. Is its turn still to come, it is read again
+        for certain: has it the id then, both have.
+        """
+        owner = str(stored.metadata.get("source"))
+        if owner == source:
+            return
+        if owner in self.kept or "source" not in stored.metadata:
+            raise _two_files(stored.id, source, owner)
+        if (file := self.record.files.get(owner)) is not None:
+            self.record.files[owner] = replace(file, digest="")
+
+    def _gone(self, found: Found, paths: Sequence[Path]) -> set[str]:
+        """Return the files that are no more: they lay under the paths, and were not found."""
         places = [path.expanduser().resolve() for path in paths]
-        for source, file in list(self.record.files.items()):
-            path = Path(file.path)
-            unknown = any(path.is_relative_to(place) for place in found.failed)  # a folder that could not be read
-            if source in found.files or unknown or not any(path.is_relative_to(place) for place in places):
-                continue
-            self._delete(self._ids_of(source))
-            del self.record.files[source]
+        gone = set()
+        for source, file in self.record.files.items():
+            name, *inside = source.split("/")
+            where = [Path(file.path)]
+            if (root := found.roots.get(name)) is not None:
+                where.append(root.joinpath(*inside))  # where it would be now, if its folder was moved
+            if source not in found.files and _under(where, places) and not _under(where, map(Path, found.failed)):
+                gone.add(source)
+        return gone
 
     def _ids_of(self, source: str) -> list[str]:
         return [record.id for record in self.vectors.collection.read(where={"source": source})]
@@ -191,10 +217,12 @@ class _Work:
             self.words.add(all_passages(self.vectors))
 
 
-def _check_source(stored: Passage, source: str) -> None:
-    """Raise InvalidInputError if a passage with this id is stored that is from another file."""
-    if stored.metadata.get("source") != source:
-        raise InvalidInputError(
-            f"id {stored.id!r} is in {source} and in {stored.metadata.get('source')}; give every record an id of its "
-            "own, or name another field with --id-field"
-        )
+def _under(paths: Sequence[Path], places: Iterable[Path]) -> bool:
+    return any(path.is_relative_to(place) for place in places for path in paths)
+
+
+def _two_files(id_: str, source: str, owner: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"id {id_!r} is in {source} and in {owner}; give every record an id of its own, or name another field with "
+        "--id-field"
+    )

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from retrieve_rerank.cli.options import has_bm25
-from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.cli.streams import say
+from retrieve_rerank.errors import InvalidInputError, require
 
 if TYPE_CHECKING:
     from retrieve_rerank.indexes.bm25 import BM25Index
@@ -109,6 +110,17 @@ class Library:
     def has_words(self) -> bool:
         """Whether the passages can be found by their words."""
         return has_bm25() and _words(self.folder).is_dir()
+
+    def check_stages(self, names: Iterable[str]) -> None:
+        """Raise InvalidInputError where a first stage needs words and there are none: it would find nothing."""
+        if set(names) != {"dense"} and not self.has_words:
+            require("bm25s", extra="hybrid")
+            raise InvalidInputError(f"{self.folder} has no words to search for; run retrieve-rerank index again")
+
+    def warn_if_broken_off(self) -> None:
+        """Say so where files may be missing."""
+        if not self.record.clean:
+            say(f"warning: indexing {self.folder} was broken off; run retrieve-rerank index again to finish it")
 
 
 def open_vectors(folder: Path, encoder: Encoder) -> ChromaIndex:

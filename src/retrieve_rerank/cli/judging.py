@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from retrieve_rerank.cli.index_folder import Library, all_passages, first_stages, made_folder, open_vectors, open_words
-from retrieve_rerank.cli.options import Models
+from retrieve_rerank.cli.options import DEMO, Models
 from retrieve_rerank.cli.streams import say, show_bars
 from retrieve_rerank.errors import InvalidInputError
 
@@ -109,10 +109,17 @@ def prepared(source: Source, models: Models, names: list[str], *, weak: int | No
         return
     folder = source.index or Path()
     library = Library.open(folder)
+    library.warn_if_broken_off()
     language = library.record.language
+    if models.bi_encoder not in (None, DEMO, library.record.bi_encoder):
+        raise typer.BadParameter(
+            f"{folder} was made with {library.record.bi_encoder or 'the default bi-encoder'}; leave --bi-encoder out, "
+            "or index the files with the other one into another folder"
+        )
     own = Models(library.record.bi_encoder, None, models.device, models.precision)
     with own.make_bi_encoder() as encoder:
         if source.qrels is not None and source.queries is not None:
+            library.check_stages(names)
             dataset = _judged(library, encoder, source.queries, source.qrels)
             yield Ground(_sampled(dataset, source.sample, QUESTIONS), folder, encoder, language)
         else:
@@ -210,21 +217,24 @@ def _fill(folder: Path, dataset: Dataset, encoder: BiEncoder, language: str, nam
                     words.add(dataset.passages, show_progress=show_bars())
 
 
-def check_outputs(*files: Path | None) -> None:
-    """Refuse a file that cannot be written, before anything takes long."""
+def check_outputs(*files: Path | None, folder: Path | None = None) -> None:
+    """Refuse files, and a folder of files, that cannot be written, before anything takes long."""
     for file in files:
-        if file is not None and not file.resolve().parent.is_dir():
+        if file is None:
+            continue
+        if not file.resolve().parent.is_dir():
             raise typer.BadParameter(f"the folder of {file} does not exist; make it first")
+        if file.is_dir():
+            raise typer.BadParameter(f"{file} is a folder; name a file")
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise typer.BadParameter(f"{folder} is no folder; name one that the files are put into")
 
 
 def check_measures(names: list[str] | None) -> list[str]:
-    """Return the measures, before anything takes long.
-
-    Raises:
-        InvalidInputError: If one is unknown.
-    """
+    """Return the measures, before anything takes long."""
     from retrieve_rerank.evaluation.measures import check_measures as checked
 
-    if names is not None and not names:
-        raise InvalidInputError("give at least one measure")
-    return list(checked(names or ["nDCG@10", "RR@10", "R@100"]))
+    try:
+        return list(checked(names or ["nDCG@10", "RR@10", "R@100"]))
+    except InvalidInputError as error:
+        raise typer.BadParameter(str(error)) from error

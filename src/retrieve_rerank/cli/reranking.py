@@ -148,7 +148,7 @@ def _parsed(number: int, raw: bytes) -> _Line | None:
         record = jsons.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
         line.query, line.passages = _pair(record)
         line.others = {name: value for name, value in record.items() if name not in ("query", "passages", "hits")}
-        jsons.dumps(line.others, allow_nan=False)
+        jsons.dumps([line.others, *(passage.metadata for passage in line.passages)], allow_nan=False)
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
         line.problem = f"not usable as JSON: {error}" if not isinstance(error, InvalidInputError) else str(error)
     return line

@@ -25,7 +25,7 @@ from retrieve_rerank.cli.options import (
 )
 from retrieve_rerank.cli.streams import for_people, guarded, put, say, show
 from retrieve_rerank.cli.texts import with_examples
-from retrieve_rerank.errors import InvalidInputError, require
+from retrieve_rerank.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,8 +76,7 @@ def search(
 
     library = Library.open(index)
     record = library.record
-    if not record.clean:
-        say(f"warning: indexing {index} was broken off; run retrieve-rerank index again to finish it")
+    library.warn_if_broken_off()
     saved = None if setting is None else _saved(setting)
     stage = _stage(first_stage, saved, library)
     deep = fetch_k or (100 if saved is None else saved.fetch_k)
@@ -86,13 +85,14 @@ def search(
     with ExitStack() as opened:
         encoder = opened.enter_context(models.make_bi_encoder())
         stages = opened.enter_context(first_stages(index, [stage], encoder, record.language))
-        ask = _retrieving(stages[stage], top_n)
+        ask = _retrieving(stages[stage], deep, top_n)
         reranked = rerank if rerank is not None else saved is None or saved.reranked
         if threshold is not None and not reranked:
             raise typer.BadParameter("--threshold is compared with the relevance, which only re-ranking gives")
         if reranked:
             tuned = saved is not None and saved.reranked and chosen is None
-            scorer = opened.enter_context(_tuned(saved, device) if saved and tuned else models.make_cross_encoder())
+            made = _tuned(saved, device, precision) if saved and tuned else models.make_cross_encoder()
+            scorer = opened.enter_context(made)
             # All of them, to say what became of those that were at the top before.
             ask = RetrieveRerank(stages[stage], scorer, fetch_k=deep, top_n=deep, score_threshold=threshold).search
         for number, text in enumerate(_queries(query)):
@@ -119,23 +119,20 @@ def _stage(given: FirstStage | None, saved: SavedSetting | None, library: Librar
         stage = saved.first_stage
     elif library.has_words:
         stage = "hybrid"
-    if stage != "dense" and not library.has_words:
-        require("bm25s", extra="hybrid")
-        raise InvalidInputError(f"{library.folder} has no words to search for; run retrieve-rerank index again")
+    library.check_stages([stage])
     return stage
 
 
-def _tuned(saved: SavedSetting, device: str | None) -> CrossEncoder:
-    """Return the cross-encoder of a setting, which says nothing about the device."""
-    from retrieve_rerank.models.cross_encoder import CrossEncoder
-    from retrieve_rerank.retrieval.saved import REMEMBERED
+def _tuned(saved: SavedSetting, device: str | None, precision: PrecisionName) -> CrossEncoder:
+    """Return the cross-encoder of a setting, in another precision if one is asked for."""
+    changes: dict[str, Any] = {} if device is None else {"device": device}
+    if precision is not PrecisionName.AUTO:
+        changes["precision"] = precision.value
+    return saved.make_cross_encoder(**changes)
 
-    arguments: dict[str, Any] = {name: value for name, value in (saved.model or {}).items() if name in REMEMBERED}
-    return CrossEncoder(**arguments, device=device)
 
-
-def _retrieving(retriever: Retriever, k: int) -> Callable[[str], SearchResult]:
-    """Return a search without re-ranking."""
+def _retrieving(retriever: Retriever, deep: int, top_n: int) -> Callable[[str], SearchResult]:
+    """Return a search without re-ranking, as deep as with it: what a hybrid puts first depends on that."""
     import time
 
     from retrieve_rerank.checks import check_query
@@ -143,7 +140,7 @@ def _retrieving(retriever: Retriever, k: int) -> Callable[[str], SearchResult]:
 
     def ask(query: str) -> SearchResult:
         start = time.perf_counter()
-        found = tuple(retriever.retrieve(check_query(query), k))
+        found = tuple(retriever.retrieve(check_query(query), max(deep, top_n)))[:top_n]
         return SearchResult(query, found, found, Timings(time.perf_counter() - start, 0.0))
 
     return ask

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator
 from hashlib import sha256
 from itertools import pairwise
@@ -55,12 +56,18 @@ class Splitter:
             "markdown": splitters.MarkdownSplitter.from_callback(count, self.tokens),
         }
 
-    def passages(self, document: Document, source: str) -> Iterator[Passage]:
+    def passages(self, document: Document, source: str, times: Counter[str] | None = None) -> Iterator[Passage]:
         """Yield the passages of a document.
 
         An id is the record's own, or is made of the source and the text, so that it stays where text before it
         changes. `start` and `end` count the characters of the document's text.
+
+        Args:
+            document: To split.
+            source: What its file is called.
+            times: How often each text came before in the file, which is counted on: two records may be alike.
         """
+        times = Counter() if times is None or document.id is not None else times
         headings = self._headings(document.text) if document.kind == "markdown" else []
         title = document.title or next((text for _, level, text in headings if level == 1), None)
         starts = [start for start, _, _ in headings]
@@ -69,7 +76,6 @@ class Splitter:
             for start, piece in self._splitters[document.kind].chunk_indices(document.text)
             if any(map(str.isalnum, piece)) and not _FENCE.fullmatch(piece)
         ]
-        seen: dict[str, int] = {}
         for start, piece in pieces:
             metadata: dict[str, str | int | float | bool] = {
                 **document.metadata,
@@ -83,8 +89,8 @@ class Splitter:
             if above := headings[: bisect_right(starts, start)]:
                 metadata["heading"] = " > ".join(_path(above))
             digest = sha256(piece.encode()).hexdigest()[:12]
-            seen[digest] = seen.get(digest, 0) + 1
-            again = f"-{seen[digest]}" if seen[digest] > 1 else ""
+            times[digest] += 1
+            again = f"-{times[digest]}" if times[digest] > 1 else ""
             if document.id is None:
                 identifier = f"{source}#{digest}{again}"
             else:

@@ -48,6 +48,16 @@ def show(*things: RenderableType) -> None:
         screen.print(thing)
 
 
+@contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """Go on where whoever reads stdout has enough: files are still to be named, and a status is to be told."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_stdout()
+
+
 def console() -> Console:
     """Return a console on stdout that takes text as it is. It knows NO_COLOR, COLUMNS and TERM=dumb."""
     from rich.console import Console

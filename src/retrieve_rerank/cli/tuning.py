@@ -40,7 +40,7 @@ from retrieve_rerank.cli.options import (
     has_bm25,
     model_name,
 )
-from retrieve_rerank.cli.streams import for_people, guarded, put, say, show, show_bars
+from retrieve_rerank.cli.streams import for_people, guarded, put, reader_may_leave, say, show, show_bars
 from retrieve_rerank.cli.texts import with_examples
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def tune(
     from retrieve_rerank.evaluation.tuning import DEPTHS
     from retrieve_rerank.evaluation.tuning import tune as run
 
-    check_outputs(save, html)
+    check_outputs(save, html, cache)
     (name,) = check_measures([measure])
     every = list(FirstStage) if has_bm25() else [FirstStage.DENSE]
     names = check_first_stages(first_stage or every)
@@ -129,13 +129,15 @@ def tune(
             cache=ground.cache(cache, without=no_cache),
             show_progress=show_bars(),
         )
-    _tell(tuning, json=json)
-    if save is not None:
+    if save is not None:  # before stdout, whose reader may have gone
         tuning.save(save)
-        say(f"setting: {save}")
     if html is not None:
         tuning.to_html(html)
-        say(f"report: {html}")
+    with reader_may_leave():
+        _tell(tuning, json=json)
+    for name, path in (("setting", save), ("report", html)):
+        if path is not None:
+            say(f"{name}: {path}")
     if not tuning.met:  # a script must not go on as if the setting kept the budget
         say(f"retrieve-rerank: {tuning.reason}")
         raise typer.Exit(1)

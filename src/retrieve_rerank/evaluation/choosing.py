@@ -46,6 +46,8 @@ class HeldOut:
         spread: The 90th percentile of that difference over the splits.
         agreement: Share of the splits in which the setting taken is the one that was chosen on all questions.
         regrets: `best` less `quality` in each split.
+        target: The quality that was asked for; None where the best was wanted.
+        reached: Share of the splits in which the setting taken reached it on the other half.
 
     Example:
         >>> from retrieve_rerank.evaluation import HeldOut
@@ -61,6 +63,8 @@ class HeldOut:
     spread: float
     agreement: float
     regrets: tuple[float, ...] = ()
+    target: float | None = None
+    reached: float = 0.0
 
 
 def frontier(settings: Sequence[Setting]) -> tuple[Setting, ...]:
@@ -140,6 +144,8 @@ def check(
         spread=float(np.percentile(regret, 90)),
         agreement=float(np.mean(taken)),
         regrets=tuple(regret.tolist()),
+        target=quality,
+        reached=0.0 if quality is None else float(np.mean(np.array(held_out) >= quality)),
     )
 
 

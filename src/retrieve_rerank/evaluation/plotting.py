@@ -38,7 +38,7 @@ def plot_evaluation(evaluation: Evaluation, ax: Axes | None) -> Axes:
         ax.errorbar(
             [p50],
             [mean],
-            yerr=[[mean - low], [high - mean]],
+            yerr=_arms([(mean, low, high)]),
             fmt="o",
             color=colour,
             markerfacecolor=colour if mark.filled else "none",
@@ -65,7 +65,7 @@ def plot_tuning(tuning: Tuning, ax: Axes | None) -> Axes:
         ax.errorbar(
             [one.latency.p95 for one in rows],
             [one.quality for one in rows],
-            yerr=[[one.quality - one.low for one in rows], [one.high - one.quality for one in rows]],
+            yerr=_arms([(one.quality, one.low, one.high) for one in rows]),
             fmt="D" if cross_encoder is None else "o-",
             markersize=4,
             color=f"C{hues[first_stage] % 10}",
@@ -83,6 +83,14 @@ def plot_tuning(tuning: Tuning, ax: Axes | None) -> Axes:
         label=_literal(f"chosen: {tuning.chosen.name}"),
     )
     return _finish(ax, tuning.dataset, tuning.measure, "seconds a question, p95")
+
+
+def _arms(intervals: Sequence[tuple[float, float, float]]) -> list[list[float]]:
+    """Return how far intervals reach below and above the mean; rounding may put an end a hair beyond it."""
+    return [
+        [max(0.0, mean - low) for mean, low, _ in intervals],
+        [max(0.0, high - mean) for mean, _, high in intervals],
+    ]
 
 
 def _side_by_side(seconds: Sequence[float]) -> list[float]:

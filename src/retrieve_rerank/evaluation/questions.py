@@ -90,6 +90,8 @@ def _split(text: str, title: str, titles: Mapping[str, int]) -> tuple[str, str]:
     body = text.lstrip()
     # Some corpora repeat it; Markdown has marks before it.
     while title and (bare := body.lstrip(_AROUND))[: len(title)].casefold() == title.casefold():
+        if bare[len(title) : len(title) + 1].isalnum():
+            break  # the beginning of a longer word
         body = bare[len(title) :].lstrip(_AROUND)
     if title and titles[title] == 1 and len(title) >= _SHORTEST:
         question, rest = title, body

@@ -18,7 +18,9 @@ from retrieve_rerank.evaluation.evaluation import Evaluation
 from retrieve_rerank.evaluation.examples import texts_of
 from retrieve_rerank.evaluation.measures import check_measures
 from retrieve_rerank.evaluation.measuring import compare, measure, notes
+from retrieve_rerank.evaluation.runs import StoredRun
 from retrieve_rerank.evaluation.store import Score, ScoreStore, key_of, open_store
+from retrieve_rerank.models.cross_encoder import CrossEncoder
 from retrieve_rerank.models.ranking import Ranker, ScorerRanker
 from retrieve_rerank.retrieval.pipeline import RetrieveRerank
 from retrieve_rerank.types import Hit, Retriever
@@ -109,7 +111,7 @@ class Stage:
     search: RetrieveRerank | None = None
     first: Stage | None = None
     hits: dict[str, list[Hit]] = field(default_factory=dict)  # by question id
-    seconds: list[float] = field(default_factory=list)  # by distinct question, in the order that they were asked
+    seconds: list[float] = field(default_factory=list)  # by what was asked, in that order
     pairs: int = 0
     truncated: int = 0
     estimated: bool = False
@@ -158,6 +160,8 @@ class Reader:
     def _read(self, candidates: Sequence[Hit]) -> dict[str, Score]:
         if not candidates:
             return {}
+        if isinstance(self.ranker, CrossEncoder):
+            self.ranker.precision  # noqa: B018 - loads the model: that is no part of what a pair takes
         start = time.perf_counter()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TruncationWarning)  # counted instead
@@ -217,15 +221,13 @@ def _check_pipelines(pipelines: Mapping[str, RetrieveRerank | Retriever]) -> Non
 
 def run(plan: list[Stage], dataset: Dataset, store: ScoreStore | None, *, show_progress: bool) -> None:
     """Fill the rows' hits and times: all first stages, and then, if they can have found something, the re-ranking."""
-    ids: dict[str, list[str]] = {}
-    for query in sorted(dataset.judgements):
-        ids.setdefault(dataset.queries[query], []).append(query)
+    asked = _asked(plan, dataset)
     readers = _readers(plan, store)
     firsts = [stage for stage in plan if stage.first is None]
-    for text, queries in tqdm(ids.items(), disable=not show_progress, unit="question", desc="Retrieving"):
+    for text, queries in tqdm(asked, disable=not show_progress, unit="question", desc="Retrieving"):
         for stage in firsts:
             start = time.perf_counter()
-            found = stage.retriever.retrieve(text, stage.fetch_k)[: stage.fetch_k]
+            found = _retrieved(stage, text, queries[0])[: stage.fetch_k]
             stage.seconds.append(time.perf_counter() - start)
             distinct: dict[str, Hit] = {}
             for hit in found:
@@ -233,12 +235,31 @@ def run(plan: list[Stage], dataset: Dataset, store: ScoreStore | None, *, show_p
             stage.hits.update((query, list(distinct.values())) for query in queries)
     for stage in firsts:
         _check_found(stage, dataset)
-    for text, queries in tqdm(ids.items(), disable=not (show_progress and readers), unit="question", desc="Re-ranking"):
+    for text, queries in tqdm(asked, disable=not (show_progress and readers), unit="question", desc="Re-ranking"):
         for stage in plan:
             if stage.search is not None and stage.first is not None:
                 stage.reader = readers[_identity(stage.search)]
                 hits = stage.reader.rank(stage, text, stage.first.hits[queries[0]])
                 stage.hits.update((query, hits) for query in queries)
+
+
+def _asked(plan: Sequence[Stage], dataset: Dataset) -> list[tuple[str, list[str]]]:
+    """Return the texts to ask for, each once, with the ids of its questions.
+
+    Where a run is read from a file, each question is asked for: the run may rank differently for two of one text.
+    """
+    ids: dict[str, list[str]] = {}
+    for query in sorted(dataset.judgements):
+        ids.setdefault(dataset.queries[query], []).append(query)
+    if any(isinstance(stage.retriever, StoredRun) for stage in plan):
+        return [(text, [query]) for text, queries in ids.items() for query in queries]
+    return list(ids.items())
+
+
+def _retrieved(stage: Stage, text: str, query: str) -> Sequence[Hit]:
+    if isinstance(stage.retriever, StoredRun):
+        return stage.retriever.retrieve_of(query, text, stage.fetch_k)
+    return stage.retriever.retrieve(text, stage.fetch_k)
 
 
 def _readers(plan: list[Stage], store: ScoreStore | None) -> dict[tuple[int, str], Reader]:

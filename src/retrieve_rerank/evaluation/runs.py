@@ -17,7 +17,8 @@ from retrieve_rerank.types import Hit, Passage
 class StoredRun:
     r"""A first stage that returns what a run file says, for the questions of a dataset. Made by `load_run`.
 
-    A question that the run does not hold finds nothing. Latency of this stage means nothing.
+    A question that the run does not hold finds nothing. Questions of the same text are told apart by their ids, which
+    `evaluate` and `tune` know. Latency of this stage means nothing.
 
     Example:
         >>> from pathlib import Path
@@ -32,13 +33,34 @@ class StoredRun:
         0.5
     """
 
-    def __init__(self, name: str, hits: Mapping[str, Sequence[Hit]]) -> None:
+    def __init__(self, name: str, hits: Mapping[str, Sequence[Hit]], queries: Mapping[str, str]) -> None:
         self._name = name
         self._hits = hits
+        self._queries = queries
+        self._ids: dict[str, list[str]] = {}
+        for identifier, text in queries.items():
+            self._ids.setdefault(text, []).append(identifier)
 
     def retrieve(self, query: str, k: int = 100) -> list[Hit]:
-        """Return the first `k` hits that the run holds for the text of a question."""
-        return list(self._hits.get(query, ()))[: check_count(k, "k")]
+        """Return the first `k` hits that the run holds for the text of a question.
+
+        Raises:
+            InvalidInputError: If several questions have this text, and the run ranks differently for them.
+        """
+        check_count(k, "k")
+        found = [list(self._hits.get(identifier, ())) for identifier in self._ids.get(query, ())]
+        if any(hits != found[0] for hits in found):
+            raise InvalidInputError(
+                f"questions {', '.join(map(repr, self._ids[query]))} have the same text, and the run {self._name} "
+                "ranks differently for them; ask by id, with retrieve_of"
+            )
+        return found[0][:k] if found else []
+
+    def retrieve_of(self, identifier: str, query: str, k: int = 100) -> list[Hit]:
+        """Return the first `k` hits that the run holds for a question, given its id and its text."""
+        if self._queries.get(identifier) != query:
+            return self.retrieve(query, k)  # of a dataset with other ids
+        return list(self._hits.get(identifier, ()))[: check_count(k, "k")]
 
     def __repr__(self) -> str:
         return f"StoredRun({self._name!r})"
@@ -76,7 +98,7 @@ def load_run(file: str | os.PathLike[str], dataset: Dataset) -> StoredRun:
         found.setdefault(query, []).append((score, passages[passage]))
     if not found:
         raise InvalidInputError(f"{path} holds no question of dataset {dataset.name!r}; ids must match as strings")
-    return StoredRun(path.name, {dataset.queries[query]: _hits(scored) for query, scored in found.items()})
+    return StoredRun(path.name, {query: _hits(scored) for query, scored in found.items()}, dataset.queries)
 
 
 def _hits(scored: Sequence[tuple[float, Passage]]) -> list[Hit]:

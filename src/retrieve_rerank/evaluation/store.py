@@ -83,17 +83,31 @@ def _connected(path: str) -> sqlite3.Connection:
 
 
 def _prepare(connection: sqlite3.Connection) -> None:
-    (found,) = connection.execute("PRAGMA user_version").fetchone()
-    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    if (found, tables) not in ((0, set()), (_FORMAT, {"scores"})):
-        raise sqlite3.DatabaseError("it is a database of something else")
+    if _is_ready(connection):
+        return
     with connection:
+        connection.execute("BEGIN IMMEDIATE")  # table and format at once, and by one process
+        if _is_ready(connection):
+            return
         connection.execute(
-            "CREATE TABLE IF NOT EXISTS scores "
+            "CREATE TABLE scores "
             "(pair BLOB PRIMARY KEY, logit REAL NOT NULL, truncated INTEGER NOT NULL, seconds REAL NOT NULL) "
             "WITHOUT ROWID"
         )
         connection.execute(f"PRAGMA user_version = {_FORMAT}")
+
+
+def _is_ready(connection: sqlite3.Connection) -> bool:
+    """Whether the table is there; false of a new file.
+
+    Raises:
+        sqlite3.DatabaseError: If the file is something else.
+    """
+    (found,) = connection.execute("PRAGMA user_version").fetchone()
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if (found, tables) not in ((0, set()), (_FORMAT, {"scores"})):
+        raise sqlite3.DatabaseError("it is a database of something else")
+    return bool(found == _FORMAT)
 
 
 def key_of(name: str, cross_encoder: object, scale: str) -> str:

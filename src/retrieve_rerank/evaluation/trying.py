@@ -163,17 +163,18 @@ class Plan:
     def _call_seconds(self, model: str, reader: Reader, dataset: Dataset) -> float:
         if not reader.fresh:
             return 0.0
-        first = next(iter(self.firsts.values()))
+        firsts = list(self.firsts.values())
+        found = {query: [hit for first in firsts for hit in first.hits[query][:1]] for query in dataset.judgements}
         taken = []
-        for query in [query for query in sorted(dataset.judgements) if first.hits[query]][: _TIMED + 1]:
+        for query in [query for query in sorted(found) if found[query]][: _TIMED + 1]:
             start = time.perf_counter()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", TruncationWarning)  # it was read before
-                self.rankers[model].rank(dataset.queries[query], first.hits[query][:1])
+                self.rankers[model].rank(dataset.queries[query], found[query][:1])
             taken.append(time.perf_counter() - start)
         single = statistics.median(taken[1:] or taken)  # the first warms up
         # A pair of a call for many holds its share of that call's cost, too: cost / many.
-        many = reader.pairs / len(first.seconds)
+        many = reader.pairs / len(firsts[0].seconds)
         return max(0.0, (single - reader.seconds / reader.pairs) / (1 - 1 / many)) if many > 1 else 0.0
 
 

@@ -59,13 +59,7 @@ def notes(plan: Plan, dataset: Dataset, measure: str, chosen: Setting, held_out:
     if held_out is None:
         said.append("The questions are too few to check the choice on some that it was not made on.")
     else:
-        said.append(
-            f"Chosen on one half of the questions, the setting taken reached {held_out.quality:.3f} on the other half, "
-            f"{held_out.regret:.3f} below the best one there (means of {held_out.splits} random splits; nine of ten "
-            f"were at most {held_out.spread:.3f} below). It was the setting chosen here in {held_out.agreement:.0%}."
-        )
-        if held_out.regret > _UNSURE:
-            said.append("So these questions are too few to tell the best settings apart: more would.")
+        said += _notes_on_choice(held_out)
     if chosen.cross_encoder is not None and chosen.fetch_k == deepest:
         said.append(f"The deepest that was tried is chosen: try deeper than {deepest}.")
     for (name, model, depth), stage in plan.reranked.items():
@@ -84,6 +78,24 @@ def notes(plan: Plan, dataset: Dataset, measure: str, chosen: Setting, held_out:
     return tuple(said)
 
 
+def _notes_on_choice(held_out: HeldOut) -> list[str]:
+    splits = f"means of {held_out.splits} random splits"
+    same = f"It was the setting chosen here in {held_out.agreement:.0%}."
+    if held_out.target is not None:  # the fastest that is good enough was wanted, and not the best
+        return [
+            f"Chosen on one half of the questions, the setting taken reached {held_out.quality:.3f} on the other half "
+            f"({splits}), and the {held_out.target:g} that was asked for in {held_out.reached:.0%} of them. {same}"
+        ]
+    said = [
+        f"Chosen on one half of the questions, the setting taken reached {held_out.quality:.3f} on the other half, "
+        f"{held_out.regret:.3f} below the best one there ({splits}; nine of ten were at most {held_out.spread:.3f} "
+        f"below). {same}"
+    ]
+    if held_out.regret > _UNSURE:
+        said.append("So these questions are too few to tell the best settings apart: more would.")
+    return said
+
+
 def short(tuning: Tuning) -> str:
     """Return the representation on one line."""
     chosen = tuning.chosen
@@ -99,7 +111,9 @@ def code(tuning: Tuning, setting: Setting) -> str:
     first = _variable(setting.first_stage)
     head = f"# {setting.name}: {tuning.measure} {setting.quality:.3f} on {tuning.dataset}\n"
     if setting.cross_encoder is None:
-        return f"{head}# It does not re-rank: search the first stage by itself.\nhits = {first}.retrieve(query, k=10)\n"
+        # As deep as it was measured: what a hybrid finds first depends on how deep it looks.
+        call = f"{first}.retrieve(query, k={setting.fetch_k})[:10]"
+        return f"{head}# It does not re-rank: the first stage by itself.\nhits = {call}\n"
     arguments = tuning.models.get(setting.cross_encoder)
     if arguments:
         imports = "from retrieve_rerank import CrossEncoder, RetrieveRerank\n\n"

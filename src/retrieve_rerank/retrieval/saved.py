@@ -71,8 +71,11 @@ class SavedSetting:
         """Whether a cross-encoder orders the candidates."""
         return self.cross_encoder is not None
 
-    def make_cross_encoder(self) -> CrossEncoder:
+    def make_cross_encoder(self, **changes: Any) -> CrossEncoder:
         """Return the cross-encoder of the setting, which loads at its first use.
+
+        Args:
+            **changes: Arguments of `CrossEncoder` that replace the setting's or are added to them, such as `device`.
 
         Raises:
             InvalidInputError: If there is none, or the file does not say how to make it.
@@ -84,7 +87,7 @@ class SavedSetting:
                 else "the setting is not to re-rank, so there is no cross-encoder"
             )
         arguments: dict[str, Any] = {name: value for name, value in self.model.items() if name in REMEMBERED}
-        return CrossEncoder(**arguments)
+        return CrossEncoder(**{**arguments, **changes})
 
 
 def save_setting(setting: SavedSetting, path: str | os.PathLike[str]) -> None:
