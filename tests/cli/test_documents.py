@@ -93,3 +93,50 @@ def test_csv_that_cannot_be_used() -> None:
 def test_a_pdf_that_is_named_is_refused(tmp_path) -> None:
     with pytest.raises(InvalidInputError, match=r"paper.PDF cannot be indexed: .PDF files are not read"):
         check_named(tmp_path / "paper.PDF")
+
+
+def test_a_csv_field_keeps_the_separators_that_are_no_line_ends() -> None:
+    content = "id,text\n1,one\u2028two\x0bthree\x0cfour\x85five\r\n2,six\n".encode()
+    assert [document.text for document in read(content, "a.csv", FIELDS)] == [
+        "one\u2028two\x0bthree\x0cfour\x85five",
+        "six",
+    ]
+
+
+def test_half_a_character_in_a_record_is_refused_with_its_line() -> None:
+    for record in (r'{"text": "\ud83d"}', r'{"text": "a", "more": "\ude00"}', r'{"text": "a", "\ud83d": 1}'):
+        with pytest.raises(UnreadableError, match="line 2 holds half a character"):
+            read(b'{"text": "whole \\ud83d\\ude00"}\n' + record.encode(), "a.jsonl", FIELDS)
+
+
+FRONT = "---\ntitle: 'How it works'\ntags:\n- a\n  b: c\n# comment\n\ndate : 1\n---\n"
+
+
+@pytest.mark.parametrize("front", [FRONT, FRONT.replace("\n", "\r\n")])
+def test_front_matter_gives_the_title_and_is_no_text(front: str) -> None:
+    (document,) = read(f"{front}# One\n\ntwo".encode(), "a.md", FIELDS)
+    assert document.title == "How it works"
+    assert document.text.strip() == "# One\n\ntwo"
+    assert document.text.index("# One") == len(front)  # places in it are those in the file
+    (plain,) = read(f"{front}# One".encode(), "a.txt", FIELDS)
+    assert plain.text == f"{front}# One"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "---\nA sentence between two breaks, and no more.\n---\nthe rest",
+        "---\ntitle: never closed\n",
+        "# One\n---\ntitle: x\n---\n",
+        "---\n---\nnothing between",
+        "---\n" + "- a: b\n-c: d\n" * 5_000 + "end",  # in no time
+    ],
+)
+def test_what_is_no_front_matter_stays(text: str) -> None:
+    assert read(text.encode(), "a.md", FIELDS) == [Document(text, "markdown", size=len(text))]
+
+
+def test_front_matter_may_have_no_title() -> None:
+    for title in ("", "title:\n", "title: >\n  folded\n", 'title: ""\n'):
+        (document,) = read(f"---\nx: 1\n{title}---\ntext".encode(), "a.md", FIELDS)
+        assert (document.title, document.text.strip()) == (None, "text")

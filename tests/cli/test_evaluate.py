@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import pytest
 
 from retrieve_rerank import BiEncoder, CrossEncoder
 from retrieve_rerank.cli import judging
-from tests.cli.conftest import Run
+from tests.cli.conftest import Run, start
 
 TEXTS = {
     "p 1": "paris is the capital of france",
@@ -113,6 +116,9 @@ def test_files_are_written_and_the_report_reads_them(run: Run, dataset: Path, mo
     assert (folder / "b.html").read_text() == (folder / "a.html").read_text()
     assert "cannot be read as an evaluation" in run("report", "none.json", status=1).err
     assert "does not exist" in run("evaluate", dataset, *models, "--save", "none/a.json", status=2).err
+    for option in ("--html", "--save", "--markdown", "--cache"):
+        assert "is a folder" in run("evaluate", dataset, *models, option, dataset, status=2).err
+    assert "is no folder" in run("evaluate", dataset, *models, "--runs", "a.md", status=2).err
 
 
 def test_an_index_of_ones_own_with_judgements(run: Run, indexed: Path, tmp_path: Path) -> None:
@@ -155,7 +161,52 @@ def test_calls_that_cannot_be_meant(run: Run, arguments: list[str], message: str
 
 
 def test_what_is_wrong_with_a_dataset_is_said_before_a_model_loads(run: Run, dataset: Path) -> None:
-    assert "is not the name of a measure" in run("evaluate", dataset, "--measure", "nonsense", status=1).err
+    assert "is not the name of a measure" in run("evaluate", dataset, "--measure", "nonsense", status=2).err
     (dataset / "qrels.tsv").unlink()
     assert "needs judgements" in run("evaluate", dataset, status=1).err
     assert "is not a folder" in run("evaluate", "nowhere", status=1).err
+
+
+def test_words_that_are_not_there_are_not_measured(run: Run, docs: Path, indexed: Path, tmp_path: Path) -> None:
+    shutil.rmtree(indexed / "words")  # as of an index that was made without BM25
+    (tmp_path / "q.jsonl").write_text('{"id": "q1", "text": "the word of rome"}\n')
+    (tmp_path / "judged.tsv").write_text("q1\tf1\t1\n")
+    own = ("--in", "made", "--queries", "q.jsonl", "--qrels", "judged.tsv")
+    for command in ("evaluate", "tune"):
+        assert "made has no words to search for; run retrieve-rerank index again" in run(command, *own, status=1).err
+    assert not (indexed / "words").exists()
+    assert run("evaluate", *own, "--first-stage", "dense").lines
+    other = run("evaluate", *own, "--bi-encoder", "another", status=2)
+    assert "leave --bi-encoder out" in " ".join(other.err.split())
+
+
+def test_an_index_that_was_broken_off_is_named(run: Run, indexed: Path, tmp_path: Path) -> None:
+    record = json.loads((indexed / "retrieve-rerank.json").read_text())
+    (indexed / "retrieve-rerank.json").write_text(json.dumps({**record, "clean": False}))
+    (tmp_path / "q.jsonl").write_text('{"id": "q1", "text": "the word of rome"}\n')
+    (tmp_path / "judged.tsv").write_text("q1\tf1\t1\n")
+    done = run("evaluate", "--in", "made", "--queries", "q.jsonl", "--qrels", "judged.tsv")
+    assert "was broken off" in done.err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes are POSIX's")
+@pytest.mark.parametrize(
+    ("command", "file", "status"),
+    [
+        (("evaluate", "--save", "out.json"), "out.json", 0),
+        (("tune", "--depth", "2", "--latency-budget", "0.000001ms", "--save", "out.json"), "out.json", 1),
+    ],
+)
+def test_a_reader_that_is_gone_costs_no_file_and_no_status(
+    dataset: Path, models: tuple[str, ...], cache: Path, command: tuple[str, ...], file: str, status: int
+) -> None:
+    name, *options = command
+    process = start(name, dataset, *models, *options, cwd=dataset.parent, stdin=subprocess.DEVNULL)
+    assert process.stdout is not None
+    process.stdout.close()  # before anything is written
+    assert process.stderr is not None
+    said = process.stderr.read().decode()
+    process.stderr.close()
+    assert process.wait(timeout=300) == status, said
+    assert "BrokenPipe" not in said
+    assert json.loads((dataset.parent / file).read_text())

@@ -145,7 +145,7 @@ def test_a_folder_with_something_else_is_left_alone(run: Run, docs: Path, models
 def test_one_id_in_two_files_is_refused(run: Run, docs: Path, indexed: Path) -> None:
     (docs / "other.jsonl").write_text('{"id": "f1", "text": "bread"}\n')
     refused = run("index", docs, "--to", "made", status=1)
-    assert "id 'f1' is in docs/other.jsonl and in docs/more/facts.jsonl" in refused.err
+    assert "id 'f1' is in docs/more/facts.jsonl and in docs/other.jsonl" in refused.err
 
 
 @pytest.mark.parametrize("module", ["semantic_text_splitter", "markdownify"])

@@ -67,6 +67,8 @@ BAD = {
     "not UTF-8": b'{"query": "\xe9", "passages": ["a"]}',
     "lone surrogate": b'{"query": "a", "passages": ["\\ud800"]}',
     "NaN beside": b'{"query": "a", "passages": ["a"], "weight": NaN}',
+    "NaN within": b'{"query": "a", "passages": [{"text": "a", "metadata": {"x": NaN}}]}',
+    "infinity within": b'{"query": "a", "passages": [{"text": "a", "metadata": {"x": 1e999}}]}',
     "query too long": json.dumps({"query": "a b " * 200, "passages": ["a"]}).encode(),
     "nested without end": b"[" * 100_000,
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from retrieve_rerank import HybridRetriever
 from tests.cli.conftest import Run
 from tests.cli.test_evaluate import dataset
 
@@ -76,3 +77,36 @@ def test_few_questions_and_a_missing_folder_are_said_before_anything_takes_long(
         assert "does not exist" in " ".join(refused.err.replace("│", "").split())
     refused = run("search", "paris", "--in", "made", "--setting", str(own / "retrieve-rerank.json"), status=1)
     assert "no setting" in refused.err
+
+
+def test_a_setting_is_changed_by_options_and_needs_its_model(run: Run, own: Path, tiny_cross_encoder: Path) -> None:
+    setting = own.parent / "setting.json"
+    content = {"format": 1, "first_stage": "bm25", "fetch_k": 3, "cross_encoder": "mine"}
+    setting.write_text(json.dumps(content))
+    search = ("search", "the word in paris", "--in", "made", "--setting", "setting.json")
+    assert "the setting does not say how 'mine' is made" in run(*search, status=1).err
+    setting.write_text(json.dumps({**content, "model": {"model": str(tiny_cross_encoder), "precision": "float32"}}))
+    exact, low = (
+        [hit["logit"] for hit in run(*search, *options).lines] for options in ((), ("--precision", "bfloat16"))
+    )
+    assert exact != low
+    assert sorted(exact) == pytest.approx(sorted(low), abs=0.3)
+
+
+def test_without_re_ranking_the_first_stage_is_asked_as_deep_as_it_was_measured(
+    run: Run, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    real = HybridRetriever.retrieve
+
+    def spy(self: HybridRetriever, query: str, k: int = 100, **options: object) -> object:
+        asked.append(k)
+        return real(self, query, k, **options)
+
+    monkeypatch.setattr(HybridRetriever, "retrieve", spy)
+    setting = own.parent / "setting.json"
+    setting.write_text(json.dumps({"format": 1, "first_stage": "hybrid", "fetch_k": 40}))
+    search = ("search", "the word in paris", "--in", "made", "--top-n", 2)
+    for options in (("--setting", "setting.json"), ("--no-rerank",), ("--no-rerank", "--fetch-k", 1)):
+        assert len(run(*search, *options).lines) == 2
+    assert asked == [40, 100, 2]

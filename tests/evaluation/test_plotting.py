@@ -8,9 +8,11 @@ from collections.abc import Iterator
 import pytest
 
 from retrieve_rerank import MissingDependencyError
+from retrieve_rerank.evaluation import Dataset, evaluate
 from retrieve_rerank.evaluation.plotting import _side_by_side
 from tests.core.stubs import run_python
 from tests.evaluation import reports
+from tests.evaluation.stubs import Shelf
 
 matplotlib = pytest.importorskip("matplotlib")
 
@@ -92,3 +94,15 @@ def test_the_report_needs_no_matplotlib() -> None:
         print("matplotlib" in sys.modules)
     """
     assert run_python(script).strip() == "False"
+
+
+def test_values_that_are_all_equal_have_an_interval_of_no_length() -> None:
+    """Their mean and the bootstrap's may differ in the last bit."""
+    ids = [f"p{number}" for number in range(10)]
+    queries = {f"q{number}": f"question {number}" for number in range(10)}
+    texts = {name: f"text {name}" for name in ids}
+    toy = Dataset("toy", texts, queries, {query: {ids[4]: 1} for query in queries})
+    shelf = Shelf(dict.fromkeys(queries.values(), ids), texts)
+    evaluation = evaluate({"shelf": shelf}, toy, ["RR@10"])
+    assert evaluation["shelf"].means["RR@10"] == pytest.approx(0.2)
+    evaluation.plot().figure.savefig(io.BytesIO())

@@ -144,3 +144,8 @@ def test_a_title_behind_markdowns_marks_is_cut_out_and_a_short_one_gives_way_to_
     }
     texts = {passage.id: passage.text for passage in dataset.passages}
     assert all(question not in texts[passage] for passage, question in dataset.queries.items())
+
+
+def test_a_title_is_not_cut_out_of_a_longer_word() -> None:
+    question, rest = one(f"Configurations are stored in files. {REST}", title="Configuration")
+    assert (question, rest) == ("Configuration", f"Configurations are stored in files. {REST}")

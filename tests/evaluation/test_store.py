@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 import warnings
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 
 from retrieve_rerank import CrossEncoder, Hit, InvalidInputError, RetrieveRerank
 from retrieve_rerank.evaluation import Dataset, Evaluation, evaluate
+from retrieve_rerank.evaluation import store as store_module
 from retrieve_rerank.evaluation.store import Score, key_of, open_store
 from tests.core.stubs import TableScorer
 from tests.evaluation.stubs import TEXTS, Shelf, dataset, logits
@@ -166,3 +169,43 @@ def test_a_first_stage_that_returns_too_many_is_cut_as_a_search_cuts_it() -> Non
     data = Dataset("many", texts, {"q1": "one"}, {"q1": {"c": 1}})
     search = RetrieveRerank(Generous({"one": "abc"}, texts), TableScorer({"aa": 1.0, "bb": 2.0, "cc": 3.0}), fetch_k=2)
     assert evaluate({"search": search}, data, ("RR@10",), fetch_k=2)["search"].means["RR@10"] == 0.0
+
+
+def test_two_processes_make_one_file(tmp_path: Path) -> None:
+    """One is between the table and the format when the other opens the file."""
+    path = tmp_path / "scores.sqlite"
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with ThreadPoolExecutor(1) as pool:
+
+        def score() -> dict[str, Score]:
+            with open_store(path) as store:
+                store.put("x", "q", {"t": Score(1.0, False, 0.5)})
+                return store.get("x", "q", ["t"])
+
+        waiting = pool.submit(score)
+        time.sleep(0.2)
+        store_module._create(other)
+        other.execute("COMMIT")
+        assert waiting.result() == {"t": Score(1.0, False, 0.5)}
+    other.close()
+
+
+def test_loading_the_model_is_no_part_of_what_a_pair_takes(
+    tiny_cross_encoder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from retrieve_rerank.models import loading
+
+    real = loading.load_cross_encoder
+
+    def slow(*arguments: Any) -> Any:
+        time.sleep(2)
+        return real(*arguments)
+
+    monkeypatch.setattr(loading, "load_cross_encoder", slow)
+    with CrossEncoder(tiny_cross_encoder) as model:
+        run(model, tmp_path / "scores.sqlite")
+    scores = sqlite3.connect(tmp_path / "scores.sqlite")
+    ((longest,),) = scores.execute("SELECT max(seconds) FROM scores").fetchall()
+    scores.close()
+    assert longest < 0.5

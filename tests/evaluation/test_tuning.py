@@ -23,6 +23,7 @@ from retrieve_rerank import (
     RetrieveRerank,
 )
 from retrieve_rerank.evaluation import Dataset, Setting, Tuning, evaluate, tune
+from retrieve_rerank.evaluation.measuring import measure
 from retrieve_rerank.evaluation.running import Stage
 from retrieve_rerank.evaluation.trying import Plan
 from tests.core.stubs import TableScorer
@@ -255,3 +256,29 @@ def test_all_of_it_as_json(tmp_path: Path) -> None:
     assert content["answer"] == tuning.answer
     assert [one["quality"] for one in content["settings"]] == [one.quality for one in tuning.settings]
     assert content["held_out"] is None
+
+
+def test_what_is_not_re_ranked_is_pasted_as_deep_as_it_was_measured() -> None:
+    """A hybrid puts other passages first when it looks less deep."""
+    lists = {"one": "cad", "two": "bfe"}
+    tuning = tune({"shelf": Shelf(lists)}, {"table": TableScorer(logits("fedcba"))}, dataset(), depths=[2, 3])
+    assert not tuning.chosen.cross_encoder
+    assert "hits = shelf.retrieve(query, k=3)[:10]\n" in tuning.code()
+
+
+def test_a_first_stage_that_finds_nothing_loses_no_work() -> None:
+    nothing = Shelf({"one": "", "two": ""})
+    tuning = tune({"nothing": nothing, "shelf": Shelf(LISTS)}, {"table": TableScorer(logits("abcdef"))}, dataset())
+    assert tuning.chosen.first_stage == "shelf"
+    only = tune({"nothing": nothing}, {"table": TableScorer({})}, dataset())
+    assert only.chosen.quality == 0.0
+
+
+def test_both_stages_together_are_timed_by_question() -> None:
+    """The 95th percentile of sums is not the sum of percentiles."""
+    first = Stage("first", Shelf({}), 1, seconds=[9.0, *[0.0] * 10, *[1.0] * 10])
+    second = Stage("second", Shelf({}), 1, first=first, seconds=[9.0, *[2.0] * 10, *[0.0] * 10])
+    for stage in (first, second):
+        stage.hits = {"q1": [], "q2": []}
+    total = measure(second, dataset(), ["nDCG@10"]).total
+    assert (total.p50, total.p95) == (1.5, 2.0)

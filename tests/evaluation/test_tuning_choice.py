@@ -189,3 +189,15 @@ def test_a_notebook_shows_it_escaped() -> None:
 def test_a_curve_that_is_not_there() -> None:
     with pytest.raises(InvalidInputError, match="'shelf' with 'table' was not tried; there are the first stages"):
         many("+-").curve("shelf", "table")
+
+
+def test_who_asks_for_a_quality_is_told_whether_it_is_kept() -> None:
+    """The fastest that reaches it is not the best, on purpose: more questions would not make it so."""
+    tuning = many("+-" * 20, quality=0.7)
+    held_out = tuning.held_out
+    assert (held_out.target, held_out.reached) == (0.7, 1.0)
+    assert any("and the 0.7 that was asked for in 100% of them" in note for note in tuning.notes)
+    assert not any("too few to tell" in note or "below the best one" in note for note in tuning.notes)
+    close = many("+-" * 20, quality=0.8155)  # the mean over all questions: half of the halves are below
+    assert 0.2 < close.held_out.reached < 0.9
+    assert many("+-" * 20).held_out.target is None

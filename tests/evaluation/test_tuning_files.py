@@ -62,7 +62,7 @@ def test_the_code_runs(words: BM25Index, tiny_cross_encoder: Path) -> None:
         assert (made.fetch_k, made.cross_encoder.settings) == (3, model.settings)
         names = {"words": words, "query": "bread"}
         exec(tuning.code(tuning.settings[0]), names)
-        assert len(names["hits"]) == 10
+        assert len(names["hits"]) == 6  # as deep as it was measured
 
 
 def test_neither_secrets_nor_leave_to_run_code_are_written(words: BM25Index, tiny_cross_encoder: Path) -> None:

@@ -30,7 +30,7 @@ RESERVED = ("source", "title", "heading", "start", "end")
 
 # YAML between two lines of hyphens; what stands between two thematic breaks is none.
 _FRONT = re.compile(r"---[ \t]*\r?\n(?:(?:[\w.][\w.-]*[ \t]*:[^\r\n]*|[ \t#-][^\r\n]*|)\r?\n)+?---[ \t]*(?:\r?\n|\Z)")
-_FRONT_TITLE = re.compile(r"^title[ \t]*:[ \t]*([\"']?)([^\r\n>|].*?)\1[ \t]*\r?$", re.MULTILINE)
+_FRONT_TITLE = re.compile(r"^title[ \t]*:([^\r\n]*)", re.MULTILINE)
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _NO_TEXT = ("title", "script", "style", "noscript", "template", "svg", "nav")
 
@@ -100,8 +100,13 @@ def _without_front(text: str) -> tuple[str | None, str]:
     front = _FRONT.match(text)
     if front is None:
         return None, text
-    title = _FRONT_TITLE.search(front[0])
-    return (title and title[2].strip()) or None, re.sub(r"[^\r\n]", " ", front[0]) + text[front.end() :]
+    found = _FRONT_TITLE.search(front[0])
+    title = "" if found is None else found[1].strip()
+    if title[:1] in ("'", '"') and title[1:].endswith(title[0]):
+        title = title[1:-1]
+    elif title[:1] in (">", "|"):  # it follows on other lines
+        title = ""
+    return title or None, re.sub(r"[^\r\n]", " ", front[0]) + text[front.end() :]
 
 
 def _each_once(records: Iterator[Document]) -> list[Document]:

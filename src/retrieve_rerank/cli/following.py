@@ -178,8 +178,9 @@ class _Work:
             return
         if owner in self.kept or "source" not in stored.metadata:
             raise _two_files(stored.id, source, owner)
-        if (file := self.record.files.get(owner)) is not None:
+        if (file := self.record.files.get(owner)) is not None and file.digest:
             self.record.files[owner] = replace(file, digest="")
+            self.index_folder.save()  # before its passage is another's: the run may be broken off
 
     def _gone(self, found: Found, paths: Sequence[Path]) -> set[str]:
         """Return the files that are no more: they lay under the paths, and were not found."""
@@ -222,7 +223,8 @@ def _under(paths: Sequence[Path], places: Iterable[Path]) -> bool:
 
 
 def _two_files(id_: str, source: str, owner: str) -> InvalidInputError:
+    one, other = sorted((source, owner))
     return InvalidInputError(
-        f"id {id_!r} is in {source} and in {owner}; give every record an id of its own, or name another field with "
+        f"id {id_!r} is in {one} and in {other}; give every record an id of its own, or name another field with "
         "--id-field"
     )

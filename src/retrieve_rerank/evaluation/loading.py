@@ -79,6 +79,7 @@ def _system(content: Any) -> System:
         truncated=_whole(content["truncated"]),
         scores=_table(_row(_optional(_number)))(content["scores"]),
         cut=_table(_row(_whole))(content["cut"]),
+        total=_optional(_latency)(content.get("total")),
     )
 
 

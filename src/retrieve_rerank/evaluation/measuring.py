@@ -38,8 +38,8 @@ def measure(stage: Stage, dataset: Dataset, measures: Sequence[str]) -> System:
         means=_means(values),
         ceiling=_ceiling(run, judgements, measures, stage.fetch_k) if first is None else {},
         unjudged={query: sum(passage not in judgements[query] for passage in ids[:_TOP]) for query, ids in run.items()},
-        retrieve=_latency(stage if first is None else first),
-        rerank=None if first is None else _latency(stage),
+        retrieve=_latency((stage if first is None else first).seconds),
+        rerank=None if first is None else _latency(stage.seconds, estimated=stage.estimated),
         pairs=stage.pairs,
         truncated=stage.truncated,
         scores={
@@ -47,6 +47,7 @@ def measure(stage: Stage, dataset: Dataset, measures: Sequence[str]) -> System:
             for query in run
         },
         cut={} if first is None else {query: ranks for query in run if (ranks := _cut(stage.hits[query]))},
+        total=None if first is None else _latency(_sums(first.seconds, stage.seconds), estimated=stage.estimated),
     )
 
 
@@ -175,7 +176,10 @@ def _cut(hits: Sequence[Hit]) -> tuple[int, ...]:
     return tuple(rank for rank, hit in enumerate(hits, start=1) if hit.truncated)
 
 
-def _latency(stage: Stage) -> Latency:
-    seconds = stage.seconds[1:] or stage.seconds  # the first includes loading
-    p50, p95 = np.percentile(seconds, [50, 95])
-    return Latency(float(p50), float(p95), stage.estimated)
+def _latency(seconds: Sequence[float], *, estimated: bool = False) -> Latency:
+    p50, p95 = np.percentile(seconds[1:] or seconds, [50, 95])  # the first includes loading
+    return Latency(float(p50), float(p95), estimated)
+
+
+def _sums(retrieve: Sequence[float], rerank: Sequence[float]) -> list[float]:
+    return [a + b for a, b in zip(retrieve, rerank, strict=True)]

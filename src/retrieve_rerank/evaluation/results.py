@@ -55,6 +55,8 @@ class System:
         scores: What `run` is by, in its order, to six digits: logits, or a first stage's scores. None for what is no
             finite number.
         cut: By question, the ranks of the passages that the cross-encoder did not read to the end; where there are any.
+        total: Latency of both stages: the 95th percentile of sums is not the sum of percentiles. None for a first
+            stage, and in files of versions that did not keep it.
 
     Example:
         >>> from retrieve_rerank.evaluation import Latency, System
@@ -79,6 +81,7 @@ class System:
     truncated: int = 0
     scores: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
     cut: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    total: Latency | None = None
 
     @property
     def truncated_share(self) -> float | None:

@@ -87,14 +87,17 @@ def _prepare(connection: sqlite3.Connection) -> None:
         return
     with connection:
         connection.execute("BEGIN IMMEDIATE")  # table and format at once, and by one process
-        if _is_ready(connection):
-            return
-        connection.execute(
-            "CREATE TABLE scores "
-            "(pair BLOB PRIMARY KEY, logit REAL NOT NULL, truncated INTEGER NOT NULL, seconds REAL NOT NULL) "
-            "WITHOUT ROWID"
-        )
-        connection.execute(f"PRAGMA user_version = {_FORMAT}")
+        if not _is_ready(connection):
+            _create(connection)
+
+
+def _create(connection: sqlite3.Connection) -> None:
+    connection.execute(
+        "CREATE TABLE scores "
+        "(pair BLOB PRIMARY KEY, logit REAL NOT NULL, truncated INTEGER NOT NULL, seconds REAL NOT NULL) "
+        "WITHOUT ROWID"
+    )
+    connection.execute(f"PRAGMA user_version = {_FORMAT}")
 
 
 def _is_ready(connection: sqlite3.Connection) -> bool:

@@ -157,11 +157,16 @@ def _warm(answers: Sequence[Answer]) -> list[Answer]:
 
 
 def _with_latency(system: System, pipeline: Pipeline, answers: Sequence[Answer]) -> System:
-    retrieve = _latency([answer.seconds[pipeline.stage] for answer in answers])
+    found = [answer.seconds[pipeline.stage] for answer in answers]
+    retrieve = _latency(found)
     if system.rerank is None or pipeline.reader is None:
         return replace(system, retrieve=retrieve)
-    seconds = [_read_seconds(answer, pipeline.stage, pipeline.reader) for answer in answers]
-    return replace(system, retrieve=retrieve, rerank=replace(_latency(seconds), estimated=system.rerank.estimated))
+    read = [_read_seconds(answer, pipeline.stage, pipeline.reader) for answer in answers]
+    rerank, total = (
+        replace(_latency(seconds), estimated=system.rerank.estimated)
+        for seconds in (read, [a + b for a, b in zip(found, read, strict=True)])
+    )
+    return replace(system, retrieve=retrieve, rerank=rerank, total=total)
 
 
 def _read_seconds(answer: Answer, stage: Stage, reader: int) -> float:

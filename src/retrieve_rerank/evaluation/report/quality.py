@@ -20,8 +20,9 @@ _KIND = {"helps": "up", "hurts": "down", "no clear difference": "same"}
 
 def latency(system: System) -> tuple[float, float]:
     """Return seconds a question at p50 and p95, both stages together."""
-    rerank = system.rerank
-    more = (0.0, 0.0) if rerank is None else (rerank.p50, rerank.p95)
+    if system.total is not None:
+        return system.total.p50, system.total.p95
+    more = (0.0, 0.0) if system.rerank is None else (system.rerank.p50, system.rerank.p95)
     return system.retrieve.p50 + more[0], system.retrieve.p95 + more[1]
 
 
