@@ -109,15 +109,14 @@ def test_half_a_character_in_a_record_is_refused_with_its_line() -> None:
             read(b'{"text": "whole \\ud83d\\ude00"}\n' + record.encode(), "a.jsonl", FIELDS)
 
 
-FRONT = "---\ntitle: 'How it works'\ntags:\n- a\n  b: c\n# comment\n\ndate : 1\n---\n"
+FRONT = "---\ntitle: 'How it works'\ntags:\n- a\n  b: c\n# comment\n\ndescription : From start: to end\n---\n"
 
 
 @pytest.mark.parametrize("front", [FRONT, FRONT.replace("\n", "\r\n")])
-def test_front_matter_gives_the_title_and_is_no_text(front: str) -> None:
+def test_of_front_matter_title_and_description_stay(front: str) -> None:
     (document,) = read(f"{front}# One\n\ntwo".encode(), "a.md", FIELDS)
     assert document.title == "How it works"
-    assert document.text.strip() == "# One\n\ntwo"
-    assert document.text.index("# One") == len(front)  # places in it are those in the file
+    assert document.text == "How it works\n\nFrom start: to end\n\n# One\n\ntwo"
     (plain,) = read(f"{front}# One".encode(), "a.txt", FIELDS)
     assert plain.text == f"{front}# One"
 
@@ -139,4 +138,4 @@ def test_what_is_no_front_matter_stays(text: str) -> None:
 def test_front_matter_may_have_no_title() -> None:
     for title in ("", "title:\n", "title: >\n  folded\n", 'title: ""\n'):
         (document,) = read(f"---\nx: 1\n{title}---\ntext".encode(), "a.md", FIELDS)
-        assert (document.title, document.text.strip()) == (None, "text")
+        assert (document.title, document.text) == (None, "text")

@@ -147,5 +147,14 @@ def test_a_title_behind_markdowns_marks_is_cut_out_and_a_short_one_gives_way_to_
 
 
 def test_a_title_is_not_cut_out_of_a_longer_word() -> None:
-    question, rest = one(f"Configurations are stored in files. {REST}", title="Configuration")
-    assert (question, rest) == ("Configuration", f"Configurations are stored in files. {REST}")
+    longer = Passage("longer", f"Configurations are stored in files. {REST}", {"title": "Configuration"})
+    dataset = sample_questions([longer, Passage("p", f"How is bread made? {REST}")])
+    assert list(dataset.queries) == ["p"]
+    assert dataset.passages[0].text == longer.text
+
+
+def test_a_question_that_a_passage_holds_again_is_not_asked() -> None:
+    again = Passage("again", f"npm-prune-all and more. {REST} See NPM-prune-all, too.", {"title": "npm-prune-all"})
+    dataset = sample_questions([again, Passage("p", f"How is bread made? {REST}")])
+    assert list(dataset.queries) == ["p"]
+    assert dataset.passages[0].text == again.text

@@ -30,7 +30,7 @@ RESERVED = ("source", "title", "heading", "start", "end")
 
 # YAML between two lines of hyphens; what stands between two thematic breaks is none.
 _FRONT = re.compile(r"---[ \t]*\r?\n(?:(?:[\w.][\w.-]*[ \t]*:[^\r\n]*|[ \t#-][^\r\n]*|)\r?\n)+?---[ \t]*(?:\r?\n|\Z)")
-_FRONT_TITLE = re.compile(r"^title[ \t]*:([^\r\n]*)", re.MULTILINE)
+_FRONT_VALUE = re.compile(r"^(title|description)[ \t]*:([^\r\n]*)", re.MULTILINE)
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _NO_TEXT = ("title", "script", "style", "noscript", "template", "svg", "nav")
 
@@ -96,17 +96,22 @@ def read(content: bytes, name: str, fields: Fields) -> list[Document]:
 
 
 def _without_front(text: str) -> tuple[str | None, str]:
-    """Return the title that a Markdown file's front matter names, and the text with blanks in the place of that."""
+    """Return the title that a Markdown file's front matter names, and the text without what is for machines.
+
+    Title and description stay as paragraphs: often nothing else says what the page is about.
+    """
     front = _FRONT.match(text)
     if front is None:
         return None, text
-    found = _FRONT_TITLE.search(front[0])
-    title = "" if found is None else found[1].strip()
-    if title[:1] in ("'", '"') and title[1:].endswith(title[0]):
-        title = title[1:-1]
-    elif title[:1] in (">", "|"):  # it follows on other lines
-        title = ""
-    return title or None, re.sub(r"[^\r\n]", " ", front[0]) + text[front.end() :]
+    said = {name: _unquoted(value.strip()) for name, value in _FRONT_VALUE.findall(front[0])}
+    title = said.get("title") or None
+    return title, "\n\n".join(filter(None, (title, said.get("description"), text[front.end() :])))
+
+
+def _unquoted(value: str) -> str:
+    if value[:1] in (">", "|"):  # it follows on other lines
+        return ""
+    return value[1:-1] if value[:1] in ("'", '"') and value[1:].endswith(value[0]) else value
 
 
 def _each_once(records: Iterator[Document]) -> list[Document]:

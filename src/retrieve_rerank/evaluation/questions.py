@@ -25,8 +25,9 @@ def sample_questions(
 
     The question of a passage is its title (`metadata["title"]`), or its first sentence or heading where it has none.
     It is cut out of the passage, and out of every other passage in the same way, so that finding the passage is not
-    a matter of finding the same words: index `dataset.passages`, not your own. Questions that fit several passages
-    are not asked. Passages too short to be cut stay whole, and are searched but not asked for.
+    a matter of finding the same words: index `dataset.passages`, not your own. Questions that fit several passages,
+    or that their passage holds twice, are not asked. Passages too short to be cut stay whole, and are searched but not
+    asked for.
 
     The labels are weak. They can tell whether a pipeline is broken and roughly which of two is better. They cannot
     tell how much users gain: titles and first sentences are not what people ask, share words with their passage,
@@ -105,5 +106,7 @@ def _split(text: str, title: str, titles: Mapping[str, int]) -> tuple[str, str]:
             return "", text
         rest = f"{front}{rest}"
     if not _SHORTEST <= len(question) <= _LONGEST or len(rest) < _REST:
+        return "", text
+    if question.casefold() in rest.casefold():  # it says so again: finding the passage would be trivial
         return "", text
     return question, rest
