@@ -77,6 +77,36 @@ def test_files_elsewhere_keep_their_ids(run: Run, docs: Path, indexed: Path, tmp
     assert "id 'f1' is in docs/more/facts.jsonl and in other/facts.jsonl" in refused.err
 
 
+def test_an_id_in_doubt_stays_until_its_files_are_read_again(
+    run: Run, docs: Path, indexed: Path, tiny_bi_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "_TOGETHER", 1)
+    (docs / "more" / "a.jsonl").write_text('{"id": "f1", "text": "the word of rome"}\n')
+    run("index", docs, "--to", "made", status=1)  # f1 was taken from facts.jsonl, whose turn came after
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "x.txt").write_text("bread")
+    run("index", tmp_path / "other", "--to", "made")
+    assert "f1" in sources(indexed, tiny_bi_encoder)
+    assert "was broken off" in run("search", "bread", "--in", "made", "--no-rerank").err
+    (docs / "more" / "a.jsonl").unlink()
+    run("index", docs, "--to", "made")
+    assert sources(indexed, tiny_bi_encoder)["f1"] == "docs/more/facts.jsonl"
+    assert "broken off" not in run("search", "bread", "--in", "made", "--no-rerank").err
+
+
+def test_another_folder_of_a_name_that_is_gone_is_not_the_one_that_was_moved(
+    run: Run, docs: Path, indexed: Path, tiny_bi_encoder: Path, tmp_path: Path
+) -> None:
+    before = stored(indexed, tiny_bi_encoder)
+    docs.rename(tmp_path / "unmounted")
+    other = tmp_path / "else" / "docs"
+    other.mkdir(parents=True)
+    (other / "rome.txt").write_text((tmp_path / "unmounted" / "rome.txt").read_text())
+    (other / "new.txt").write_text("the word")
+    assert run("index", other, "--to", "made").lines[0]["removed"] == 0
+    assert before.items() <= stored(indexed, tiny_bi_encoder).items()
+
+
 @pytest.mark.parametrize("together", [True, False])
 def test_a_moved_folder_loses_what_is_deleted_from_it(
     run: Run, docs: Path, indexed: Path, tiny_bi_encoder: Path, tmp_path: Path, *, together: bool

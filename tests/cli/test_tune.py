@@ -84,7 +84,7 @@ def test_a_setting_is_changed_by_options_and_needs_its_model(run: Run, own: Path
     content = {"format": 1, "first_stage": "bm25", "fetch_k": 3, "cross_encoder": "mine"}
     setting.write_text(json.dumps(content))
     search = ("search", "the word in paris", "--in", "made", "--setting", "setting.json")
-    assert "the setting does not say how 'mine' is made" in run(*search, status=1).err
+    assert "does not say how 'mine' is made; name the model with --cross-encoder" in run(*search, status=1).err
     setting.write_text(json.dumps({**content, "model": {"model": str(tiny_cross_encoder), "precision": "float32"}}))
     exact, low = (
         [hit["logit"] for hit in run(*search, *options).lines] for options in ((), ("--precision", "bfloat16"))

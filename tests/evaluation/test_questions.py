@@ -146,15 +146,21 @@ def test_a_title_behind_markdowns_marks_is_cut_out_and_a_short_one_gives_way_to_
     assert all(question not in texts[passage] for passage, question in dataset.queries.items())
 
 
-def test_a_title_is_not_cut_out_of_a_longer_word() -> None:
-    longer = Passage("longer", f"Configurations are stored in files. {REST}", {"title": "Configuration"})
-    dataset = sample_questions([longer, Passage("p", f"How is bread made? {REST}")])
-    assert list(dataset.queries) == ["p"]
-    assert dataset.passages[0].text == longer.text
+def test_a_title_is_cut_out_of_no_longer_word() -> None:
+    longer = f"Configurations are stored in files. {REST}"
+    assert one(longer, title="Configuration") == ("Configuration", longer)
+    joined = "小麦粉と水から作られます。" + "酵母で膨らみます。" * 5  # no space between title and text
+    assert one(f"日本のパンの作り方を説明{joined}", title="日本のパンの作り方を説明") == (
+        "日本のパンの作り方を説明",
+        joined,
+    )
 
 
-def test_a_question_that_a_passage_holds_again_is_not_asked() -> None:
-    again = Passage("again", f"npm-prune-all and more. {REST} See NPM-prune-all, too.", {"title": "npm-prune-all"})
-    dataset = sample_questions([again, Passage("p", f"How is bread made? {REST}")])
-    assert list(dataset.queries) == ["p"]
-    assert dataset.passages[0].text == again.text
+def test_what_a_passage_says_again_is_not_asked() -> None:
+    again = f"npm-prune-all does more. {REST} See NPM-prune-all, too."
+    question, rest = one(again, title="npm-prune-all")
+    assert question == "does more."
+    assert rest == f"npm-prune-all {REST} See NPM-prune-all, too."
+    twice = f"How is bread made? {REST} How is bread made?"
+    with pytest.raises(InvalidInputError, match="and it does not say again"):
+        sample_questions([Passage("p", twice)])

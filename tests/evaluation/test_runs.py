@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from retrieve_rerank import InvalidInputError, RetrieveRerank
+from retrieve_rerank import HybridRetriever, InvalidInputError, RetrieveRerank
 from retrieve_rerank.evaluation import Dataset, evaluate, load_run
 from tests.core.stubs import TableScorer
 from tests.evaluation.stubs import TEXTS, Shelf, dataset, logits
@@ -90,11 +90,15 @@ def test_questions_of_one_text_are_told_apart_by_their_ids(tmp_path: Path) -> No
     )
     run = load_run(write(tmp_path, "q1 Q0 a 1 2 x\nq1 Q0 b 2 1 x\nq2 Q0 b 1 2 x\nq2 Q0 a 2 1 x\n"), twins)
     assert [hit.passage.id for hit in run.retrieve_of("q2", "same", 1)] == ["b"]
-    with pytest.raises(InvalidInputError, match="'q1', 'q2', 'q3' have the same text"):
+    with pytest.raises(InvalidInputError, match="'q1', 'q2' have the same text"):
         run.retrieve("same")
     scorer = TableScorer(logits("abcdef"))
     evaluation = evaluate({"run": run, "search": RetrieveRerank(run, scorer, fetch_k=2)}, twins, ["RR@10"])
     assert evaluation["run"].run == {"q1": ("a", "b"), "q2": ("b", "a"), "q3": ()}
     assert evaluation["search"].per_query["RR@10"] == {"q1": 1.0, "q2": 0.5, "q3": 0.0}
+    agreed = load_run(write(tmp_path, "q1 Q0 a 1 2 x\nq2 Q0 a 1 2.5 x\n"), twins)
+    assert [hit.passage.id for hit in agreed.retrieve("same")] == ["a"]
+    hybrid = HybridRetriever([agreed, Shelf({"same": "b"})])
+    assert evaluate({"hybrid": hybrid}, twins, ["RR@10"])["hybrid"].run["q3"] == ("a", "b")
     other_ids = Dataset("toy", TEXTS, {"x": "one"}, {"x": {"a": 1}})
     assert evaluate({"run": load_run(write(tmp_path, RUN), dataset())}, other_ids)["run"].run == {"x": ("c", "a", "d")}

@@ -28,9 +28,7 @@ KINDS: dict[str, Kind] = {
 BINARY = (".pdf", ".doc", ".docx", ".odt", ".epub", ".ppt", ".pptx", ".xls", ".xlsx")
 RESERVED = ("source", "title", "heading", "start", "end")
 
-# YAML between two lines of hyphens; what stands between two thematic breaks is none.
-_FRONT = re.compile(r"---[ \t]*\r?\n(?:(?:[\w.][\w.-]*[ \t]*:[^\r\n]*|[ \t#-][^\r\n]*|)\r?\n)+?---[ \t]*(?:\r?\n|\Z)")
-_FRONT_VALUE = re.compile(r"^(title|description)[ \t]*:([^\r\n]*)", re.MULTILINE)
+_FRONT = re.compile(r"---[ \t]*\r?\n(.{1,20000}?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _NO_TEXT = ("title", "script", "style", "noscript", "template", "svg", "nav")
 
@@ -98,20 +96,24 @@ def read(content: bytes, name: str, fields: Fields) -> list[Document]:
 def _without_front(text: str) -> tuple[str | None, str]:
     """Return the title that a Markdown file's front matter names, and the text without what is for machines.
 
-    Title and description stay as paragraphs: often nothing else says what the page is about.
+    Title and description stay as paragraphs: often nothing else says what the page is about. What is no YAML mapping
+    is no front matter, but text between two thematic breaks.
     """
     front = _FRONT.match(text)
     if front is None:
         return None, text
-    said = {name: _unquoted(value.strip()) for name, value in _FRONT_VALUE.findall(front[0])}
-    title = said.get("title") or None
-    return title, "\n\n".join(filter(None, (title, said.get("description"), text[front.end() :])))
-
-
-def _unquoted(value: str) -> str:
-    if value[:1] in (">", "|"):  # it follows on other lines
-        return ""
-    return value[1:-1] if value[:1] in ("'", '"') and value[1:].endswith(value[0]) else value
+    yaml = require("yaml", extra="cli")
+    try:
+        said = yaml.safe_load(front[1])
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError of a date that there is not
+        return None, text
+    if not isinstance(said, dict):
+        return None, text
+    title, description = (
+        str(said[name]).strip() if isinstance(said.get(name), (str, int, float)) else ""
+        for name in ("title", "description")
+    )
+    return title or None, "\n\n".join(filter(None, (title, description, text[front.end() :])))
 
 
 def _each_once(records: Iterator[Document]) -> list[Document]:

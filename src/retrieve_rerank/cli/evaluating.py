@@ -41,7 +41,7 @@ from retrieve_rerank.cli.streams import for_people, guarded, put, reader_may_lea
 from retrieve_rerank.cli.texts import with_examples
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from retrieve_rerank.evaluation.evaluation import Evaluation
     from retrieve_rerank.retrieval.pipeline import RetrieveRerank
@@ -111,11 +111,15 @@ def evaluate(
             cache=ground.cache(cache, without=no_cache),
             show_progress=show_bars(),
         )
-    written = _write(evaluation, html, markdown, save, runs)  # first: whoever reads stdout may have gone
-    with reader_may_leave():
-        _tell(evaluation, json=json)
-    for name, path in written:
-        say(f"{name}: {path}")
+    written: list[str] = []
+    try:  # files first, since whoever reads stdout may have gone; and where one fails, the numbers are told
+        for name, path in _write(evaluation, html, markdown, save, runs):
+            written.append(f"{name}: {path}")
+    finally:
+        with reader_may_leave():
+            _tell(evaluation, json=json)
+        for line in written:
+            say(line)
 
 
 def cross_encoders(given: list[str] | None, index: Path | None, *, demo: bool) -> list[str | None]:
@@ -157,18 +161,20 @@ def _pipelines(
 
 def _write(
     evaluation: Evaluation, html: Path | None, markdown: Path | None, save: Path | None, runs: Path | None
-) -> list[tuple[str, Path]]:
-    """Write what was asked for, what holds everything first, and return what each file is."""
+) -> Iterator[tuple[str, Path]]:
+    """Write what was asked for, what holds everything first; yield what each file is, and where."""
     if save is not None:
         evaluation.to_json(save)
+        yield "evaluation", save
     if html is not None:
         evaluation.to_html(html)
+        yield "report", html
     if markdown is not None:
         markdown.write_text(evaluation.to_markdown(), encoding="utf-8")
+        yield "table", markdown
     if runs is not None:
         evaluation.to_runs(runs)
-    named = (("report", html), ("table", markdown), ("evaluation", save), ("runs", runs))
-    return [(name, path) for name, path in named if path is not None]
+        yield "runs", runs
 
 
 def _tell(evaluation: Evaluation, *, json: bool) -> None:

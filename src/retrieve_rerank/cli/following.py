@@ -101,9 +101,11 @@ class _Work:
         except KeyboardInterrupt:
             self._save()  # what is done is done
             raise
+        # A file that an id was taken from, and that was not read again since: what is whose is not known.
+        unsettled = any(not file.digest for file in self.record.files.values())
         if finish:
-            self._finish()
-        self.record.clean = True
+            self._finish(unsettled=unsettled)
+        self.record.clean = not unsettled
         self._save()
 
     def _take(
@@ -148,8 +150,7 @@ class _Work:
         passages = list(self.waiting.values())
         if passages:
             if not self.new:
-                for stored in self.vectors.get([passage.id for passage in passages]):
-                    self._take_over(stored, str(self.waiting[stored.id].metadata["source"]))
+                self._take_over(self.vectors.get([passage.id for passage in passages]))
             self.outcome.report += self.vectors.add(passages, batch_size=_TOGETHER)
             if self.words is not None:
                 self.words.add(passages)
@@ -167,33 +168,47 @@ class _Work:
             self.words.save()  # before what says that they are there
         self.index_folder.save()
 
-    def _take_over(self, stored: Passage, source: str) -> None:
-        """Let a file have an id that is stored of another one, unless that one keeps it.
+    def _take_over(self, stored: Iterable[Passage]) -> None:
+        """Let what is waiting have ids that are stored of other files, unless those keep them.
 
-        The other one may be gone, or have been read again without the id. Is its turn still to come, it is read again
+        Another file may be gone, or have been read again without the id. Is its turn still to come, it is read again
         for certain: has it the id then, both have.
         """
-        owner = str(stored.metadata.get("source"))
-        if owner == source:
-            return
-        if owner in self.kept or "source" not in stored.metadata:
-            raise _two_files(stored.id, source, owner)
-        if (file := self.record.files.get(owner)) is not None and file.digest:
-            self.record.files[owner] = replace(file, digest="")
-            self.index_folder.save()  # before its passage is another's: the run may be broken off
+        unsettled = False
+        for passage in stored:
+            owner, source = passage.metadata.get("source"), str(self.waiting[passage.id].metadata["source"])
+            if owner == source:
+                continue
+            if not isinstance(owner, str) or owner in self.kept:
+                raise _two_files(passage.id, source, str(owner))
+            if (file := self.record.files.get(owner)) is not None and file.digest:
+                self.record.files[owner] = replace(file, digest="")
+                unsettled = True
+        if unsettled:
+            self.index_folder.save()  # before passages are another's: the run may be broken off
 
     def _gone(self, found: Found, paths: Sequence[Path]) -> set[str]:
         """Return the files that are no more: they lay under the paths, and were not found."""
         places = [path.expanduser().resolve() for path in paths]
+        moved = self._moved(found)
         gone = set()
         for source, file in self.record.files.items():
             name, *inside = source.split("/")
             where = [Path(file.path)]
-            if (root := found.roots.get(name)) is not None:
-                where.append(root.joinpath(*inside))  # where it would be now, if its folder was moved
+            if name in moved:
+                where.append(found.roots[name].joinpath(*inside))  # where it would be now
             if source not in found.files and _under(where, places) and not _under(where, map(Path, found.failed)):
                 gone.add(source)
         return gone
+
+    def _moved(self, found: Found) -> set[str]:
+        """Return the folders that lie elsewhere now: one of the same name has at least half of their files."""
+        known, there = Counter[str](), Counter[str]()
+        for source in self.record.files:
+            name = source.split("/")[0]
+            known[name] += 1
+            there[name] += source in found.files
+        return {name for name in known if name in found.roots and 2 * there[name] >= known[name]}
 
     def _ids_of(self, source: str) -> list[str]:
         return [record.id for record in self.vectors.collection.read(where={"source": source})]
@@ -205,14 +220,15 @@ class _Work:
                 self.words.delete(ids)
             self.outcome.removed += len(ids)
 
-    def _finish(self) -> None:
+    def _finish(self, *, unsettled: bool) -> None:
         """After a run that was broken off: remove what no file stands for, and make the words anew."""
-        lost = [
-            passage.id
-            for passage in all_passages(self.vectors)
-            if passage.metadata.get("source") not in self.record.files
-        ]
-        self._delete(lost)
+        if not unsettled:
+            lost = [
+                passage.id
+                for passage in all_passages(self.vectors)
+                if passage.metadata.get("source") not in self.record.files
+            ]
+            self._delete(lost)
         if self.words is not None:
             self.words.clear()
             self.words.add(all_passages(self.vectors))

@@ -91,7 +91,7 @@ def search(
             raise typer.BadParameter("--threshold is compared with the relevance, which only re-ranking gives")
         if reranked:
             tuned = saved is not None and saved.reranked and chosen is None
-            made = _tuned(saved, device, precision) if saved and tuned else models.make_cross_encoder()
+            made = _tuned(saved, setting, device, precision) if saved and tuned else models.make_cross_encoder()
             scorer = opened.enter_context(made)
             # All of them, to say what became of those that were at the top before.
             ask = RetrieveRerank(stages[stage], scorer, fetch_k=deep, top_n=deep, score_threshold=threshold).search
@@ -123,8 +123,12 @@ def _stage(given: FirstStage | None, saved: SavedSetting | None, library: Librar
     return stage
 
 
-def _tuned(saved: SavedSetting, device: str | None, precision: PrecisionName) -> CrossEncoder:
+def _tuned(saved: SavedSetting, file: Path | None, device: str | None, precision: PrecisionName) -> CrossEncoder:
     """Return the cross-encoder of a setting, in another precision if one is asked for."""
+    if saved.model is None:
+        raise InvalidInputError(
+            f"{file} does not say how {saved.cross_encoder!r} is made; name the model with --cross-encoder"
+        )
     changes: dict[str, Any] = {} if device is None else {"device": device}
     if precision is not PrecisionName.AUTO:
         changes["precision"] = precision.value

@@ -129,15 +129,19 @@ def tune(
             cache=ground.cache(cache, without=no_cache),
             show_progress=show_bars(),
         )
-    if save is not None:  # before stdout, whose reader may have gone
-        tuning.save(save)
-    if html is not None:
-        tuning.to_html(html)
-    with reader_may_leave():
-        _tell(tuning, json=json)
-    for name, path in (("setting", save), ("report", html)):
-        if path is not None:
-            say(f"{name}: {path}")
+    written: list[str] = []
+    try:  # files first, since whoever reads stdout may have gone; and where one fails, the answer is told
+        if save is not None:
+            tuning.save(save)
+            written.append(f"setting: {save}")
+        if html is not None:
+            tuning.to_html(html)
+            written.append(f"report: {html}")
+    finally:
+        with reader_may_leave():
+            _tell(tuning, json=json)
+        for line in written:
+            say(line)
     if not tuning.met:  # a script must not go on as if the setting kept the budget
         say(f"retrieve-rerank: {tuning.reason}")
         raise typer.Exit(1)

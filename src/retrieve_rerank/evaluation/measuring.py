@@ -10,6 +10,7 @@ import numpy as np
 
 from retrieve_rerank.evaluation.dataset import Dataset, counted
 from retrieve_rerank.evaluation.measures import cutoff, per_query
+from retrieve_rerank.evaluation.questions import holds
 from retrieve_rerank.evaluation.results import SIGNIFICANT, TIE, Comparison, Latency, System
 from retrieve_rerank.evaluation.significance import bootstrap_interval, holm, randomisation_p
 
@@ -145,8 +146,8 @@ def _notes_on_first_stage(
 
 
 def _gives_away(hits: Sequence[Hit], query: str, dataset: Dataset) -> bool:
-    relevance, question = dataset.judgements[query], dataset.queries[query].casefold()
-    return any(relevance.get(hit.passage.id, 0) > 0 and question in hit.passage.text.casefold() for hit in hits)
+    relevance, question = dataset.judgements[query], dataset.queries[query]
+    return any(relevance.get(hit.passage.id, 0) > 0 and holds(hit.passage.text, question) for hit in hits)
 
 
 def _means(values: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

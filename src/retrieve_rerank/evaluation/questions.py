@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
@@ -69,7 +70,8 @@ def sample_questions(
     if not usable:
         raise InvalidInputError(
             f"none of {len(cut)} passages has a title or a first sentence of {_SHORTEST} to {_LONGEST} characters that "
-            f"no other has, with {_REST} characters after it; use longer passages, or write questions by hand"
+            f"no other has and it does not say again, with {_REST} characters after it; use longer passages, or write "
+            "questions by hand"
         )
     chosen = sorted(random.Random(seed).sample(usable, n)) if n < len(usable) else usable
     return Dataset(
@@ -86,27 +88,35 @@ def _title(passage: Passage) -> str:
     return title.strip() if isinstance(title, str) else ""
 
 
+def holds(text: str, question: str) -> bool:
+    """Whether a text says a question word for word."""
+    return re.search(rf"(?<!\w){re.escape(question)}(?!\w)", text, re.IGNORECASE) is not None
+
+
 def _split(text: str, title: str, titles: Mapping[str, int]) -> tuple[str, str]:
     """Return the question of a text, empty if it has none, and the text without it."""
     body = text.lstrip()
     # Some corpora repeat it; Markdown has marks before it.
     while title and (bare := body.lstrip(_AROUND))[: len(title)].casefold() == title.casefold():
-        if bare[len(title) : len(title) + 1].isalnum():
-            break  # the beginning of a longer word
+        if _goes_on(bare[len(title) : len(title) + 1]):
+            break
         body = bare[len(title) :].lstrip(_AROUND)
-    if title and titles[title] == 1 and len(title) >= _SHORTEST:
-        question, rest = title, body
-    else:
-        # A title that several have, such as the chunks of one document, tells none of them from the others. It stays.
-        front = text[: len(text) - len(body)]
-        body = body.lstrip(_AROUND)
-        end = next((match.end() for match in _END.finditer(body) if match.end() >= _SHORTEST), len(body))
-        question, rest = body[:end].strip(), body[end:].lstrip(_AROUND)
-        if not rest:
-            return "", text
-        rest = f"{front}{rest}"
-    if not _SHORTEST <= len(question) <= _LONGEST or len(rest) < _REST:
-        return "", text
-    if question.casefold() in rest.casefold():  # it says so again: finding the passage would be trivial
-        return "", text
-    return question, rest
+    # A title that several have, such as the chunks of one document, tells none of them from the others.
+    if titles[title] == 1 and _can_be_asked(title, body):
+        return title, body
+    # The title stays.
+    front = text[: len(text) - len(body)]
+    body = body.lstrip(_AROUND)
+    end = next((match.end() for match in _END.finditer(body) if match.end() >= _SHORTEST), len(body))
+    question, rest = body[:end].strip(), body[end:].lstrip(_AROUND)
+    return (question, f"{front}{rest}") if rest and _can_be_asked(question, f"{front}{rest}") else ("", text)
+
+
+def _can_be_asked(question: str, rest: str) -> bool:
+    # What the passage says again makes finding it trivial.
+    return _SHORTEST <= len(question) <= _LONGEST and len(rest) >= _REST and not holds(rest, question)
+
+
+def _goes_on(mark: str) -> bool:
+    """Whether a word goes on with a character. In scripts without spaces, a word may end anywhere."""
+    return mark.isalnum() and unicodedata.category(mark) != "Lo"

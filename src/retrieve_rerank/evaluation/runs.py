@@ -17,8 +17,9 @@ from retrieve_rerank.types import Hit, Passage
 class StoredRun:
     r"""A first stage that returns what a run file says, for the questions of a dataset. Made by `load_run`.
 
-    A question that the run does not hold finds nothing. Questions of the same text are told apart by their ids, which
-    `evaluate` and `tune` know. Latency of this stage means nothing.
+    A question that the run does not hold finds nothing. Questions of the same text are told apart by their ids where
+    `evaluate` or `tune` asks the run itself; inside a hybrid, and on Ray, only the text is known. Latency of this stage
+    means nothing.
 
     Example:
         >>> from pathlib import Path
@@ -48,13 +49,15 @@ class StoredRun:
             InvalidInputError: If several questions have this text, and the run ranks differently for them.
         """
         check_count(k, "k")
-        found = [list(self._hits.get(identifier, ())) for identifier in self._ids.get(query, ())]
-        if any(hits != found[0] for hits in found):
+        found = {
+            identifier: self._hits[identifier] for identifier in self._ids.get(query, ()) if identifier in self._hits
+        }
+        if len({tuple(hit.passage.id for hit in hits) for hits in found.values()}) > 1:
             raise InvalidInputError(
-                f"questions {', '.join(map(repr, self._ids[query]))} have the same text, and the run {self._name} "
-                "ranks differently for them; ask by id, with retrieve_of"
+                f"questions {', '.join(map(repr, found))} have the same text, and the run {self._name} ranks "
+                "differently for them; evaluate the run itself, which is asked by id, or leave all but one of them out"
             )
-        return found[0][:k] if found else []
+        return list(next(iter(found.values()), ()))[:k]
 
     def retrieve_of(self, identifier: str, query: str, k: int = 100) -> list[Hit]:
         """Return the first `k` hits that the run holds for a question, given its id and its text."""

@@ -83,12 +83,21 @@ def _connected(path: str) -> sqlite3.Connection:
 
 
 def _prepare(connection: sqlite3.Connection) -> None:
-    if _is_ready(connection):
+    if _state(connection) == (_FORMAT, {"scores"}):
         return
     with connection:
-        connection.execute("BEGIN IMMEDIATE")  # table and format at once, and by one process
-        if not _is_ready(connection):
+        # Table and format at once, and by one process: outside, another may come between what is looked at.
+        connection.execute("BEGIN IMMEDIATE")
+        state = _state(connection)
+        if state == (0, set()):
             _create(connection)
+        elif state != (_FORMAT, {"scores"}):
+            raise sqlite3.DatabaseError("it is a database of something else")
+
+
+def _state(connection: sqlite3.Connection) -> tuple[int, set[str]]:
+    (found,) = connection.execute("PRAGMA user_version").fetchone()
+    return found, {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
 
 
 def _create(connection: sqlite3.Connection) -> None:
