@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a process a core: none needs threads for its matrices
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells start what runs in the background: Ctrl-C is tested
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 from chromadb.api import ClientAPI
