@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
+import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -131,7 +134,7 @@ async def test_embeddings_that_are_not_ours_embed_query_by_query(store: ChromaVe
         "Asked", (WordEmbeddings,), {"embed_query": lambda self, text: asked.append(text) or embed(self, text)}
     )()
     await both(ChromaRetriever(vectorstore=store), QUERIES)
-    assert asked == QUERIES * 2
+    assert sorted(asked) == sorted(QUERIES * 2)
 
 
 class _Runs(BaseCallbackHandler):
@@ -394,3 +397,36 @@ def test_options_that_cannot_be_used(store: ChromaVectorStore, options: dict[str
         ChromaRetriever(vectorstore=store, **options)
     with pytest.raises(InvalidInputError, match=f"{next(iter(options))} must be"):
         ChromaRetriever(vectorstore=store).invoke("a", **options)
+
+
+async def test_a_time_budget_is_charged_a_querys_share_of_the_common_search(store: ChromaVectorStore) -> None:
+    """And not that it waited until all the others were embedded."""
+
+    class Slow(WordEmbeddings):
+        def embed_query(self, text: str) -> list[float]:
+            with one_at_a_time:
+                time.sleep(0.1)
+            return super().embed_query(text)
+
+    one_at_a_time = threading.Lock()
+    slow = ChromaVectorStore.from_texts(TEXTS, Slow())
+    queries = [f"a{' b' * number}" for number in range(10)]
+    budgeted = pipeline(slow, time_budget=0.8)
+    for found in itertools.chain.from_iterable(await both(budgeted, queries)):
+        assert all(document.metadata["relevance_score"] is not None for document in found)
+    slow.close()
+
+
+async def test_queries_of_other_embeddings_are_embedded_side_by_side(tmp_path: Path) -> None:
+    class Meeting(WordEmbeddings):
+        def embed_query(self, text: str) -> list[float]:
+            met.wait(timeout=10)  # until both are here
+            return super().embed_query(text)
+
+    met = threading.Barrier(2)
+    store = ChromaVectorStore.from_texts(TEXTS, WordEmbeddings(), persist_directory=tmp_path)
+    meeting = ChromaVectorStore(embedding_function=Meeting(), persist_directory=tmp_path, assume_compatible=True)
+    for found in itertools.chain.from_iterable(await both(ChromaRetriever(vectorstore=meeting), ["a", "b"])):
+        assert len(found) == 4
+    meeting.close()
+    store.close()

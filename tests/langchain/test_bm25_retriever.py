@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from langchain_core.documents import Document
 from langchain_core.load import dumpd
+from langchain_core.runnables import ConfigurableField
 from pydantic import ValidationError
 
 from retrieve_rerank import BM25Index, IndexMismatchError, InvalidInputError, Passage
@@ -238,3 +239,14 @@ async def test_it_is_a_first_stage_that_keeps_its_scores() -> None:
         assert [document.metadata["retrieval_rank"] for document in found] == [3, 2, 1]
     assert made.k == 1
     assert ids(pipeline.invoke("alpha", filter={"n": 1})) == ["b"]
+
+
+def test_configurable_fields_keep_the_documents(tmp_path: Path) -> None:
+    """LangChain makes the retriever anew, of its fields alone."""
+    configurable = retriever().configurable_fields(k=ConfigurableField(id="k"))
+    assert len(configurable.invoke("alpha")) == 3
+    assert len(configurable.with_config(configurable={"k": 1}).invoke("alpha")) == 1
+    retriever(path=str(tmp_path / "other")).close()
+    other = retriever().configurable_fields(path=ConfigurableField(id="path"))
+    assert len(other.with_config(configurable={"path": str(tmp_path / "none")}).invoke("alpha")) == 0
+    assert len(other.with_config(configurable={"path": str(tmp_path / "other")}).invoke("alpha")) == 3

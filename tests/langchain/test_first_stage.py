@@ -10,12 +10,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from langchain_core.callbacks import CallbackManager
 from langchain_core.documents import Document
+from langchain_core.embeddings import Embeddings
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.vectorstores import InMemoryVectorStore, VectorStore, VectorStoreRetriever
 
-from retrieve_rerank import InvalidInputError
-from retrieve_rerank.langchain import ChromaVectorStore
+from retrieve_rerank import IndexMismatchError, InvalidInputError
+from retrieve_rerank.langchain import BM25Retriever, ChromaRetriever, ChromaVectorStore
 from retrieve_rerank.langchain._stores import similarity_of
 from retrieve_rerank.langchain.first_stage import first_stage
 from tests.langchain.stubs import ListRetriever, WordEmbeddings
@@ -350,3 +352,31 @@ def test_nothing_is_warned_of_in_a_search() -> None:
         assert caught == []
         store.similarity_search_with_relevance_scores("a")
         assert len(caught) == 1
+
+
+def test_a_bound_k_does_not_starve_the_next_stage() -> None:
+    store = ChromaVectorStore.from_texts(["word", "word two", "the word"], WordEmbeddings())
+    words = BM25Retriever.from_texts(["word", "word two", "the word"])
+    for base in (ChromaRetriever(vectorstore=store), words):
+        assert len(first_stage(base.bind(k=1), 3, {}).invoke("word", CallbackManager([]))) == 3
+    store.close()
+
+
+def test_embeddings_with_a_cache_around_them_are_those_within(tmp_path: Path) -> None:
+    class Cached(Embeddings):
+        def __init__(self, within: Embeddings) -> None:
+            self.underlying_embeddings = within
+
+        def embed_documents(self, texts: list[str]) -> list[list[float]]:
+            return self.underlying_embeddings.embed_documents(texts)
+
+        def embed_query(self, text: str) -> list[float]:
+            return self.underlying_embeddings.embed_query(text)
+
+    store = ChromaVectorStore.from_texts(["a"], WordEmbeddings(), persist_directory=tmp_path)
+    again = ChromaVectorStore(embedding_function=Cached(Cached(WordEmbeddings())), persist_directory=tmp_path)
+    assert len(again.similarity_search("a")) == 1
+    others = Cached(WordEmbeddings("others"))
+    with pytest.raises(IndexMismatchError, match="others"):
+        ChromaVectorStore(embedding_function=others, persist_directory=tmp_path).similarity_search("a")
+    store.close()

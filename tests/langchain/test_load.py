@@ -275,3 +275,11 @@ def test_a_dump_is_small_and_readable() -> None:
             "scores": "logits",
         },
     }
+
+
+def test_how_a_store_searches_and_waits_travels(tiny_bi_encoder: Path, tmp_path: Path) -> None:
+    embeddings = BiEncoderEmbeddings(model=str(tiny_bi_encoder))
+    store = ChromaVectorStore("things", embeddings, str(tmp_path), search_breadth=500, lock_timeout=2.5)
+    store.add_texts(["bread"])
+    back = by_dumpd(ChromaRetriever(vectorstore=store)).vectorstore.collection
+    assert (back.search_breadth, back.lock_timeout) == (500, 2.5)

@@ -399,3 +399,11 @@ def test_the_incumbents_ways_to_give_a_metric(options: dict[str, Any]) -> None:
     assert ChromaVectorStore.from_texts(["a"], WordEmbeddings(), **options).metric == "dot"
     with pytest.raises(InvalidInputError, match="space must be one of"):
         store(collection_metadata={"hnsw:space": "manhattan"})
+
+
+def test_limit_and_offset_count_among_ids_too() -> None:
+    store = ChromaVectorStore.from_texts(["a", "b", "c"], WordEmbeddings(), ids=["1", "2", "3"])
+    assert store.get(ids=["3", "1", "2"], limit=2)["ids"] == ["3", "1"]
+    assert store.get(ids=["3", "1", "2"], limit=1, offset=1)["ids"] == ["1"]
+    assert store.get(ids=["3", "1", "2"], offset=2)["ids"] == ["2"]
+    store.close()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import bm25s
 import faiss
 import pytest
 from llama_index.core import StorageContext, VectorStoreIndex
@@ -89,3 +90,29 @@ async def test_distances_of_faiss_become_similarities() -> None:
     assert await found(index(FaissVectorStore(faiss.IndexFlatL2(size)))) == pytest.approx(expected)
     products = sorted((sum(a * b for a, b in zip(query, vector, strict=True)) for vector in vectors), reverse=True)
     assert await found(index(FaissVectorStore(faiss.IndexFlatIP(size)))) == pytest.approx(products)
+
+
+class Clamped(BaseRetriever):
+    """As LlamaIndex's own BM25Retriever is made: it asks bm25s for no more than there is, but only when it is made."""
+
+    def __init__(self, texts: list[str], similarity_top_k: int) -> None:
+        self.bm25 = bm25s.BM25()
+        self.bm25.index([text.split() for text in texts], show_progress=False)
+        self.texts = texts
+        self.similarity_top_k = min(similarity_top_k, len(texts))
+        super().__init__()
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        places, scores = self.bm25.retrieve(
+            [query_bundle.query_str.split()], k=self.similarity_top_k, show_progress=False
+        )
+        return [
+            NodeWithScore(node=TextNode(text=self.texts[place]), score=float(score))
+            for place, score in zip(places[0], scores[0], strict=True)
+        ]
+
+
+@pytest.mark.parametrize(("k", "expected"), [(100, 3), (2, 2)])
+def test_a_retriever_that_holds_fewer_than_are_wanted_is_asked_for_all(k: int, expected: int) -> None:
+    stage = first_stage(Clamped(["a b", "b c", "c d"], 10), k)
+    assert len(ask(stage, QueryBundle("b c"), k)) == expected

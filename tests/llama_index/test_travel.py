@@ -5,10 +5,13 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+from llama_index.core.callbacks import CallbackManager
+from llama_index.core.callbacks.base_handler import BaseCallbackHandler
 from llama_index.core.schema import MetadataMode, NodeWithScore, TextNode
 from llama_index.core.vector_stores import MetadataFilter, MetadataFilters, VectorStoreQuery
 from pydantic import TypeAdapter
@@ -194,3 +197,40 @@ def test_a_retriever_by_words_in_a_process_of_its_own(tmp_path: Path) -> None:
             print(node.node_id)
     """
     assert run_python(script, str(pickled), warnings="ignore").splitlines() == [TEXTS[0]]
+
+
+class _Locked(BaseCallbackHandler):
+    """A handler that cannot be pickled."""
+
+    def __init__(self) -> None:
+        super().__init__([], [])
+        self.lock = threading.Lock()
+
+    def on_event_start(self, *arguments: Any, **options: Any) -> str:
+        return ""
+
+    def on_event_end(self, *arguments: Any, **options: Any) -> None: ...
+
+    def start_trace(self, trace_id: str | None = None) -> None: ...
+
+    def end_trace(self, *arguments: Any, **options: Any) -> None: ...
+
+
+def test_pickling_takes_nothing_from_what_is_pickled(
+    tiny_cross_encoder: Path, tiny_bi_encoder: Path, tmp_path: Path
+) -> None:
+    reranker = CrossEncoderRerank(model=str(tiny_cross_encoder), callback_manager=CallbackManager([_Locked()]))
+    pickle.dumps(reranker)
+    assert len(reranker.postprocess_nodes(scored("bread", "rome"), query_str="bread")) == 2
+    store = ChromaVectorStore(persist_dir=str(tmp_path), embed_model=BiEncoderEmbedding(model=str(tiny_bi_encoder)))
+    store.embed_model.callback_manager = CallbackManager([_Locked()])
+    pickle.dumps(store)
+    assert store.embed_model is not None
+
+
+def test_a_store_without_a_directory_is_not_written_down(tiny_bi_encoder: Path) -> None:
+    """Read back, it would be another one, and empty."""
+    store = ChromaVectorStore(embed_model=BiEncoderEmbedding(model=str(tiny_bi_encoder)))
+    for write in (store.to_dict, store.to_json):
+        with pytest.raises(InvalidInputError, match="memory"):
+            write()

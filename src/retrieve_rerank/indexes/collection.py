@@ -147,7 +147,8 @@ class ChromaCollection(OpenedCollection):
         wanted = list(dict.fromkeys(check_ids(ids)))
         rows = [record for part in await in_chunks(live, wanted, **options) for record in records_of(part)]
         place = {id_: position for position, id_ in enumerate(wanted)}
-        return sorted(rows, key=lambda record: place[record.id])
+        rows.sort(key=lambda record: place[record.id])
+        return rows[offset or 0 :][:limit]
 
     def vectors(self, ids: Sequence[str]) -> dict[str, Vectors]:
         """Return the stored vectors of `ids`, by id."""

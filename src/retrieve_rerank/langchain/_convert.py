@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from langchain_core.cross_encoders import BaseCrossEncoder
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
+from langchain_core.runnables.config import ContextThreadPoolExecutor
 
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.indexes.records import Record, to_record
@@ -54,19 +56,28 @@ class EmbeddingsEncoder:
 
     @property
     def fingerprint(self) -> Mapping[str, str | int | float | bool]:
-        """The model's name if the object has one, else the class's name; and its dimensions if it says so."""
-        names = [getattr(self.embeddings, name, None) for name in _MODEL_NAMES]
+        """The model's name if the object has one, else the class's name; and its dimensions if it says so.
+
+        Of embeddings with a cache around them, they are those of the embeddings within.
+        """
+        embeddings = self.embeddings
+        while isinstance(within := getattr(embeddings, "underlying_embeddings", None), Embeddings):
+            embeddings = within
+        names = [getattr(embeddings, name, None) for name in _MODEL_NAMES]
         known = [name for name in names if isinstance(name, str) and name]
-        facts: dict[str, str | int | float | bool] = {"model": known[0] if known else type(self.embeddings).__name__}
+        facts: dict[str, str | int | float | bool] = {"model": known[0] if known else type(embeddings).__name__}
         for name in ("dimensions", "size"):
-            value = getattr(self.embeddings, name, None)
+            value = getattr(embeddings, name, None)
             if isinstance(value, int):
                 facts[name] = value
         return facts
 
     def encode_queries(self, texts: Sequence[str]) -> Vectors:
-        """Return an array (len(texts), dimension)."""
-        return np.asarray([self.embeddings.embed_query(text) for text in texts], dtype=np.float32)
+        """Return an array (len(texts), dimension); several are embedded side by side, as in LangChain's own batches."""
+        if len(texts) < 2:
+            return np.asarray([self.embeddings.embed_query(text) for text in texts], dtype=np.float32)
+        with ContextThreadPoolExecutor() as pool:
+            return np.asarray(list(pool.map(self.embeddings.embed_query, texts)), dtype=np.float32)
 
     def encode_documents(self, texts: Sequence[str]) -> Vectors:
         """Return an array (len(texts), dimension)."""
@@ -74,7 +85,7 @@ class EmbeddingsEncoder:
 
     async def aencode_queries(self, texts: Sequence[str]) -> Vectors:
         """As `encode_queries`, by the embeddings' own async method where they have one."""
-        return np.asarray([await self.embeddings.aembed_query(text) for text in texts], dtype=np.float32)
+        return np.asarray(await asyncio.gather(*map(self.embeddings.aembed_query, texts)), dtype=np.float32)
 
     async def aencode_documents(self, texts: Sequence[str]) -> Vectors:
         """As `encode_documents`, by the embeddings' own async method where they have one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,18 +78,26 @@ class Together:
         self._search = search
         self._queries = [query for query in dict.fromkeys(filter(_is_text, queries)) if _usable(query)]
         self._lock = threading.Lock()
+        self._seconds = 0.0
         self._found: dict[str, list[Found]] | Exception | None = None
         self._task: asyncio.Task[dict[str, list[Found]]] | None = None
+
+    @property
+    def share(self) -> float:
+        """A query's part of the seconds that the search took."""
+        return self._seconds / max(1, len(self._queries))
 
     def found(self, query: str) -> list[Found]:
         """Return what one of the queries found."""
         check_query(query)
         with self._lock:  # the others of the batch wait here for the first
             if self._found is None:
+                start = time.perf_counter()
                 try:
                     self._found = dict(zip(self._queries, self._search().run(self._queries), strict=True))
                 except Exception as error:  # noqa: BLE001 - raised for every query of the batch
                     self._found = error
+                self._seconds = time.perf_counter() - start
         if isinstance(self._found, Exception):
             raise self._found
         return self._found[query]
@@ -102,7 +111,10 @@ class Together:
         return (await asyncio.shield(self._task))[query]
 
     async def _afound_all(self) -> dict[str, list[Found]]:
-        return dict(zip(self._queries, await self._search().arun(self._queries), strict=True))
+        start = time.perf_counter()
+        found = dict(zip(self._queries, await self._search().arun(self._queries), strict=True))
+        self._seconds = time.perf_counter() - start
+        return found
 
 
 def _is_text(query: object) -> bool:

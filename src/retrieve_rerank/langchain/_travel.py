@@ -65,6 +65,8 @@ def packed(value: object) -> object:
             "persist_directory": value.collection.folder,
             "metric": value.metric,
             "assume_compatible": value.collection.assume_compatible,
+            "search_breadth": value.collection.search_breadth,
+            "lock_timeout": value.collection.lock_timeout,
             "embedding_function": packed(value.embeddings),
         }
     return {CLASS: f"{type(value).__module__}.{type(value).__qualname__}"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,7 +12,7 @@ from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, Callba
 from langchain_core.documents import Document
 from langchain_core.load.serializable import SerializedConstructor, SerializedNotImplemented
 from langchain_core.retrievers import BaseRetriever
-from pydantic import ConfigDict, Field, PrivateAttr, field_validator
+from pydantic import ConfigDict, Field, field_validator
 
 from retrieve_rerank.checks import check_count, check_query
 from retrieve_rerank.errors import InvalidInputError
@@ -23,7 +24,15 @@ from retrieve_rerank.langchain._convert import checked_documents, new_records, t
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_MAKES_THE_INDEX = {"path", "language", "preprocess_func", "k1", "b"}
+_MAKES_THE_INDEX = ("path", "language", "preprocess_func", "k1", "b")
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """An index, and the settings that it was made of."""
+
+    collection: BM25Collection
+    made_of: tuple[object, ...]
 
 
 class BM25Retriever(BaseRetriever):
@@ -66,8 +75,8 @@ class BM25Retriever(BaseRetriever):
     preprocess_func: Callable[[str], list[str]] | None = Field(default=None, exclude=True)
     k1: float | None = None
     b: float | None = None
-
-    _collection: BM25Collection = PrivateAttr()
+    # A field, and not private: LangChain's configurable_fields make retrievers anew of the fields alone.
+    index: Any = Field(default=None, exclude=True, repr=False)
 
     @field_validator("k", mode="before")
     @classmethod
@@ -83,12 +92,13 @@ class BM25Retriever(BaseRetriever):
 
         def __init__(self, **fields: Any) -> None:
             super().__init__(**fields)
-            self._open()  # not in a validator, where pydantic would make our errors its own
+            if self.index is None or self.index.made_of != self._makes_the_index():
+                self._open()  # not in a validator, where pydantic would make our errors its own
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Return a copy on the same index; one with another path or language has an index of its own."""
         copied = super().model_copy(update=update)  # deep or not: an index is not copied
-        if _MAKES_THE_INDEX & set(update or ()):
+        if set(_MAKES_THE_INDEX) & set(update or ()):
             copied._open()  # noqa: SLF001 - one of its own class
         return copied
 
@@ -101,7 +111,10 @@ class BM25Retriever(BaseRetriever):
         """Return what `dumpd` writes down; an index in memory, or one with the caller's own function, cannot be."""
         if self.path is None or self.preprocess_func is not None:
             return self.to_json_not_implemented()
-        return super().to_json()
+        written = super().to_json()
+        if written["type"] == "constructor":
+            written["kwargs"].pop("index", None)
+        return written
 
     @classmethod
     def from_texts(
@@ -187,10 +200,17 @@ class BM25Retriever(BaseRetriever):
         """Release the index. One without a path is gone."""
         self._collection.close()
 
+    @property
+    def _collection(self) -> BM25Collection:
+        collection: BM25Collection = self.index.collection
+        return collection
+
+    def _makes_the_index(self) -> tuple[object, ...]:
+        return tuple(getattr(self, name) for name in _MAKES_THE_INDEX)
+
     def _open(self) -> None:
-        self._collection = BM25Collection(
-            self.path, self.language, tokenizer=self.preprocess_func, k1=self.k1, b=self.b
-        )
+        collection = BM25Collection(self.path, self.language, tokenizer=self.preprocess_func, k1=self.k1, b=self.b)
+        self.index = _Opened(collection, self._makes_the_index())
 
     def _get_relevant_documents(
         self,

@@ -123,6 +123,8 @@ def first_stage(base: Base, fetch_k: int, options: dict[str, Any]) -> FirstStage
         return FirstStage(base, {**depth, **options}, fetch_k, _score_key(base))
     if isinstance(base, BaseRetriever) and "k" in type(base).model_fields:
         base = base.model_copy(update={"k": fetch_k})
+        if "k" in _parameters(base):  # which a k that was bound would override
+            options = {"k": fetch_k, **options}
     return FirstStage(base, options, fetch_k, _score_key(base), fused=getattr(type(base), "fuses", False) is True)
 
 
@@ -150,7 +152,7 @@ def _check_options(asked: object, options: Mapping[str, Any]) -> None:
         _check_options(asked.first, options)  # which alone gets them
     if not options or not isinstance(asked, BaseRetriever):
         return
-    parameters = inspect.signature(type(asked)._get_relevant_documents).parameters.values()  # noqa: SLF001
+    parameters = _parameters(asked).values()
     takes = {item.name for item in parameters if item.kind is not item.VAR_KEYWORD} - _NO_OPTIONS
     takes_any = any(item.kind is item.VAR_KEYWORD for item in parameters)
     wrong = set(options) - takes
@@ -167,6 +169,10 @@ def _check_options(asked: object, options: Mapping[str, Any]) -> None:
         raise InvalidInputError(f"{kind} takes no options at invoke, got {names}; set them on the retriever itself")
     told = ", ".join(map(repr, sorted(takes - _UNTOLD)))
     raise InvalidInputError(f"{kind} has no option {names} at invoke; it takes {told}")
+
+
+def _parameters(retriever: BaseRetriever) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(type(retriever)._get_relevant_documents).parameters  # noqa: SLF001
 
 
 class ScoredStoreRetriever(VectorStoreRetriever):

@@ -16,6 +16,7 @@ from pydantic import ConfigDict, field_validator
 
 from retrieve_rerank.checks import check_count, check_query, check_seconds, check_threshold
 from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.langchain._dense import Together
 from retrieve_rerank.langchain._travel import Travelling, unpacked
 from retrieve_rerank.langchain.chroma_retriever import ChromaRetriever
 from retrieve_rerank.langchain.first_stage import FirstStage, first_stage
@@ -157,7 +158,7 @@ class RetrieveRerankRetriever(Travelling, BaseRetriever):
         return rerank.invoke(
             {"query": query, "documents": candidates},
             {"callbacks": run_manager.get_child("rerank")},
-            spent=self._spent(start, time_budget),
+            spent=self._spent(start, time_budget, first_stage_options.get("together")),
         )
 
     async def _aget_relevant_documents(
@@ -181,7 +182,7 @@ class RetrieveRerankRetriever(Travelling, BaseRetriever):
         return await rerank.ainvoke(
             {"query": query, "documents": candidates},
             {"callbacks": run_manager.get_child("rerank")},
-            spent=self._spent(start, time_budget),
+            spent=self._spent(start, time_budget, first_stage_options.get("together")),
         )
 
     def _second_stage(
@@ -198,10 +199,14 @@ class RetrieveRerankRetriever(Travelling, BaseRetriever):
             on_error=self.on_error if on_error is None else on_error,
         )
 
-    def _spent(self, start: float, time_budget: float | None) -> float:
-        """Return the seconds since `start` if they count: the re-ranker's own budget is for the re-ranking alone."""
-        whole = self.time_budget is not None or time_budget is not None
-        return time.perf_counter() - start if whole else 0.0
+    def _spent(self, start: float, time_budget: float | None, together: Together | None) -> float:
+        """Return the seconds since `start` if they count: the re-ranker's own budget is for the re-ranking alone.
+
+        Of a search that was for many queries, a query's share counts, and not that it waited for the others.
+        """
+        if self.time_budget is None and time_budget is None:
+            return 0.0
+        return time.perf_counter() - start if together is None else together.share
 
     def _together(self, queries: list[str], options: dict[str, Any]) -> dict[str, Any]:
         """Return the options with a search of all queries among them, where the first stage can do that."""

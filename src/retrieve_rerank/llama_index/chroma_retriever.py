@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -110,7 +111,7 @@ class ChromaRetriever(BaseRetriever):
         if isinstance(model, BiEncoderEmbedding):
             vectors = await model.aget_query_embeddings(checked)
         else:
-            vectors = [await model.aget_query_embedding(query) for query in checked]
+            vectors = await asyncio.gather(*map(model.aget_query_embedding, checked))
         results = await self.vector_store.aquery_many(vectors, self._query(None), **self._options())
         return [await self.aretrieve(_answered(query, result)) for query, result in zip(checked, results, strict=True)]
 

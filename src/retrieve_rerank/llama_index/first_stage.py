@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -40,9 +40,20 @@ def first_stage(given: BaseRetriever | Index, k: int) -> BaseRetriever:
         described = getattr(type(retriever), name, None)
         read_only = isinstance(described, property) and described.fset is None
         if hasattr(retriever, name) and not read_only:
-            setattr(retriever, name, k)
+            setattr(retriever, name, _most(retriever, k))
             break
     return retriever
+
+
+def _most(retriever: BaseRetriever, k: int) -> int:
+    """Return how many nodes a retriever can be asked for.
+
+    The BM25Retriever of LlamaIndex fails when it is asked for more than it holds, which it looks at only when it is
+    made.
+    """
+    scores = getattr(getattr(retriever, "bm25", None), "scores", None)
+    held = scores.get("num_docs") if isinstance(scores, Mapping) else None
+    return min(k, held) if isinstance(held, int) and held > 0 else k
 
 
 def ask(retriever: BaseRetriever, bundle: QueryBundle, k: int) -> list[NodeWithScore]:

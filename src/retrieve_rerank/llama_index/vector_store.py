@@ -331,9 +331,20 @@ class ChromaVectorStore(BasePydanticVectorStore, Healthy, Travelling):
         self._collection.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Raises where there is no directory; the base class would leave the collection out without a word.
+        # Raises where there is no directory; the base class would leave the collection out without a word. And it
+        # deletes what it cannot pickle from the dictionaries of the object itself: it gets a copy.
         self._collection.__reduce__()
-        return super().__getstate__()
+        return super(ChromaVectorStore, self.model_copy()).__getstate__()
+
+    def to_dict(self, **kwargs: Any) -> dict[str, Any]:
+        """Return what `from_dict` makes a store of.
+
+        Raises:
+            InvalidInputError: If there is no directory: what is read back would be another store, and empty.
+        """
+        self._collection.__reduce__()
+        written: dict[str, Any] = super().to_dict(**kwargs)
+        return written
 
     def _write(self, nodes: list[BaseNode]) -> None:
         distinct = list({node.node_id: node for node in nodes}.values())
