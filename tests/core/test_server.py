@@ -374,7 +374,7 @@ def test_the_frameworks_stores_keep_the_secret(flaky: FlakyServer) -> None:
     store = ChromaVectorStore(f"c-{uuid.uuid4().hex}", EncoderEmbeddings(LetterEncoder()), client=client)
     other = LlamaIndexStore(collection_name=f"c-{uuid.uuid4().hex}", client=client)
     retriever = LlamaIndexRetriever(other, EncoderEmbedding(LetterEncoder()))
-    shown = [repr(store), repr(other), str(dumpd(ChromaRetriever(vectorstore=store))), str(other.to_dict())]
+    shown = [repr(store), repr(other), str(dumpd(ChromaRetriever(vectorstore=store))), str(other.model_dump())]
     assert not [text for text in (*shown, repr(retriever)) if TOKEN in text]
     close(client)
 

@@ -45,7 +45,12 @@ def pipelines(model: Path) -> Pipelines:
 def without_latency(evaluation: Evaluation) -> dict[str, object]:
     none = Latency(0.0, 0.0)
     systems = [
-        replace(system, retrieve=none, rerank=system.rerank and replace(none, estimated=system.rerank.estimated))
+        replace(
+            system,
+            retrieve=none,
+            rerank=system.rerank and replace(none, estimated=system.rerank.estimated),
+            total=system.total and replace(none, estimated=system.total.estimated),
+        )
         for system in evaluation.systems
     ]
     return {**{field.name: getattr(evaluation, field.name) for field in fields(evaluation)}, "systems": systems}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,6 +13,7 @@ from retrieve_rerank.indexes.chroma import ChromaIndex
 from retrieve_rerank.ray.pool import Pool, encoder_of
 from retrieve_rerank.ray.sources import Passages
 from retrieve_rerank.ray.storing import store as store_all
+from retrieve_rerank.retrying import pauses
 from retrieve_rerank.types import AddReport, Encoder, Metric, Passage
 
 if TYPE_CHECKING:
@@ -165,6 +167,10 @@ def index_store(
     )
 
 
+# A worker that was killed may come back while the server is being started again: some 10 seconds.
+_TRIES = 7
+
+
 @dataclass(frozen=True, slots=True)
 class Server:
     """Where a Chroma server is. Its headers may hold a secret, which no repr shows."""
@@ -176,7 +182,7 @@ class Server:
     tenant: str
     database: str
 
-    def client(self) -> ClientAPI:
+    def client(self, tries: int = 1) -> ClientAPI:
         """Return a client of its own.
 
         Raises:
@@ -184,15 +190,20 @@ class Server:
         """
         import chromadb  # slow to import
 
-        try:
-            return chromadb.HttpClient(
-                self.host, self.port, self.ssl, dict(self.headers), tenant=self.tenant, database=self.database
-            )
-        except Exception as error:  # of many libraries, and what is wrong with the server is in their words
-            raise RemoteError(
-                f"cannot open the Chroma server at {self.host}:{self.port}: {in_one_line(error)}. Check that it runs "
-                "and that the nodes of the cluster can reach it under this name"
-            ) from error
+        waits = pauses(tries)
+        while True:
+            try:
+                return chromadb.HttpClient(
+                    self.host, self.port, self.ssl, dict(self.headers), tenant=self.tenant, database=self.database
+                )
+            except Exception as error:  # of many libraries, and what is wrong with the server is in their words
+                pause = next(waits, None)
+                if pause is None:
+                    raise RemoteError(
+                        f"cannot open the Chroma server at {self.host}:{self.port}: {in_one_line(error)}. Check that "
+                        "it runs and that the nodes of the cluster can reach it under this name"
+                    ) from error
+            time.sleep(pause)
 
 
 class Collection:
@@ -209,7 +220,7 @@ class Collection:
         self._index = ChromaIndex(
             encoder_of(encoder),
             collection,
-            client=server.client(),
+            client=server.client(_TRIES),
             metric=metric,
             assume_compatible=assume_compatible,
         )
