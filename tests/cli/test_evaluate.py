@@ -14,6 +14,7 @@ import pytest
 
 from retrieve_rerank import BiEncoder, CrossEncoder
 from retrieve_rerank.cli import judging
+from retrieve_rerank.evaluation import Evaluation
 from tests.cli.conftest import Run, start
 
 TEXTS = {
@@ -210,3 +211,17 @@ def test_a_reader_that_is_gone_costs_no_file_and_no_status(
     assert process.wait(timeout=300) == status, said
     assert "BrokenPipe" not in said
     assert json.loads((dataset.parent / file).read_text())
+
+
+def test_numbers_are_told_also_where_a_file_cannot_be_written(
+    run: Run, dataset: Path, models: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(Evaluation, "to_html", full)
+    done = run("evaluate", dataset, *models, "--save", "a.json", "--html", "a.html", status=1)
+    assert len(done.lines) == 2
+    assert "evaluation: a.json" in done.err
+    assert "the disk is full" in done.err
+    assert "report: a.html" not in done.err

@@ -37,7 +37,7 @@ from retrieve_rerank.cli.options import (
     check_first_stages,
     model_name,
 )
-from retrieve_rerank.cli.streams import for_people, guarded, put, reader_may_leave, say, show, show_bars
+from retrieve_rerank.cli.streams import files_first, for_people, guarded, put, say, show, show_bars
 from retrieve_rerank.cli.texts import with_examples
 
 if TYPE_CHECKING:
@@ -111,15 +111,9 @@ def evaluate(
             cache=ground.cache(cache, without=no_cache),
             show_progress=show_bars(),
         )
-    written: list[str] = []
-    try:  # files first, since whoever reads stdout may have gone; and where one fails, the numbers are told
+    with files_first(lambda: _tell(evaluation, json=json)) as written:
         for name, path in _write(evaluation, html, markdown, save, runs):
             written.append(f"{name}: {path}")
-    finally:
-        with reader_may_leave():
-            _tell(evaluation, json=json)
-        for line in written:
-            say(line)
 
 
 def cross_encoders(given: list[str] | None, index: Path | None, *, demo: bool) -> list[str | None]:

@@ -49,13 +49,23 @@ def show(*things: RenderableType) -> None:
 
 
 @contextmanager
-def reader_may_leave() -> Iterator[None]:
-    """Go on where whoever reads stdout has enough: files are still to be named, and a status is to be told."""
+def files_first(tell: Callable[[], None]) -> Iterator[list[str]]:
+    """Write files, then tell the result on stdout, then name the files: put a line for each into what this gives.
+
+    Whoever reads stdout may have gone, which must cost no file and no status; and where a file fails, the result is
+    told all the same.
+    """
+    written: list[str] = []
     try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        _drop_stdout()
+        yield written
+    finally:
+        try:
+            tell()
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _drop_stdout()
+        for line in written:
+            say(line)
 
 
 def console() -> Console:

@@ -40,7 +40,7 @@ from retrieve_rerank.cli.options import (
     has_bm25,
     model_name,
 )
-from retrieve_rerank.cli.streams import for_people, guarded, put, reader_may_leave, say, show, show_bars
+from retrieve_rerank.cli.streams import files_first, for_people, guarded, put, say, show, show_bars
 from retrieve_rerank.cli.texts import with_examples
 
 if TYPE_CHECKING:
@@ -129,19 +129,13 @@ def tune(
             cache=ground.cache(cache, without=no_cache),
             show_progress=show_bars(),
         )
-    written: list[str] = []
-    try:  # files first, since whoever reads stdout may have gone; and where one fails, the answer is told
+    with files_first(lambda: _tell(tuning, json=json)) as written:
         if save is not None:
             tuning.save(save)
             written.append(f"setting: {save}")
         if html is not None:
             tuning.to_html(html)
             written.append(f"report: {html}")
-    finally:
-        with reader_may_leave():
-            _tell(tuning, json=json)
-        for line in written:
-            say(line)
     if not tuning.met:  # a script must not go on as if the setting kept the budget
         say(f"retrieve-rerank: {tuning.reason}")
         raise typer.Exit(1)
