@@ -116,6 +116,31 @@ class ChromaSearch(VectorStore):
         found = await self._afound([embedding], k, filter, where_document)
         return [document for document, _ in _with_distance(found)]
 
+    def similarity_search_by_vector_with_relevance_scores(
+        self,
+        embedding: list[float],
+        k: int = 4,
+        filter: Where | None = None,
+        where_document: Where | None = None,
+        **kwargs: Any,
+    ) -> list[tuple[Document, float]]:
+        """As `similarity_search_with_score`, for a vector: what langchain-chroma calls so returns distances, too."""
+        refuse(kwargs)
+        return _with_distance(self._found([embedding], k, filter, where_document))
+
+    def similarity_search_with_vectors(
+        self,
+        query: str,
+        k: int = 4,
+        filter: Where | None = None,
+        where_document: Where | None = None,
+        **kwargs: Any,
+    ) -> list[tuple[Document, Vectors]]:
+        """As `similarity_search`, each document with its stored vector, an array (dimension,)."""
+        refuse(kwargs)
+        found = self._found(self._embed(query), k, filter, where_document, with_vectors=True)
+        return [(to_document(item.record), cast(Vectors, item.vector)) for item in found]
+
     def max_marginal_relevance_search(
         self,
         query: str,

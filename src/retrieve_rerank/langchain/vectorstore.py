@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 
@@ -34,6 +35,8 @@ from retrieve_rerank.types import Encoder, Metric
 if TYPE_CHECKING:
     import chromadb
     from chromadb.api import ClientAPI
+
+_KEPT = ("documents", "metadatas")  # what `get` returns unless told
 
 
 class ChromaVectorStore(ChromaSearch):
@@ -229,15 +232,39 @@ class ChromaVectorStore(ChromaSearch):
         limit: int | None = None,
         offset: int | None = None,
         where_document: Where | None = None,
+        include: Sequence[str] | None = None,
     ) -> dict[str, Any]:
-        """Return documents by id or filter, or all, as lists: `ids`, `documents` and `metadatas`."""
+        """Return documents by id or filter, or all, as lists.
+
+        Args:
+            ids: One or more; None for all that fit the filters.
+            where: Chroma's filter on metadata.
+            limit: How many at most.
+            offset: How many to leave out first.
+            where_document: Chroma's filter on the text.
+            include: Of "documents", "metadatas" and "embeddings"; the first two unless given.
+
+        Returns:
+            `ids`, `documents`, `metadatas`, and `embeddings`, an array (n, dimension); None for what is not included.
+        """
+        included = _KEPT if include is None else include
+        if isinstance(included, str) or not set(included) <= {*_KEPT, "embeddings"}:
+            raise InvalidInputError(
+                f"include must be a list of 'documents', 'metadatas' and 'embeddings', got {include!r}"
+            )
         wanted = [ids] if isinstance(ids, str) else ids
         records = self.collection.read(wanted, where=where, where_document=where_document, limit=limit, offset=offset)
+        vectors = None
+        if "embeddings" in included:
+            stored = self.collection.vectors([record.id for record in records])
+            records = [record for record in records if record.id in stored]  # not what was deleted in between
+            vectors = np.array([stored[record.id] for record in records], np.float32)
         passages = [record.passage for record in records]
         return {
             "ids": [passage.id for passage in passages],
-            "documents": [passage.text for passage in passages],
-            "metadatas": [dict(passage.metadata) for passage in passages],
+            "documents": [passage.text for passage in passages] if "documents" in included else None,
+            "metadatas": [dict(passage.metadata) for passage in passages] if "metadatas" in included else None,
+            "embeddings": vectors,
         }
 
     def check(self, *, samples: int | None = 100, show_progress: bool = False) -> IndexCheck:
