@@ -110,6 +110,13 @@ def test_a_model_of_the_other_kind_is_refused(form: str) -> None:
         model.score("q", TEXTS)
 
 
+def test_a_servers_tokens_are_not_counted_with_another_model() -> None:
+    with inference_server("tei", task="embed") as server, BiEncoder(endpoint=server.url) as encoder:
+        with pytest.raises(InvalidInputError, match="count with a BiEncoder of the same model and without endpoint"):
+            encoder.count_tokens(["a"])
+        assert server.asked == []
+
+
 def test_a_web_site_is_no_inference_server() -> None:
     refused = pytest.raises(RemoteError, match="answers neither /info as Text Embeddings Inference nor /models")
     with inference_server("openai") as server, CrossEncoder(endpoint=server.url) as model, refused:

@@ -40,11 +40,20 @@ BiEncoderName = Annotated[
     str | None, typer.Option("--bi-encoder", metavar="MODEL", help="Hub name or folder of the bi-encoder.")
 ]
 CrossEncoderName = Annotated[
-    str | None, typer.Option("--cross-encoder", metavar="MODEL", help="Hub name or folder of the cross-encoder.")
+    str | None,
+    typer.Option(
+        "--cross-encoder",
+        metavar="MODEL",
+        help="Hub name or folder of the cross-encoder, or the http(s) address of an inference server that runs it.",
+    ),
 ]
 CrossEncoderNames = Annotated[
     list[str] | None,
-    typer.Option("--cross-encoder", metavar="MODEL", help="Hub name or folder of a cross-encoder; may be repeated."),
+    typer.Option(
+        "--cross-encoder",
+        metavar="MODEL",
+        help="Hub name or folder of a cross-encoder, or the http(s) address of a server; may be repeated.",
+    ),
 ]
 PrecisionOption = Annotated[
     PrecisionName, typer.Option("--precision", help="What the models compute in; auto keeps the ranking.")
@@ -60,7 +69,7 @@ class Models:
 
     Attributes:
         bi_encoder: A hub name, a folder or `demo`; None is the class's own default.
-        cross_encoder: Likewise.
+        cross_encoder: Likewise, or the address of an inference server.
         device: As the classes take it.
         precision: As the classes take it.
     """
@@ -85,6 +94,8 @@ class Models:
 
         if self.cross_encoder is None:
             return CrossEncoder(device=self.device, precision=self.precision.value)
+        if self.cross_encoder.startswith(("http://", "https://")):
+            return CrossEncoder(endpoint=self.cross_encoder, device=self.device, precision=self.precision.value)
         model = _demo(1) if self.cross_encoder == DEMO else self.cross_encoder
         return CrossEncoder(model, device=self.device, precision=self.precision.value)
 

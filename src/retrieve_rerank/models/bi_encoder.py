@@ -240,10 +240,16 @@ class BiEncoder(Model["BiEngine", "RemoteBiEncoder"]):
             texts: May be empty.
 
         Raises:
-            InvalidInputError: If an item is not a usable string.
+            InvalidInputError: If an item is not a usable string, or if the model runs at an inference server.
             ModelError: If the model cannot be loaded.
         """
-        return self._worker.run_soon(self._count_tokens, check_texts(texts))
+        items = check_texts(texts)
+        if self._remote is not None:
+            raise InvalidInputError(
+                f"the tokenizer of {self.model!r} is at the inference server, which does not count tokens for others; "
+                "count with a BiEncoder of the same model and without endpoint (only its tokenizer has work to do)"
+            )
+        return self._worker.run_soon(self._count_tokens, items)
 
     async def aencode_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """As `encode_queries`, without blocking the event loop."""
