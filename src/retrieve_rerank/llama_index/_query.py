@@ -9,17 +9,19 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from llama_index.core.schema import ImageNode, IndexNode
 from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQueryMode
 
 from retrieve_rerank.checks import check_count
 from retrieve_rerank.errors import InvalidInputError
-from retrieve_rerank.indexes.collection import check_ids
+from retrieve_rerank.indexes.collection import ChromaCollection, check_ids
 from retrieve_rerank.indexes.mmr import PREFETCH_FACTOR, check_diversity
 from retrieve_rerank.llama_index._clauses import Condition
-from retrieve_rerank.llama_index._convert import DOCUMENT_KEY
+from retrieve_rerank.llama_index._convert import DOCUMENT_KEY, TYPE_KEY
 from retrieve_rerank.llama_index._filters import to_condition
 
 Vector = npt.NDArray[np.float32]
+_KEPT_BY_INDEX: Any = {TYPE_KEY: {"$in": [ImageNode.class_name(), IndexNode.class_name()]}}
 _OPTIONS = ("where", "where_document", "mmr_threshold", "mmr_prefetch_factor", "mmr_prefetch_k")
 
 
@@ -95,3 +97,19 @@ def _prefetch(k: int, options: Mapping[str, Any]) -> int:
     if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 1 <= factor < math.inf:
         raise InvalidInputError(f"mmr_prefetch_factor must be a number >= 1, got {factor!r}")
     return int(k * factor)
+
+
+def restriction(collection: ChromaCollection, node_ids: Sequence[str] | None) -> Sequence[str] | None:
+    """Return the ids that a query is restricted to.
+
+    VectorStoreIndex sends the ids of the nodes that it keeps itself. With a store that keeps the text these are the
+    image and index nodes only, and a restriction to them would lose all others. A list of all of them, and of no other
+    node, is therefore taken as its list, not as a wish.
+    """
+    if node_ids is None:
+        return None
+    kept = set(collection.ids(where=_KEPT_BY_INDEX))
+    if not kept or not kept <= set(node_ids):
+        return node_ids
+    # The index never forgets a node that was deleted: ids that are not stored say nothing.
+    return node_ids if collection.read(sorted(set(node_ids) - kept)) else None

@@ -1,4 +1,4 @@
-"""Components that can be read back from what they were written down as."""
+"""Components that can be read back from what they were written down as, and pickled."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from llama_index.core.schema import BaseComponent
 from pydantic import ModelWrapValidatorHandler, model_validator
 from typing_extensions import Self
 
+_SECRETS = ("token", "api_key")
+
 
 class Travelling(BaseComponent):
     """A component that pydantic reads back, too: `model_validate_json(component.model_dump_json())`.
 
     LlamaIndex writes a `class_name` beside the fields, and its own `from_dict` takes it away again; pydantic's methods
-    would hand it to a constructor that has no such argument.
+    would hand it to a constructor that has no such argument. Pickling leaves the component as it is, and secrets out.
     """
 
     @model_validator(mode="wrap")  # "before" comes after the constructor where a class has one of its own
@@ -23,3 +25,12 @@ class Travelling(BaseComponent):
         if isinstance(data, Mapping):
             data = {name: value for name, value in data.items() if name != "class_name"}
         return handler(data)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The base class deletes what it cannot pickle from the dictionaries of the object itself: it gets a copy.
+        state = super(Travelling, self._to_pickle()).__getstate__()
+        fields = {name: None if name in _SECRETS else value for name, value in state["__dict__"].items()}
+        return {**state, "__dict__": fields}
+
+    def _to_pickle(self) -> Self:
+        return self.model_copy()

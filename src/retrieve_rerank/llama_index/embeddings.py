@@ -14,6 +14,7 @@ from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayloa
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
 from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent, EmbeddingStartEvent
 from llama_index.core.storage.kvstore.types import BaseKVStore
+from typing_extensions import Self
 
 from retrieve_rerank.checks import check_count
 from retrieve_rerank.errors import InvalidInputError
@@ -248,15 +249,11 @@ class BiEncoderEmbedding(BaseEmbedding, Travelling):
             found += (await self._encoder.aencode_queries(queries)).tolist()
             return found
 
-    def __getstate__(self) -> dict[str, Any]:
-        # The base class deletes what it cannot pickle from the dictionaries of the object itself. Give it a copy, and
-        # nothing to complain about: the constructor makes a new encoder from the fields.
-        if self.__pydantic_private__:
-            slim = self.model_copy()
-            slim.__pydantic_private__ = None
-            return slim.__getstate__()
-        state = super().__getstate__()
-        return {**state, "__dict__": {**state["__dict__"], "token": None, "api_key": None}}  # no secret in a pickle
+    def _to_pickle(self) -> Self:
+        # The constructor makes a new encoder from the fields.
+        slim = super()._to_pickle()
+        slim.__pydantic_private__ = None
+        return slim
 
     def _get_query_embedding(self, query: str) -> Embedding:
         return cast(Embedding, self._encoder.encode_queries([query])[0].tolist())

@@ -241,12 +241,10 @@ class CrossEncoderRerank(BaseNodePostprocessor, Travelling):
             return keep(await self._second_stage().arun(query, candidates, spent=self._spent))
 
     def __getstate__(self) -> dict[str, Any]:
-        # The base class deletes what it cannot pickle from the dictionaries of the object itself: it gets a copy. And
-        # without its scorer, what is made of it would be good for nothing.
-        state = super(CrossEncoderRerank, self.model_copy()).__getstate__()
-        if "_ranker" not in (state["__pydantic_private__"] or {}):
+        state = super().__getstate__()
+        if "_ranker" not in (state["__pydantic_private__"] or {}):  # which would be good for nothing
             raise InvalidInputError(f"this re-ranker's {self.model} cannot be pickled, so it cannot either")
-        return {**state, "__dict__": {**state["__dict__"], "token": None, "api_key": None}}  # no secret in a pickle
+        return state
 
     def after(self, seconds: float) -> CrossEncoderRerank:
         """Return this re-ranker with that much of its time budget gone when a call begins."""

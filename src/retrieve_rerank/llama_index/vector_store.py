@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
-from llama_index.core.schema import BaseNode, ImageNode, IndexNode
+from llama_index.core.schema import BaseNode
 from llama_index.core.vector_stores.types import (
     BasePydanticVectorStore,
     MetadataFilters,
@@ -29,7 +29,6 @@ from retrieve_rerank.indexes.server import RETRY_SECONDS
 from retrieve_rerank.llama_index._convert import (
     DOCUMENT_KEY,
     NO_DOCUMENT,
-    TYPE_KEY,
     check_nodes,
     node_to_record,
     record_to_node,
@@ -38,7 +37,7 @@ from retrieve_rerank.llama_index._convert import (
 from retrieve_rerank.llama_index._filters import to_condition
 from retrieve_rerank.llama_index._health import Healthy
 from retrieve_rerank.llama_index._opening import check_collection, connect
-from retrieve_rerank.llama_index._query import Request, read_request
+from retrieve_rerank.llama_index._query import Request, read_request, restriction
 from retrieve_rerank.llama_index._travel import Travelling
 from retrieve_rerank.llama_index.embeddings import BiEncoderEmbedding
 from retrieve_rerank.types import Metric
@@ -46,8 +45,6 @@ from retrieve_rerank.types import Metric
 if TYPE_CHECKING:
     import chromadb
     from chromadb.api import ClientAPI
-
-_KEPT_BY_INDEX: Any = {TYPE_KEY: {"$in": [ImageNode.class_name(), IndexNode.class_name()]}}
 
 
 class ChromaVectorStore(BasePydanticVectorStore, Healthy, Travelling):
@@ -331,10 +328,8 @@ class ChromaVectorStore(BasePydanticVectorStore, Healthy, Travelling):
         self._collection.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Raises where there is no directory; the base class would leave the collection out without a word. And it
-        # deletes what it cannot pickle from the dictionaries of the object itself: it gets a copy.
-        self._collection.__reduce__()
-        return super(ChromaVectorStore, self.model_copy()).__getstate__()
+        self._collection.__reduce__()  # raises where there is no directory; the base class would leave it out
+        return super().__getstate__()
 
     def to_dict(self, **kwargs: Any) -> dict[str, Any]:
         """Return what `from_dict` makes a store of.
@@ -360,12 +355,12 @@ class ChromaVectorStore(BasePydanticVectorStore, Healthy, Travelling):
         return self._search_many(request, request.vector[np.newaxis])[0]
 
     def _search_many(self, request: Request, vectors: npt.ArrayLike) -> list[VectorStoreQueryResult]:
-        ids = self._restriction(request.node_ids)
+        ids = restriction(self._collection, request.node_ids)
         return self._results(request, self._collection.query(vectors, request.fetch, ids=ids, **_options(request)))
 
     async def _asearch_many(self, request: Request, vectors: npt.ArrayLike) -> list[VectorStoreQueryResult]:
         arun = self._collection.worker.arun
-        ids = None if request.node_ids is None else await arun(self._restriction, request.node_ids)
+        ids = None if request.node_ids is None else await arun(restriction, self._collection, request.node_ids)
         found = await self._collection.aquery(vectors, request.fetch, ids=ids, **_options(request))
         if request.diversity is None:
             return self._results(request, found)
@@ -382,22 +377,6 @@ class ChromaVectorStore(BasePydanticVectorStore, Healthy, Travelling):
             )
             for items in found
         ]
-
-    def _restriction(self, node_ids: Sequence[str] | None) -> Sequence[str] | None:
-        """Return the ids that a query is restricted to.
-
-        VectorStoreIndex sends the ids of the nodes that it keeps itself. With a store that keeps the text these are the
-        image and index nodes only, and a restriction to them would lose all others. A list of all of them, and of no
-        other node, is therefore taken as its list, not as a wish.
-        """
-        if node_ids is None:
-            return None
-        with self._collection.reading():
-            kept = self._collection.handle.get(where=_KEPT_BY_INDEX, include=[])["ids"]
-        if not kept or not set(kept) <= set(node_ids):
-            return node_ids
-        # The index never forgets a node that was deleted: ids that are not stored say nothing.
-        return node_ids if self._collection.read(sorted(set(node_ids) - set(kept))) else None
 
 
 def _options(request: Request) -> dict[str, Any]:
