@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document
+from langchain_core.runnables import RunnableConfig
 from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
 from retrieve_rerank import BiEncoder, ChromaIndex, InvalidInputError, Passage
@@ -429,4 +430,38 @@ async def test_queries_of_other_embeddings_are_embedded_side_by_side(tmp_path: P
     for found in itertools.chain.from_iterable(await both(ChromaRetriever(vectorstore=meeting), ["a", "b"])):
         assert len(found) == 4
     meeting.close()
+    store.close()
+
+
+@pytest.mark.parametrize("several", [False, True])
+async def test_no_more_queries_are_embedded_at_once_than_the_config_says(several: bool) -> None:
+    """A paid service refuses those beyond its rate."""
+
+    class Counting(WordEmbeddings):
+        def embed_query(self, text: str) -> list[float]:
+            with lock:
+                now.append(text)
+                most.append(len(now))
+            time.sleep(0.02)
+            with lock:
+                now.remove(text)
+            return super().embed_query(text)
+
+    now: list[str] = []
+    most: list[int] = []
+    lock = threading.Lock()
+    store = ChromaVectorStore.from_texts(TEXTS, Counting())
+    queries = [f"a{' b' * number}" for number in range(8)]
+    limit: RunnableConfig = {"max_concurrency": 2}
+    config = [limit] * len(queries) if several else limit
+    expected = [ChromaRetriever(vectorstore=store).invoke(query) for query in queries]
+    most.clear()
+    retriever = ChromaRetriever(vectorstore=store)
+    assert retriever.batch(queries, config) == expected
+    assert await retriever.abatch(queries, config) == expected
+    pipeline(store).batch(queries, config)
+    await pipeline(store).abatch(queries, config)
+    assert len(most) == 4 * len(queries)
+    assert max(most) == 2
+    assert retriever.batch([], []) == []
     store.close()

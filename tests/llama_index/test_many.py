@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -101,6 +102,23 @@ async def test_the_encoder_gets_all_queries_in_one_call(
         for nodes, others in zip(results, expected, strict=True):
             assert ids(nodes) == ids(others)
             assert [node.score for node in nodes] == pytest.approx([node.score for node in others], abs=1e-4)
+
+
+async def test_queries_of_another_model_are_embedded_side_by_side() -> None:
+    class Meeting(WordEmbedding):
+        async def _aget_query_embedding(self, query: str) -> list[float]:
+            here.append(query)
+            if len(here) == 2:
+                met.set()
+            await asyncio.wait_for(met.wait(), 10)  # until both are here
+            return self._get_query_embedding(query)
+
+    here: list[str] = []
+    met = asyncio.Event()
+    store = ChromaVectorStore(embed_model=Meeting())
+    store.add(WordEmbedding()([text_node(text) for text in TEXTS]))
+    a, c = await ChromaRetriever(store, similarity_top_k=1).aretrieve_many(["a", "c"])
+    assert (ids(a), ids(c)) == (["a"], ["c"])
 
 
 async def test_a_cache_of_queries_is_asked(tiny_bi_encoder: Path) -> None:

@@ -9,6 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from langchain_core.runnables import RunnableConfig
+
 from retrieve_rerank.checks import check_query
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.indexes.clauses import Where
@@ -37,14 +40,15 @@ class DenseSearch:
     lambda_mult: float | None = None
     fetch_k: int | None = None
 
-    def run(self, queries: Sequence[str]) -> list[list[Found]]:
-        """Embed the queries in one go, search in one go, and return what each found."""
-        vectors = self.store.embed_queries(queries)
+    def run(self, queries: Sequence[str], at_once: int | None = None) -> list[list[Found]]:
+        """Embed the queries, at most `at_once` in one go, search for all in one go, and return what each found."""
+        vectors = np.concatenate([self.store.embed_queries(part) for part in _parts(queries, at_once)])
         return self._chosen(self.store.collection.query(vectors, self._fetch(), **self._options()))
 
-    async def arun(self, queries: Sequence[str]) -> list[list[Found]]:
+    async def arun(self, queries: Sequence[str], at_once: int | None = None) -> list[list[Found]]:
         """As `run`, without blocking the event loop."""
-        vectors, collection = await self.store.aembed_queries(queries), self.store.collection
+        vectors = np.concatenate([await self.store.aembed_queries(part) for part in _parts(queries, at_once)])
+        collection = self.store.collection
         found = await collection.aquery(vectors, self._fetch(), **self._options())
         return found if self.lambda_mult is None else await collection.worker.arun(self._chosen, found)
 
@@ -72,10 +76,18 @@ class Together:
     Args:
         search: Makes the search; what it raises is raised for every query.
         queries: Those that cannot be used are left out here, and raise when they are asked for.
+        config: LangChain's; its `max_concurrency` is how many queries are embedded in one go.
     """
 
-    def __init__(self, search: Callable[[], DenseSearch], queries: Sequence[str]) -> None:
+    def __init__(
+        self,
+        search: Callable[[], DenseSearch],
+        queries: Sequence[str],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+    ) -> None:
         self._search = search
+        first = config[:1] if isinstance(config, list) else [config or {}]  # of several, LangChain looks at the first
+        self._at_once = first[0].get("max_concurrency") if first else None
         self._queries = [query for query in dict.fromkeys(filter(_is_text, queries)) if _usable(query)]
         self._lock = threading.Lock()
         self._seconds = 0.0
@@ -94,7 +106,9 @@ class Together:
             if self._found is None:
                 start = time.perf_counter()
                 try:
-                    self._found = dict(zip(self._queries, self._search().run(self._queries), strict=True))
+                    self._found = dict(
+                        zip(self._queries, self._search().run(self._queries, self._at_once), strict=True)
+                    )
                 except Exception as error:  # noqa: BLE001 - raised for every query of the batch
                     self._found = error
                 self._seconds = time.perf_counter() - start
@@ -112,9 +126,15 @@ class Together:
 
     async def _afound_all(self) -> dict[str, list[Found]]:
         start = time.perf_counter()
-        found = dict(zip(self._queries, await self._search().arun(self._queries), strict=True))
+        found = await self._search().arun(self._queries, self._at_once)
         self._seconds = time.perf_counter() - start
-        return found
+        return dict(zip(self._queries, found, strict=True))
+
+
+def _parts(queries: Sequence[str], size: int | None) -> list[Sequence[str]]:
+    if size is None:
+        return [queries]
+    return [queries[start : start + size] for start in range(0, len(queries) or 1, size)]
 
 
 def _is_text(query: object) -> bool:

@@ -40,7 +40,8 @@ class ChromaRetriever(Travelling, BaseRetriever):
         fetch_k: How many of the nearest to choose from, where `lambda_mult` is given; None is 4 * `k`.
 
     `batch` and `abatch` search all queries in one go, and embed them in one go where the embeddings are
-    `BiEncoderEmbeddings`; every query is a run of its own all the same.
+    `BiEncoderEmbeddings`, else side by side; the config's `max_concurrency` is how many at once. Every query is a run
+    of its own all the same.
 
     The documents are copies whose metadata has `retrieval_score` (larger is better) and `retrieval_rank` (1-based).
 
@@ -168,7 +169,7 @@ class ChromaRetriever(Travelling, BaseRetriever):
         **kwargs: Any,
     ) -> list[list[Document]]:
         """As `invoke` for each query, each a run of its own; embedded and searched in one go."""
-        together = self.together(inputs, kwargs)
+        together = self.together(inputs, kwargs, config)
         return super().batch(inputs, config, return_exceptions=return_exceptions, together=together, **kwargs)
 
     async def abatch(
@@ -180,13 +181,18 @@ class ChromaRetriever(Travelling, BaseRetriever):
         **kwargs: Any,
     ) -> list[list[Document]]:
         """As `batch`, without blocking the event loop."""
-        together = self.together(inputs, kwargs)
+        together = self.together(inputs, kwargs, config)
         return await super().abatch(inputs, config, return_exceptions=return_exceptions, together=together, **kwargs)
 
-    def together(self, queries: list[str], options: Mapping[str, Any]) -> Together:
+    def together(
+        self,
+        queries: list[str],
+        options: Mapping[str, Any],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+    ) -> Together:
         """Return a search of many queries, each of which then is one `invoke` with these options."""
         known = {name: value for name, value in options.items() if name in _SEARCH_OPTIONS}
-        return Together(partial(self._search, **known), queries)
+        return Together(partial(self._search, **known), queries, config)
 
     def _get_relevant_documents(
         self,

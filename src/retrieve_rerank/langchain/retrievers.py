@@ -123,7 +123,9 @@ class RetrieveRerankRetriever(Travelling, BaseRetriever):
         **kwargs: Any,
     ) -> list[list[Document]]:
         """As `invoke` for each query, each a run of its own; see the class for what is done in one go."""
-        return super().batch(inputs, config, return_exceptions=return_exceptions, **self._together(inputs, kwargs))
+        return super().batch(
+            inputs, config, return_exceptions=return_exceptions, **self._together(inputs, kwargs, config)
+        )
 
     async def abatch(
         self,
@@ -134,7 +136,7 @@ class RetrieveRerankRetriever(Travelling, BaseRetriever):
         **kwargs: Any,
     ) -> list[list[Document]]:
         """As `batch`, without blocking the event loop."""
-        options = self._together(inputs, kwargs)
+        options = self._together(inputs, kwargs, config)
         return await super().abatch(inputs, config, return_exceptions=return_exceptions, **options)
 
     def _get_relevant_documents(
@@ -208,7 +210,12 @@ class RetrieveRerankRetriever(Travelling, BaseRetriever):
             return 0.0
         return time.perf_counter() - start if together is None else together.share
 
-    def _together(self, queries: list[str], options: dict[str, Any]) -> dict[str, Any]:
+    def _together(
+        self,
+        queries: list[str],
+        options: dict[str, Any],
+        config: RunnableConfig | list[RunnableConfig] | None,
+    ) -> dict[str, Any]:
         """Return the options with a search of all queries among them, where the first stage can do that."""
         if options.get("rewrites"):  # these are what is searched in one go
             return options
@@ -219,7 +226,7 @@ class RetrieveRerankRetriever(Travelling, BaseRetriever):
             return options
         if not isinstance(stage.asked, ChromaRetriever):
             return options
-        return {**options, "together": stage.asked.together(queries, stage.options)}
+        return {**options, "together": stage.asked.together(queries, stage.options, config)}
 
     def _first_stage(self, fetch_k: int | None, options: dict[str, Any]) -> FirstStage:
         limit = self.fetch_k if fetch_k is None else check_count(fetch_k, "fetch_k")
