@@ -36,12 +36,13 @@ def test_chromas_own_metric_suits_unit_vectors(tmp_path: Path) -> None:
     made_elsewhere(tmp_path, None, unit(TEXTS))  # squared L2, as langchain-chroma leaves it
     report = ChromaIndex.adopt(Unit(), "theirs", path=tmp_path)
     assert (report.adopted, report.verified, report.samples, report.metric) == (True, 20, 20, "euclidean")
-    assert "open it with metric='euclidean'" in str(report)
+    assert "its order is that of cosine" in str(report)
     assert "whether the other 20 vectors are the encoder's" in str(report)
-    with ChromaIndex(Unit(), "theirs", path=tmp_path, metric="euclidean") as index:
+    with ChromaIndex(Unit(), "theirs", path=tmp_path) as index:
+        assert index.collection.metric == "euclidean"
         assert index.retrieve(TEXTS[7], k=1)[0].passage.text == TEXTS[7]
     with pytest.raises(IndexMismatchError, match="another encoder"):
-        ChromaIndex.adopt(Unit(fingerprint={"model": "other"}), "theirs", path=tmp_path)
+        ChromaIndex.adopt(Unit(fingerprint={"model": "other", "weights": "def"}), "theirs", path=tmp_path)
 
 
 @pytest.mark.parametrize(("metric", "space"), [("dot", "l2"), ("cosine", "l2"), ("dot", "cosine"), ("euclidean", "ip")])
@@ -98,7 +99,7 @@ def test_langchain_chroma_collections_are_adopted(tmp_path: Path, tiny_bi_encode
         report = ChromaIndex.adopt(encoder, "langchain", client=client)
         assert report.adopted, str(report)
         assert (report.verified, report.metric, report.encoder_metric) == (4, "euclidean", "cosine")
-        with ChromaIndex(encoder, "langchain", client=client, metric="euclidean") as index:
+        with ChromaIndex(encoder, "langchain", client=client) as index:
             index.add([Passage("new", "new")])
             assert index.retrieve("rome", k=1)[0].passage.text == "rome"
             assert index.check().ok

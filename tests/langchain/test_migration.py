@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import langchain_chroma
 import pytest
 from langchain_core.documents import Document
 
-from retrieve_rerank import IndexMismatchError, InvalidInputError
-from retrieve_rerank.langchain import ChromaVectorStore
+from retrieve_rerank import IndexMismatchError, InvalidInputError, RemoteError
+from retrieve_rerank.langchain import BiEncoderEmbeddings, ChromaVectorStore, _incumbent
+from tests.chroma_server import ChromaServer
 from tests.langchain.stubs import WordEmbeddings
 
 TEXTS = ["a a a", "a a b", "c", "b b a"]
@@ -98,3 +100,127 @@ def test_scores_by_vector_are_distances_as_in_the_incumbent() -> None:
 def test_what_get_cannot_include_is_refused(include: Any) -> None:
     with pytest.raises(InvalidInputError, match="include must be a list of"):
         ChromaVectorStore().get(include=include)
+
+
+def test_the_name_that_is_another_by_default(tmp_path: Path) -> None:
+    """The import alone would find nothing, without a word."""
+    langchain_chroma.Chroma.from_texts(TEXTS, WordEmbeddings(), persist_directory=str(tmp_path))
+    with pytest.warns(UserWarning, match="pass collection_name='langchain' to go on with that one"):
+        ChromaVectorStore(embedding_function=WordEmbeddings(), persist_directory=tmp_path)
+    again = ChromaVectorStore("langchain", WordEmbeddings(), tmp_path)
+    assert again.similarity_search("c", k=1)[0].page_content == "c"
+
+
+async def test_a_search_of_a_collection_that_a_slip_made_warns_once(tmp_path: Path) -> None:
+    ChromaVectorStore.from_texts(TEXTS, WordEmbeddings(), persist_directory=tmp_path)
+    for slip in ("passage", "passsages"):
+        store = ChromaVectorStore(slip, WordEmbeddings(), tmp_path)
+        assert store.get()["ids"] == []
+        with pytest.warns(UserWarning, match="was made just now and is empty, .* There are also: .*'passages'"):
+            assert await store.asimilarity_search("a") == []
+        assert store.similarity_search("a") == []
+    meant = ChromaVectorStore("another", WordEmbeddings(), tmp_path)
+    meant.add_texts(["a"])
+    assert len(meant.similarity_search("a")) == 1
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine", "dot"])
+def test_chromas_own_metric_is_no_obstacle(tmp_path: Path, tiny_bi_encoder: Path, metric: str) -> None:
+    """langchain-chroma compares by L2 unless told, which is the order of the cosine where vectors have the length 1."""
+    embeddings = BiEncoderEmbeddings(model=str(tiny_bi_encoder))
+    space = {"euclidean": "l2", "dot": "ip"}.get(metric, metric)
+    theirs = langchain_chroma.Chroma.from_texts(
+        ["paris is the capital", "bread is baked"],
+        embeddings,
+        persist_directory=str(tmp_path),
+        collection_configuration={"hnsw": {"space": space}},
+    )
+    expected = theirs.similarity_search_with_score("paris", k=2)
+    for _ in range(2):  # the first writes the model down
+        ours = ChromaVectorStore("langchain", embeddings, tmp_path)
+        assert ours.metric == metric
+        found = ours.similarity_search_with_score("paris", k=2)
+        assert [document.page_content for document, _ in found] == [document.page_content for document, _ in expected]
+        assert [score for _, score in found] == pytest.approx([score for _, score in expected], abs=1e-3)
+        ours.close()
+
+
+def test_a_metric_that_orders_otherwise_is_an_obstacle(tmp_path: Path, tiny_dot_bi_encoder: Path) -> None:
+    embeddings = BiEncoderEmbeddings(model=str(tiny_dot_bi_encoder))
+    langchain_chroma.Chroma.from_texts(["paris", "bread is baked"], embeddings, persist_directory=str(tmp_path))
+    with pytest.raises(IndexMismatchError, match=r"by 'euclidean', .* made for 'dot'.* pass metric='euclidean'"):
+        ChromaVectorStore("langchain", embeddings, tmp_path)
+    assert ChromaVectorStore("langchain", embeddings, tmp_path, metric="euclidean").metric == "euclidean"
+
+
+class Foreign(WordEmbeddings):
+    """Another library's embeddings, which run one of our models and tell its name only."""
+
+    def __init__(self, path: Path) -> None:
+        self._within = BiEncoderEmbeddings(model=str(path), precision="float32")
+        self.model_name = "tiny"
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        return self._within.embed_documents(texts)
+
+    def embed_query(self, text: str) -> list[float]:
+        return self._within.embed_query(text)
+
+
+@pytest.mark.parametrize("ours_first", [False, True])
+def test_the_embeddings_may_be_swapped_before_or_after_the_store(
+    tmp_path: Path, tiny_bi_encoder: Path, tiny_dot_bi_encoder: Path, ours_first: bool
+) -> None:
+    """What tells a name only is tried against the vectors; it was refused for the facts that it does not tell."""
+    first, second = Foreign(tiny_bi_encoder), BiEncoderEmbeddings(model=str(tiny_bi_encoder))
+    if ours_first:
+        first, second = second, first  # type: ignore[assignment]
+    store = ChromaVectorStore.from_texts(["paris is the capital", "bread is baked"], first, persist_directory=tmp_path)
+    for embeddings in (second, first, second):
+        again = ChromaVectorStore(embedding_function=embeddings, persist_directory=tmp_path)
+        assert again.similarity_search("bread", k=1)[0].page_content == "bread is baked"
+        again.close()
+    store.close()
+    other = BiEncoderEmbeddings(model=str(tiny_dot_bi_encoder)) if not ours_first else Foreign(tiny_dot_bi_encoder)
+    with pytest.raises(IndexMismatchError, match="another"):
+        ChromaVectorStore(embedding_function=other, persist_directory=tmp_path, metric="cosine")
+
+
+@pytest.mark.parametrize(
+    ("options", "unused"),
+    [
+        ({"collection_metadata": {"hnsw:space": "ip", "hnsw:M": 32}}, r"collection_metadata\['hnsw:M'\]"),
+        ({"collection_configuration": {"hnsw": {"ef_construction": 300}}}, r"\['hnsw'\]\['ef_construction'\]"),
+        ({"collection_configuration": {"hnws": {"space": "l2"}}}, r"collection_configuration\['hnws'\]"),
+    ],
+)
+def test_what_is_not_taken_over_is_said_where_it_counts(tmp_path: Path, options: dict[str, Any], unused: str) -> None:
+    with pytest.warns(UserWarning, match=f"made without {unused}|made without collection_configuration{unused}"):
+        ChromaVectorStore(embedding_function=WordEmbeddings(), persist_directory=tmp_path, **options)
+    ChromaVectorStore(embedding_function=WordEmbeddings(), persist_directory=tmp_path, **options)
+
+
+def test_a_server_is_named_as_there(chroma_server: ChromaServer) -> None:
+    name = f"c-{uuid.uuid4().hex}"
+    place = {"host": "127.0.0.1", "port": chroma_server.port, "collection_name": name}
+    theirs = langchain_chroma.Chroma.from_texts(TEXTS, WordEmbeddings(), None, ["1", "2", "3", "4"], **place)
+    ours = ChromaVectorStore.from_texts(["a"], WordEmbeddings(), None, ["5"], **place)
+    assert sorted(theirs.get()["ids"]) == sorted(ours.get()["ids"]) == ["1", "2", "3", "4", "5"]
+    ours.delete_collection()
+    with pytest.raises(RemoteError, match=r"cannot reach a Chroma server at 127\.0\.0\.1:1"):
+        ChromaVectorStore(embedding_function=WordEmbeddings(), host="127.0.0.1", port=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"port": 8000}, "give host, too"),
+        ({"host": "a", "client": object()}, "one of client, host and chroma_cloud_api_key"),
+        ({"host": "a", "persist_directory": "b"}, "not both"),
+        ({"chroma_cloud_api_key": "key", "tenant": "t"}, "needs tenant and database"),
+    ],
+)
+def test_a_place_that_is_named_badly(options: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_incumbent, "connect", lambda *_, **__: object())
+    with pytest.raises(InvalidInputError, match=message):
+        ChromaVectorStore(embedding_function=WordEmbeddings(), **options)

@@ -94,7 +94,7 @@ def test_the_embedding_model_must_fit_the_store(tiny_bi_encoder: Path, tiny_dot_
     cosine, dot = BiEncoderEmbedding(tiny_bi_encoder), BiEncoderEmbedding(tiny_dot_bi_encoder)
     with pytest.raises(IndexMismatchError, match="another encoder"):
         ChromaRetriever(ChromaVectorStore(embed_model=cosine), dot)
-    with pytest.raises(IndexMismatchError, match="'cosine', and 'dot' was asked for"):
+    with pytest.raises(IndexMismatchError, match="by 'cosine', and this encoder's are made for 'dot'"):
         ChromaRetriever(ChromaVectorStore(), dot)
     # What was asked for by name is meant.
     assert ChromaRetriever(ChromaVectorStore(metric="cosine"), dot).embed_model is dot

@@ -18,6 +18,7 @@ from retrieve_rerank.indexes.collection import ChromaCollection
 from retrieve_rerank.indexes.embedded import compare
 from retrieve_rerank.indexes.fingerprint import Identity, check_identity
 from retrieve_rerank.indexes.health import ROWS, readable_vectors, with_text
+from retrieve_rerank.indexes.opened import UNIT
 from retrieve_rerank.indexes.records import Record
 from retrieve_rerank.indexes.reports import AdoptReport
 from retrieve_rerank.indexes.server import RETRY_SECONDS, with_patience
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from chromadb.api import ClientAPI
 
 _AT_OPENING = 3  # texts encoded again
-_UNIT = 0.01  # a unit vector's length may be off by so much, for half precision
 
 
 def adopt(collection: ChromaCollection, encoder: Encoder, *, samples: int = 20) -> AdoptReport:
@@ -64,7 +64,7 @@ def _tried(collection: ChromaCollection, encoder: Encoder, samples: int) -> Adop
                 f"{made}. Open it with the encoder that made it, or use another collection name"
             )
         wrong, with_metadata = compare(encoder, records, stored, collection.metric)
-    unit = bool(stored) and all(abs(float(np.linalg.norm(vector)) - 1) < _UNIT for vector in stored.values())
+    unit = bool(stored) and all(abs(float(np.linalg.norm(vector)) - 1) < UNIT for vector in stored.values())
     return AdoptReport(
         collection=collection.name,
         count=count,

@@ -47,7 +47,8 @@ class ChromaIndex(DenseSearch):
             read.
         client: A Chroma client to use instead: `chromadb.HttpClient`, `CloudClient`, or an awaited `AsyncHttpClient`.
             Any number of processes may write to a server. Neither path nor client: in memory, private to this object.
-        metric: "cosine", "dot" or "euclidean", instead of the encoder's.
+        metric: "cosine", "dot" or "euclidean". None takes the encoder's, or that of a collection which is there, if
+            both order its vectors alike.
         assume_compatible: Open a collection that was made by another encoder or metric all the same.
         retry_seconds: For how long a request that a server does not answer is repeated, in every call; 0 asks once.
         lock_timeout: Seconds to wait, at the first write, while another process writes the directory.
@@ -94,7 +95,8 @@ class ChromaIndex(DenseSearch):
             collection,
             path=path,
             client=client,
-            metric=metric or encoder.metric,
+            metric=metric,
+            encoder_metric=encoder.metric,
             fingerprint={"dimension": encoder.dimension, **encoder.fingerprint},
             assume_compatible=assume_compatible,
             retry_seconds=retry_seconds,

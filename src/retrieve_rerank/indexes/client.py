@@ -30,6 +30,8 @@ _UNREADABLE = (
     ". Its vectors cannot be read any more; the texts are all there: ChromaIndex.recover(encoder, collection, path=…) "
     "encodes them again"
 )
+_REBUILDING = ("rebuilding-", "rebuilt-", "replaced-")
+_SHOWN = 10  # names of collections
 _DROP_CHUNK = 1_000  # records deleted in one call
 
 _started: int | None = None  # the process that Chroma's stores and threads belong to
@@ -67,6 +69,31 @@ def open_client(path: str | os.PathLike[str] | None) -> ClientAPI:
         ) from error
 
 
+def connect(
+    host: str,
+    port: int | str,
+    *,
+    ssl: bool = False,
+    headers: dict[str, str] | None = None,
+    tenant: str | None = None,
+    database: str | None = None,
+) -> ClientAPI:
+    """Return a client of Chroma's server.
+
+    Raises:
+        RemoteError: If it cannot be reached.
+    """
+    import chromadb
+    from chromadb.config import DEFAULT_DATABASE, DEFAULT_TENANT
+    from chromadb.errors import ChromaError
+
+    place: Any = {"tenant": tenant or DEFAULT_TENANT, "database": database or DEFAULT_DATABASE}
+    try:
+        return chromadb.HttpClient(host, int(port), ssl, headers, **place)
+    except (ChromaError, ValueError) as error:
+        raise RemoteError(f"cannot reach a Chroma server at {host}:{port}: {error}") from error
+
+
 def one_spelling(path: str | os.PathLike[str]) -> Path:
     """Return the one spelling of a directory that Chroma is ever given."""
     return Path(path).expanduser().resolve()
@@ -78,7 +105,7 @@ def find_or_create(
     metric: Metric,
     fingerprint: Fingerprint | None,
     writing: Callable[[], AbstractContextManager[object]] = nullcontext,
-) -> chromadb.Collection:
+) -> tuple[chromadb.Collection, bool]:
     """Return the collection of this name as it is, or a new one with this metric and fingerprint.
 
     Args:
@@ -87,6 +114,9 @@ def find_or_create(
         metric: Of a new one.
         fingerprint: Of a new one.
         writing: What to hold while a new one is made.
+
+    Returns:
+        The collection, and whether it was made.
     """
     from chromadb.errors import ChromaError, NotFoundError
 
@@ -95,28 +125,36 @@ def find_or_create(
         return client.get_collection(name, embedding_function=None)
 
     try:
-        return find()
+        return find(), False
     except NotFoundError:
         if (finished := finish_rebuilding(client, name, writing)) is not None:
-            return finished
+            return finished, False
         settings: Any = {"hnsw": {"space": SPACES[metric], "ef_search": EF_SEARCH}}
         try:
             with writing():
-                return client.create_collection(
+                made = client.create_collection(
                     name, configuration=settings, metadata=to_metadata(fingerprint), embedding_function=None
                 )
+                return made, True
         except ChromaError as error:
             # Another process made it meanwhile, or we did and a server's answer was lost.
             try:
-                return find()
+                return find(), False
             except NotFoundError:
                 raise error from None
+
+
+def other_collections(client: ClientAPI, name: str) -> tuple[str, ...]:
+    """Return the names of some other collections of a client."""
+    named = (collection.name for collection in client.list_collections(limit=_SHOWN))
+    return tuple(other for other in named if other != name and not other.startswith(_REBUILDING))
 
 
 def rebuilding_names(name: str) -> tuple[str, str, str]:
     """Return the names of a collection's successor, being filled and complete, and of the collection once replaced."""
     mark = hashlib.sha256(name.encode()).hexdigest()[:40]
-    return f"rebuilding-{mark}", f"rebuilt-{mark}", f"replaced-{mark}"
+    filling, complete, replaced = (f"{beginning}{mark}" for beginning in _REBUILDING)
+    return filling, complete, replaced
 
 
 def finish_rebuilding(

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from retrieve_rerank.checks import check_count, check_encodable, check_texts
-from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.errors import InvalidInputError, warn_caller
 from retrieve_rerank.indexes.clauses import Where, exact
 from retrieve_rerank.indexes.client import translated
 from retrieve_rerank.indexes.nearest import (
@@ -264,6 +264,13 @@ class ChromaCollection(OpenedCollection):
         counted = self._counted  # another thread, which writes, sets it to None
         if len(asked.vectors) > 1 or counted is None or time.monotonic() > counted[1]:
             self._counted = counted = int(await live.count()), time.monotonic() + _SIZE_SECONDS
+        if counted[0] == 0 and self.beside:
+            others, self.beside = ", ".join(map(repr, self.beside)), ()
+            warn_caller(
+                f"collection {self.name!r} was made just now and is empty, so that nothing is found. There are also: "
+                f"{others}; to search one of these, open it by its name",
+                UserWarning,
+            )
         return await nearest(live, asked, counted[0])
 
     def similarity(self, distance: float) -> float:

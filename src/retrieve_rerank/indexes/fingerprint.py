@@ -17,6 +17,8 @@ _ENCODER_KEY = "retrieve_rerank:encoder"
 
 SERVED_BY = "served_by"  # in the fingerprint of an encoder behind an inference server
 
+_NAMES = {"model", "dimensions", "size"}  # what other libraries' embeddings tell of themselves
+
 SPACES: dict[Metric, str] = {"cosine": "cosine", "dot": "ip", "euclidean": "l2"}
 
 Fingerprint = Mapping[str, "str | int | float | bool"]
@@ -81,10 +83,14 @@ def check_identity(name: str, found: Identity, metric: Metric | None, fingerprin
 
 
 def needs_proof(stored: Fingerprint | None, given: Fingerprint | None) -> bool:
-    """Whether only a vector can tell if two fingerprints are of one encoder: a server does not tell its weights."""
+    """Whether only a vector can tell if two fingerprints are of one encoder.
+
+    A server does not tell its weights, and other libraries' embeddings tell no more than a name: they may run the same
+    model.
+    """
     if stored is None or given is None or dict(stored) == dict(given):
         return False
-    return SERVED_BY in stored or SERVED_BY in given
+    return SERVED_BY in stored or SERVED_BY in given or (set(stored) <= _NAMES) != (set(given) <= _NAMES)
 
 
 def _differences(stored: Fingerprint, given: Fingerprint) -> list[str]:

@@ -13,14 +13,23 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+
 from retrieve_rerank.checks import check_count
 from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, RetrieveRerankError
-from retrieve_rerank.indexes.client import directory_of, drop_collection, find_or_create, open_client, translated
+from retrieve_rerank.indexes.client import (
+    directory_of,
+    drop_collection,
+    find_or_create,
+    open_client,
+    other_collections,
+    translated,
+)
 from retrieve_rerank.indexes.directory import Directory, View, check_wait
 from retrieve_rerank.indexes.fingerprint import (
     SPACES,
@@ -49,6 +58,10 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+_LOOKED_AT = 20  # vectors whose length is looked at
+UNIT = 0.01  # a unit vector's length may be off by so much, for half precision
+
+
 class OpenedCollection:
     """One collection, new or existing, as it was opened; `ChromaCollection` reads and writes it.
 
@@ -56,7 +69,8 @@ class OpenedCollection:
         name: The collection's name.
         path: Directory of a persistent store; it is made if missing.
         client: A Chroma client to use instead. Neither: in memory, private to this object.
-        metric: What vectors are compared by; None takes the collection's, or cosine for a new one.
+        metric: What vectors are compared by; None takes the collection's, if the encoder's orders alike.
+        encoder_metric: What the encoder's vectors are made for, and a new collection compares by; None is cosine.
         fingerprint: The encoder's; None skips the check and records nothing.
         assume_compatible: Open a collection of another encoder or metric all the same.
         handle: A live collection to use instead of all of the above but `metric` and `fingerprint`.
@@ -78,6 +92,7 @@ class OpenedCollection:
         path: str | os.PathLike[str] | None = None,
         client: ClientAPI | None = None,
         metric: Metric | None = None,
+        encoder_metric: Metric | None = None,
         fingerprint: Fingerprint | None = None,
         assume_compatible: bool = False,
         handle: chromadb.Collection | None = None,
@@ -87,8 +102,9 @@ class OpenedCollection:
     ) -> None:
         if path is not None and client is not None:
             raise InvalidInputError("give either a path or a client, not both: a client already knows where it stores")
-        if metric is not None and metric not in SPACES:
-            raise InvalidInputError(f"metric must be one of {', '.join(SPACES)}; got {metric!r}")
+        for one in (metric, encoder_metric):
+            if one is not None and one not in SPACES:
+                raise InvalidInputError(f"metric must be one of {', '.join(SPACES)}; got {one!r}")
         if handle is None and not (
             isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,510}[A-Za-z0-9]", name)
         ):
@@ -111,6 +127,9 @@ class OpenedCollection:
         self._async_handle: AsyncCollection | None = None
         self._counted: tuple[int, float] | None = None  # records, and until when that is taken as true
         self.search_breadth = None if search_breadth is None else check_count(search_breadth, "search_breadth")
+        self.made = False  # whether this made the collection
+        # The other collections, where this one was made here and nothing is in it: a name may have been mistaken.
+        self.beside: tuple[str, ...] = ()
         self._drop_private: Callable[[], object] | None = None
         check_patience(retry_seconds)
         self.lock_timeout = check_wait(lock_timeout)
@@ -123,7 +142,7 @@ class OpenedCollection:
             self._handle = collection_with_patience(handle, retry_seconds) if self.at_server else handle
             self.client: ClientAPI = cast("ClientAPI", self._handle._client)  # noqa: SLF001
             self._share()
-            self._check(metric, fingerprint, assume_compatible=assume_compatible)
+            self._check(metric, encoder_metric, fingerprint, assume_compatible=assume_compatible)
             return
         with translated(f"collection {name!r}"):
             self.client = open_client(path) if client is None else with_patience(client, retry_seconds)
@@ -134,13 +153,16 @@ class OpenedCollection:
         stored_name = f"{name[:400]}-{uuid.uuid4().hex}" if private else name
         with translated(f"collection {name!r}"):
             self._share()
-            self._handle = find_or_create(self.client, stored_name, metric or "cosine", fingerprint, self._alone)
+            wanted = metric or encoder_metric or "cosine"
+            self._handle, self.made = find_or_create(self.client, stored_name, wanted, fingerprint, self._alone)
+            if self.made and not private:
+                self.beside = other_collections(self.client, stored_name)
         if private:  # nobody else can reach it: it goes with this object
             finalizer = weakref.finalize(self, drop_collection, self.client, stored_name, os.getpid())
             finalizer.atexit = False
             self._drop_private = finalizer
         try:
-            self._check(metric, fingerprint, assume_compatible=assume_compatible)
+            self._check(metric, encoder_metric, fingerprint, assume_compatible=assume_compatible)
         except IndexMismatchError:
             self.close()
             raise
@@ -198,7 +220,14 @@ class OpenedCollection:
                 self._epoch = view.epoch
             view.opened_again(time.monotonic() - begin)
 
-    def _check(self, metric: Metric | None, fingerprint: Fingerprint | None, *, assume_compatible: bool) -> None:
+    def _check(
+        self,
+        metric: Metric | None,
+        encoder_metric: Metric | None,
+        fingerprint: Fingerprint | None,
+        *,
+        assume_compatible: bool,
+    ) -> None:
         found = Identity.read(self.handle.configuration_json, self.handle.metadata)
         self.metric = found.metric
         self.recorded = found.fingerprint is not None
@@ -206,8 +235,28 @@ class OpenedCollection:
         check_format(self.name, found)
         if not assume_compatible:
             check_identity(self.name, found, metric, fingerprint)
+            if metric is None and encoder_metric is not None:
+                self.check_suits(encoder_metric)
         else:
             self.verified = True
+
+    def check_suits(self, metric: Metric) -> None:
+        """Raise IndexMismatchError if the collection orders passages otherwise than the metric of an encoder does.
+
+        Of vectors of length 1, as Chroma's own default of squared L2 often holds them, all metrics make one order.
+        """
+        if metric == self.metric:
+            return
+        with suppress(RetrieveRerankError), self.reading():  # of a damaged index nothing is known
+            some = self.handle.get(limit=_LOOKED_AT, include=["embeddings"])["embeddings"]
+            if some is not None and len(some) and np.allclose(np.linalg.norm(some, axis=1), 1.0, atol=UNIT):
+                return
+        raise IndexMismatchError(
+            f"collection {self.name!r} compares vectors by {self.metric!r}, and this encoder's are made for "
+            f"{metric!r}. The two give one order for vectors of length 1 only; these are not, or there are none yet. A "
+            f"collection's metric cannot change: pass metric={self.metric!r} to keep it, or use another collection "
+            "name and add the passages again"
+        )
 
     def __reduce__(self) -> tuple[Callable[[], Self], tuple[()]]:
         if self.folder is None:

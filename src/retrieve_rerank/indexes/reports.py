@@ -209,8 +209,8 @@ class AdoptReport:
         said = [f"{begin}, adopted: {self.verified} of {self.samples} samples verified, compared by {self.metric}"]
         if self.metric != self.encoder_metric:
             said.append(
-                f"open it with metric={self.metric!r}: its order is that of {self.encoder_metric}, as the vectors have "
-                "the length 1"
+                f"its order is that of {self.encoder_metric}, for which the encoder is made, as the vectors have the "
+                "length 1"
             )
         if self.unknown:
             said.append(f"not known: {', '.join(self.unknown)}")

@@ -15,7 +15,6 @@ from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.indexes.adoption import adopt_at_opening
 from retrieve_rerank.indexes.clauses import Where
 from retrieve_rerank.indexes.collection import ChromaCollection
-from retrieve_rerank.indexes.fingerprint import SPACES
 from retrieve_rerank.indexes.health import check
 from retrieve_rerank.indexes.repairing import repair
 from retrieve_rerank.indexes.reports import IndexCheck, RepairReport
@@ -27,6 +26,7 @@ from retrieve_rerank.langchain._convert import (
     to_document,
     to_encoder,
 )
+from retrieve_rerank.langchain._incumbent import DEFAULT_NAME, asked_space, client_for, tell_what_was_made
 from retrieve_rerank.langchain._search import ChromaSearch, refuse
 from retrieve_rerank.models.cuts import told_once
 from retrieve_rerank.models.worker import Worker
@@ -52,10 +52,19 @@ class ChromaVectorStore(ChromaSearch):
         persist_directory: Directory of a persistent store; it is made if missing. One process at a time may write it.
         client: A Chroma client to use instead: `chromadb.HttpClient`, `CloudClient`, or an awaited `AsyncHttpClient`.
             Any number of processes may write to a server. Neither: in memory, private to this object.
-        metric: "cosine", "dot" or "euclidean", instead of the model's.
+        metric: "cosine", "dot" or "euclidean". None takes the model's, or that of a collection which is there, if both
+            order its vectors alike.
         assume_compatible: Open a collection that was made by another model or metric all the same.
-        collection_metadata: The incumbent's way to give a metric, `{"hnsw:space": "cosine"}`; nothing else is read.
-        collection_configuration: The other one, `{"hnsw": {"space": "cosine"}}`; nothing else is read.
+        host: A Chroma server's host, from which a client is made; a `client` of your own can do more.
+        port: Its port; None is 8000.
+        ssl: Whether it is asked over TLS.
+        headers: Sent with every request, such as the server's token.
+        tenant: At the server; None is Chroma's default.
+        database: At the server; None is Chroma's default.
+        chroma_cloud_api_key: The key to Chroma Cloud, instead of `host`; needs `tenant` and `database`.
+        collection_metadata: The incumbent's way to give a metric, `{"hnsw:space": "cosine"}`. Nothing else is taken
+            from it; where a collection is made, a warning says what.
+        collection_configuration: The other one, `{"hnsw": {"space": "cosine"}}`; likewise.
         retry_seconds: For how long a request that a server does not answer is repeated, in every call; 0 asks once.
         lock_timeout: Seconds to wait, at the first write, while another process writes the directory.
         search_breadth: How many neighbours a search keeps on its way through the vectors; see `ChromaIndex`.
@@ -78,20 +87,28 @@ class ChromaVectorStore(ChromaSearch):
 
     def __init__(
         self,
-        collection_name: str = "passages",
+        collection_name: str = DEFAULT_NAME,
         embedding_function: Embeddings | None = None,
         persist_directory: str | os.PathLike[str] | None = None,
         client: ClientAPI | None = None,
         *,
         metric: Metric | None = None,
         assume_compatible: bool = False,
+        host: str | None = None,
+        port: int | str | None = None,
+        ssl: bool = False,
+        headers: dict[str, str] | None = None,
+        tenant: str | None = None,
+        database: str | None = None,
+        chroma_cloud_api_key: str | None = None,
         collection_metadata: Mapping[str, Any] | None = None,
         collection_configuration: Mapping[str, Any] | None = None,
         retry_seconds: float = RETRY_SECONDS,
         lock_timeout: float = 0.0,
         search_breadth: int | None = None,
     ) -> None:
-        metric = metric or _asked_metric(collection_metadata, collection_configuration)
+        space, unused = asked_space(collection_metadata, collection_configuration)
+        metric = metric or space
         self._embeddings = embedding_function
         self._encoder: Encoder | None = None if embedding_function is None else to_encoder(embedding_function)
         # Embeddings that do not know their metric follow the collection's.
@@ -99,14 +116,25 @@ class ChromaVectorStore(ChromaSearch):
         self.collection = ChromaCollection(
             collection_name,
             path=persist_directory,
-            client=client,
-            metric=metric or (self._encoder.metric if self._encoder is not None and knows else None),
+            client=client_for(
+                client,
+                host,
+                port,
+                ssl=ssl,
+                headers=headers,
+                tenant=tenant,
+                database=database,
+                cloud_key=chroma_cloud_api_key,
+            ),
+            metric=metric,
+            encoder_metric=self._encoder.metric if self._encoder is not None and knows else None,
             fingerprint=None if self._encoder is None else self._encoder.fingerprint,
             assume_compatible=assume_compatible,
             retry_seconds=retry_seconds,
             lock_timeout=lock_timeout,
             search_breadth=search_breadth,
         )
+        tell_what_was_made(self.collection, unused)
         if self._encoder is not None:
             adopt_at_opening(self.collection, self._encoder)
 
@@ -283,13 +311,20 @@ class ChromaVectorStore(ChromaSearch):
         texts: Iterable[str],
         embedding: Embeddings | None = None,
         metadatas: Iterable[dict[str, Any]] | None = None,
-        *,
         ids: Iterable[str | None] | None = None,
-        collection_name: str = "passages",
+        *,
+        collection_name: str = DEFAULT_NAME,
         persist_directory: str | os.PathLike[str] | None = None,
         client: ClientAPI | None = None,
         metric: Metric | None = None,
         assume_compatible: bool = False,
+        host: str | None = None,
+        port: int | str | None = None,
+        ssl: bool = False,
+        headers: dict[str, str] | None = None,
+        tenant: str | None = None,
+        database: str | None = None,
+        chroma_cloud_api_key: str | None = None,
         collection_metadata: Mapping[str, Any] | None = None,
         collection_configuration: Mapping[str, Any] | None = None,
         retry_seconds: float = RETRY_SECONDS,
@@ -307,6 +342,13 @@ class ChromaVectorStore(ChromaSearch):
             client,
             metric=metric,
             assume_compatible=assume_compatible,
+            host=host,
+            port=port,
+            ssl=ssl,
+            headers=headers,
+            tenant=tenant,
+            database=database,
+            chroma_cloud_api_key=chroma_cloud_api_key,
             collection_metadata=collection_metadata,
             collection_configuration=collection_configuration,
             retry_seconds=retry_seconds,
@@ -339,13 +381,3 @@ class ChromaVectorStore(ChromaSearch):
 
     def __repr__(self) -> str:
         return f"ChromaVectorStore({self.collection.name!r}, {self.metric}, embeddings={self._encoder!r})"
-
-
-def _asked_metric(metadata: Mapping[str, Any] | None, configuration: Mapping[str, Any] | None) -> Metric | None:
-    space = ((configuration or {}).get("hnsw") or {}).get("space") or (metadata or {}).get("hnsw:space")
-    if space is None:
-        return None
-    for metric, name in SPACES.items():
-        if name == space:
-            return metric
-    raise InvalidInputError(f"the space must be one of {', '.join(SPACES.values())}; got {space!r}")

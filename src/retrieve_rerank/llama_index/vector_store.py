@@ -21,6 +21,7 @@ from llama_index.core.vector_stores.types import (
 
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.indexes.adoption import adopt_at_opening, prove
+from retrieve_rerank.indexes.client import connect
 from retrieve_rerank.indexes.collection import ChromaCollection
 from retrieve_rerank.indexes.fingerprint import Identity, check_identity, needs_proof
 from retrieve_rerank.indexes.mmr import diverse
@@ -36,7 +37,7 @@ from retrieve_rerank.llama_index._convert import (
 )
 from retrieve_rerank.llama_index._filters import to_condition
 from retrieve_rerank.llama_index._health import Healthy
-from retrieve_rerank.llama_index._opening import check_collection, connect
+from retrieve_rerank.llama_index._opening import check_collection
 from retrieve_rerank.llama_index._query import Request, read_request, restriction
 from retrieve_rerank.llama_index._travel import Travelling
 from retrieve_rerank.llama_index.embeddings import BiEncoderEmbedding
@@ -70,8 +71,8 @@ class ChromaVectorStore(BasePydanticVectorStore, Healthy, Travelling):
         persist_dir: Directory of a persistent store; it is made if missing. One process at a time may write it.
         client: A Chroma client: `chromadb.HttpClient`, `CloudClient`, or an awaited `AsyncHttpClient`. Any number of
             processes may write to a server. None of these: in memory, private to this object.
-        metric: "cosine", "dot" or "euclidean"; None takes the embedding model's, else the collection's, else cosine.
-            After opening it is the collection's.
+        metric: "cosine", "dot" or "euclidean"; None takes the embedding model's, else cosine, or that of a collection
+            which is there, if both order its vectors alike. After opening it is the collection's.
         embed_model: The model that embeds the nodes. A `BiEncoderEmbedding` gives the metric, and the collection
             carries its fingerprint and refuses another; of other models nothing is known.
         assume_compatible: Open a collection that was made by another encoder or metric all the same.
@@ -134,7 +135,8 @@ class ChromaVectorStore(BasePydanticVectorStore, Healthy, Travelling):
             collection_name,
             path=persist_dir,
             client=client,
-            metric=metric or (encoder.metric if encoder else None),
+            metric=metric,
+            encoder_metric=encoder.metric if encoder else None,
             fingerprint=encoder.fingerprint if encoder else None,
             assume_compatible=assume_compatible,
             handle=chroma_collection,
@@ -201,8 +203,9 @@ class ChromaVectorStore(BasePydanticVectorStore, Healthy, Travelling):
             return
         handle, encoder = self._collection.handle, embed_model.encoder
         found = Identity.read(handle.configuration_json, handle.metadata)
-        metric = None if self._metric_given else encoder.metric
-        check_identity(self._collection.name, found, metric, encoder.fingerprint)
+        check_identity(self._collection.name, found, None, encoder.fingerprint)
+        if not self._metric_given:
+            self._collection.check_suits(encoder.metric)
         if needs_proof(found.fingerprint, encoder.fingerprint):
             prove(self._collection, encoder)
 
