@@ -17,6 +17,7 @@ from retrieve_rerank import (
     ChromaIndex,
     CrossEncoder,
     HybridRetriever,
+    InvalidInputError,
     Passage,
     RetrieveRerank,
     fuse,
@@ -63,7 +64,7 @@ async def test_the_core_fuses_both(hybrid: HybridRetriever, query: str) -> None:
         assert hybrid.retrieve(query, 4, **options) == expected
         assert await hybrid.aretrieve(query, 4, **options) == expected
         assert hybrid.retrieve_many([query], 4, **options) == [expected]
-    with pytest.raises(TypeError, match="mmr_lambda"):  # which words do not have
+    with pytest.raises(InvalidInputError, match="mmr_lambda"):  # which words do not have
         hybrid.retrieve(query, mmr_lambda=0.5)
 
 

@@ -54,7 +54,8 @@ class Hit:
     Attributes:
         passage: What was found.
         rank: 1-based, final.
-        score: What `rank` is by: relevance in [0, 1] once re-ranked, else the retrieval score.
+        score: What `rank` is by: relevance in [0, 1] once re-ranked, else the retrieval score; NaN where there is
+            neither, as for a text by itself that a time budget left out.
         retrieval_rank: 1-based rank in the first stage, if there was one.
         retrieval_score: Similarity in the first stage, larger is better.
         logit: The cross-encoder's raw output; None where it did not score this passage.

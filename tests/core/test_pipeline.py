@@ -18,6 +18,7 @@ from retrieve_rerank import (
     ChromaIndex,
     CrossEncoder,
     Hit,
+    HybridRetriever,
     InvalidInputError,
     ModelError,
     Passage,
@@ -76,6 +77,33 @@ def test_fetch_k_goes_to_the_first_stage_and_top_n_cuts_the_result() -> None:
     assert found_texts(result.candidates) == ["a", "b", "c"]
     assert found_texts(result) == ["b", "c"]
     assert len(pipeline(fetch_k=100).search("q")) == 4
+    assert len(pipeline(top_n=None).search("q")) == 4
+
+
+class Strict:
+    def retrieve(self, query: str, k: int, *, where: Any = None) -> list[Hit]:
+        return found(TEXTS)[:k]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"wher": {}}, "^Strict has no option 'wher' in a search; it takes: where$"),
+        ({"k": 3}, "has no option 'k' in a search; .* how many candidates it finds is fetch_k of the pipeline"),
+    ],
+)
+async def test_an_option_that_the_first_stage_does_not_have(options: dict[str, Any], says: str) -> None:
+    """It was a TypeError about a function inside."""
+    for retriever in (Strict(), HybridRetriever([Strict(), Strict()])):
+        search = RetrieveRerank(retriever, TableScorer(TABLE))
+        if retriever.__class__ is HybridRetriever and "k" in options:
+            says = "^HybridRetriever has no option 'k'"
+        with pytest.raises(InvalidInputError, match=says):
+            search.search("q", **options)
+        with pytest.raises(InvalidInputError, match=says):
+            await search.asearch("q", **options)
+        with pytest.raises(InvalidInputError, match=says):
+            search.search_many(["q"], **options)
 
 
 def test_the_defaults_are_the_documented_ones() -> None:
@@ -261,10 +289,8 @@ def test_queries_that_are_no_list(queries: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        *(
-            ({name: value}, name)
-            for name, value in itertools.product(("fetch_k", "top_n"), (0, -1, True, 1.5, None, "5"))
-        ),
+        *(({name: value}, name) for name, value in itertools.product(("fetch_k", "top_n"), (0, -1, True, 1.5, "5"))),
+        ({"fetch_k": None}, "fetch_k"),
         *(({"score_threshold": value}, "score_threshold") for value in (2, -0.1, float("nan"), True, "0.5")),
     ],
 )

@@ -13,7 +13,6 @@ import pytest
 from langchain_core.documents import Document
 from langchain_core.load import dumpd
 from langchain_core.runnables import ConfigurableField
-from pydantic import ValidationError
 
 from retrieve_rerank import BM25Index, IndexMismatchError, InvalidInputError, Passage
 from retrieve_rerank.langchain import (
@@ -168,7 +167,7 @@ def test_a_copy_shares_the_index_unless_it_is_of_another(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("options", [{"k": 0}, {"k": True}, {"docs": []}, {"vectorizer": None}, {"language": "xx"}])
 def test_what_cannot_be_an_option(options: dict[str, Any]) -> None:
-    with pytest.raises((ValidationError, InvalidInputError), match=next(iter(options))):
+    with pytest.raises(InvalidInputError, match=next(iter(options))):
         BM25Retriever(**options)
 
 

@@ -334,7 +334,7 @@ def test_what_cannot_be_written_down_says_so_when_it_is_read() -> None:
         ({"retrievers": []}, "at least one"),
         ({"retrievers": listed("a")}, "must be a list of retrievers, got ListRetriever"),
         ({"retrievers": [listed("a"), "b"]}, r"retrievers\[1\] must be a LangChain retriever or vector store, got str"),
-        ({"c": 60}, "Extra inputs"),
+        ({"c": 60}, "it is called rrf_k"),
     ],
 )
 def test_settings_that_cannot_be_used(options: dict[str, Any], says: str) -> None:

@@ -36,6 +36,7 @@ def test_the_best_come_first_with_all_that_is_known() -> None:
         if isinstance(node, RerankedNode)
     ] == [("b", 2.0, 0.8, 2, 1), ("c", 0.0, 0.7, 3, 2), ("a", -1.0, 0.9, 1, 3)]
     assert [node.score for node in result] == pytest.approx([sigmoid(2), 0.5, sigmoid(-1)], abs=1e-12)
+    assert len(CrossEncoderRerank(TableScorer(LOGITS), top_n=None).postprocess_nodes(nodes, query_str="q")) == 4
 
 
 def test_nothing_that_came_in_is_modified() -> None:

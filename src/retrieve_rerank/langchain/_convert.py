@@ -131,7 +131,8 @@ class PairScorer:
     def score(self, query: str, texts: Sequence[str]) -> Any:
         """Return one score a text."""
         # A list first: the stock class returns an array, or even a map object, where it promises a list.
-        return list(self.cross_encoder.score([(query, text) for text in texts]))
+        scores: Any = self.cross_encoder.score([(query, text) for text in texts])
+        return list(scores) if isinstance(scores, Iterable) else scores
 
 
 def to_encoder(embeddings: Embeddings) -> Encoder:

@@ -14,6 +14,7 @@ from langchain_core.load import Serializable, dumpd
 from pydantic import FieldSerializationInfo, SerializerFunctionWrapHandler, field_serializer
 
 from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.langchain._checked import Checked
 from retrieve_rerank.langchain.vectorstore import ChromaVectorStore
 from retrieve_rerank.models.bi_encoder import BiEncoder
 from retrieve_rerank.models.cross_encoder import CrossEncoder
@@ -25,7 +26,7 @@ _MAKERS: dict[str, type[BiEncoder] | type[CrossEncoder] | type[ChromaVectorStore
 _PLAIN = (str, int, float, bool, type(None))
 
 
-class Travelling(Serializable):
+class Travelling(Checked):
     """A component that LangChain's `dumpd` and pydantic write down, and `retrieve_rerank.langchain.load` reads back.
 
     Attributes:

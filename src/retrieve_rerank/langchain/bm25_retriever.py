@@ -19,6 +19,7 @@ from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.indexes.bm25_collection import BM25Collection
 from retrieve_rerank.indexes.clauses import Where
 from retrieve_rerank.indexes.collection import check_ids
+from retrieve_rerank.langchain._checked import Checked
 from retrieve_rerank.langchain._convert import checked_documents, new_records, to_document, with_metadata
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class _Opened:
     made_of: tuple[object, ...]
 
 
-class BM25Retriever(BaseRetriever):
+class BM25Retriever(Checked, BaseRetriever):
     """Documents found by their words, with BM25. Needs the extra `hybrid`, and no model.
 
     Takes the place of langchain-community's retriever of this name, with its constructors and its `k`, and beside it
@@ -93,7 +94,7 @@ class BM25Retriever(BaseRetriever):
         def __init__(self, **fields: Any) -> None:
             super().__init__(**fields)
             if self.index is None or self.index.made_of != self._makes_the_index():
-                self._open()  # not in a validator, where pydantic would make our errors its own
+                self._open()
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Return a copy on the same index; one with another path or language has an index of its own."""

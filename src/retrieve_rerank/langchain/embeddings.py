@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 class BiEncoderEmbeddings(Travelling, Embeddings):
     """A sentence-transformers bi-encoder as LangChain embeddings.
 
-    Queries and documents get the model's own saved prompts; newlines are kept; vectors equal the model's own. The
-    fields are those of `retrieve_rerank.BiEncoder`, where each is explained; `model_name` is accepted for `model`.
-    `model` may also be a `BiEncoder`, to share one that is loaded already; its own settings then apply. With
-    `endpoint`, an inference server computes the vectors. The API key is never written down: a dump names the
+    Queries and documents get the model's own saved prompts; newlines are kept; in float32, vectors equal the
+    model's own. The fields are those of `retrieve_rerank.BiEncoder`, where each is explained; `model_name` is accepted
+    for `model`. `model` may also be a `BiEncoder`, to share one that is loaded already; its own settings then apply.
+    With `endpoint`, an inference server computes the vectors. The API key is never written down: a dump names the
     environment's RETRIEVE_RERANK_API_KEY instead.
 
     Example:
@@ -74,7 +74,7 @@ class BiEncoderEmbeddings(Travelling, Embeddings):
 
     _encoder: BiEncoder = PrivateAttr()
 
-    @field_validator("model", mode="before")
+    @field_validator("model", "cache_folder", mode="before")
     @classmethod
     def _model(cls, value: object) -> object:
         return os.fspath(value) if isinstance(value, os.PathLike) else unpacked(value)

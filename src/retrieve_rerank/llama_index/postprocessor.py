@@ -51,7 +51,7 @@ class CrossEncoderRerank(BaseNodePostprocessor, Travelling):
         model: A hub name or a folder; or a `CrossEncoder`; or anything with `score(query, texts)`, whose scores are
             logits unless `scores` says otherwise. An object is shared, not copied. `to_dict` keeps all settings of a
             `CrossEncoder` but its token, and of another scorer the name only, which cannot be made a scorer of again.
-        top_n: How many nodes to return at most.
+        top_n: How many nodes to return at most; None returns all.
         score_threshold: Nodes whose relevance score, in [0, 1], is below are left out; an empty result is a result.
             Nodes that the model did not score stay.
         metadata_mode: What the cross-encoder reads of a node: EMBED is the text with the metadata that the embedding
@@ -104,7 +104,7 @@ class CrossEncoderRerank(BaseNodePostprocessor, Travelling):
 
     # What the model was made of cannot change under it; what a call does with it can.
     model: str = Field(frozen=True)
-    top_n: int
+    top_n: int | None
     score_threshold: float | None
     metadata_mode: MetadataMode
     time_budget: float | None
@@ -137,7 +137,7 @@ class CrossEncoderRerank(BaseNodePostprocessor, Travelling):
     def __init__(
         self,
         model: str | os.PathLike[str] | Scorer = DEFAULT_MODEL,
-        top_n: int = 5,
+        top_n: int | None = 5,
         *,
         score_threshold: float | None = None,
         metadata_mode: MetadataMode = MetadataMode.EMBED,
@@ -196,7 +196,7 @@ class CrossEncoderRerank(BaseNodePostprocessor, Travelling):
         fields.update(
             time_budget=check_seconds(time_budget, "time_budget"),
             on_error=check_on_error(on_error),
-            top_n=check_count(top_n, "top_n"),
+            top_n=None if top_n is None else check_count(top_n, "top_n"),
             score_threshold=check_threshold(score_threshold),
             metadata_mode=_mode(metadata_mode),
         )
@@ -266,12 +266,13 @@ class CrossEncoderRerank(BaseNodePostprocessor, Travelling):
             tags.update(reranked.facts())
             return list(result)
 
-        dispatcher.event(ReRankStartEvent(query=query, nodes=nodes, top_n=self.top_n, model_name=self.model))
+        top_n = len(nodes) if self.top_n is None else self.top_n  # the event takes a number
+        dispatcher.event(ReRankStartEvent(query=query, nodes=nodes, top_n=top_n, model_name=self.model))
         payload: dict[str, Any] = {
             EventPayload.NODES: nodes,
             EventPayload.MODEL_NAME: self.model,
             EventPayload.QUERY_STR: query,
-            EventPayload.TOP_K: self.top_n,
+            EventPayload.TOP_K: top_n,
         }
         try:
             with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:

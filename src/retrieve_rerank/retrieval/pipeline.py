@@ -24,7 +24,7 @@ class RetrieveRerank:
         retriever: Anything with `retrieve(query, k) -> list[Hit]`, such as `ChromaIndex`.
         cross_encoder: A `CrossEncoder`, or anything with `score(query, texts)`.
         fetch_k: How many candidates the first stage is asked for.
-        top_n: How many hits a search returns at most.
+        top_n: How many hits a search returns at most; None returns all.
         score_threshold: Hits whose relevance score is below are left out; an empty result is a result. Hits that the
             cross-encoder did not score stay.
         time_budget: Seconds that a whole search may take: what the first stage leaves is the cross-encoder's. It is
@@ -55,7 +55,7 @@ class RetrieveRerank:
         cross_encoder: Scorer,
         *,
         fetch_k: int = 100,
-        top_n: int = 5,
+        top_n: int | None = 5,
         score_threshold: float | None = None,
         time_budget: float | None = None,
         on_error: OnError = "raise",
@@ -68,7 +68,7 @@ class RetrieveRerank:
         self.retriever = retriever
         self.cross_encoder = cross_encoder
         self.fetch_k = check_count(fetch_k, "fetch_k")
-        self.top_n = check_count(top_n, "top_n")
+        self.top_n = None if top_n is None else check_count(top_n, "top_n")
         self.score_threshold = check_threshold(score_threshold)
         self.time_budget = check_seconds(time_budget, "time_budget")
         self.on_error = check_on_error(on_error)
@@ -82,7 +82,7 @@ class RetrieveRerank:
         first_stages: Mapping[str, Retriever] | Retriever,
         cross_encoder: Scorer | None = None,
         *,
-        top_n: int = 5,
+        top_n: int | None = 5,
         score_threshold: float | None = None,
         time_budget: float | None = None,
         on_error: OnError = "raise",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
@@ -32,12 +33,34 @@ class Source:
         """Whether it finds for many queries together."""
         return callable(getattr(self.retriever, "retrieve_many", None))
 
+    def check(self, options: Options) -> None:
+        """Raise InvalidInputError if the retriever does not take an option: a misspelt one is no fault of its code."""
+        if not options:
+            return
+        try:
+            parameters = inspect.signature(self.retriever.retrieve).parameters
+        except ValueError:  # not written in Python
+            return
+        own = list(parameters)[:2]  # query and k, whatever they are called
+        wrong = set(options) & {*own, "query", "k"}
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+            wrong |= set(options) - set(parameters)
+        if wrong:
+            takes = ", ".join(name for name in parameters if name not in own) or "none"
+            depth = "; how many candidates it finds is fetch_k of the pipeline" if "k" in wrong else ""
+            raise InvalidInputError(
+                f"{type(self.retriever).__name__} has no option {', '.join(map(repr, sorted(wrong)))} in a search; it "
+                f"takes: {takes}{depth}"
+            )
+
     def retrieve(self, query: str, k: int, options: Options) -> list[Hit]:
         """Find candidates for one query."""
+        self.check(options)
         return self.retriever.retrieve(query, k, **options)[:k]
 
     async def aretrieve(self, query: str, k: int, options: Options) -> list[Hit]:
         """As `retrieve`, without blocking the event loop."""
+        self.check(options)
         aretrieve = getattr(self.retriever, "aretrieve", None)
         if aretrieve is None:
             aretrieve = partial(self._arun, self.retriever.retrieve)
@@ -48,6 +71,7 @@ class Source:
         """Find candidates for each query, together where the retriever can."""
         if not self.takes_many:
             return [self.retrieve(query, k, options) for query in queries]
+        self.check(options)
         many: Callable[..., list[list[Hit]]] = getattr(self.retriever, "retrieve_many")  # noqa: B009 - not in the protocol
         return self._one_each(queries, many(queries, k, **options), k)
 
@@ -56,6 +80,7 @@ class Source:
         amany = getattr(self.retriever, "aretrieve_many", None)
         if amany is None and not self.takes_many:
             return [await self.aretrieve(query, k, options) for query in queries]
+        self.check(options)
         if amany is None:
             return await self._arun(self.retrieve_many, queries, k, options)  # type: ignore[no-any-return]
         return self._one_each(queries, await amany(queries, k, **options), k)
