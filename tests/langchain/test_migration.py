@@ -1,17 +1,36 @@
-"""Code and collections of langchain-chroma's users, with our store in its place."""
+"""What users of LangChain's components wrote, and the same with ours in their place: both are run."""
 
 from __future__ import annotations
 
 import uuid
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import langchain_chroma
+import numpy as np
 import pytest
+from langchain_classic.retrievers import ContextualCompressionRetriever, EnsembleRetriever
+from langchain_classic.retrievers.document_compressors import CrossEncoderReranker as ClassicReranker
 from langchain_core.documents import Document
+from langchain_huggingface import HuggingFaceEmbeddings
 
-from retrieve_rerank import IndexMismatchError, InvalidInputError, RemoteError
-from retrieve_rerank.langchain import BiEncoderEmbeddings, ChromaVectorStore, _incumbent
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # it is no longer maintained, and says so
+    from langchain_community.cross_encoders import HuggingFaceCrossEncoder
+    from langchain_community.retrievers import BM25Retriever as CommunityBM25
+
+from retrieve_rerank import CrossEncoder, IndexMismatchError, InvalidInputError, RemoteError
+from retrieve_rerank.langchain import (
+    BiEncoderEmbeddings,
+    BM25Retriever,
+    ChromaVectorStore,
+    CrossEncoderReranker,
+    HybridRetriever,
+    RetrieveRerankRetriever,
+    _incumbent,
+)
 from tests.chroma_server import ChromaServer
 from tests.langchain.stubs import WordEmbeddings
 
@@ -224,3 +243,67 @@ def test_a_place_that_is_named_badly(options: dict[str, Any], message: str, monk
     monkeypatch.setattr(_incumbent, "connect", lambda *_, **__: object())
     with pytest.raises(InvalidInputError, match=message):
         ChromaVectorStore(embedding_function=WordEmbeddings(), **options)
+
+
+# The other components, each with the line that the README's table gives for it
+
+
+QUERY = "capital of france"
+FACTS = ["paris is the capital of france", "bread is in the bread", "rome is what", "a word"]
+
+
+@pytest.fixture
+def facts() -> list[Document]:
+    return [Document(text, id=str(number), metadata={"n": number}) for number, text in enumerate(FACTS)]
+
+
+def contents(documents: Sequence[Document]) -> list[tuple[str, int]]:
+    return [(document.page_content, document.metadata["n"]) for document in documents]
+
+
+@pytest.mark.parametrize("prompts", [False, True])
+def test_hugging_face_embeddings(tiny_bi_encoder: Path, tiny_dot_bi_encoder: Path, prompts: bool) -> None:
+    path = str(tiny_dot_bi_encoder if prompts else tiny_bi_encoder)
+    theirs = HuggingFaceEmbeddings(
+        model_name=path,
+        model_kwargs={"device": "cpu"},
+        encode_kwargs={"prompt_name": "document"} if prompts else {"normalize_embeddings": True},
+        query_encode_kwargs={"prompt_name": "query"} if prompts else {"normalize_embeddings": True},
+    )
+    given: dict[str, Any] = {} if prompts else {"normalize": True}
+    ours = BiEncoderEmbeddings(model_name=path, device="cpu", precision="float32", **given)  # type: ignore[call-arg]
+    for before, after in (
+        (theirs.embed_documents(FACTS), ours.embed_documents(FACTS)),
+        ([theirs.embed_query(QUERY)], [ours.embed_query(QUERY)]),
+    ):
+        assert np.asarray(after) == pytest.approx(np.asarray(before), abs=1e-5)
+
+
+def test_cross_encoder_reranker_and_contextual_compression(tiny_cross_encoder: Path, facts: list[Document]) -> None:
+    base = ChromaVectorStore.from_documents(facts, WordEmbeddings()).as_retriever(search_kwargs={"k": 4})
+    theirs = ClassicReranker(model=HuggingFaceCrossEncoder(model_name=str(tiny_cross_encoder)), top_n=2)
+    ours = CrossEncoderReranker(model=str(tiny_cross_encoder), top_n=2)
+    expected = contents(theirs.compress_documents(facts, QUERY))
+    assert contents(ours.compress_documents(facts, QUERY)) == expected
+    before = ContextualCompressionRetriever(base_retriever=base, base_compressor=theirs)
+    after = RetrieveRerankRetriever(base_retriever=base, reranker=ours, top_n=2)
+    ours_within = ContextualCompressionRetriever(base_retriever=base, base_compressor=ours)
+    for retriever in (before, after, ours_within):
+        assert contents(retriever.invoke(QUERY)) == expected
+    with CrossEncoder(tiny_cross_encoder) as model:
+        our_model = ClassicReranker(model=model.as_langchain(), top_n=2)
+        assert contents(our_model.compress_documents(facts, QUERY)) == expected
+
+
+def test_ensemble_retriever(facts: list[Document]) -> None:
+    store = ChromaVectorStore.from_documents(facts, WordEmbeddings())
+    retrievers = [store.as_retriever(search_kwargs={"k": 3}), BM25Retriever.from_documents(facts, k=3)]
+    before = EnsembleRetriever(retrievers=retrievers, weights=[0.3, 0.7]).invoke(QUERY)
+    after = HybridRetriever(retrievers=retrievers, weights=[0.3, 0.7], k=3, merge="text").invoke(QUERY)
+    assert contents(after) == contents(before)[:3]
+
+
+def test_bm25_retriever_of_the_community(facts: list[Document]) -> None:
+    before = CommunityBM25.from_documents(facts, k=1).invoke("rome")
+    after = BM25Retriever.from_documents(facts, k=1).invoke("rome")
+    assert contents(after) == contents(before) == [("rome is what", 2)]
