@@ -30,6 +30,7 @@ from llama_index.core.vector_stores.utils import metadata_dict_to_node
 
 from retrieve_rerank import BiEncoder, ChromaIndex, IndexMismatchError, InvalidInputError, Passage, RemoteError
 from retrieve_rerank.llama_index import BiEncoderEmbedding, ChromaVectorStore
+from retrieve_rerank.llama_index._convert import node_to_record
 from tests.llama_index.stubs import WordEmbedding, text_node, ticks_during
 
 
@@ -74,6 +75,22 @@ def test_adding_again_replaces_text_vector_and_metadata(store: ChromaVectorStore
     assert [(node.get_content(), node.metadata) for node in result.nodes or []] == [("new", {"kept": 3})]
     assert result.similarities == pytest.approx([1.0])
     assert "gone" not in store.client.get()["metadatas"][0]  # type: ignore[index]
+
+
+@pytest.mark.parametrize("metric", ["cosine", "dot"])
+def test_a_vector_that_is_the_same_is_not_written_again(metric: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written again among equal ones, Chroma may lose it."""
+    store = ChromaVectorStore(metric=metric)
+    written: list[list[str]] = []
+    write = store._collection.write
+    monkeypatch.setattr(store._collection, "write", lambda records, _: written.append([r.id for r in records]))
+    first = [TextNode(id_="a", text="a", embedding=[3.0, 4.0]), TextNode(id_="b", text="b", embedding=[1.0, 0.0])]
+    write([node_to_record(node) for node in first], np.array([[3, 4], [1, 0]], np.float32))
+    first[0].metadata["n"] = 1
+    first[1].embedding = [1.0, 0.5]
+    store.add(first)
+    assert written == [["b"]]
+    assert [node.metadata for node in store.get_nodes(["a", "b"])] == [{"n": 1}, {}]
 
 
 def test_a_new_vector_for_the_same_text_is_stored(store: ChromaVectorStore) -> None:

@@ -25,6 +25,7 @@ _PLAIN_HEADERS = frozenset({"accept", "accept-encoding", "connection", "content-
 # What each request holds one of for every record, by the last part of its path.
 _ROWS = {
     "upsert": ("ids", "embeddings", "metadatas", "documents", "uris"),
+    "update": ("ids", "embeddings", "metadatas", "documents", "uris"),
     "query": ("query_embeddings",),
     "get": ("ids",),
     "delete": ("ids",),
@@ -114,7 +115,7 @@ class TooMuchError(Exception):
     def of(self, path: str, body: Mapping[str, Any] | None) -> InvalidInputError:
         """Return what to tell of a request that cannot be made smaller."""
         ids = (body or {}).get("ids") or []
-        which = f"the passage {ids[0]!r}" if path.endswith("/upsert") and ids else "the request"
+        which = f"the passage {ids[0]!r}" if path.endswith(("/upsert", "/update")) and ids else "the request"
         return InvalidInputError(f"the server does not take {which}: {self.said}. Split it, or raise the limit")
 
 

@@ -204,6 +204,7 @@ class ChromaIndex(DenseSearch):
                 plan = self.collection.plan(batch)
                 if plan.records:
                     self.collection.write(plan.records, self._encoded([record.text for record in plan.records]))
+                self.collection.relabel(plan.relabelled)
                 report += plan.report
                 bar.update(read - bar.n)  # repeated ids are read, too
             bar.update(read - bar.n)

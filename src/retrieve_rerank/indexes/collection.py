@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -18,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from retrieve_rerank.checks import check_count, check_encodable, check_texts
-from retrieve_rerank.errors import InvalidInputError, warn_caller
+from retrieve_rerank.errors import InvalidInputError, RetrieveRerankError, warn_caller
 from retrieve_rerank.indexes.clauses import Where, exact
 from retrieve_rerank.indexes.client import translated
 from retrieve_rerank.indexes.nearest import (
@@ -44,9 +45,16 @@ _WRITE_CHUNK = 1_000  # passages encoded and written in one go: enough to sort b
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What an upsert of some records has to do: those that need a vector, and what will have become of all."""
+    """What an upsert of some records has to do.
+
+    Attributes:
+        records: Those that need a vector: they are new, or their text is.
+        relabelled: Those of which only the metadata changes.
+        report: What will have become of all.
+    """
 
     records: Sequence[Record]
+    relabelled: Sequence[Record]
     report: AddReport
 
 
@@ -74,15 +82,16 @@ class ChromaCollection(OpenedCollection):
         """
         self.hold()
         stored = {record.id: record for record in self.read([record.id for record in records])}
-        changed, added = [], 0
+        changed, relabelled, added = [], [], 0
         for record in records:
             old = stored.get(record.id)
-            if old is not None and record.equals(old):
-                continue
-            added += old is None
-            changed.append(record)
-        report = AddReport(added, len(changed) - added, len(records) - len(changed))
-        return Plan(changed, report)
+            if old is None or record.text != old.text:
+                added += old is None
+                changed.append(record)
+            elif not record.equals(old):
+                relabelled.append(record)
+        updated = len(changed) - added + len(relabelled)
+        return Plan(changed, relabelled, AddReport(added, updated, len(records) - added - updated))
 
     def write(self, records: Sequence[Record], vectors: npt.ArrayLike) -> None:
         """Store records (distinct ids, one batch) with their vectors (n, dimension)."""
@@ -91,17 +100,26 @@ class ChromaCollection(OpenedCollection):
         array = self._checked(vectors, len(records))
         ids = [record.id for record in records]
         with self.writing():
-            # Chroma merges metadata on upsert: a key goes only if it is set to None. What is there is read now and not
-            # when the upsert was planned, as another thread may have written since; and a new record must not send
-            # None values, which Chroma takes on known ids only.
-            old = {record.id: record.metadata for record in self.read(ids)}
-            metadatas: Any = [
-                {**dict.fromkeys(old.get(record.id, ())), **record.metadata} or None for record in records
-            ]
             self._counted = None
-            self.handle.upsert(
-                ids=ids, embeddings=array, documents=[record.text for record in records], metadatas=metadatas
-            )
+            texts = [record.text for record in records]
+            self.handle.upsert(ids=ids, embeddings=array, documents=texts, metadatas=self._metadatas(records))
+
+    def relabel(self, records: Sequence[Record]) -> None:
+        """Store the metadata of records (distinct ids, one batch) that are there with the same text and vector.
+
+        A vector that is written again where dozens are equal can fall out of Chroma's index: no search finds it then.
+        """
+        if not records:
+            return
+        with self.writing():
+            self.handle.update(ids=[record.id for record in records], metadatas=self._metadatas(records))
+
+    def _metadatas(self, records: Sequence[Record]) -> Any:
+        # Chroma merges metadata: a key goes only if it is set to None. What is there is read now and not when the
+        # upsert was planned, as another thread may have written since; and a new record must not send None values,
+        # which Chroma takes on known ids only.
+        old = {record.id: record.metadata for record in self.read([record.id for record in records])}
+        return [{**dict.fromkeys(old.get(record.id, ())), **record.metadata} or None for record in records]
 
     def read(
         self,
@@ -159,6 +177,20 @@ class ChromaCollection(OpenedCollection):
             for part in parts
             for id_, row in zip(part["ids"], part["embeddings"], strict=True)
         }
+
+    def holding(self, vectors: Mapping[str, Vectors]) -> set[str]:
+        """Return the ids of those vectors, given by id, that are stored as they are."""
+        with suppress(RetrieveRerankError):  # of a damaged index nothing is known
+            stored = self.vectors(list(vectors))
+            return {id_ for id_, vector in stored.items() if self._are_one(vector, vectors[id_])}
+        return set()
+
+    def _are_one(self, stored: Vectors, given: Vectors) -> bool:
+        if stored.shape != given.shape:
+            return False
+        if self.metric == "cosine":  # of which Chroma may keep the direction only
+            stored, given = stored / (np.linalg.norm(stored) or 1.0), given / (np.linalg.norm(given) or 1.0)
+        return bool(np.allclose(stored, given, rtol=1e-5, atol=1e-6))
 
     def delete(self, ids: Sequence[str] | None = None, *, where: Where | None = None) -> None:
         """Delete by id and/or by filter; ids that are not stored are no error."""

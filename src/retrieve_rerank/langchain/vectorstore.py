@@ -183,6 +183,7 @@ class ChromaVectorStore(ChromaSearch):
                 if plan.records:
                     vectors = encoder.encode_documents([record.text for record in plan.records])
                     self.collection.write(plan.records, vectors)
+                self.collection.relabel(plan.relabelled)
         return made
 
     async def aadd_texts(
@@ -209,6 +210,7 @@ class ChromaVectorStore(ChromaSearch):
                 if plan.records:
                     changed = [record.text for record in plan.records]
                     await arun(self.collection.write, plan.records, await aencode_documents(encoder, changed))
+                await arun(self.collection.relabel, plan.relabelled)
         return made
 
     def update_document(self, document_id: str, document: Document) -> None:

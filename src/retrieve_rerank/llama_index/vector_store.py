@@ -351,8 +351,13 @@ class ChromaVectorStore(BasePydanticVectorStore, Healthy, Travelling):
         records = [node_to_record(node) for node in distinct]
         row = {record.id: position for position, record in enumerate(records)}
         for batch in self._collection.batches(records):
-            # All of them: of a record that has not changed, the vector may have.
-            self._collection.write(batch, vectors[[row[record.id] for record in batch]])
+            plan = self._collection.plan(batch)
+            # Of a record whose text has not changed, the vector may have: it was made of the metadata, too.
+            kept = {record.id for record in batch} - {record.id for record in plan.records}
+            kept = self._collection.holding({id_: vectors[row[id_]] for id_ in kept})
+            changed = [record for record in batch if record.id not in kept]
+            self._collection.write(changed, vectors[[row[record.id] for record in changed]])
+            self._collection.relabel([record for record in plan.relabelled if record.id in kept])
 
     def _search(self, request: Request) -> VectorStoreQueryResult:
         return self._search_many(request, request.vector[np.newaxis])[0]

@@ -289,4 +289,5 @@ def _load(rows: pa.Table, index: ChromaIndex) -> AddReport:
     if plan.records:
         by_id = dict(zip(rows["id"].to_pylist(), rows["vector"].to_numpy(zero_copy_only=False), strict=True))
         index.collection.write(plan.records, np.array([by_id[record.id] for record in plan.records], np.float32))
+    index.collection.relabel(plan.relabelled)
     return plan.report
