@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from retrieve_rerank import Hit, Passage
-from retrieve_rerank.testing import RerankerContract, RetrieverContract, VectorStoreContract, run_contract
+from retrieve_rerank import Hit, InvalidInputError, Passage
+from retrieve_rerank.testing import (
+    ListRetriever,
+    RerankerContract,
+    RetrieverContract,
+    VectorStoreContract,
+    hits_of,
+    run_contract,
+)
 from tests.core.stubs import run_python
 
 
@@ -378,6 +386,48 @@ def test_a_call_that_hangs_fails_its_check(monkeypatch):
     start = time.perf_counter()
     assert run_contract(Hanging)["async_is_sync"] == "FAIL: no answer within 0.2 s"
     assert time.perf_counter() - start < 4
+
+
+def test_threads_that_hang_fail_their_check(monkeypatch):
+    """They were waited for, and so was the end of the interpreter."""
+    from retrieve_rerank.testing import running
+
+    monkeypatch.setattr(running, "PATIENCE", 0.2)
+    never = threading.Event()
+    with pytest.raises(AssertionError, match=r"no answer within 0.2 s on 1 of 4 threads"):
+        running.in_threads(lambda number: never.wait(60) if number == 2 else None, threads=4)
+    never.set()
+    with pytest.raises(ZeroDivisionError):
+        running.in_threads(lambda number: 1 // number, threads=2)
+
+
+def test_checks_of_the_users_own_may_be_async_and_skip():
+    class Own:
+        async def test_async_that_fails(self):
+            raise AssertionError("no")
+
+        async def test_async_that_passes(self):
+            pass
+
+        def test_skipped(self):
+            pytest.skip("not here")
+
+        def test_failed(self):
+            pytest.fail("told to")
+
+    assert run_contract(Own) == {
+        "async_that_fails": "FAIL: no",
+        "async_that_passes": "pass",
+        "skipped": "n/a: not here",
+        "failed": "FAIL: told to",
+    }
+
+
+def test_a_list_of_hits_and_texts_is_no_first_stage():
+    hits = hits_of(["a"])
+    with pytest.raises(InvalidInputError, match="hits or texts, not both"):
+        ListRetriever([hits[0], "b"])
+    assert [hit.passage.text for hit in ListRetriever(hits).retrieve("q", 5)] == ["a"]
 
 
 def test_the_contracts_import_no_framework_no_torch_and_no_pytest():

@@ -105,6 +105,21 @@ def test_saving_nothing_new_writes_nothing(saved: Path) -> None:
     assert generations(saved) == before
 
 
+def test_a_folder_of_the_users_stays(tmp_path: Path) -> None:
+    """Whatever began as ours do was deleted at the first save."""
+    for name in ("generation-gpt4", "generation-0123"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "answers.jsonl").write_text("precious")
+    for _ in range(2):
+        with BM25Index(path=tmp_path) as index:
+            index.add([Passage(str(index.count()), "alpha")])
+    assert sorted(path.parent.name for path in tmp_path.glob("*/answers.jsonl")) == [
+        "generation-0123",
+        "generation-gpt4",
+    ]
+    assert len(list(tmp_path.glob("generation-*"))) == 3
+
+
 def test_an_object_that_is_let_go_of_is_saved(tmp_path: Path) -> None:
     index = BM25Index(path=tmp_path)
     index.add(STORED)

@@ -6,6 +6,7 @@ import errno
 import os
 import pickle
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,26 @@ def test_copies_stay_for_a_second_kill(tmp_path: Path) -> None:
     assert copies.exists()
     shared.let_go("writer", os.getpid())
     assert not copies.exists()
+
+
+def test_who_leaves_while_another_thread_looks_has_left(tmp_path: Path) -> None:
+    """The lock stayed with a process that only searched from then on."""
+    written(tmp_path, "old")
+    shared, looking, look_away = Directory(tmp_path), threading.Event(), threading.Event()
+
+    def look() -> None:
+        with shared._guarded():
+            looking.set()
+            look_away.wait(10)
+
+    shared.hold("writer", 0.0)
+    thread = threading.Thread(target=look)
+    thread.start()
+    looking.wait(10)
+    shared.let_go("writer", os.getpid())
+    look_away.set()
+    thread.join()
+    assert not shared._writer.held
 
 
 def test_others_open_anew_only_where_something_was_put_back(tmp_path: Path) -> None:

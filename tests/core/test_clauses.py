@@ -191,3 +191,5 @@ def test_the_long_form_is_plain() -> None:
     assert long == {"$and": [{"k": {"$eq": 3}}, {"k": {"$in": [0.5, 2]}}, {"kind": {"$eq": "fact"}}]}
     assert [type(value) for value in (long["$and"][0]["k"]["$eq"], long["$and"][2]["kind"]["$eq"])] == [int, str]
     assert checked(long) == long
+    (key,) = checked({np.str_("n"): {np.str_("$gt"): 1}})
+    assert type(key) is str

@@ -150,6 +150,13 @@ def test_a_kind_of_string_is_stored_as_its_characters(value: str) -> None:
     assert there_and_back({"key": value}) == {"key": "red"}
 
 
+def test_a_kind_of_string_is_a_plain_key() -> None:
+    """Chroma's server takes no other."""
+    record = to_record(Passage("x", "a", {Colour.RED: 1, np.str_("n"): {Colour.RED: [1]}}))
+    assert record.metadata == to_record(Passage("x", "a", {"red": 1, "n": {"red": [1]}})).metadata
+    assert {type(key) for key in record.metadata} == {str}
+
+
 def test_a_kind_of_int_is_stored_at_once() -> None:
     script = """
         import enum

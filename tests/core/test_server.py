@@ -10,18 +10,21 @@ import logging
 import pickle
 import time
 import uuid
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import chromadb
+import httpx
 import numpy as np
 import pytest
 
 from retrieve_rerank import ChromaIndex, Passage
 from retrieve_rerank.errors import InvalidInputError, RemoteError, RetrieveRerankError
 from retrieve_rerank.indexes import server as server_module
+from retrieve_rerank.indexes.answers import Patience
 from retrieve_rerank.testing import EncoderEmbedding
 from tests.chroma_server import ChromaServer, close, free_port
 from tests.core.stubs import LetterEncoder, passages
@@ -309,6 +312,31 @@ async def test_an_async_client_serves_both_kinds_of_calls(flaky: FlakyServer) ->
     assert {headers.get("authorization") for _, _, headers in flaky.asked} == {f"Bearer {TOKEN}"}
     with pytest.raises(InvalidInputError, match=r"coroutine.*await it"):
         ChromaIndex(LetterEncoder(), client=chromadb.AsyncHttpClient("127.0.0.1", flaky.port))  # type: ignore[arg-type]
+
+
+def test_a_short_header_leaves_a_message_readable() -> None:
+    """Each "e" of it was replaced."""
+    patience = Patience(
+        "http://127.0.0.1:1", {"X-Tenant": "e", "X-Api-Key": "c3", "Authorization": f"Basic {TOKEN}"}, 0.0
+    )
+    with pytest.raises(RemoteError) as raised:
+        patience.after(httpx.ConnectError(f"Connection refused, key c3, {TOKEN}"))
+    assert "Connection refused, key ***, ***" in str(raised.value)
+
+
+def test_an_event_loop_that_ended_is_let_go_of(opened: Callable[..., ChromaIndex]) -> None:
+    index = opened()
+    index.add(passages("aa"))
+    loops: list[weakref.ref[asyncio.AbstractEventLoop]] = []
+
+    async def search() -> None:
+        loops.append(weakref.ref(asyncio.get_running_loop()))
+        await index.aretrieve("aa")
+
+    for _ in range(3):
+        asyncio.run(search())
+    gc.collect()
+    assert [loop() for loop in loops] == [None] * 3
 
 
 async def test_two_servers_in_one_event_loop_get_their_own_headers(flaky: FlakyServer) -> None:

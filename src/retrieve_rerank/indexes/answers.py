@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ _REFUSED = frozenset({401, 403, 407})
 _TOO_LARGE = 413
 _MANY = 1_000_000  # tries: it is the seconds that end them
 _LONGEST_PAUSE = 5.0
+_SHORTEST_SECRET = 8  # characters
+_SECRET_NAME = re.compile(r"(?i)auth|token|key|cookie|secret|passw")
 _PLAIN_HEADERS = frozenset({"accept", "accept-encoding", "connection", "content-type", "user-agent", "host"})
 
 # What each request holds one of for every record, by the last part of its path.
@@ -44,9 +47,13 @@ class Patience:
     def __init__(self, url: str, headers: Mapping[str, str], seconds: float) -> None:
         parts = urlsplit(url)
         self.server = f"the Chroma server at {parts.hostname}" + (f":{parts.port}" if parts.port else "")
-        # A scheme such as "Bearer" is none.
-        words = [value.split()[-1:] for name, value in headers.items() if name.lower() not in _PLAIN_HEADERS]
-        self._secrets = [word for found in words for word in found]
+        # A scheme such as "Bearer" is none; nor is what is short, and part of many words, unless its name says so.
+        self._secrets = [
+            word
+            for name, value in headers.items()
+            for word in value.split()[-1:]
+            if name.lower() not in _PLAIN_HEADERS and (len(word) >= _SHORTEST_SECRET or _SECRET_NAME.search(name))
+        ]
         self._seconds = seconds
         self._start = time.monotonic()
         self._pauses = pauses(_MANY, longest=_LONGEST_PAUSE)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ FORMAT = 1
 
 _POINTER = "index.json"
 _PREFIX = "generation-"
+_OURS = re.compile(rf"{_PREFIX}[0-9a-f]{{32}}")
 _COLUMNS = ("ids", "texts", "metadata")
 _ARRAYS = ("starts", "slots", "counts", "weights")
 
@@ -219,7 +221,7 @@ class IndexFolder:
     def _tidy(self, current: str) -> None:
         """Remove what older and interrupted saves left. Where a file is in use and cannot go, the next save tries."""
         for folder in self.path.glob(f"{_PREFIX}*"):
-            if folder.name != current:
+            if folder.name != current and _OURS.fullmatch(folder.name):  # a user's folder may begin with the same word
                 shutil.rmtree(folder, ignore_errors=True)
 
 

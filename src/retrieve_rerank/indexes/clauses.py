@@ -62,6 +62,7 @@ def checked(where: Where) -> dict[str, Any]:
     ((key, test),) = where.items()
     if not isinstance(key, str) or not key:
         raise _refusal(where, f"a key must be a string with at least one character, not {key!r}")
+    key = str.__str__(key)
     check_encodable(key, "a key in where")
     if key in _JOINS:
         if not isinstance(test, (list, tuple)) or len(test) < 2:
@@ -84,6 +85,7 @@ def _checked_test(clause: Where, key: str, test: object) -> dict[str, Any]:
             "by $and",
         )
     ((operator, value),) = test.items()
+    operator = str.__str__(operator) if isinstance(operator, str) else operator
     if operator not in _OPERATORS:
         raise _refusal(clause, f"the operator {operator!r} is unknown; there are {', '.join(_OPERATORS)}, $and and $or")
     if key == TEXT_KEY and (operator not in _INSIDE or not isinstance(value, str) or not value):

@@ -79,7 +79,7 @@ class Directory:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Keep every process from writing and opening; for moments only."""
-        with self._guard:
+        with self._guarded():
             if self._depth == 0:
                 self._close_gate()
             self._depth += 1
@@ -108,7 +108,7 @@ class Directory:
         """
         end = time.monotonic() + seconds
         while True:
-            with self._guard:  # not while this waits: the other threads go on reading
+            with self._guarded():  # not while this waits: the other threads go on reading
                 try:
                     return self._join(owner, seconds)
                 except IndexLockedError:
@@ -118,7 +118,7 @@ class Directory:
 
     def holds(self, owner: str) -> bool:
         """Whether an owner has its share in the writers' lock."""
-        with self._guard:
+        with self._guarded():
             self._sweep()
             return owner in self._owners and self._writer.held
 
@@ -139,7 +139,7 @@ class Directory:
     def writing(self, store: Any, owner: str, seconds: float) -> Iterator[View]:
         """Hold everything that one write of Chroma's needs; see `hold` for what it raises."""
         self.hold(owner, seconds)
-        with self._guard:
+        with self._guarded():
             self.hold(owner, 0.0)
             with self.alone():
                 view = self._view(store)
@@ -167,10 +167,20 @@ class Directory:
         if os.getpid() != process:
             return
         self._leaving.append(owner)
-        if self._guard.acquire(blocking=False):  # else whoever has it sweeps
+        self._sweep_if_free()
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        with self._guard:
+            yield
+        self._sweep_if_free()  # those who left meanwhile, and found the guard taken
+
+    def _sweep_if_free(self) -> None:
+        while self._leaving and self._guard.acquire(blocking=False):  # else whoever has it sweeps
             try:
-                if self._depth == 0:
-                    self._sweep()
+                if self._depth > 0:  # this thread is in the middle of something, and sweeps at its end
+                    return
+                self._sweep()
             finally:
                 self._guard.release()
 
@@ -189,7 +199,7 @@ class Directory:
                         self._writer.release()
 
     def _view(self, store: Any) -> View:
-        with self._guard:
+        with self._guarded():
             return self._views.setdefault(store, View())
 
     def _renew(self, store: Any, view: View) -> None:

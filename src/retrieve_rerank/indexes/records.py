@@ -95,6 +95,7 @@ def _split(passage: Passage) -> tuple[dict[str, Any], dict[str, Any]]:
             )
         if key == JSON_KEY:
             raise InvalidInputError(f"the metadata key {JSON_KEY!r} (passage {passage.id!r}) is reserved; rename it")
+        key = str.__str__(key)  # a subclass, such as an enumeration, is no key to Chroma's server
         check_encodable(key, f"a metadata key of passage {passage.id!r}")
         try:
             plain = _plain(value, f"metadata[{key!r}] of passage {passage.id!r}")
@@ -156,7 +157,7 @@ def _plain(value: object, where: str) -> Any:
             raise InvalidInputError(f"{where} holds a mapping whose keys are not all strings; convert them")
         for key in value:
             check_encodable(key, f"a key in {where}")
-        return {key: _plain(item, where) for key, item in value.items()}
+        return {str.__str__(key): _plain(item, where) for key, item in value.items()}
     raise InvalidInputError(
         f"{where} is a {type(value).__name__}, which cannot be stored; give text, a number, a boolean, None, or a list "
         "or mapping of these (a date as .isoformat())"

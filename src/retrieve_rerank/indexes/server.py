@@ -245,6 +245,7 @@ async def _close_with(loop: asyncio.AbstractEventLoop, client: httpx.AsyncClient
         try:
             yield
         finally:
+            _ends.pop(loop, None)  # whose generators know the loop: it would stay for ever
             await client.aclose()
 
     end = last()

@@ -6,7 +6,7 @@ import asyncio
 import threading
 import unittest
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeVar
 
@@ -68,15 +68,22 @@ def run_contract(contract: type) -> dict[str, str]:
     return {name.removeprefix("test_"): _outcome(getattr(contract(), name)) for name in names}
 
 
-def _outcome(check: Callable[[], None]) -> str:
+def _outcome(check: Callable[[], object]) -> str:
     try:
-        check()
+        result = check()
+        if isinstance(result, Coroutine):  # a check of the user's own
+            awaited(lambda: result)
     except unittest.SkipTest as reason:
         return f"n/a: {reason}"
     except AssertionError as error:
         return f"FAIL: {error or type(error).__name__}"
     except Exception as error:  # noqa: BLE001 - whatever a component raises is its outcome
         return f"FAIL: {type(error).__name__}: {error}"
+    except BaseException as error:
+        kind = type(error).__name__
+        if kind not in ("Skipped", "Failed"):  # pytest's own, which are no Exception
+            raise
+        return f"{'n/a' if kind == 'Skipped' else 'FAIL'}: {error}"
     return "pass"
 
 
@@ -172,15 +179,22 @@ async def cancelled(call: Coroutine[Any, Any, object], after: float) -> None:
 
 
 def in_threads(call: Callable[[int], T], threads: int = 16) -> list[T]:
-    """Return what `call` returns for 0, 1, 2, …, each on a thread of its own, all at once."""
+    """Return what `call` returns for 0, 1, 2, …, each on a thread of its own, all at once; one that hangs fails."""
     gate = threading.Barrier(threads)
+    done: dict[int, Future[T]] = {number: Future() for number in range(threads)}
 
-    def run(number: int) -> T:
+    def run(number: int) -> None:
         gate.wait()
-        return call(number)
+        try:
+            done[number].set_result(call(number))
+        except BaseException as error:  # noqa: BLE001 - raised again below, in the caller's thread
+            done[number].set_exception(error)
 
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(run, range(threads)))
+    for number in done:  # daemons, unlike a pool's: one that hangs keeps no interpreter alive
+        threading.Thread(target=run, args=(number,), daemon=True, name="contract").start()
+    _, late = wait(done.values(), PATIENCE)
+    expect(not late, f"no answer within {PATIENCE:g} s on {len(late)} of {threads} threads")
+    return [future.result() for future in done.values()]
 
 
 def ids(answers: Sequence[Answer]) -> list[str | None]:

@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.types import Hit, Metric, Passage
 
 Vectors: TypeAlias = npt.NDArray[np.float32]
@@ -164,6 +165,8 @@ class ListRetriever:
 
     def __init__(self, found: Sequence[str] | Sequence[Hit]) -> None:
         hits = [item for item in found if isinstance(item, Hit)]
+        if len(hits) not in (0, len(found)):
+            raise InvalidInputError("found must be hits or texts, not both")
         self.hits = hits or hits_of([item for item in found if isinstance(item, str)])
         self.asked: list[tuple[str, int, dict[str, object]]] = []
 
