@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieve_rerank import BM25Index, Passage
+from retrieve_rerank import AddReport, BM25Index, Passage
+from retrieve_rerank.indexes.packed import PackedTexts
 
 IDS = st.sampled_from(["a", "b", "c", "d", "e"])
 TEXTS = st.lists(st.sampled_from(["alpha", "beta", "gamma", "the", "running", "runs"]), max_size=5).map(" ".join)
@@ -59,3 +61,45 @@ def test_any_sequence_of_changes(steps: list[tuple[str, Any]]) -> None:
                 assert all(hit.passage == left[hit.passage.id] for hit in found)
                 assert [hit.score for hit in found] == sorted((hit.score for hit in found), reverse=True)
         index.close()
+
+
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize("at", range(9))
+def test_an_add_that_is_interrupted_leaves_what_was_there(
+    at: int, stored: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Passages had their neighbour's words afterwards, or no search worked any more."""
+    index = BM25Index(path=tmp_path)
+    index.add([Passage("a", "alpha"), Passage("b", "beta beta")])
+    if stored:
+        index.save()
+    index.add([Passage("c", "gamma")])
+    calls = 0
+    append = PackedTexts.append
+
+    def interrupted(column: PackedTexts, text: str) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == at + 1:
+            column._new += b"half"
+            raise KeyboardInterrupt
+        append(column, text)
+
+    batch = [Passage("d", "delta"), Passage("b", "epsilon epsilon epsilon"), Passage("e", "beta")]
+    monkeypatch.setattr(PackedTexts, "append", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        index.add(batch)
+    monkeypatch.undo()
+    assert index.count() == 3
+    assert {word: [hit.passage.id for hit in index.retrieve(word)] for word in ("alpha", "beta", "gamma", "delta")} == {
+        "alpha": ["a"],
+        "beta": ["b"],
+        "gamma": ["c"],
+        "delta": [],
+    }
+    assert index.add(batch) == AddReport(added=2, updated=1)
+    index.save()
+    for word, ids in {"alpha": ["a"], "beta": ["e"], "gamma": ["c"], "delta": ["d"], "epsilon": ["b"]}.items():
+        assert [hit.passage.id for hit in index.retrieve(word)] == ids
+    assert index.get(["b", "e"]) == batch[1:]
+    index.close()

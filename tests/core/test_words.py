@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+import unicodedata
 from pydoc_data.topics import topics
 from typing import Any
 
 import bm25s
 import pytest
 import Stemmer
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from retrieve_rerank import InvalidInputError, MissingDependencyError
@@ -37,9 +38,28 @@ def test_real_text_gives_the_words_of_bm25s(topic: str) -> None:
     assert stems(ENGLISH, topics[topic]) == bm25s_stems(topics[topic])
 
 
-@given(st.text())
-def test_any_text_gives_the_words_of_bm25s(text: str) -> None:
-    assert stems(ENGLISH, text) == bm25s_stems(text)
+@given(st.text(st.characters(exclude_categories=("Mn", "Mc", "Cs"))))
+def test_any_text_without_marks_gives_the_words_of_bm25s(text: str) -> None:
+    composed = unicodedata.normalize("NFC", text.lower())
+    assume(not any(unicodedata.category(character) in ("Mn", "Mc") for character in composed))
+    assert stems(ENGLISH, text) == bm25s_stems(composed)
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "expected"),
+    [
+        ("hi", "हिन्दी भारत", ["हिन्दी", "भारत"]),
+        ("ne", "नेपाल", ["नेपाल"]),
+        ("ta", "தமிழ் மொழி", ["தமிழ்", "மொழி"]),
+        (None, "हिन्दी", ["हिन्दी"]),
+        (None, "a cafe\u0301", ["caf\u00e9"]),
+        ("tr", "İstanbul IĞDIR ILIK", ["istanbul", "ığdır", "ılık"]),
+        (None, "ILIK", ["ilik"]),
+    ],
+)
+def test_marks_belong_to_their_word(language: str | None, text: str, expected: list[str]) -> None:
+    """Vowel signs are no letters to Python: bm25s leaves "रत" of "भारत", and nothing of "नेपाल"."""
+    assert Analyzer(language).words(text) == expected
 
 
 @given(

@@ -127,19 +127,32 @@ class BM25Collection:
                 slot = slots.get(record.id)
                 if slot is None or not record.equals(self._columns.record(slot)):
                     changed.append((record, self._vocabulary.learn(record.text)))
-            added = len(changed)
-            for record, words in changed:
-                if (slot := slots.get(record.id)) is not None:
-                    self._empty(slot)
-                    added -= 1
-                slots[record.id] = len(self._alive)
-                self._alive.append(True)
-                self._columns.append(record)
-                self._words.fromlist(words)
-                self._lengths.append(len(words))
-            if changed:
-                self._touch()
-            return AddReport(added, len(changed) - added, len(records) - len(changed))
+            emptied: list[int] = []
+            before = len(self._alive), len(self._words), len(self._lengths)
+            try:
+                for record, words in changed:
+                    if (slot := slots.get(record.id)) is not None:
+                        emptied.append(slot)
+                        self._empty(slot)
+                    slots[record.id] = len(self._alive)
+                    self._alive.append(True)
+                    self._columns.append(record)
+                    self._words.fromlist(words)
+                    self._lengths.append(len(words))
+                if changed:
+                    self._touch()
+            except BaseException:  # also Ctrl-C: half a record would give all later ones their neighbours' words
+                self._undo(*before, emptied)
+                raise
+            return AddReport(len(changed) - len(emptied), len(emptied), len(records) - len(changed))
+
+    def _undo(self, slots: int, words: int, lengths: int, emptied: Sequence[int]) -> None:
+        """Take back a batch."""
+        del self._alive[slots:], self._words[words:], self._lengths[lengths:]
+        self._columns.cut(slots)
+        for slot in emptied:
+            self._alive[slot] = True
+        self._slots = None
 
     def delete(self, ids: Iterable[str]) -> None:
         """Delete records by id; ids that are not stored are no error."""

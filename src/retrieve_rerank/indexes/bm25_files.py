@@ -65,6 +65,11 @@ class Columns:
         self.texts.append(record.text)
         self.metadata.append(json.dumps(dict(record.metadata)) if record.metadata else "")
 
+    def cut(self, slots: int) -> None:
+        """Forget the records from this slot on, which are not saved."""
+        for column in (self.ids, self.texts, self.metadata):
+            column.cut(slots)
+
     def record(self, slot: int) -> Record:
         """Return what was stored."""
         metadata = self.metadata[slot]

@@ -47,6 +47,11 @@ class PackedTexts:
         self._new += text.encode()
         self._new_ends.append(len(self._new))
 
+    def cut(self, count: int) -> None:
+        """Forget the texts from this position on, none of them stored, and what an append that broke off left."""
+        del self._new_ends[count - self._count :]
+        del self._new[self._new_ends[-1] if self._new_ends else 0 :]
+
     def kept(self, positions: Iterable[int] | None = None) -> Iterator[bytes | bytearray]:
         """Yield the bytes of all texts, or of those at `positions`, in pieces of any size."""
         if positions is None:

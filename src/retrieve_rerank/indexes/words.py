@@ -1,4 +1,4 @@
-"""How a text becomes the words that are searched: split, lower-cased, without stop words, stemmed.
+"""How a text becomes the words that are searched: lower-cased, split, without stop words, stemmed.
 
 The same steps for passages and queries, and recorded in every index, as words that were cut differently never meet.
 """
@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Callable, Iterable
+from functools import cache
 
 from retrieve_rerank.errors import InvalidInputError, require
 
@@ -18,6 +20,7 @@ _STOP = -1
 
 # Two or more letters or digits, as bm25s and scikit-learn split.
 _find_words = re.compile(r"\w\w+").findall
+_CUT = "2"  # of the rules below; what is stored is cut again where they change
 
 _CODES = {
     "ar": "arabic",
@@ -59,6 +62,17 @@ _CODES = {
 }
 
 
+@cache
+def _find_marked_words() -> Callable[[str], list[str]]:
+    """Return a search for words as above whose letters may bear marks.
+
+    To Python the vowel signs of Hindi or Tamil, and an accent by itself, are no part of a word. Marks outside the basic
+    plane are left out: going through all of Unicode takes twenty times as long.
+    """
+    marks = (character for character in map(chr, range(0x10000)) if unicodedata.category(character) in ("Mn", "Mc"))
+    return re.compile(rf"\w[\w{''.join(marks)}]+").findall
+
+
 class Analyzer:
     """Cuts texts into words.
 
@@ -80,7 +94,9 @@ class Analyzer:
         self._stem: Callable[[str], str] | None = None
         self._stop: frozenset[str] = frozenset()
         self.facts: dict[str, str | None] = {"language": self.language}
-        if tokenizer is not None:
+        if tokenizer is None:
+            self.facts["cut"] = _CUT
+        else:
             self.facts["tokenizer"] = "the caller's own"
         if self.language is not None:
             stemmers = require("Stemmer", extra=_EXTRA)
@@ -96,7 +112,11 @@ class Analyzer:
     def words(self, text: str) -> list[str]:
         """Return the words of a text, stop words and endings still there."""
         if self.tokenizer is None:
-            return _find_words(text.lower())
+            if self.language == "turkish":  # whose i has a dot in capitals, too
+                text = text.replace("İ", "i").replace("I", "ı")
+            if text.isascii():
+                return _find_words(text.lower())
+            return _find_marked_words()(unicodedata.normalize("NFC", text.lower()))
         words = self.tokenizer(text)
         if not isinstance(words, (list, tuple)) or not all(isinstance(word, str) for word in words):
             raise InvalidInputError(f"the tokenizer must return a list of strings, got {words!r}")
