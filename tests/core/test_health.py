@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import chromadb
+import httpx
 import numpy as np
 import pytest
 
@@ -21,7 +22,7 @@ from retrieve_rerank.indexes import repairing
 from retrieve_rerank.indexes.client import rebuilding_names
 from retrieve_rerank.indexes.collection import ChromaCollection
 from retrieve_rerank.indexes.records import Record
-from tests.core.stubs import LetterEncoder, letters, passages, run_python
+from tests.core.stubs import Broken, LetterEncoder, letters, passages, run_python
 
 WIDE = 16
 ROOT = Path(__file__).parents[2]
@@ -472,3 +473,39 @@ def test_strange_ids_do_not_break_the_message() -> None:
         said = str(index.check(samples=0))
         assert said.isprintable()
         assert len(said) < 600
+
+
+@pytest.mark.parametrize("error", [TypeError("a bug"), httpx.ConnectError("the model server is down"), KeyError("x")])
+def test_an_error_of_the_encoder_is_not_chromas(error: Exception) -> None:
+    """A Chroma server that there is not was said to be down."""
+    encoder = Broken()
+    with ChromaIndex(encoder) as index:
+        index.add(passages("aa", "ab"))
+
+        def fail(_: Sequence[str]) -> Any:
+            raise error
+
+        encoder.answer = fail
+        with pytest.raises(type(error)) as raised:
+            index.check()
+        assert raised.value is error
+        with pytest.raises(type(error)):
+            index.repair()
+        encoder.answer = None
+        assert index.check().ok
+
+
+def test_an_error_of_the_encoder_while_all_is_made_anew(
+    mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(shutil.copytree(mixed, tmp_path / "copy"))
+    with ChromaIndex(RandomEncoder(), path=path) as index:
+
+        def fail(*_: Any, **__: Any) -> Any:
+            raise TypeError("a bug")
+
+        monkeypatch.setattr(RandomEncoder, "encode_documents", fail)
+        with pytest.raises(TypeError, match="a bug"):
+            index.repair(samples=0)
+        monkeypatch.undo()
+        assert index.repair(samples=0).after.ok

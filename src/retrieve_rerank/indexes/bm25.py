@@ -40,7 +40,8 @@ class BM25Index:
         b: How much a passage's length takes away, from 0 to 1; None takes the saved index's, or 0.75.
 
     Raises:
-        InvalidInputError: If the language is not known, or the directory cannot be used or is damaged.
+        InvalidInputError: If the language is not known, or the directory cannot be used or is damaged: files are
+            missing, or of another size than was written. Changed bytes within are not noticed.
         IndexMismatchError: If the saved index is of another language or tokenizer, or written by a newer version.
         MissingDependencyError: If the extra `hybrid` is not installed.
 

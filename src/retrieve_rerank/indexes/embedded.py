@@ -7,12 +7,14 @@ it, so the text is made here without the framework.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from retrieve_rerank.errors import RetrieveRerankError
 from retrieve_rerank.indexes.records import NODE_KEY, Record
 from retrieve_rerank.types import Metric
 
@@ -24,6 +26,33 @@ class DocumentEncoder(Protocol):
 
     def encode_documents(self, texts: Sequence[str]) -> Vectors:
         """Return an array (len(texts), dimension)."""
+
+
+class _EncoderError(RetrieveRerankError):
+    """What an encoder raised, on its way past those who take every error for Chroma's."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+class _Named:
+    def __init__(self, encoder: DocumentEncoder) -> None:
+        self._encoder = encoder
+
+    def encode_documents(self, texts: Sequence[str]) -> Vectors:
+        try:
+            return self._encoder.encode_documents(texts)
+        except Exception as error:
+            raise _EncoderError(error) from error
+
+
+@contextmanager
+def own_errors(encoder: DocumentEncoder | None) -> Iterator[DocumentEncoder | None]:
+    """Give the encoder to a block in which Chroma is read: what it raises leaves the block as it is."""
+    try:
+        yield None if encoder is None else _Named(encoder)
+    except _EncoderError as failed:
+        raise failed.error from None
 
 
 def embedded_text(record: Record) -> str:

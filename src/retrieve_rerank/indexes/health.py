@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.indexes.collection import ChromaCollection
-from retrieve_rerank.indexes.embedded import DocumentEncoder, compare
+from retrieve_rerank.indexes.embedded import DocumentEncoder, compare, own_errors
 from retrieve_rerank.indexes.records import JSON_KEY, NODE_KEY, Record
 from retrieve_rerank.indexes.reports import IndexCheck
 from retrieve_rerank.types import Metric
@@ -66,8 +66,8 @@ def check(
         show_progress: Show a bar on stderr.
     """
     wanted = check_samples(samples)
-    with collection.reading():
-        return _check(collection, encoder, wanted, show_progress=show_progress)
+    with own_errors(encoder) as named, collection.reading():
+        return _check(collection, named, wanted, show_progress=show_progress)
 
 
 def _check(

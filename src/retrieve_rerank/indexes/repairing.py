@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from retrieve_rerank.errors import IndexMismatchError, RetrieveRerankError
 from retrieve_rerank.indexes.client import drop_collection, finish_rebuilding, rebuilding_names
 from retrieve_rerank.indexes.collection import ChromaCollection
-from retrieve_rerank.indexes.embedded import DocumentEncoder, embedded_text
+from retrieve_rerank.indexes.embedded import DocumentEncoder, embedded_text, own_errors
 from retrieve_rerank.indexes.health import ROWS, check, readable_vectors, with_text
 from retrieve_rerank.indexes.nearest import TEXTS, records_of
 from retrieve_rerank.indexes.records import Record
@@ -59,7 +59,8 @@ def repair(
         after = check(collection, encoder, samples=0)
         if not _is_damaged(after):
             return RepairReport(before, after, encoded)
-    encoded = _rebuild(collection, encoder, text_of, show_progress=show_progress)
+    with own_errors(encoder) as named:
+        encoded = _rebuild(collection, cast("DocumentEncoder", named), text_of, show_progress=show_progress)
     after = check(collection, encoder, samples=samples, show_progress=show_progress)
     return RepairReport(before, after, encoded, rebuilt=True)
 
