@@ -91,6 +91,39 @@ def test_equal_texts_are_found_after_their_metadata_changed() -> None:
         assert index.check().unreached == ()
 
 
+@pytest.mark.parametrize("metric", ["cosine", "dot", "euclidean"])
+async def test_what_chromas_index_does_not_lead_to_is_found_all_the_same(metric: Any) -> None:
+    """Written again among equal ones, with another text: some have no way to them any more."""
+    with ChromaIndex(Scattered(), metric=metric) as index:
+        for text in ("the same", "the new one"):
+            index.add([Passage(f"o{number}", f"text {number}") for number in range(300)])
+            index.add([Passage(f"e{number}", text, {"n": number}) for number in range(80)])
+        assert index.check().unreached
+        for hits in (
+            index.retrieve("q", 80, where={"n": {"$gte": 0}}),
+            await index.aretrieve("q", 80, where={"n": {"$gte": 0}}),
+        ):
+            assert sorted(hit.passage.metadata["n"] for hit in hits) == list(range(80))
+            scores = [hit.retrieval_score for hit in hits]
+            assert scores == pytest.approx([scores[0]] * 80, abs=1e-5)
+        everything = index.retrieve("q", 1000)
+        assert len(everything) == 380
+        vector = index.encoder.encode_queries(["q"])[0]
+        stored = {
+            p.id: index.encoder.encode_documents([p.text])[0] for p in index.get([h.passage.id for h in everything])
+        }
+        by_hand = {
+            "cosine": lambda v: float(v @ vector / np.linalg.norm(v) / np.linalg.norm(vector)),
+            "dot": lambda v: float(v @ vector),
+            "euclidean": lambda v: 1 / (1 + float(np.linalg.norm(v - vector))),
+        }[metric]
+        for hit in everything:
+            assert hit.retrieval_score == pytest.approx(by_hand(stored[hit.passage.id]), abs=1e-4)
+        scores = [hit.score for hit in everything]
+        assert scores == sorted(scores, reverse=True)
+        assert [len(hits) for hits in index.retrieve_many(["q", "text 3"], 1000)] == [380, 380]
+
+
 @pytest.mark.parametrize(("old", "new"), [(1, 1.0), (1, True), (0, False), ("1", 1), (None, "None"), ([1], [1.0])])
 def test_equal_is_not_enough_to_be_unchanged(index: ChromaIndex, old: Any, new: Any) -> None:
     index.add([Passage("x", "aa", {"v": old})])

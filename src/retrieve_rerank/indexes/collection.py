@@ -289,6 +289,7 @@ class ChromaCollection(OpenedCollection):
             ids,
             self.search_breadth,
             ("embeddings",) if with_vectors else (),
+            self.metric,
         )
 
     async def _nearest(self, live: Any, asked: Asked) -> list[list[Found]]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from retrieve_rerank.indexes.client import EF_SEARCH
 from retrieve_rerank.indexes.records import Record
+from retrieve_rerank.types import Metric
 
 if TYPE_CHECKING:
     import chromadb
@@ -23,6 +24,7 @@ TEXTS = ("documents", "metadatas")
 # The share of all vectors that a search keeps on its way: enough to find 95 of the true top 100 among random unit
 # vectors of 384 dimensions, which are harder than a model's (benchmarks/index_size.py).
 _BREADTH = 0.075
+_COMPARED = 20_000  # vectors that are compared one by one at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,7 @@ class Asked:
         ids: Records to search among; ids that are not stored are left out.
         breadth: How many neighbours to keep on the way through the vectors; None chooses by the collection's size.
         extra: What to return besides texts and metadata.
+        metric: What the collection compares by.
     """
 
     vectors: Vectors
@@ -53,6 +56,7 @@ class Asked:
     ids: Sequence[str] | None
     breadth: int | None
     extra: tuple[str, ...]
+    metric: Metric
 
 
 class AtOnce:
@@ -103,7 +107,58 @@ async def nearest(live: Any, asked: Asked, size: int) -> list[list[Found]]:
             # of more than one statement takes, the texts are read afterwards.
             answer = await live.query(query_embeddings=part, n_results=breadth, include=["distances"], **options)
             found += await _with_texts(live, answer, limit, asked.extra)
+    expected = min(limit, size if asked.ids is None else len(stored))
+    if any(len(items) < expected for items in found):
+        return await _completed(live, asked, options, found)
     return found
+
+
+async def _completed(
+    live: Any, asked: Asked, options: Mapping[str, Any], found: list[list[Found]]
+) -> list[list[Found]]:
+    """Return what was found with what the graph of vectors does not lead to, though it passes the filters.
+
+    Chroma loses the way to vectors of which dozens are equal, and under a filter to others. They are compared one by
+    one, unless they are very many.
+    """
+    from chromadb.errors import ChromaError
+
+    known = {item.record.id for items in found for item in items}
+    try:
+        there = (await live.get(include=[], limit=_COMPARED + 1, **options))["ids"]
+        if len(there) > _COMPARED or len(there) <= min(map(len, found)):
+            return found
+        rows = await in_chunks(live, there, include=[*TEXTS, "embeddings"])
+    except ChromaError:  # of a damaged index, what was found is all that can be had
+        return found
+    items = [item for part in rows for item in _by_id(part).values() if item.vector is not None]
+    if len(items) <= min(map(len, found)) or known >= {item.record.id for item in items}:
+        return found
+    stored = np.stack([cast(Vectors, item.vector) for item in items])
+    with_vectors = "embeddings" in asked.extra
+    completed = []
+    for vector, before in zip(asked.vectors, found, strict=True):
+        seen = {item.record.id for item in before}
+        distances = _distances(stored, vector, asked.metric)
+        others = [
+            replace(item, distance=float(far), vector=item.vector if with_vectors else None)
+            for item, far in zip(items, distances, strict=True)
+            if item.record.id not in seen
+        ]
+        completed.append(sorted([*before, *others], key=lambda item: item.distance)[: asked.k])
+    return completed
+
+
+def _distances(stored: Vectors, vector: Vectors, metric: Metric) -> npt.NDArray[np.float64]:
+    """Return Chroma's distances between stored vectors (n, dimension) and one."""
+    rows, one = stored.astype(np.float64), vector.astype(np.float64)
+    if metric == "euclidean":
+        far: npt.NDArray[np.float64] = ((rows - one) ** 2).sum(axis=1)
+        return far
+    if metric == "cosine":
+        rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
+        one = one / max(float(np.linalg.norm(one)), 1e-30)
+    return 1.0 - rows @ one
 
 
 async def _with_texts(live: Any, answer: Any, limit: int, extra: tuple[str, ...]) -> list[list[Found]]:
