@@ -247,3 +247,42 @@ def _save_chat_tokenizer(path: Path, template: str, positions: int) -> None:
     )
     tokenizer.chat_template = template
     tokenizer.save_pretrained(path)
+
+
+def save_language_model_with_head(folder: Path) -> Path:
+    """Save a tiny Qwen2 with one label whose config does not say what pads; the tokenizer does."""
+    folder.mkdir()
+    torch.manual_seed(11)
+    settings = transformers.Qwen2Config(
+        vocab_size=len(_VOCABULARY),
+        hidden_size=WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=128,
+        num_labels=1,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    transformers.Qwen2ForSequenceClassification(settings).save_pretrained(folder)
+    save_tokenizer(folder, 128)
+    return folder
+
+
+def save_router(folder: Path, positions: tuple[int, int]) -> Path:
+    """Save a bi-encoder that reads queries and passages by networks of their own, with so many positions each."""
+    sides = []
+    for seed, count in enumerate(positions):
+        torch.manual_seed(20 + seed)
+        side = folder / str(seed)
+        side.mkdir(parents=True)
+        transformers.BertModel(config(count)).save_pretrained(side)
+        save_tokenizer(side, count)
+        loaded = sentence_transformers.SentenceTransformer(str(side), device="cpu")
+        sides.append([loaded[0], loaded[1]])
+    router = models.Router.for_query_document(query_modules=sides[0], document_modules=sides[1])
+    path = folder / "saved"
+    whole = sentence_transformers.SentenceTransformer(modules=[router, models.Normalize()], device="cpu")
+    whole.save_pretrained(str(path))
+    return path

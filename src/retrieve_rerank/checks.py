@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from numbers import Real
 
 from retrieve_rerank.errors import InvalidInputError
@@ -35,7 +35,7 @@ def check_texts(texts: Iterable[str], what: str = "texts") -> list[str]:
         raise InvalidInputError(
             f"{what} must be a list of strings, got a single {type(texts).__name__}; wrap it: [...]"
         )
-    if not isinstance(texts, Iterable):
+    if not isinstance(texts, Iterable) or isinstance(texts, Mapping):  # of which the keys would be taken
         raise InvalidInputError(f"{what} must be a list of strings, got {type(texts).__name__}")
     items = list(texts)
     for position, item in enumerate(items):

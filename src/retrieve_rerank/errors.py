@@ -59,6 +59,9 @@ class MissingDependencyError(RetrieveRerankError, ImportError):
         self.package = package
         self.extra = extra
 
+    def __reduce__(self) -> tuple[type[MissingDependencyError], tuple[str, str]]:
+        return type(self), (self.package, self.extra)
+
 
 class TruncationWarning(UserWarning):
     """Some texts were longer than the model reads; the rest of them was not seen."""

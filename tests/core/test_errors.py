@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -129,3 +130,9 @@ def test_a_warning_points_at_the_users_line_through_a_framework(tiny_cross_encod
         with pytest.warns(TruncationWarning) as caught:
             way()
         assert caught[0].filename == __file__
+
+
+def test_a_missing_extra_can_be_pickled() -> None:
+    error = pickle.loads(pickle.dumps(MissingDependencyError("bm25s", "hybrid")))
+    assert (error.package, error.extra) == ("bm25s", "hybrid")
+    assert "retrieve-rerank[hybrid]" in str(error)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
+import threading
 import time
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
+import sentence_transformers
 import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-from retrieve_rerank import BiEncoder, CrossEncoder, ModelError
+from retrieve_rerank import BiEncoder, CrossEncoder, InvalidInputError, ModelError, TruncationWarning
+from retrieve_rerank.models import loading
 from retrieve_rerank.models.loading import (
     Checkpoint,
     load_bi_encoder,
@@ -224,3 +231,92 @@ def test_the_network_says_how_many_tokens_it_takes(request: pytest.FixtureReques
 
 def test_a_static_model_has_no_limit(tiny_static: Path) -> None:
     assert longest_input(load_bi_encoder(Checkpoint(str(tiny_static)))) is None
+
+
+def test_two_models_do_not_load_at_once(
+    tiny_bi_encoder: Path, tiny_cross_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers sets the process's default type while it loads: the other model's weights were rounded."""
+    loading_now: list[int] = []
+    most: list[int] = []
+
+    @contextmanager
+    def watched() -> Iterator[None]:
+        loading_now.append(1)
+        most.append(len(loading_now))
+        time.sleep(0.2)
+        yield
+        loading_now.pop()
+
+    monkeypatch.setattr(loading, "_quiet_loading", watched)
+    with BiEncoder(tiny_bi_encoder) as one, CrossEncoder(tiny_cross_encoder) as other:
+        threads = [
+            threading.Thread(target=one.encode_queries, args=(["paris"],)),
+            threading.Thread(target=other.score, args=("paris", ["rome"])),
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert most == [1, 1]
+
+
+@pytest.mark.parametrize("kind", ["SparseEncoder", "MultiVectorEncoder", "CrossEncoder"])
+def test_another_kind_of_sentence_transformers_is_no_bi_encoder(
+    tiny_bi_encoder: Path, tmp_path: Path, kind: str
+) -> None:
+    """The pooled hidden states of a sparse or a late-interaction model mean nothing."""
+    path = copy(tiny_bi_encoder, tmp_path / "model")
+    file = path / "config_sentence_transformers.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "model_type": kind}))
+    with pytest.raises(ModelError, match=f"was saved as a {kind} of sentence-transformers"):
+        load_bi_encoder(Checkpoint(str(path)))
+
+
+def test_a_padding_token_that_only_the_tokenizer_knows(tmp_path: Path) -> None:
+    """Language models with a head for classification: transformers refused batches."""
+    path = tiny.save_language_model_with_head(tmp_path / "model")
+    texts = ["rome", "the word is france paris", "bread"]
+    with CrossEncoder(path, precision="float32") as model:
+        together = model.score("paris", texts)
+        assert together == pytest.approx([float(model.score("paris", [text])[0]) for text in texts], abs=1e-5)
+    settings = path / "tokenizer_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "pad_token": None}))
+    with CrossEncoder(path) as model, pytest.raises(ModelError, match="has no padding token"):
+        model.score("paris", texts)
+
+
+def test_a_model_that_takes_no_limit(tmp_path: Path) -> None:
+    path = tiny.save_static_bi_encoder(tmp_path)
+    with BiEncoder(path) as encoder:
+        assert encoder.max_length is None
+        assert encoder.precision == "float32"  # no network that bfloat16 would make faster
+    with BiEncoder(path, max_length=16) as encoder, pytest.raises(InvalidInputError, match="takes no limit; leave"):
+        encoder.encode_queries(["paris"])
+
+
+@pytest.mark.parametrize("positions", [(64, 128), (128, 64)])
+def test_a_router_keeps_the_limits_of_both_ways(tmp_path: Path, positions: tuple[int, int]) -> None:
+    """Passages were cut at what queries may have, or went beyond what their network has positions for."""
+    path = tiny.save_router(tmp_path / "model", positions)
+    plain = sentence_transformers.SentenceTransformer(str(path), device="cpu")
+    texts = ["paris is the capital", "word " * 100]
+    with BiEncoder(path, precision="float32") as encoder:
+        assert encoder.max_length == positions[1]
+        with pytest.warns(TruncationWarning) if positions[1] == 64 else nullcontext():
+            found = encoder.encode_documents(texts)
+        assert found == pytest.approx(plain.encode_document(texts), abs=1e-5)
+        assert encoder.encode_queries(["paris"]) == pytest.approx(plain.encode_query(["paris"]), abs=1e-5)
+
+
+def test_a_closed_model_is_gone(tiny_cross_encoder: Path) -> None:
+    """Its parts refer to one another: the next collection of garbage may be far away."""
+    gc.disable()
+    try:
+        with CrossEncoder(tiny_cross_encoder) as model:
+            model.score("paris", ["rome"])
+            network = weakref.ref(model._engine.model[0])  # type: ignore[union-attr]
+            assert network() is not None
+        assert network() is None
+    finally:
+        gc.enable()

@@ -180,3 +180,15 @@ def test_a_worker_comes_back_as_one_of_its_own() -> None:
     assert restored.run(lambda: 2) == 2
     assert restored.thread is not worker.thread
     assert restored._patience == 3.0
+
+
+@pytest.mark.parametrize("way", [copy.copy, copy.deepcopy])
+def test_a_copy_keeps_the_secrets_that_a_pickle_leaves_out(way: Any) -> None:
+    """A copy of the model, as pydantic makes one, could fetch no private model any more."""
+    original = BiEncoder("a/b", token=MARKER)
+    assert way(original)._settings["token"] == MARKER
+    assert again(original)._settings["token"] is None
+    served = CrossEncoder(endpoint="http://127.0.0.1:1", api_key=MARKER)
+    assert way(served)._endpoint.headers == {"Authorization": f"Bearer {MARKER}"}
+    assert way(served)._worker is not served._worker
+    assert again(served)._endpoint.headers == {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import copy
 import json
 import math
@@ -82,7 +83,7 @@ def test_ranking_again_gives_the_same_and_drops_what_no_longer_holds() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [list, tuple, iter, lambda items: (item for item in items), lambda items: dict.fromkeys(items)]
+    "kind", [list, tuple, iter, lambda items: (item for item in items), lambda items: dict.fromkeys(items).keys()]
 )
 def test_any_iterable_of_passages_will_do(kind: Any) -> None:
     assert [hit.passage.text for hit in rank(kind(["low", "high"]))] == ["high", "low"]
@@ -278,3 +279,27 @@ def test_the_real_path_ranks_by_the_models_own_logits(tiny_cross_encoder: Path) 
         hits = model.rank("capital", texts)
     assert [hit.logit for hit in hits] == sorted(logits, reverse=True)
     assert all(hit.logit == logits[int(hit.passage.id)] for hit in hits)
+
+
+async def test_a_scorer_sees_the_callers_context() -> None:
+    """A trace, for one, was lost in async calls and with a time budget."""
+    trace: contextvars.ContextVar[str] = contextvars.ContextVar("trace", default="lost")
+    seen = []
+
+    class Traced:
+        def score(self, query: str, texts: Sequence[str]) -> list[float]:
+            seen.append(trace.get())
+            return [0.0] * len(texts)
+
+    trace.set("kept")
+    ranker = ScorerRanker(Traced())
+    ranker.rank("q", ["a"])
+    ranker.rank("q", ["a"], time_budget=5)
+    await ranker.arank("q", ["a"])
+    assert seen == ["kept"] * 3
+
+
+def test_a_mapping_is_no_list_of_passages() -> None:
+    """Its keys were scored."""
+    with pytest.raises(InvalidInputError, match="must be a list of texts, passages or hits, got dict"):
+        ScorerRanker(TableScorer(TABLE)).rank("q", {"id": "low"})

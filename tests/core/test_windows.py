@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 import re
+import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -308,3 +309,11 @@ def test_a_fact_after_token_600_is_found_by_a_real_model(cross_encoder_path: Pat
     assert best.score > 0.3
     assert other.score < 0.05
     assert not best.truncated
+
+
+def test_a_long_run_of_blanks_takes_no_time() -> None:
+    """It held the interpreter for seconds, the event loop with it."""
+    text = "a " + " " * 200_000 + "b. c"
+    start = time.perf_counter()
+    assert split(text, [(0, 1), (200_002, 200_003), (200_005, 200_006)], 2, 1)
+    assert time.perf_counter() - start < 1.0

@@ -222,7 +222,7 @@ print(process.exitcode, worker.run(int, "3"))
 @pytest.mark.skipif("not hasattr(__import__('os'), 'fork')", reason="needs fork")
 def test_a_forked_child_gets_a_clear_error_and_the_parent_goes_on() -> None:
     message, rest = run_python(FORK).splitlines()
-    assert message.startswith("RetrieveRerankError: the model x was made in process")
+    assert message.startswith("RetrieveRerankError: the model x was used in process")
     assert "get_context('spawn')" in message
     assert rest == "0 3"
 
@@ -478,3 +478,10 @@ def test_a_call_that_nobody_waits_for_ends_between_its_parts(way: str) -> None:
     assert worker.run(int, "7") == 7  # the next one is not taken for it
     worker.run(worker.between)
     worker.close()
+
+
+@pytest.mark.skipif("not hasattr(__import__('os'), 'fork')", reason="needs fork")
+def test_a_worker_that_was_made_and_not_used_works_in_a_forked_child() -> None:
+    """As servers do that import the application before they fork."""
+    message, rest = run_python(FORK.replace('assert worker.run(int, "1") == 1', "")).splitlines()
+    assert (message, rest) == ("2", "0 3")

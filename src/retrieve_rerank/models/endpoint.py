@@ -54,6 +54,10 @@ class Endpoint:
         key = self._key
         if not key:
             return {}
+        if not _sendable(key):
+            raise InvalidInputError(
+                f"{KEY_VARIABLE} must be ASCII characters in one line; what the environment has is not"
+            )
         return {"Authorization": key if key.startswith(("Bearer ", "Basic ")) else f"Bearer {key}"}
 
     def without_key(self) -> Endpoint:

@@ -6,6 +6,7 @@ what will be cut and lets batches be packed with little padding; then each batch
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +23,7 @@ from retrieve_rerank.errors import InvalidInputError, ModelError
 from retrieve_rerank.models.batching import consecutive, pack, token_budget
 from retrieve_rerank.models.heads import keep_head_exact, to_logits
 from retrieve_rerank.models.loading import set_longest_input, weights_digest
-from retrieve_rerank.models.precision import choose_precision
+from retrieve_rerank.models.precision import Choice, choose_precision
 from retrieve_rerank.models.reading import ChatReading, PairReading, Reading, token_counts
 from retrieve_rerank.models.scoring import Scoring
 from retrieve_rerank.models.windows import Cut, Tally, split, spread
@@ -47,6 +48,8 @@ class Engine:
         self.model = model
         self.device = torch.device(model.device)
         self.precision = choose_precision(precision, self.device)
+        if precision == "auto" and model.transformers_model is None:
+            self.precision = Choice("float32", "there is no network that another precision would make faster")
         self.max_length = set_longest_input(model, max_length)
         self.token_budget = token_budget(self.device)
         self.weights = weights_digest(model)  # before rounding to another precision changes them
@@ -156,10 +159,7 @@ class Engine:
             if not isinstance(error, torch.OutOfMemoryError) and "out of memory" not in str(error):
                 raise
         # The error holds the tensors that filled the memory: only now it has let go of them.
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        elif self.device.type == "mps":
-            torch.mps.empty_cache()
+        _empty_cache(self.device)
         return None
 
 
@@ -328,6 +328,19 @@ class BiEngine(Engine):
             vectors = torch.nn.functional.normalize(vectors, dim=1)
         cut = 0 if self.max_length is None else sum(length > self.max_length for length in lengths)
         return vectors.contiguous().numpy(), cut
+
+
+def release(device: torch.device) -> None:
+    """Give back the memory of a model that nothing refers to any more. Its parts refer to one another."""
+    gc.collect()
+    _empty_cache(device)
+
+
+def _empty_cache(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
 
 
 def _is_wanted(scorings: Sequence[Scoring], position: int) -> bool:

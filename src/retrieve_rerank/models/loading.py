@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -36,6 +36,12 @@ _LOADING_ERRORS = (
 )
 
 _WEIGHTS, _WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+_KIND = "config_sentence_transformers.json"
+_UNLIMITED = 10**9  # tokens; a tokenizer without a limit says 10**30
+
+# transformers changes torch's default type for the whole process while it loads: a model that loads meanwhile, on the
+# thread of its own, would get its weights rounded.
+_one_at_a_time = threading.RLock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +74,14 @@ def load_bi_encoder(checkpoint: Checkpoint) -> sentence_transformers.SentenceTra
             "passage and has no embeddings. Use CrossEncoder for it, and a bi-encoder such as "
             "'sentence-transformers/multi-qa-mpnet-base-dot-v1' here"
         )
+    file = _saved_file(model, checkpoint, _KIND)
+    saved_as = None if file is None else json.loads(file.read_text(encoding="utf-8")).get("model_type")
+    if saved_as not in (None, "SentenceTransformer"):
+        raise ModelError(
+            f"{checkpoint.model!r} was saved as a {saved_as} of sentence-transformers, which is no bi-encoder with one "
+            "vector a text: what it would give here means nothing. Give a bi-encoder such as "
+            "'sentence-transformers/multi-qa-mpnet-base-dot-v1'"
+        )
     # The network's own pooler is often left out of a checkpoint: sentence embeddings do not use it.
     _refuse_random_weights(model, checkpoint, "Get the complete checkpoint", unused="pooler.")
     return model
@@ -95,7 +109,24 @@ def load_cross_encoder(checkpoint: Checkpoint) -> sentence_transformers.CrossEnc
             f"{checkpoint.model!r} has {model.num_labels} labels; re-ranking needs a cross-encoder with one, or with "
             f"two of which its config names the relevant one. {advice}"
         )
+    _know_padding(model, checkpoint)
     return model
+
+
+def _know_padding(model: AnyModel, checkpoint: Checkpoint) -> None:
+    """Tell a network that looks for the last token which one pads: many checkpoints leave it to the tokenizer."""
+    transformer = model.transformers_model
+    if transformer is None or not any(name.endswith("ForSequenceClassification") for name in _architectures(model)):
+        return
+    if getattr(transformer.config, "pad_token_id", 0) is not None:
+        return
+    padding = getattr(model.tokenizer, "pad_token_id", None)
+    if padding is None:
+        raise ModelError(
+            f"{checkpoint.model!r} has no padding token, neither in its config nor in its tokenizer, so several "
+            "passages cannot be scored together; set pad_token in its tokenizer_config.json"
+        )
+    transformer.config.pad_token_id = padding
 
 
 def weights_digest(model: torch.nn.Module) -> str:
@@ -129,17 +160,44 @@ def set_longest_input(model: AnyModel, max_length: int | None) -> int | None:
     """Set how many tokens of a text `model` reads; None keeps what the checkpoint says. Return the limit in force.
 
     Raises:
-        InvalidInputError: If the network has fewer positions than `max_length`.
+        InvalidInputError: If the network has fewer positions than `max_length`, or takes no limit.
     """
+    routes: Any = getattr(model[0], "sub_modules", None)
+    if routes is not None:
+        return _set_routes(routes, max_length)
     limit = longest_input(model)
     if max_length is not None and limit is not None and max_length > limit:
         raise InvalidInputError(f"max_length is {max_length}, but this model has positions for {limit} tokens at most")
-    known = [value for value in (max_length or model.max_seq_length, limit) if value and math.isfinite(value)]
+    known = [value for value in (max_length or model.max_seq_length, limit) if value and value < _UNLIMITED]
     if not known or model.tokenizer is None:
         return None
-    # A tokenizer without a limit of its own would otherwise hand the network more than it has positions for.
-    model.max_seq_length = int(min(known))
+    try:
+        # A tokenizer without a limit of its own would otherwise hand the network more than it has positions for.
+        model.max_seq_length = int(min(known))
+    except AttributeError as error:  # as of a table of word vectors, or of a router
+        if max_length is not None:
+            raise InvalidInputError(
+                f"max_length is {max_length}, and {type(model[0]).__name__}, which reads the texts of this model, "
+                "takes no limit; leave max_length out"
+            ) from error
+        return None
     return int(min(known))
+
+
+def _set_routes(routes: Any, max_length: int | None) -> int | None:
+    """Set the limit of a model that reads queries by one network and passages by another; return the passages'."""
+    limits: dict[str, int] = {}
+    for name, modules in routes.items():
+        own = getattr(modules[0], "max_seq_length", None)
+        known = [value for value in (own, max_length) if value and value < _UNLIMITED]
+        if not known:
+            continue
+        limits[name] = int(min(known))
+        try:
+            modules[0].max_seq_length = limits[name]
+        except AttributeError:  # a table of word vectors has none
+            del limits[name]
+    return limits.get("document")
 
 
 def _load(kind: Callable[..., Model], checkpoint: Checkpoint, what: str) -> Model:
@@ -152,7 +210,7 @@ def _load(kind: Callable[..., Model], checkpoint: Checkpoint, what: str) -> Mode
     unreachable = None if local or offline else hub_failure()
     cached = offline or unreachable is not None
     try:
-        with _quiet_loading():
+        with _one_at_a_time, _quiet_loading():
             model = kind(
                 str(folder) if local else checkpoint.model,
                 device=checkpoint.device,

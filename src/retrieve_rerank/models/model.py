@@ -210,6 +210,16 @@ class Model(ABC, Generic[E, R]):
         del state["_worker"], state["_remote"]
         return state
 
+    def __copy__(self) -> Self:
+        # Nobody else's: the secrets, which a pickle leaves out, go with it.
+        state = {**self.__getstate__(), "_settings": dict(self._settings), "_endpoint": self._endpoint}
+        made = object.__new__(type(self))
+        made.__setstate__(state)
+        return made
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self.__copy__()
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._worker = Worker(f"retrieve-rerank {self.model}")
@@ -299,7 +309,14 @@ class Model(ABC, Generic[E, R]):
         return self._engine is not None and self._home is self._worker.thread
 
     def _unload(self) -> None:
-        self._engine, self._home = None, None
+        engine, self._engine, self._home = self._engine, None, None
+        if engine is None:
+            return
+        from retrieve_rerank.models.engine import release
+
+        device = engine.device
+        del engine
+        release(device)
 
 
 async def _served_of(remote: RemoteModel) -> Served:

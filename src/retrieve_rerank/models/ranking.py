@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -205,12 +206,12 @@ class ScorerRanker(Ranker):
         if scoring.deadline is None:
             self._score_here(scoring)
         else:
-            self._worker.run_until(scoring.deadline, self._score_here, scoring)
+            self._worker.run_until(scoring.deadline, _in_context(self._score_here), scoring)
 
     async def _ascore(self, scoring: Scoring) -> None:
         ascore = getattr(self._scaled, "ascore", None)
         if ascore is None:
-            await self._worker.arun_until(scoring.deadline, self._score_here, scoring)
+            await self._worker.arun_until(scoring.deadline, _in_context(self._score_here), scoring)
             return
         for chunk in _chunks(scoring):
             call = asyncio.ensure_future(ascore(scoring.query, [scoring.texts[position] for position in chunk]))
@@ -225,6 +226,16 @@ class ScorerRanker(Ranker):
     def _score_here(self, scoring: Scoring) -> None:
         for chunk in _chunks(scoring):
             _put(scoring, chunk, self._scaled.score(scoring.query, [scoring.texts[position] for position in chunk]))
+
+
+def _in_context(call: Callable[[Scoring], None]) -> Callable[[Scoring], None]:
+    """Return a call that sees the caller's context variables, such as a trace, on another thread."""
+    context = contextvars.copy_context()
+
+    def run(scoring: Scoring) -> None:
+        context.run(call, scoring)
+
+    return run
 
 
 def _chunks(scoring: Scoring) -> Iterator[range]:
@@ -291,7 +302,7 @@ class _Job:
         self.top_n = None if top_n is None else check_count(top_n, "top_n")
         self.threshold = check_threshold(score_threshold)
         self.time_budget = check_seconds(time_budget, "time_budget")
-        if isinstance(passages, (str, Passage, Hit)) or not isinstance(passages, Iterable):
+        if isinstance(passages, (str, Passage, Hit, Mapping)) or not isinstance(passages, Iterable):
             raise InvalidInputError(
                 f"passages must be a list of texts, passages or hits, got {type(passages).__name__}; wrap one: [...]"
             )

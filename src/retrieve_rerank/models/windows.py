@@ -13,7 +13,7 @@ Span = tuple[int, int]
 
 # Where the next sentence may begin: after an end mark and white space, after an end mark of a script that needs no
 # white space, or in a new line.
-_BORDER = re.compile(r"[.!?…][\"'”’»)\]]*\s+|[。！？｡][”’」』）]*\s*|\s*\n\s*")
+_BORDER = re.compile(r"[.!?…][\"'”’»)\]]*\s+|[。！？｡][”’」』）]*\s*|\n\s*")
 
 
 def split(text: str, tokens: Sequence[Span], size: int, overlap: int) -> list[Span]:

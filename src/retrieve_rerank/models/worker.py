@@ -50,6 +50,7 @@ class Worker:
         self._lane: _Lane | None = None
         self._closing: _Lane | None = None
         self._process = os.getpid()
+        self._untouched = True
 
     def __reduce__(self) -> tuple[Callable[..., Worker], tuple[()]]:
         return partial(Worker, self._name, patience=self._patience), ()  # pickled and copied as a worker of its own
@@ -139,13 +140,16 @@ class Worker:
         return _result(*self._submit(call, short=short))
 
     def _submit(self, call: Callable[[], T], *, short: bool = False) -> tuple[_Lane, Future[T]]:
+        if os.getpid() != self._process and self._untouched:  # made before the fork, and first used after it
+            self._lock, self._process = threading.Lock(), os.getpid()
         if os.getpid() != self._process:
             raise RetrieveRerankError(
-                f"{self._name} was made in process {self._process} and cannot be used in its forked child "
+                f"{self._name} was used in process {self._process} and cannot be used in its forked child "
                 f"{os.getpid()}: threads and native handles do not survive a fork. Create it in the child, or start "
                 "processes with multiprocessing.get_context('spawn')"
             )
         with self._lock:
+            self._untouched = False
             if self._lane is None or self._lane.closed:
                 # The thread does not hold the worker, or it would outlive everybody who does.
                 self._lane = _Lane(self._name, self._patience, self._token)
