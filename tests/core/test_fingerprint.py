@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import warnings
@@ -77,7 +78,7 @@ def test_without_weights_the_name_counts(reopen: Make) -> None:
 
 def test_another_metric_is_refused_with_both_names(reopen: Make) -> None:
     reopen(metric="dot").add(passages("a"))
-    with pytest.raises(IndexMismatchError, match=r"by 'dot', and 'cosine' was asked for.*metric='dot'"):
+    with pytest.raises(IndexMismatchError, match=r"by 'dot', and this encoder's are made for 'cosine'.*metric='dot'"):
         reopen()
     assert reopen(metric="dot").metric == "dot"
 
@@ -205,7 +206,7 @@ def test_a_collection_of_another_width_is_refused(reopen: Make, tmp_path: Path) 
 
 def test_a_collection_of_another_metric_is_refused(reopen: Make, tmp_path: Path) -> None:
     plain(tmp_path, {"x": "abc"}, space="l2")
-    with pytest.raises(IndexMismatchError, match="'euclidean', and 'cosine' was asked for"):
+    with pytest.raises(IndexMismatchError, match="by 'euclidean', and this encoder's are made for 'cosine'"):
         reopen()
 
 
@@ -236,3 +237,21 @@ def test_what_is_recorded_can_be_read() -> None:
         assert found == Identity("dot", facts, FORMAT)
         check_identity("name", found, "dot", FACTS)
         check_identity("name", found, None, None)
+
+
+def test_the_same_weights_with_another_pooling_are_another_encoder(tiny_bi_encoder: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(tiny_bi_encoder, tmp_path / "model"))
+    (config,) = other.glob("*Pooling/config.json")
+    config.write_text(json.dumps({**json.loads(config.read_text()), "pooling_mode": "cls"}))
+    with BiEncoder(tiny_bi_encoder) as encoder, BiEncoder(other) as changed:
+        assert (encoder.fingerprint["pooling"], changed.fingerprint["pooling"]) == ("mean", "cls")
+        with ChromaIndex(encoder, path=tmp_path / "index") as index:
+            index.add([Passage("1", "paris")])
+        with pytest.raises(IndexMismatchError, match="pooling was 'mean', now 'cls'"):
+            ChromaIndex(changed, path=tmp_path / "index")
+
+
+def test_a_collection_from_before_pooling_was_noted_opens() -> None:
+    stored = {"model": "a", "weights": "1", "normalize": True}
+    found = Identity("cosine", stored, 1)
+    check_identity("c", found, None, {**stored, "pooling": "mean"})

@@ -410,3 +410,22 @@ def test_a_forked_child_connects_for_itself() -> None:
             os._exit(0 if model.score("q", ["high"]).tolist() == [3.0] else 1)
         assert os.waitpid(child, 0)[1] == 0
         assert model.score("q", ["low"]).tolist() == [-2.0]
+
+
+def test_a_query_does_not_wait_for_a_whole_index() -> None:
+    """All requests of a long call stood before the server, and a query behind them."""
+    with (
+        inference_server("tei", task="embed", encoder=Unit(), items=4) as server,
+        BiEncoder(endpoint=server.url) as encoder,
+    ):
+        encoder.encode_queries(["warm"])
+        server.seconds = 0.05
+        bulk = threading.Thread(target=encoder.encode_documents, args=(["text"] * 1200,))
+        bulk.start()
+        time.sleep(0.3)
+        start = time.perf_counter()
+        encoder.encode_queries(["q"])
+        took = time.perf_counter() - start
+        assert bulk.is_alive()
+        assert took < 0.7  # the bulk takes two seconds
+        bulk.join()

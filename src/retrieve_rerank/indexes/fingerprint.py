@@ -102,8 +102,9 @@ def _differences(stored: Fingerprint, given: Fingerprint) -> list[str]:
         keys = (certain | ({"revision"} if same_model else set())) & set(stored) & set(given)
     if "weights" in stored and stored["weights"] == given.get("weights"):
         keys -= {"model"}  # a name is only a name: these are the same weights
-    if "dimension" not in stored or "dimension" not in given:
-        keys -= {"dimension"}  # one of the two did not look
+    for key in ("dimension", "pooling"):
+        if key not in stored or key not in given:
+            keys -= {key}  # one of the two did not look
     return [
         f"{key} was {stored.get(key, 'not set')!r}, now {given.get(key, 'not set')!r}"
         for key in sorted(keys, key=lambda key: (key != "model", key))

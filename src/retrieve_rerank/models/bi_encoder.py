@@ -338,6 +338,8 @@ class BiEncoder(Model["BiEngine", "RemoteBiEncoder"]):
                 "normalize": engine.normalized,
                 "max_length": engine.max_length or 0,
             }
+            if pooling := engine.pooling():
+                self._facts["pooling"] = pooling
         return self._facts
 
     def _connect(self, endpoint: Endpoint) -> LoopThread[RemoteBiEncoder]:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import sentence_transformers
 import torch
-from sentence_transformers.sentence_transformer.modules import Normalize
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 from tqdm.auto import tqdm
 
 from retrieve_rerank.errors import InvalidInputError, ModelError
@@ -297,6 +297,17 @@ class BiEngine(Engine):
         self.normalize = normalize
         self.normalized = bool(normalize) or any(isinstance(module, Normalize) for module in model)
         self.truncate_dim = truncate_dim
+
+    def pooling(self) -> str:
+        """Return how the tokens' vectors become one: the same weights with another pooling are another encoder."""
+        found = []
+        for part in self.model:
+            if isinstance(part, Pooling):
+                modes = part.pooling_mode
+                found.append(modes if isinstance(modes, str) else "+".join(modes))
+                if not part.include_prompt:
+                    found.append("without the prompt")
+        return ", ".join(found)
 
     def lengths(self, texts: Sequence[str], prompt: str) -> list[int]:
         """Return the tokens of each text with the prompt, uncut."""

@@ -41,6 +41,8 @@ class RemoteModel:
 
     def __init__(self, endpoint: Endpoint, model: str | None, task: Task) -> None:
         self._connection = Connection(endpoint)
+        # Of one call; the rest waits out here and not before the server, where a short call would wait behind it.
+        self._at_once = max(1, endpoint.max_concurrency - 1)
         self._model, self._task = model, task
         self._finding: asyncio.Task[Form] | None = None
         self.served: Served | None = None  # once known
@@ -107,7 +109,8 @@ class RemoteCrossEncoder(RemoteModel):
                 self._score(form, scoring, part)
                 for scoring in scorings
                 for part in _parts(form, scoring.texts, scoring.query, _IN_TIME if scoring.deadline else form.items)
-            ]
+            ],
+            self._at_once,
         )
 
     async def _score(self, form: Form, scoring: Scoring, positions: Sequence[int]) -> None:
@@ -197,7 +200,8 @@ class RemoteBiEncoder(RemoteModel):
         async def send(part: Sequence[str], cut: bool) -> Sequence[npt.NDArray[np.float32]]:  # noqa: FBT001
             return list(await self._vectors(form, part, cut=cut, prompt_name=self._names[task]))
 
-        cuts = await together([part(positions) for positions in _parts(form, texts, prompt, form.items)])
+        parts = _parts(form, texts, prompt, form.items)
+        cuts = await together([part(positions) for positions in parts], self._at_once)
         return found, sum(cuts)
 
     async def facts(self) -> dict[str, str | int | float | bool]:
@@ -265,9 +269,23 @@ def _look_at(task: asyncio.Task[Any]) -> None:
         task.exception()
 
 
-async def together(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Return what all calls return, in their order; if one fails, the others are cancelled."""
-    tasks = [asyncio.ensure_future(call) for call in calls]
+async def together(calls: Sequence[Coroutine[Any, Any, T]], at_once: int | None = None) -> list[T]:
+    """Return what all calls return, in their order; if one fails, the others are cancelled.
+
+    Args:
+        calls: Not begun.
+        at_once: How many of them may be under way; None is no limit.
+    """
+    gate = asyncio.Semaphore(at_once or len(calls) or 1)
+
+    async def in_turn(call: Coroutine[Any, Any, T]) -> T:
+        try:
+            async with gate:
+                return await call
+        finally:
+            call.close()  # one that was cancelled before its turn
+
+    tasks = [asyncio.ensure_future(in_turn(call)) for call in calls]
     try:
         return list(await asyncio.gather(*tasks))
     finally:
