@@ -301,3 +301,23 @@ def test_requests_are_bounded_for_all_callers_together(tei: InferenceServer) -> 
             list(pool.map(lambda call: call(), calls * 2))
         assert 2 <= tei.most <= 3
         assert len(tei.asked) == 8 * 16
+
+
+async def test_a_server_that_is_down_is_not_asked_again_for_each_of_many_queries() -> None:
+    """Three seconds of tries a query, one after another."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    model = CrossEncoder("some/model", endpoint=f"http://127.0.0.1:{port}")
+    search = RetrieveRerank(ListRetriever(["low", "high"]), model, on_error="retrieval_order")
+    start = time.perf_counter()
+    with pytest.warns(DegradedWarning, match="re-ranking failed"):
+        search.search("q")
+    once = time.perf_counter() - start
+    start = time.perf_counter()
+    with pytest.warns(DegradedWarning, match="re-ranking failed"):
+        found = [*search.search_many([f"q{n}" for n in range(20)]), *await search.asearch_many(["a", "b", "c"])]
+    assert time.perf_counter() - start < 3 * once + 1
+    assert [len(result) for result in found] == [2] * 23
+    assert all(result.degraded for result in found)
+    model.close()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from retrieve_rerank.checks import check_count, check_query, check_seconds, check_threshold
-from retrieve_rerank.errors import DegradedWarning, InvalidInputError, in_one_line, warn_caller
+from retrieve_rerank.errors import DegradedWarning, InvalidInputError, RemoteError, in_one_line, warn_caller
 from retrieve_rerank.models.model import Model
 from retrieve_rerank.models.ranking import Ranker, ScorerRanker
 from retrieve_rerank.models.scales import scorer_name
@@ -134,9 +134,11 @@ class SecondStage:
         if calls is not None:
             try:
                 return self._shared(calls, self.ranker.rank_many(queries, candidates))
-            except Exception:
+            except Exception as error:
                 if self.on_error == "raise":
                     raise
+                if _is_down(error):
+                    return self._failed(calls, error)
                 # Not swallowed: each query is asked again by itself below, so that the failure is its own and is told.
         return [self.run(query, hits, spent=spent) for query, hits in zip(queries, candidates, strict=True)]
 
@@ -148,9 +150,11 @@ class SecondStage:
         if calls is not None:
             try:
                 return self._shared(calls, await self.ranker.arank_many(queries, candidates))
-            except Exception:
+            except Exception as error:
                 if self.on_error == "raise":
                     raise
+                if _is_down(error):
+                    return self._failed(calls, error)
                 # Not swallowed: each query is asked again by itself below, so that the failure is its own and is told.
         return [await self.arun(query, hits, spent=spent) for query, hits in zip(queries, candidates, strict=True)]
 
@@ -161,9 +165,21 @@ class SecondStage:
             return None
         return [_Call(self, query, hits, spent) for query, hits in zip(queries, candidates, strict=True)]
 
+    def _failed(self, calls: Sequence[_Call], error: Exception) -> list[Reranked]:
+        return [replace(done, seconds=done.seconds / len(calls)) for done in (call.failed(error) for call in calls)]
+
     def _shared(self, calls: Sequence[_Call], ranked: Sequence[Sequence[Hit]]) -> list[Reranked]:
         done = [call.ranked(hits) for call, hits in zip(calls, ranked, strict=True)]
         return [replace(result, seconds=result.seconds / len(done)) for result in done]
+
+
+def _is_down(error: Exception) -> bool:
+    """Whether a server does not answer at all: asking it again for each query would wait for it each time."""
+    if not isinstance(error, RemoteError):
+        return False
+    from retrieve_rerank.models.connection import RefusedError  # with an HTTP client behind it
+
+    return not isinstance(error, RefusedError)
 
 
 class _Call:
