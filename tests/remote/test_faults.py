@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,6 +16,7 @@ from retrieve_rerank import (
     BiEncoder,
     CrossEncoder,
     DegradedWarning,
+    Hit,
     InvalidInputError,
     RemoteError,
     RetrieveRerank,
@@ -305,11 +306,16 @@ def test_requests_are_bounded_for_all_callers_together(tei: InferenceServer) -> 
 
 async def test_a_server_that_is_down_is_not_asked_again_for_each_of_many_queries() -> None:
     """Three seconds of tries a query, one after another."""
+
+    class Many(ListRetriever):
+        def retrieve_many(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+            return [self.retrieve(query, k) for query in queries]
+
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     model = CrossEncoder("some/model", endpoint=f"http://127.0.0.1:{port}")
-    search = RetrieveRerank(ListRetriever(["low", "high"]), model, on_error="retrieval_order")
+    search = RetrieveRerank(Many(["low", "high"]), model, on_error="retrieval_order")
     start = time.perf_counter()
     with pytest.warns(DegradedWarning, match="re-ranking failed"):
         search.search("q")
