@@ -274,6 +274,14 @@ def test_vectors_of_any_length_need_a_metric() -> None:
         np.testing.assert_array_equal(encoder.encode_documents(["ab"]), LetterEncoder().encode_documents(["ab"]))
 
 
+@pytest.mark.parametrize("metric", ["dot", "euclidean", "cosine"])
+def test_a_metric_that_looks_at_lengths_gets_them(metric: Any) -> None:
+    """Text Embeddings Inference scales unless it is told not to: a dot-product model was searched by the cosine."""
+    with inference_server("tei", task="embed") as server, BiEncoder(endpoint=server.url, metric=metric) as encoder:
+        length = float(np.linalg.norm(encoder.encode_documents(["aab"])))
+        assert length == pytest.approx(1.0 if metric == "cosine" else float(np.linalg.norm(letters("aab"))))
+
+
 def test_saved_prompts_of_text_embeddings_inference_are_used() -> None:
     prompts = {"query": "query: ", "passage": "passage: "}
     with inference_server("tei", task="embed", encoder=Unit(), prompts=prompts) as server:

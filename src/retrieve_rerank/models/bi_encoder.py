@@ -58,6 +58,8 @@ class BiEncoder(Model["BiEngine", "RemoteBiEncoder"]):
         query_prompt: Text put before every query; None takes the model's saved prompt, "" takes none.
         document_prompt: Text put before every passage; None takes the model's saved prompt, "" takes none.
         normalize: Scale vectors to length 1 (True), leave them as they are (False), or do as the model does (None).
+            Text Embeddings Inference does not know what the model does, and scales, unless `metric` is "dot" or
+            "euclidean".
         truncate_dim: Keep the first dimensions only, for models trained for it.
         max_length: Tokens that are read of a text; None takes the model's own limit.
         batch_tokens: Tokens, with padding, that are computed in one batch; None takes what suits the device. Results do
@@ -347,7 +349,8 @@ class BiEncoder(Model["BiEngine", "RemoteBiEncoder"]):
         from retrieve_rerank.models.remote import RemoteBiEncoder
 
         prompts = (self._query_prompt, self._document_prompt)
-        make = partial(RemoteBiEncoder, endpoint, self._wanted, prompts, self._normalize, self._truncate_dim)
+        vectors = (self._normalize, self._truncate_dim, self._metric)
+        make = partial(RemoteBiEncoder, endpoint, self._wanted, prompts, *vectors)
         return LoopThread(f"retrieve-rerank {self.model}", make)
 
     def _load(self, checkpoint: Checkpoint) -> BiEngine:

@@ -154,6 +154,7 @@ class RemoteBiEncoder(RemoteModel):
         prompts: Texts put before queries and before passages; None takes what the server has, if it has any.
         normalize: As `BiEncoder` takes it.
         truncate_dim: As `BiEncoder` takes it.
+        metric: As `BiEncoder` takes it.
     """
 
     def __init__(
@@ -163,8 +164,10 @@ class RemoteBiEncoder(RemoteModel):
         prompts: tuple[str | None, str | None],
         normalize: bool | None,  # noqa: FBT001
         truncate_dim: int | None,
+        metric: Metric | None,
     ) -> None:
         super().__init__(endpoint, model, "embed")
+        self._lengths_count = metric in ("dot", "euclidean")
         self._prompts = prompts
         self._normalize, self._truncate_dim = normalize, truncate_dim
         self._names: dict[str, str | None] = {}
@@ -230,11 +233,17 @@ class RemoteBiEncoder(RemoteModel):
         return "cosine"
 
     async def _vectors(self, form: Form, texts: Sequence[str], *, cut: bool, prompt_name: str | None) -> Vectors:
-        vectors = await form.vectors(texts, cut=cut, normalize=self._normalize, prompt_name=prompt_name)
+        vectors = await form.vectors(texts, cut=cut, normalize=self._scaling(form), prompt_name=prompt_name)
         vectors = vectors[:, : self._truncate_dim]
         if self._normalize:
             vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return vectors
+
+    def _scaling(self, form: Form) -> bool | None:
+        """Return what the server is told: Text Embeddings Inference scales all vectors unless it is told not to."""
+        if self._normalize is None and self._lengths_count and form.served.product == "tei":
+            return False
+        return self._normalize
 
     async def _learn(self, form: Form) -> None:
         plain = await self._probe(form, None)
@@ -258,7 +267,7 @@ class RemoteBiEncoder(RemoteModel):
 
     async def _probe(self, form: Form, prompt_name: str | None) -> Vectors:
         async def send(texts: Sequence[str], cut: bool) -> Sequence[npt.NDArray[np.float32]]:  # noqa: FBT001
-            return list(await form.vectors(texts, cut=cut, normalize=self._normalize, prompt_name=prompt_name))
+            return list(await form.vectors(texts, cut=cut, normalize=self._scaling(form), prompt_name=prompt_name))
 
         return np.array((await self._answers(form, _TEXTS, send))[0])
 
