@@ -24,6 +24,7 @@ from retrieve_rerank import (
     TruncationWarning,
 )
 from retrieve_rerank.testing import LetterEncoder, TableScorer
+from tests.core.stubs import letters
 from tests.inference_server import Refusal, inference_server
 
 TABLE = {"low": -2.0, "high": 3.0, "middle": 0.0, "sure": 30.0}
