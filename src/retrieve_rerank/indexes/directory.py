@@ -171,9 +171,11 @@ class Directory:
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
-        with self._guard:
-            yield
-        self._sweep_if_free()  # those who left meanwhile, and found the guard taken
+        try:
+            with self._guard:
+                yield
+        finally:
+            self._sweep_if_free()  # those who left meanwhile, and found the guard taken
 
     def _sweep_if_free(self) -> None:
         while self._leaving and self._guard.acquire(blocking=False):  # else whoever has it sweeps
