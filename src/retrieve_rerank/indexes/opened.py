@@ -128,7 +128,7 @@ class OpenedCollection:
         self._counted: tuple[int, float] | None = None  # records, and until when that is taken as true
         self.search_breadth = None if search_breadth is None else check_count(search_breadth, "search_breadth")
         self.made = False  # whether this made the collection
-        # The other collections, where this one was made here and nothing is in it: a name may have been mistaken.
+        # The directory's other collections, where this one was made here: a name may have been mistaken.
         self.beside: tuple[str, ...] = ()
         self._drop_private: Callable[[], object] | None = None
         check_patience(retry_seconds)
@@ -155,7 +155,7 @@ class OpenedCollection:
             self._share()
             wanted = metric or encoder_metric or "cosine"
             self._handle, self.made = find_or_create(self.client, stored_name, wanted, fingerprint, self._alone)
-            if self.made and not private:
+            if self.made and not private and not self.at_server:  # a server has those of many
                 self.beside = other_collections(self.client, stored_name)
         if private:  # nobody else can reach it: it goes with this object
             finalizer = weakref.finalize(self, drop_collection, self.client, stored_name, os.getpid())
