@@ -43,9 +43,15 @@ def test_an_unusable_query_is_refused(query: Any, says: str) -> None:
         check_query(query)
 
 
-@pytest.mark.parametrize("texts", [["a", ""], ("a", ""), iter(["a", ""]), np.array(["a", ""]), {"a": 1, "": 2}])
+@pytest.mark.parametrize("texts", [["a", ""], ("a", ""), iter(["a", ""]), np.array(["a", ""]), {"a": 1, "": 2}.keys()])
 def test_any_iterable_of_strings_becomes_a_list(texts: Any) -> None:
     assert check_texts(texts) == ["a", ""]
+
+
+def test_a_mapping_is_no_list_of_strings() -> None:
+    """Its keys were taken."""
+    with pytest.raises(InvalidInputError, match="must be a list of strings, got dict"):
+        check_texts({"id": "text"})
 
 
 def test_a_list_of_the_caller_is_copied() -> None:
