@@ -174,7 +174,7 @@ def set_longest_input(model: AnyModel, max_length: int | None) -> int | None:
     try:
         # A tokenizer without a limit of its own would otherwise hand the network more than it has positions for.
         model.max_seq_length = int(min(known))
-    except AttributeError as error:  # as of a table of word vectors, or of a router
+    except AttributeError as error:  # as of a table of word vectors
         if max_length is not None:
             raise InvalidInputError(
                 f"max_length is {max_length}, and {type(model[0]).__name__}, which reads the texts of this model, "
