@@ -45,11 +45,16 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run a command in this process, in the test's folder; stdout is no terminal."""
+    """Run a command in this process, with a stdin of its own in another, in the test's folder; no terminal."""
     monkeypatch.chdir(tmp_path)
 
     def run_here(*arguments: object, status: int = 0, stdin: bytes | None = None) -> Done:
-        result = CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
+        if stdin is not None:
+            process = start(*arguments)
+            out, err = process.communicate(stdin, timeout=300)
+            assert process.returncode == status, err
+            return Done(status, out.decode(), err.decode())
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
         assert result.exit_code == status, result.stderr

@@ -7,12 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from retrieve_rerank import CrossEncoder
-from tests.cli.conftest import Run, start
+from tests.cli.conftest import Run, environment, start
 
 TEXTS = ["rome is in italy", "paris is the capital of france", "bread"]
 LINE = json.dumps({"query": "capital of france", "passages": TEXTS}) + "\n"
@@ -131,6 +132,36 @@ def test_ctrl_c_while_it_waits_ends_it_quietly(model: tuple[str, str]) -> None:
     out, err = process.communicate()
     assert out == b""
     assert err.strip() == b"retrieve-rerank: stopped"
+
+
+_BESIDE = """
+import signal, threading, time
+threading.Thread(target=time.sleep, args=(3000,), daemon=True).start()
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+from retrieve_rerank.cli.app import main
+main()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX's signals")
+def test_ctrl_c_that_does_not_interrupt_the_read_ends_it_too(model: tuple[str, str]) -> None:
+    """As one that comes a moment before the read begins: here it goes to another thread."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", _BESIDE, "rerank", "-", *model],
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(LINE.encode())
+    process.stdin.flush()
+    assert process.stdout.readline()
+    time.sleep(0.2)
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(timeout=300) == 130
+    assert process.communicate()[1].strip() == b"retrieve-rerank: stopped"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes are POSIX's")

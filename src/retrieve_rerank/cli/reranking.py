@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as jsons
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -24,7 +23,7 @@ from retrieve_rerank.cli.options import (
     PrecisionOption,
     model_name,
 )
-from retrieve_rerank.cli.streams import for_people, guarded, put, say, show
+from retrieve_rerank.cli.streams import arriving, for_people, guarded, put, say, show
 from retrieve_rerank.cli.texts import with_examples
 from retrieve_rerank.errors import InvalidInputError
 
@@ -41,7 +40,6 @@ HELP = with_examples(
     "cat pairs.jsonl | retrieve-rerank rerank - --demo --top-n 3 > ranked.jsonl",
 )
 
-_BLOCK = 1 << 20  # bytes read at once, if there are as many
 _TOGETHER = 32  # lines re-ranked at once, if there are as many
 
 
@@ -84,15 +82,12 @@ def _opened(file: Path) -> Any:
 
 def _batches(stream: int) -> Iterator[list[tuple[int, bytes]]]:
     """Yield lines with their numbers: those that are there by now, without waiting for more."""
-    rest, number = b"", 0
-    while block := os.read(stream, _BLOCK):
-        *lines, rest = (rest + block).split(b"\n")
-        numbered = [(number + place, line) for place, line in enumerate(lines, start=1)]
+    number = 0
+    for lines in arriving(stream):
+        numbered = list(enumerate(lines, start=number + 1))
         number += len(lines)
         for start in range(0, len(numbered), _TOGETHER):
             yield numbered[start : start + _TOGETHER]
-    if rest:
-        yield [(number + 1, rest)]
 
 
 @dataclass(slots=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,7 +23,7 @@ from retrieve_rerank.cli.options import (
     PrecisionOption,
     model_name,
 )
-from retrieve_rerank.cli.streams import for_people, guarded, put, say, show
+from retrieve_rerank.cli.streams import arriving, for_people, guarded, put, say, show
 from retrieve_rerank.cli.texts import with_examples
 from retrieve_rerank.errors import InvalidInputError
 
@@ -154,7 +154,7 @@ def _queries(query: str) -> Iterator[str]:
     if query != "-":
         yield query
         return
-    for number, line in enumerate(sys.stdin.buffer, start=1):
+    for number, line in enumerate(chain.from_iterable(arriving(0)), start=1):
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
         except UnicodeDecodeError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import os
+import select
 import sys
 import traceback
 import warnings
@@ -22,7 +23,32 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 
+_BLOCK = 1 << 20  # bytes read at once, if there are as many
+_GLANCE = 0.5  # seconds after which waiting for lines looks whether Ctrl-C was pressed
 _STOPPED = 130  # what shells give a program that Ctrl-C ended
+
+
+def arriving(stream: int) -> Iterator[list[bytes]]:
+    """Yield the lines of a stream as they come, without their ends: all that are there by now at once."""
+    rest = b""
+    while block := _read(stream):
+        *lines, rest = (rest + block).split(b"\n")
+        if lines:
+            yield lines
+    if rest:
+        yield [rest]
+
+
+def _read(stream: int) -> bytes:
+    """Wait for bytes; none are the end.
+
+    A Ctrl-C that arrives just before a read begins, or on another thread, does not interrupt the read: so it is not
+    begun before there is something to read, and waiting looks up now and then.
+    """
+    if sys.platform != "win32":  # whose `select` knows sockets only
+        while not select.select([stream], [], [], _GLANCE)[0]:
+            pass
+    return os.read(stream, _BLOCK)
 
 
 def for_people(*, json: bool) -> bool:
