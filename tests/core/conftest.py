@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sentence_transformers
@@ -50,17 +51,26 @@ def predict() -> Callable[..., object]:
 
 @pytest.fixture
 def counted_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Rows of every forward pass of a BERT, in order."""
+    """Rows of every forward pass of a BERT, in order, but for those that belong to loading it."""
     import transformers
 
+    from retrieve_rerank.models import engine
+
     rows: list[int] = []
-    forward = transformers.BertModel.forward
+    forward, shorten = transformers.BertModel.forward, engine.read_first_token_only
 
     def counting(self: object, input_ids: torch.Tensor, *arguments: object, **options: object) -> object:
         rows.append(len(input_ids))
         return forward(self, input_ids, *arguments, **options)
 
+    def uncounted(*arguments: Any) -> bool:
+        before = len(rows)
+        done = shorten(*arguments)
+        del rows[before:]
+        return done
+
     monkeypatch.setattr(transformers.BertModel, "forward", counting)
+    monkeypatch.setattr(engine, "read_first_token_only", uncounted)
     return rows
 
 

@@ -25,18 +25,21 @@ class Slow:
         self.batches = 0
         forward = BiEngine._forward
 
-        def slow(engine: BiEngine, inputs: Any, output: str, options: Any) -> Any:
+        def slow(engine: BiEngine, inputs: Any, options: Any) -> Any:
             if len(inputs) > 1:
                 self.batches += 1
                 time.sleep(0.02)
-            return forward(engine, inputs, output, options)
+            return forward(engine, inputs, options)
 
         monkeypatch.setattr(BiEngine, "_forward", slow)
 
     def wait(self, batches: int) -> None:
+        asyncio.run(self.awaited(batches))
+
+    async def awaited(self, batches: int) -> None:
         end = time.monotonic() + 20
         while self.batches < batches and time.monotonic() < end:
-            time.sleep(0.001)
+            await asyncio.sleep(0.001)
         assert self.batches >= batches
 
 
@@ -69,8 +72,7 @@ def test_a_question_does_not_wait_for_all_documents(encoder: BiEncoder, slow: Sl
 
 async def test_nor_does_it_in_async_code(encoder: BiEncoder, slow: Slow) -> None:
     documents = asyncio.create_task(encoder.aencode_documents(many_texts() * 10))
-    while slow.batches < 3:
-        await asyncio.sleep(0.001)
+    await slow.awaited(3)
     question = await encoder.aencode_queries(["where is rome"])
     assert not documents.done()
     assert np.allclose(question, encoder.encode_queries(["where is rome"]), atol=1e-6)
@@ -79,8 +81,7 @@ async def test_nor_does_it_in_async_code(encoder: BiEncoder, slow: Slow) -> None
 
 async def test_cancelled_documents_end_with_the_batch_under_way(encoder: BiEncoder, slow: Slow) -> None:
     documents = asyncio.create_task(encoder.aencode_documents(many_texts() * 10))
-    while slow.batches < 3:
-        await asyncio.sleep(0.001)
+    await slow.awaited(3)
     documents.cancel()
     with pytest.raises(asyncio.CancelledError):
         await documents
@@ -120,8 +121,7 @@ def test_an_error_in_a_question_is_not_the_documents(encoder: BiEncoder, slow: S
 
 async def test_many_questions_are_a_long_call_too(encoder: BiEncoder, slow: Slow) -> None:
     many = asyncio.create_task(encoder.aencode_queries(many_texts() * 10))
-    while slow.batches < 3:
-        await asyncio.sleep(0.001)
+    await slow.awaited(3)
     await encoder.aencode_queries(["where is rome"])
     assert not many.done()
     many.cancel()

@@ -21,10 +21,11 @@ from tqdm.auto import tqdm
 
 from retrieve_rerank.errors import InvalidInputError, ModelError
 from retrieve_rerank.models.batching import consecutive, pack, token_budget
+from retrieve_rerank.models.first_token import read_first_token_only
 from retrieve_rerank.models.heads import keep_head_exact, to_logits
 from retrieve_rerank.models.loading import set_longest_input, weights_digest
 from retrieve_rerank.models.precision import Choice, choose_precision
-from retrieve_rerank.models.reading import ChatReading, PairReading, Reading, token_counts
+from retrieve_rerank.models.reading import ChatReading, PairReading, Reading, features, token_counts
 from retrieve_rerank.models.scoring import Scoring
 from retrieve_rerank.models.windows import Cut, Tally, split, spread
 
@@ -37,7 +38,13 @@ _WINDOW, _OVERLAP = 192, 48
 
 
 class Engine:
-    """A loaded model with its precision, device and input limit."""
+    """A loaded model with its precision, device and input limit.
+
+    Attributes:
+        output: What sentence-transformers calls the model's result.
+    """
+
+    output: str
 
     def __init__(
         self,
@@ -55,6 +62,7 @@ class Engine:
         self.weights = weights_digest(model)  # before rounding to another precision changes them
         # Only the network computes in low precision; pooling, normalising and everything after it stay in float32.
         model.to(torch.float32)
+        read_first_token_only(model, self.output)
         if self.precision.name != "float32":
             model[0].to(getattr(torch, self.precision.name))
             model[0].register_forward_hook(_widen)
@@ -67,7 +75,6 @@ class Engine:
         self,
         inputs: Sequence[Any],
         lengths: Sequence[int],
-        output: str,
         *,
         between: Callable[[], None] | None = None,
         show_progress: bool = False,
@@ -78,7 +85,6 @@ class Engine:
         Args:
             inputs: Texts or pairs of texts; at least one.
             lengths: Tokens of each.
-            output: Name of the feature to return.
             between: Called after each batch.
             show_progress: Show a bar on stderr.
             **options: Passed to the model's `preprocess`.
@@ -89,7 +95,7 @@ class Engine:
         rows: list[torch.Tensor] = []
         order: list[int] = []
         with tqdm(total=len(inputs), disable=not show_progress, unit="text", desc="Encoding") as bar:
-            for batch, values in self.batches(inputs, lengths, output, **options):
+            for batch, values in self.batches(inputs, lengths, **options):
                 rows.append(values)
                 order += batch
                 bar.update(len(batch))
@@ -103,7 +109,6 @@ class Engine:
         self,
         inputs: Sequence[Any],
         lengths: Sequence[int],
-        output: str,
         wanted: Callable[[int], bool] | None = None,
         **options: Any,
     ) -> Iterator[tuple[list[int], torch.Tensor]]:
@@ -127,7 +132,7 @@ class Engine:
                 batch = [position for position in batch if wanted(position)]
                 if not batch:
                     continue
-            rows = self._forward([inputs[position] for position in batch], output, options)
+            rows = self._forward([inputs[position] for position in batch], options)
             if rows is not None:
                 if len(rows) != len(batch):
                     raise ModelError(f"the model was given {len(batch)} texts and returned {len(rows)} rows for them")
@@ -144,16 +149,11 @@ class Engine:
             smaller = pack([seen[position] for position in again], self.token_budget)
             left = [[again[index] for index in part] for part in smaller][::-1]
 
-    def _forward(self, inputs: Sequence[Any], output: str, options: dict[str, Any]) -> torch.Tensor | None:
+    def _forward(self, inputs: Sequence[Any], options: dict[str, Any]) -> torch.Tensor | None:
         """Return the rows of one batch, or None if it does not fit into memory."""
         try:
             with torch.inference_mode():
-                features = self.model.preprocess(inputs, **options)
-                features = {
-                    name: value.to(self.device) if isinstance(value, torch.Tensor) else value
-                    for name, value in features.items()
-                }
-                rows: torch.Tensor = self.model(features)[output].float().cpu()
+                rows: torch.Tensor = self.model(features(self.model, inputs, **options))[self.output].float().cpu()
                 return rows
         except RuntimeError as error:  # which torch.OutOfMemoryError is, and what MPS raises is nothing more
             if not isinstance(error, torch.OutOfMemoryError) and "out of memory" not in str(error):
@@ -173,6 +173,8 @@ class CrossEngine(Engine):
         prompt: As `CrossEncoder` takes it.
         max_windows: How many windows of a long passage are scored; None scores its beginning.
     """
+
+    output = "scores"
 
     def __init__(
         self,
@@ -226,7 +228,7 @@ class CrossEngine(Engine):
             pairs = [(part.scoring.query, part.tally.pieces[piece]) for part, piece in (pieces[at] for at in group)]
             options = parts[0].reading.options  # the same for every query
             wanted = partial(_is_wanted, [pieces[at][0].scoring for at in group])
-            for batch, rows in self.batches(pairs, [lengths[at] for at in group], "scores", wanted, **options):
+            for batch, rows in self.batches(pairs, [lengths[at] for at in group], wanted, **options):
                 for index, logit in zip(batch, self.to_logits(rows).tolist(), strict=True):
                     part, piece = pieces[group[index]]
                     part.put(piece, logit)
@@ -281,6 +283,8 @@ class _Part:
 class BiEngine(Engine):
     """Encodes texts into vectors."""
 
+    output = "sentence_embedding"
+
     def __init__(
         self,
         model: sentence_transformers.SentenceTransformer,
@@ -327,7 +331,6 @@ class BiEngine(Engine):
         vectors = self.run(
             texts,
             lengths,
-            "sentence_embedding",
             between=between,
             show_progress=show_progress,
             prompt=prompt or None,

@@ -16,6 +16,7 @@ from sentence_transformers.base.modules import Transformer
 from retrieve_rerank.errors import InvalidInputError, ModelError
 from retrieve_rerank.models import onnx, openvino
 from retrieve_rerank.models.backend import Backend, Session
+from retrieve_rerank.models.first_token import read_all_tokens
 from retrieve_rerank.models.loading import AnyModel, Checkpoint
 from retrieve_rerank.models.network_files import NetworkFiles
 from retrieve_rerank.models.precision import Choice, Precision
@@ -89,6 +90,8 @@ def replace_network(
             "backend='torch'"
         )
     output, config = _OUTPUTS[kind], transformer.config
+    if output == "last_hidden_state":  # of all tokens in files of other makers
+        read_all_tokens(transformer.model)
     runtime = onnx if backend == "onnx" else openvino
     features = _probe(transformer, pairs=output == "logits")
     with torch.inference_mode():

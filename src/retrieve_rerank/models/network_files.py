@@ -28,7 +28,7 @@ from retrieve_rerank.models.precision import has_vnni, is_x86
 PLAIN = ("onnx/model.onnx", "model.onnx")
 
 # Changes when what is exported changes, so that an older export is not taken for it.
-_FORMAT = 1
+_FORMAT = 2
 _OPSET = 17
 # What a file needs beside it: weights of large networks, and OpenVINO's.
 _COMPANIONS = {".onnx": (".onnx_data", ".onnx.data"), ".xml": (".bin",)}

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import sentence_transformers
+import torch
 
 from retrieve_rerank.errors import ModelError
 from retrieve_rerank.models.windows import Span
@@ -38,6 +39,12 @@ def token_counts(
         verbose=False,
     )
     return [len(ids) for ids in encoded["input_ids"]]
+
+
+def features(model: Any, inputs: Sequence[Any], **options: Any) -> dict[str, Any]:
+    """Return what a model of sentence-transformers computes with, of texts or pairs of texts, on its device."""
+    made = model.preprocess(inputs, **options)
+    return {name: value.to(model.device) if isinstance(value, torch.Tensor) else value for name, value in made.items()}
 
 
 def token_spans(tokenizer: Any, text: str) -> list[Span]:
