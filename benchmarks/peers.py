@@ -46,6 +46,7 @@ from retrieve_rerank.langchain import (
 
 LANGCHAIN, LLAMA_INDEX = "LangChain's stock stack", "LlamaIndex's stock re-ranker"
 OURS, EXACT, COARSE = "ours, precision auto", "ours, float32", "ours, int8 by ONNX Runtime"
+OPENVINO = "ours, auto's precision by OpenVINO"
 MARKS = "<!-- benchmarks/peers.py writes this table -->", "<!-- end of the table -->"
 Sides = dict[str, Callable[[], object]]
 
@@ -85,10 +86,15 @@ def rerankers(model: str, query: str, texts: list[str]) -> Sides:
     nodes = [NodeWithScore(node=TextNode(text=text), score=0.0) for text in texts]
     langchain, llama_index = stock_reranker(model), SentenceTransformerRerank(model=model, top_n=5)
     plain = sentence_transformers.CrossEncoder(model)
-    ours, exact, coarse = (
-        CrossEncoderReranker(model=model),
-        CrossEncoderReranker(model=CrossEncoder(model, precision="float32")),
-        CrossEncoderReranker(model=CrossEncoder(model, backend="onnx", precision="int8")),
+    auto = CrossEncoder(model)
+    ours, exact, coarse, openvino = (
+        CrossEncoderReranker(model=made)
+        for made in (
+            auto,
+            CrossEncoder(model, precision="float32"),
+            CrossEncoder(model, backend="onnx", precision="int8"),
+            CrossEncoder(model, backend="openvino", precision=auto.precision),  # type: ignore[arg-type]
+        )
     )
     sides: Sides = {
         LANGCHAIN: lambda: langchain.compress_documents(documents, query),
@@ -96,6 +102,7 @@ def rerankers(model: str, query: str, texts: list[str]) -> Sides:
         "sentence-transformers": lambda: plain.rank(query, texts, top_k=5),
         EXACT: lambda: exact.compress_documents(documents, query),
         COARSE: lambda: coarse.compress_documents(documents, query),
+        OPENVINO: lambda: openvino.compress_documents(documents, query),
         OURS: lambda: ours.compress_documents(documents, query),
     }
     if importlib.util.find_spec("rerankers"):
@@ -156,7 +163,10 @@ def matrix_limit(dtype: torch.dtype, rows: int = 2048, width: int = 384, inner: 
 
 
 def linear_operations(model: str, query: str, texts: list[str]) -> float:
-    """Return the operations in the linear layers of the network for these pairs, without padding."""
+    """Return the operations in the linear layers of the network for these pairs, without padding.
+
+    All that the network has: ours leaves out what the last layer makes of tokens that nobody reads.
+    """
     from transformers import AutoConfig, AutoTokenizer
 
     config, tokenizer = AutoConfig.from_pretrained(model), AutoTokenizer.from_pretrained(model)
@@ -292,16 +302,18 @@ def measure(chosen: Sequence[str], arguments: argparse.Namespace, texts: list[st
     bi_encoder, model, rounds = arguments.bi_encoder, arguments.cross_encoder, arguments.rounds
     query, uneven, even = texts_of(arguments.queries, 1)[0], texts[:100], chunks(texts, 110, 100)
     if "rerank" in chosen:
-        limits = {OURS: matrix_limit(torch.bfloat16), EXACT: matrix_limit(torch.float32)}
+        exact = matrix_limit(torch.float32)
+        with CrossEncoder(model) as auto:
+            limit = matrix_limit(getattr(torch, auto.precision))
+            print(f"auto is {auto.precision}; matrix products: {limit / 1e9:.0f} GFLOP/s in it", file=sys.stderr)
         for name, some in {"re-rank 100, uneven": uneven, "re-rank 100, even chunks": even}.items():
             seconds = interleave(rerankers(model, query, some), rounds)
             yield name, seconds
             work = linear_operations(model, query, some)
             for side, values in seconds.items():
-                share = work / statistics.median(values) / limits.get(side, limits[EXACT])
-                print(
-                    row(name, side, values, seconds[LANGCHAIN], f"{share:.0%} of the matrix-product limit"), flush=True
-                )
+                share = work / statistics.median(values) / (limit if side in (OURS, OPENVINO) else exact)
+                note = "" if side == COARSE else f"{share:.0%} of the matrix-product limit"
+                print(row(name, side, values, seconds[LANGCHAIN], note), flush=True)
     if "query" in chosen:
         some = chunks(texts, 110, 1000)
         name = f"find 100 of {len(some)}, re-rank, keep 5"
