@@ -20,6 +20,14 @@ from tests import tiny
 from tests.chroma_server import ChromaServer, close
 from tests.ray_cluster import ray_cluster
 
+# Files whose tests take longest, of which there are few: begun last, one of them would keep a single core busy.
+_FIRST = ("test_examples.py", "ray/", "test_docs.py", "core/test_health.py", "test_real_data.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the slow files first."""
+    items.sort(key=lambda item: not any(name in item.nodeid for name in _FIRST))
+
 
 @pytest.fixture(autouse=True)
 def _nothing_of_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
