@@ -3,10 +3,10 @@
     python benchmarks/precision.py FOLDER [FOLDER ...] [--queries 500] [--precisions auto] [--indexes FOLDER]
 
 Each folder is a test collection. Dense search finds 100 candidates of each question (`--queries` of them, seeded; 0:
-all), a cross-encoder scores them in each precision ("int8" runs in ONNX Runtime). For each: nDCG@10, for how many
-questions the ten best are the same passages as in float32, for how many the best one is, how far logits moved, and the
-gap in float32 between the tenth and the eleventh, which is what a difference must pass to change the ten. Needs
-the dev dependency group.
+all), a cross-encoder scores them in each precision ("int8" runs in ONNX Runtime; "openvino" is "auto" there). For each:
+nDCG@10, for how many questions the ten best are the same passages as in float32, for how many the best one is, how far
+logits moved, and the gap in float32 between the tenth and the eleventh, which is what a difference must pass to change
+the ten. Needs the dev dependency group.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import ir_measures
 import numpy as np
@@ -74,9 +75,13 @@ def measure(
     """Yield a line for float32 and each other precision, and one on the gap that a difference must pass."""
     exact: Logits = {}
     for precision in ("float32", *precisions):
-        backend = "onnx" if precision == "int8" else "torch"
-        with CrossEncoder(cross_encoder, precision=precision, backend=backend) as model:
-            name = model.precision
+        options: dict[str, Any] = {"precision": precision}
+        if precision == "int8":
+            options["backend"] = "onnx"
+        elif precision == "openvino":
+            options = {"backend": "openvino"}
+        with CrossEncoder(cross_encoder, **options) as model:
+            name = f"{model.precision} by OpenVINO" if precision == "openvino" else model.precision
             scores, seconds = logits(dataset, found, model)
         exact = exact or scores
         yield f"| {dataset.name} | {len(found)} | {name} | {row(dataset, found, exact, scores)} | {seconds:.0f} |"

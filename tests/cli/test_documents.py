@@ -146,3 +146,34 @@ def test_front_matter_may_have_no_title() -> None:
     for title in ("", "title:\n", "title: [a, b]\n", 'title: ""\n', "title: null\n"):
         (document,) = read(f"---\nx: 1\n{title}---\ntext".encode(), "a.md", FIELDS)
         assert (document.title, document.text) == (None, "text")
+
+
+def test_html_that_cannot_be_parsed_is_named_and_a_strange_list_is_text() -> None:
+    with pytest.raises(UnreadableError, match="no HTML"):
+        read(b"<p>a <![foo[x]]> b</p>", "a.html", FIELDS)
+    (document,) = read('<ol start="½"><li>bread</li></ol>'.encode(), "a.html", FIELDS)
+    assert "bread" in document.text
+
+
+def test_characters_that_front_matter_has_in_halves_are_put_together() -> None:
+    (document,) = read(b'---\ntitle: "Hi \\ud83d\\ude00"\n---\nwords', "a.md", FIELDS)
+    assert (document.title, document.text) == ("Hi 😀", "Hi 😀\n\nwords")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.csv", "id,text\n1,Hello, world\n"), ("a.tsv", "id\ttext\n1\ta\tb\n")]
+)
+def test_a_row_with_more_cells_than_the_header_is_not_cut(name: str, content: str) -> None:
+    with pytest.raises(UnreadableError, match="line 2 has more cells than the header; quote"):
+        read(content.encode(), name, FIELDS)
+
+
+def test_commas_in_a_file_of_one_column_between_tabs_are_text() -> None:
+    (document,) = read(b"text\nBread, water and salt\n", "a.tsv", FIELDS)
+    assert document.text == "Bread, water and salt"
+
+
+def test_what_is_no_number_is_not_kept() -> None:
+    """pandas writes NaN for what is missing; no JSON could tell it again."""
+    (document,) = read(b'{"text": "bread", "price": NaN, "far": -Infinity, "year": 2, "half": 0.5}', "a.jsonl", FIELDS)
+    assert document.metadata == {"year": 2, "half": 0.5}

@@ -225,3 +225,22 @@ def test_numbers_are_told_also_where_a_file_cannot_be_written(
     assert "evaluation: a.json" in done.err
     assert "the disk is full" in done.err
     assert "report: a.html" not in done.err
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (["evaluate", "toy", "--save", "r.json", "--html", "r.json"], "r.json is named twice"),
+        (["evaluate", "toy", "--queries", "q.jsonl", "--qrels", "r.tsv", "--save", "./r.tsv"], "named twice"),
+        (["evaluate", "toy", "--runs", "toy"], "qrels.txt in toy may be written over yours"),
+        (["evaluate", "toy", "--queries", "q.jsonl", "--qrels", "qrels.txt", "--runs", "."], "written over yours"),
+        (["tune", "toy", "--cache", "s", "--save", "s"], "named twice"),
+        (["report", "r.json", "--html", "r.json"], "named twice"),
+    ],
+)
+def test_no_file_is_written_over_another_or_over_what_is_read(
+    run: Run, tmp_path: Path, command: list[str], says: str
+) -> None:
+    (tmp_path / "r.json").write_text("mine")
+    assert says in " ".join(run(*command, status=2).err.replace("│", " ").split())
+    assert (tmp_path / "r.json").read_text() == "mine"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -237,3 +238,20 @@ def test_ctrl_c_ends_it_cleanly_and_the_next_run_goes_on(
     (done,) = run("index", folder, "--to", "made").lines
     assert done["passages"] == 2_000
     assert len(stored(tmp_path / "made", tiny_bi_encoder)) == 2_000
+
+
+def test_what_an_index_was_made_with_is_kept(run: Run, tmp_path: Path, models: tuple[str, ...]) -> None:
+    """Run again as the help says, without the options of the first time, it must change nothing."""
+    record = {"id": "a", "text": "the question", "answer": "bread is the word. " * 9}
+    (tmp_path / "faq.jsonl").write_text(json.dumps(record) + "\n")
+    first = run(
+        *("index", "faq.jsonl", "--to", "faq", *models),
+        *("--text-field", "answer", "--passage-tokens", 20, "--language", "de"),
+    )
+    again = run("index", "faq.jsonl", "--to", "faq")
+    assert first.lines[0]["added"] > 1
+    assert again.lines[0]["unchanged"] == first.lines[0]["added"]
+    assert (again.lines[0]["added"], again.lines[0]["updated"], again.lines[0]["removed"]) == (0, 0, 0)
+    (hit,) = run("search", "bread", "--in", "faq", "--top-n", 1).lines
+    assert "bread" in hit["text"]
+    assert "made for the language 'de'" in run("index", "faq.jsonl", "--to", "faq", "--language", "en", status=1).err

@@ -7,12 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from retrieve_rerank import CrossEncoder
+from retrieve_rerank.cli.streams import arriving
 from tests.cli.conftest import Run, environment, start
 
 TEXTS = ["rome is in italy", "paris is the capital of france", "bread"]
@@ -177,3 +179,25 @@ def test_a_reader_that_has_enough_is_no_failure(tmp_path: Path, model: tuple[str
     assert process.wait(timeout=3000) == 0
     assert process.stderr.read() == b""
     process.stderr.close()
+
+
+def test_an_id_that_is_null_is_none(run: Run, tmp_path: Path, model: tuple[str, str]) -> None:
+    passages = [{"id": None, "text": "bread"}, {"id": "", "text": "rome"}, {"id": 0, "text": "paris"}]
+    done = run("rerank", write(tmp_path, json.dumps({"query": "bread", "passages": passages})), *model)
+    assert {hit["text"]: hit["id"] for hit in done.lines[0]["hits"]} == {"bread": "0", "rome": "1", "paris": "0"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes are POSIX's")
+def test_a_long_line_is_put_together_once() -> None:
+    """Of a pipe's 64 KiB at a time, copying all before it for each would take minutes."""
+    read, write = os.pipe()
+    sent = b"first\n" + b"x" * 30_000_000 + b"\nlast"
+    with os.fdopen(write, "wb") as pipe:
+        writer = threading.Thread(target=lambda: (pipe.write(sent), pipe.close()))
+        writer.start()
+        start = time.monotonic()
+        lines = [line for some in arriving(read) for line in some]
+        writer.join()
+    os.close(read)
+    assert b"\n".join(lines) == sent
+    assert time.monotonic() - start < 10

@@ -118,3 +118,18 @@ def test_json_escapes_what_a_terminal_could_obey(run: Run, tmp_path: Path, model
     done = run("search", "bread", "--in", "made")
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u202e]", done.out)
     assert done.lines[0]["text"] == "bread \x1b[31m \x9b31m \u2028 \x85 \u202e rome"
+
+
+def test_a_question_that_cannot_be_used_costs_no_other(run: Run, indexed: Path) -> None:
+    questions = f"bread\n{'word ' * 300}\nthe word\n"
+    done = run("search", "-", "--in", "made", "--top-n", 1, stdin=questions.encode(), status=1)
+    assert [hit["query"] for hit in done.lines] == ["bread", "the word"]
+    assert "'word word" in done.err
+    assert "shorten the query" in done.err
+
+
+def test_fewer_candidates_than_are_to_be_shown_are_said(run: Run, indexed: Path) -> None:
+    done = run("search", QUERY, "--in", "made", "--top-n", 3, "--fetch-k", 2)
+    assert len(done.lines) == 2
+    assert "note: only 2 candidates are re-ranked, so there are no 3 to show; raise --fetch-k" in done.err
+    assert "note" not in run("search", QUERY, "--in", "made", "--top-n", 200).err

@@ -134,3 +134,23 @@ def test_another_backend_gets_a_bi_encoders_whole_network(tmp_path: Path) -> Non
     plain = sentence_transformers.SentenceTransformer(str(path), device="cpu")
     with BiEncoder(path, backend="onnx", cache_folder=tmp_path / "cache") as model:
         np.testing.assert_allclose(model.encode_documents(TEXTS[:3]), plain.encode_document(TEXTS[:3]), atol=1e-4)
+
+
+def test_code_that_comes_with_a_checkpoint_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may call its classes as transformers does and build them otherwise."""
+    monkeypatch.setattr(transformers.BertForSequenceClassification, "__module__", "transformers_modules.made.up")
+    with CrossEncoder(save(tmp_path, "Bert"), device="cpu", precision="float32") as model:
+        assert not isinstance(last_layer(model), FirstToken)
+
+
+def test_layers_that_another_version_calls_otherwise_stay_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> torch.Tensor:
+        raise TypeError("another version passes other things")
+
+    monkeypatch.setattr(FirstToken, "forward", broken)
+    path = save(tmp_path, "Bert")
+    with CrossEncoder(path, device="cpu", precision="float32") as model:
+        assert not isinstance(last_layer(model), FirstToken)
+        assert model.score(QUERY, ALIKE) == pytest.approx(theirs(path, ALIKE), rel=1e-4, abs=1e-5)

@@ -105,6 +105,7 @@ def test_a_sample_whose_passages_are_all_missing_is_a_sample() -> None:
         ({"judgements": [("q1", "a", 1)]}, "judgements must be a dict"),
         ({"judgements": {"q1": ["a"]}}, "judgements must be a dict"),
         ({"judgements": {"q1": {"a": 0.5}}}, "whole number, got 'a': 0.5"),
+        ({"judgements": {"q1": {"a": 10**10}}}, "passage .a. has the relevance 10000000000 .*100000 at most"),
         ({"judgements": {"q1": {"a": True}}}, "whole number"),
         ({"judgements": {"q1": {"x": 1}}}, "'x' are judged, and the passages are 'a', 'b', 'c', …"),
     ],

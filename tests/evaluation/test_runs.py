@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from retrieve_rerank import HybridRetriever, InvalidInputError, RetrieveRerank
+from retrieve_rerank import Hit, HybridRetriever, InvalidInputError, Passage, RetrieveRerank
 from retrieve_rerank.evaluation import Dataset, evaluate, load_run
 from tests.core.stubs import TableScorer
 from tests.evaluation.stubs import TEXTS, Shelf, dataset, logits
@@ -102,3 +102,19 @@ def test_questions_of_one_text_are_told_apart_by_their_ids(tmp_path: Path) -> No
     assert evaluate({"hybrid": hybrid}, twins, ["RR@10"])["hybrid"].run["q3"] == ("a", "b")
     other_ids = Dataset("toy", TEXTS, {"x": "one"}, {"x": {"a": 1}})
     assert evaluate({"run": load_run(write(tmp_path, RUN), dataset())}, other_ids)["run"].run == {"x": ("c", "a", "d")}
+
+
+def test_ids_with_white_space_are_read_back(tmp_path: Path) -> None:
+    """`to_runs` writes them as %20: read as they stand, their questions would have found nothing."""
+    passages = [Passage("my file#1", "a"), Passage("100%", "b")]
+    spaced = Dataset("spaced", passages, {"q 3": "one", "q4": "two"}, {"q 3": {"my file#1": 1}, "q4": {"100%": 1}})
+    first = {"one": [passages[0]], "two": [passages[1]]}
+
+    class Found:
+        def retrieve(self, query: str, k: int) -> list[Hit]:
+            return [Hit(passage, rank=1, score=1.0) for passage in first[query]]
+
+    before = evaluate({"found": Found()}, spaced)
+    (path,) = before.to_runs(tmp_path)
+    after = evaluate({"found": load_run(path, spaced)}, spaced)
+    assert after["found"].run == before["found"].run == {"q 3": ("my file#1",), "q4": ("100%",)}

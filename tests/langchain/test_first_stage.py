@@ -380,3 +380,14 @@ def test_embeddings_with_a_cache_around_them_are_those_within(tmp_path: Path) ->
     with pytest.raises(IndexMismatchError, match="others"):
         ChromaVectorStore(embedding_function=others, persist_directory=tmp_path).similarity_search("a")
     store.close()
+
+
+async def test_mmr_chooses_from_more_than_are_asked_for() -> None:
+    """From as many as are asked for, all would be chosen, and diversity would be lost without a word."""
+    from langchain_community.vectorstores import FAISS
+
+    store = FAISS.from_texts(["a a"] * 6 + ["a b", "a c"], WordEmbeddings(), [{"name": str(n)} for n in range(8)])
+    for pool in ({}, {"k": 4, "fetch_k": 16}):
+        diverse = store.as_retriever(search_type="mmr", search_kwargs={"lambda_mult": 0.1, **pool})
+        for found in (invoke(diverse, 3), await ainvoke(diverse, 3)):
+            assert {"6", "7"} < set(names(found))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -339,3 +340,17 @@ def test_limit_and_offset_count_among_ids_too() -> None:
     assert store.get(ids=["3", "1", "2"], limit=1, offset=1)["ids"] == ["1"]
     assert store.get(ids=["3", "1", "2"], offset=2)["ids"] == ["2"]
     store.close()
+
+
+async def test_what_a_server_takes_is_asked_off_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a request of its own, which a slow server answers late."""
+    stored, threads = store(), list[threading.Thread]()
+
+    def asked(_: object) -> int:
+        threads.append(threading.current_thread())
+        return 1000
+
+    monkeypatch.setattr(type(stored.collection), "max_batch", property(asked))
+    await stored.aadd_texts(["a"])
+    assert threads
+    assert threading.current_thread() not in threads

@@ -213,3 +213,14 @@ def test_opentelemetry_sees_what_failed(call: str) -> None:
     rerank = next(span for name, span in spans.items() if name.startswith("CrossEncoderRerank"))
     assert dict(rerank.attributes)["rerank.error"] == "RuntimeError: out of memory"
     assert [event.name for event in rerank.events] == ["exception"]
+
+
+def test_a_pipelines_callbacks_hear_of_the_re_ranking() -> None:
+    """The re-ranker has none of its own; the caller's object stays as it was."""
+    debug = LlamaDebugHandler(print_trace_on_end=False)
+    reranker = CrossEncoderRerank(TableScorer(LOGITS))
+    first = ListRetriever(scored("a", "b"))
+    retriever = RetrieveRerankRetriever(first, reranker, callback_manager=CallbackManager([debug]))
+    retriever.retrieve("q")
+    assert [len(pair) for pair in debug.get_event_pairs(CBEventType.RERANKING)] == [2]
+    assert reranker.callback_manager.handlers == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 import sys
 import warnings
@@ -86,7 +87,7 @@ def read(content: bytes, name: str, fields: Fields) -> list[Document]:
         return _each_once(_jsonl(content, fields))
     text = _decoded(content)
     if kind == "csv":
-        return _each_once(_csv(text, fields))
+        return _each_once(_csv(text, fields, tabs=name.lower().endswith(".tsv")))
     if "\0" in text:
         raise UnreadableError("it is no text file: it holds NUL characters")
     title, text = _without_front(text) if kind == "markdown" else (None, text)
@@ -110,7 +111,10 @@ def _without_front(text: str) -> tuple[str | None, str]:
     if not isinstance(said, dict):
         return None, text
     title, description = (
-        str(said[name]).strip() if isinstance(said.get(name), (str, int, float)) else ""
+        # YAML leaves the halves of a character, as JSON writes them, in two.
+        str(said[name]).strip().encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        if isinstance(said.get(name), (str, int, float))
+        else ""
         for name in ("title", "description")
     )
     return title or None, "\n\n".join(filter(None, (title, description, text[front.end() :])))
@@ -137,7 +141,10 @@ def _html(content: bytes) -> Document:
     markdownify = require("markdownify", extra="cli")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about what the page is like
-        page = bs4.BeautifulSoup(content, "html.parser")  # which finds the encoding out
+        try:
+            page = bs4.BeautifulSoup(content, "html.parser")  # which finds the encoding out
+        except bs4.ParserRejectedMarkup as error:
+            raise UnreadableError(f"it is no HTML that can be read: {error}") from error
         title = page.title.get_text() if page.title is not None else ""
         for element in page(_NO_TEXT):
             element.decompose()
@@ -146,7 +153,7 @@ def _html(content: bytes) -> Document:
                 heading_style="ATX", strip=["a", "img"], escape_asterisks=False, escape_underscores=False
             )
             text, kind = str(converter.convert_soup(page)), KINDS[".md"]
-        except RecursionError:  # elements in one another by the hundred
+        except (RecursionError, ValueError):  # elements in one another by the hundred; a list that begins at "½"
             text, kind = str(page.get_text("\n")), KINDS[".txt"]
     return Document(text, kind, " ".join(title.split()) or None, size=len(content))
 
@@ -164,15 +171,19 @@ def _jsonl(content: bytes, fields: Fields) -> Iterator[Document]:
         yield _record(record, fields, f"line {number}", len(line) + 1)
 
 
-def _csv(text: str, fields: Fields) -> Iterator[Document]:
+def _csv(text: str, fields: Fields, *, tabs: bool) -> Iterator[Document]:
     head = text.split("\n", 1)[0]
     # A spreadsheet's comma depends on the country.
-    delimiter = max(",;\t", key=head.count)
+    delimiter = "\t" if tabs else max(",;\t", key=head.count)
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     # Lines end at line ends only, not at the separators of paragraphs and pages that str.splitlines knows.
     rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         for row in rows:
+            if None in row:
+                raise UnreadableError(
+                    f"line {rows.line_num} has more cells than the header; quote a text that holds {delimiter!r}"
+                )
             record = {name: value for name, value in row.items() if isinstance(name, str) and value is not None}
             yield _record(record, fields, f"line {rows.line_num}", sum(map(len, record.values())))
     except csv.Error as error:
@@ -193,7 +204,9 @@ def _record(record: dict[str, Any], fields: Fields, place: str, size: int) -> Do
         identifier = str(identifier)
     used = {fields.text, fields.title, fields.id, "_id", *RESERVED}
     facts = {
-        name: value for name, value in record.items() if name not in used and isinstance(value, (str, int, float, bool))
+        name: value
+        for name, value in record.items()
+        if name not in used and isinstance(value, (str, int, float)) and not _endless(value)
     }
     return Document(
         text,
@@ -203,6 +216,11 @@ def _record(record: dict[str, Any], fields: Fields, place: str, size: int) -> Do
         size,
         facts,
     )
+
+
+def _endless(value: object) -> bool:
+    """Whether it is no number that JSON has: pandas writes NaN for what is missing."""
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def check_named(file: Path) -> None:

@@ -95,7 +95,7 @@ def evaluate(
     """Measure whether re-ranking helps."""
     from retrieve_rerank.evaluation.running import evaluate as run
 
-    check_outputs(html, markdown, save, cache, folder=runs)
+    check_outputs(html, markdown, save, cache, folder=runs, inputs=[dataset, queries, qrels])
     measures, names = check_measures(measure), check_first_stages(first_stage)
     source = Source(dataset, index, queries, qrels, sample, sample_questions)
     models = Models(model_name(bi_encoder, demo=demo), None, device, precision)

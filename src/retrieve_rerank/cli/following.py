@@ -89,7 +89,7 @@ class _Work:
         self.record.roots = {name: str(root) for name, root in found.roots.items()}
         self.index_folder.save()
         settings = json.dumps([_READING, splitter.tokens, asdict(fields), version("semantic-text-splitter")]).encode()
-        size = sum(path.stat().st_size for path in found.files.values() if path.exists())
+        size = sum(map(_size, found.files.values()))
         try:
             with tqdm(total=size, disable=not show_bars(), unit="B", unit_scale=True, desc="Indexing") as bar:
                 for source, path in found.files.items():
@@ -244,3 +244,11 @@ def _two_files(id_: str, source: str, owner: str) -> InvalidInputError:
         f"id {id_!r} is in {one} and in {other}; give every record an id of its own, or name another field with "
         "--id-field"
     )
+
+
+def _size(file: Path) -> int:
+    """Return a file's bytes; 0 where it cannot be looked at, which reading it will say."""
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0

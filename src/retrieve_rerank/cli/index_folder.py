@@ -45,6 +45,8 @@ class Record:
         files: By source.
         roots: Folders by the name that sources begin with.
         clean: False while it is written: whoever finds it so has work to finish.
+        tokens: Of a passage at most, as it was asked for last.
+        fields: What the fields of JSONL and CSV were called last, where not as usual.
     """
 
     bi_encoder: str | None
@@ -53,6 +55,8 @@ class Record:
     files: dict[str, File] = field(default_factory=dict)
     roots: dict[str, str] = field(default_factory=dict)
     clean: bool = True
+    tokens: int | None = None
+    fields: dict[str, str] = field(default_factory=dict)
 
 
 class Library:

@@ -56,12 +56,14 @@ def index(
     precision: PrecisionOption = PrecisionName.AUTO,
     tokens: Annotated[
         int | None,
-        typer.Option("--passage-tokens", min=1, help="Of a passage at most; left out: 256, or what the model reads."),
+        typer.Option("--passage-tokens", min=1, help="Of a passage at most; at first 256, or what the model reads."),
     ] = None,
-    text_field: Annotated[str, typer.Option(help="Field of the text in JSONL and CSV.")] = "text",
-    title_field: Annotated[str, typer.Option(help="Field of the title.")] = "title",
-    id_field: Annotated[str, typer.Option(help="Field of the id; _id is looked for, too.")] = "id",
-    language: Annotated[str, typer.Option(help="Language of the texts, for BM25: en, de, …, or none.")] = "en",
+    text_field: Annotated[str | None, typer.Option(help="Field of the text in JSONL and CSV; at first text.")] = None,
+    title_field: Annotated[str | None, typer.Option(help="Field of the title; at first title.")] = None,
+    id_field: Annotated[str | None, typer.Option(help="Field of the id; at first id, and _id, too.")] = None,
+    language: Annotated[
+        str | None, typer.Option(help="Language of the texts, for BM25: en, de, …, or none; at first en.")
+    ] = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -74,23 +76,27 @@ def index(
     made_folder(to)
     with locked(to / "lock", 0.0):
         library = _library(to, wanted, language)
-        found = find(paths, {name: Path(root) for name, root in library.record.roots.items()}, to)
+        record = library.record
+        record.tokens = tokens or record.tokens
+        named = {"text": text_field, "title": title_field, "id": id_field}
+        record.fields |= {name: field for name, field in named.items() if field is not None}
+        found = find(paths, {name: Path(root) for name, root in record.roots.items()}, to)
         if not found.files:
             raise InvalidInputError(_nothing(paths, found))
-        models = Models(library.record.bi_encoder, None, device, precision)
+        models = Models(record.bi_encoder, None, device, precision)
         with models.make_bi_encoder() as encoder:
-            outcome = follow(library, found, paths, encoder, Fields(text_field, title_field, id_field), tokens)
+            outcome = follow(library, found, paths, encoder, Fields(**record.fields), record.tokens)
     _report(outcome, found, library, json=json)
     if outcome.failed:
         raise typer.Exit(1)
 
 
-def _library(folder: Path, wanted: Models, language: str) -> Library:
-    """Return the index, which is new or was made by the same bi-encoder."""
+def _library(folder: Path, wanted: Models, language: str | None) -> Library:
+    """Return the index, which is new or was made by the same bi-encoder. What it was made with is kept."""
     if not Library.is_there(folder):
         if any(item.name != "lock" for item in folder.iterdir()):
             raise InvalidInputError(f"{folder} holds something else than an index; give an empty or a new folder")
-        return Library(folder, Record(wanted.bi_encoder, wanted.cross_encoder, language))
+        return Library(folder, Record(wanted.bi_encoder, wanted.cross_encoder, language or "en"))
     library = Library.open(folder)
     record = library.record
     if wanted.bi_encoder not in (None, record.bi_encoder):
@@ -98,7 +104,7 @@ def _library(folder: Path, wanted: Models, language: str) -> Library:
             f"{folder} was made with the bi-encoder {record.bi_encoder or 'that is the default'!r}, not "
             f"{wanted.bi_encoder!r}, and vectors of two models cannot be compared; index into another folder"
         )
-    if language != record.language:
+    if language not in (None, record.language):
         raise InvalidInputError(
             f"{folder} was made for the language {record.language!r}, not {language!r}; index into another folder"
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -217,8 +217,9 @@ def _fill(folder: Path, dataset: Dataset, encoder: BiEncoder, language: str, nam
                     words.add(dataset.passages, show_progress=show_bars())
 
 
-def check_outputs(*files: Path | None, folder: Path | None = None) -> None:
-    """Refuse files, and a folder of files, that cannot be written, before anything takes long."""
+def check_outputs(*files: Path | None, folder: Path | None = None, inputs: Iterable[Path | None] = ()) -> None:
+    """Refuse files, and a folder of files, that cannot be written or are read too, before anything takes long."""
+    taken = {file.resolve() for file in inputs if file is not None}
     for file in files:
         if file is None:
             continue
@@ -226,8 +227,13 @@ def check_outputs(*files: Path | None, folder: Path | None = None) -> None:
             raise typer.BadParameter(f"the folder of {file} does not exist; make it first")
         if file.is_dir():
             raise typer.BadParameter(f"{file} is a folder; name a file")
+        if file.resolve() in taken:
+            raise typer.BadParameter(f"{file} is named twice, and would be written over; name another file")
+        taken.add(file.resolve())
     if folder is not None and folder.exists() and not folder.is_dir():
         raise typer.BadParameter(f"{folder} is no folder; name one that the files are put into")
+    if folder is not None and taken & {folder.resolve(), (folder / "qrels.txt").resolve()}:
+        raise typer.BadParameter(f"the runs' qrels.txt in {folder} may be written over yours; name another folder")
 
 
 def check_measures(names: list[str] | None) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from retrieve_rerank.cli.judging import check_outputs
 from retrieve_rerank.cli.options import Debug
 from retrieve_rerank.cli.streams import for_people, guarded, say, show
 from retrieve_rerank.cli.texts import with_examples
@@ -31,6 +32,7 @@ def report(
     """Make a page or Markdown of a saved evaluation."""
     from retrieve_rerank.evaluation.evaluation import Evaluation
 
+    check_outputs(html, markdown, inputs=[file])
     evaluation = Evaluation.from_json(file)
     if html is not None:
         evaluation.to_html(html)

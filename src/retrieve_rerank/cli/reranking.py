@@ -163,9 +163,10 @@ def _pair(record: Any) -> tuple[str, list[Passage]]:
         if isinstance(item, str):
             passages.append(Passage(str(place), item))
         elif isinstance(item, dict) and isinstance(item.get("text"), str):
-            identifier = item.get("id", place)
+            identifier = item.get("id")
             metadata = item.get("metadata") or {}
-            passages.append(Passage(str(identifier) or str(place), item["text"], metadata))
+            named = str(place if identifier is None or identifier == "" else identifier)
+            passages.append(Passage(named, item["text"], metadata))
         else:
             raise InvalidInputError(f'passages[{place}] must be a text or an object with "text"')
     return check_query(record.get("query", ""), '"query"'), passages

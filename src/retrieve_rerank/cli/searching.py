@@ -79,7 +79,7 @@ def search(
     library.warn_if_broken_off()
     saved = None if setting is None else _saved(setting)
     stage = _stage(first_stage, saved, library)
-    deep = fetch_k or (100 if saved is None else saved.fetch_k)
+    deep = fetch_k or (max(100, top_n) if saved is None else saved.fetch_k)
     chosen = model_name(cross_encoder, demo=demo)
     models = Models(record.bi_encoder, chosen or record.cross_encoder, device, precision)
     with ExitStack() as opened:
@@ -90,13 +90,22 @@ def search(
         if threshold is not None and not reranked:
             raise typer.BadParameter("--threshold is compared with the relevance, which only re-ranking gives")
         if reranked:
+            if deep < top_n:
+                say(f"note: only {deep} candidates are re-ranked, so there are no {top_n} to show; raise --fetch-k")
             tuned = saved is not None and saved.reranked and chosen is None
             made = _tuned(saved, setting, device, precision) if saved and tuned else models.make_cross_encoder()
             scorer = opened.enter_context(made)
             # All of them, to say what became of those that were at the top before.
             ask = RetrieveRerank(stages[stage], scorer, fetch_k=deep, top_n=deep, score_threshold=threshold).search
+        bad = 0
         for number, text in enumerate(_queries(query)):
-            _answer(ask(text), top_n, stage, json=json, loading=number == 0)
+            result = _asked(ask, text) if query == "-" else ask(text)
+            if result is None:
+                bad += 1
+            else:
+                _answer(result, top_n, stage, json=json, loading=number == 0)
+    if bad:
+        raise typer.Exit(1)
 
 
 def _saved(file: Path) -> SavedSetting:
@@ -148,6 +157,15 @@ def _retrieving(retriever: Retriever, deep: int, top_n: int) -> Callable[[str], 
         return SearchResult(query, found, found, Timings(time.perf_counter() - start, 0.0))
 
     return ask
+
+
+def _asked(ask: Callable[[str], SearchResult], text: str) -> SearchResult | None:
+    """Ask one of several questions; one that cannot be used, such as one that is too long, is said, and is None."""
+    try:
+        return ask(text)
+    except InvalidInputError as error:
+        say(f"retrieve-rerank: {text[:60]!r}: {error}")
+        return None
 
 
 def _queries(query: str) -> Iterator[str]:

@@ -30,13 +30,15 @@ _STOPPED = 130  # what shells give a program that Ctrl-C ended
 
 def arriving(stream: int) -> Iterator[list[bytes]]:
     """Yield the lines of a stream as they come, without their ends: all that are there by now at once."""
-    rest = b""
+    rest: list[bytes] = []  # pieces of a line that goes on: put together once
     while block := _read(stream):
-        *lines, rest = (rest + block).split(b"\n")
-        if lines:
-            yield lines
-    if rest:
-        yield [rest]
+        first, *others = block.split(b"\n")
+        rest.append(first)
+        if others:
+            yield [b"".join(rest), *others[:-1]]
+            rest = [others[-1]]
+    if last := b"".join(rest):
+        yield [last]
 
 
 def _read(stream: int) -> bytes:

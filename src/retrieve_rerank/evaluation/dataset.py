@@ -11,6 +11,8 @@ from retrieve_rerank.checks import check_count
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.types import Passage
 
+_MOST_RELEVANT = 100_000  # what computes the measures keeps a count for each grade
+
 
 @dataclass(frozen=True, slots=True, init=False, repr=False)
 class Dataset:
@@ -160,6 +162,11 @@ def _checked_judgements(judgements: Mapping[str, Mapping[str, int]]) -> dict[str
                 raise InvalidInputError(
                     f"a judgement of question {query!r} must be a passage id with a whole number, got "
                     f"{passage!r}: {score!r}"
+                )
+            if score > _MOST_RELEVANT:
+                raise InvalidInputError(
+                    f"passage {passage!r} has the relevance {score} for question {query!r}; expected grades such as 0, "
+                    f"1, 2, {_MOST_RELEVANT} at most"
                 )
     return {query: dict(scores) for query, scores in judgements.items() if scores}
 

@@ -57,7 +57,10 @@ def per_query(measures: Sequence[str], judgements: Judgements, run: Run) -> dict
         run: Passage ids by question, best first, without repeats.
     """
     parsed = {name: ir_measures.parse_measure(name) for name in measures}
-    qrels = {query: dict(scores) for query, scores in judgements.items()}
+    # What computes them counts levels from 0, and writes beside its memory where all of a question's are below -1.
+    qrels = {
+        query: {passage: max(score, -1) for passage, score in scores.items()} for query, scores in judgements.items()
+    }
     # A question without hits is left out: some measures divide by the number of hits, and all count what is missing
     # as their worst. The rank is the score, so equal scores cannot reorder what was ranked.
     scored = {

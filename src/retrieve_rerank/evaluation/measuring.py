@@ -96,8 +96,10 @@ def notes(
     said = []
     if len(dataset.judgements) < _FEW:
         few = len(dataset.judgements)
-        # The test cannot give less than this, however the questions turn out.
-        size = "no difference, however large," if 2 * 0.5**few >= SIGNIFICANT else "small differences"
+        # The test cannot give less than this, however the questions turn out; corrected for many, the smallest counts
+        # once for each.
+        tests = max(1, sum(stage.first is not None for stage in stages))
+        size = "no difference, however large," if tests * 2 * 0.5**few >= SIGNIFICANT else "small differences"
         said.append(f"Only {counted(few, 'question')}: {size} can{'' if size.startswith('no') else 'not'} show.")
     known = {passage.id for passage in dataset.passages}
     by_name = {system.name: system for system in systems}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
+from urllib.parse import unquote
 
 from retrieve_rerank.checks import check_count
 from retrieve_rerank.errors import InvalidInputError
@@ -91,7 +92,8 @@ def load_run(file: str | os.PathLike[str], dataset: Dataset) -> StoredRun:
                 f"{place} must have 6 columns (question, anything, passage, rank, score, tag), got {len(cells)}: "
                 f"{line[:80]!r}"
             )
-        query, passage, score = cells[0], cells[2], _number(cells[4])
+        query, passage = _known(cells[0], dataset.queries), _known(cells[2], passages)
+        score = _number(cells[4])
         if score is None:
             raise InvalidInputError(f"{place} has a score that is no number: {cells[4]!r}")
         if query not in dataset.queries:
@@ -102,6 +104,11 @@ def load_run(file: str | os.PathLike[str], dataset: Dataset) -> StoredRun:
     if not found:
         raise InvalidInputError(f"{path} holds no question of dataset {dataset.name!r}; ids must match as strings")
     return StoredRun(path.name, {query: _hits(scored) for query, scored in found.items()}, dataset.queries)
+
+
+def _known(identifier: str, ids: Container[str]) -> str:
+    """Return an id as the dataset has it: white space in it is written as `to_runs` does, %20."""
+    return unquote(identifier) if identifier not in ids and unquote(identifier) in ids else identifier
 
 
 def _hits(scored: Sequence[tuple[float, Passage]]) -> list[Hit]:

@@ -61,18 +61,13 @@ class Plan:
 class ChromaCollection(OpenedCollection):
     """One collection, new or existing: vectors in, records out. See `OpenedCollection` for what opens it."""
 
+    def batch_size(self, size: int | None = None) -> int:
+        """Return how many records are written at once: `size`, or fewer where Chroma takes fewer. May ask a server."""
+        return min(_WRITE_CHUNK if size is None else check_count(size, "batch_size"), self.max_batch)
+
     def batches(self, records: Iterable[Record], size: int | None = None) -> Iterator[list[Record]]:
-        """Group records into batches that Chroma takes, without holding more than one; of equal ids the last wins."""
-        limit = min(_WRITE_CHUNK if size is None else check_count(size, "batch_size"), self.max_batch)
-        batch: dict[str, Record] = {}
-        for record in records:
-            batch.pop(record.id, None)
-            batch[record.id] = record
-            if len(batch) == limit:
-                yield list(batch.values())
-                batch = {}
-        if batch:
-            yield list(batch.values())
+        """As `batches_of`, in batches that Chroma takes."""
+        return batches_of(records, self.batch_size(size))
 
     def plan(self, records: Sequence[Record]) -> Plan:
         """Compare records (distinct ids, one batch) with what is stored, as whoever is about to write.
@@ -370,3 +365,16 @@ def _check_text_filter(part: object) -> None:
     elif isinstance(part, (list, tuple)):
         for value in part:
             _check_text_filter(value)
+
+
+def batches_of(records: Iterable[Record], limit: int) -> Iterator[list[Record]]:
+    """Group records into batches of `limit`, without holding more than one; of equal ids in a batch the last wins."""
+    batch: dict[str, Record] = {}
+    for record in records:
+        batch.pop(record.id, None)
+        batch[record.id] = record
+        if len(batch) == limit:
+            yield list(batch.values())
+            batch = {}
+    if batch:
+        yield list(batch.values())

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeAlias
 
 from langchain_core.callbacks import (
@@ -54,6 +57,38 @@ _NO_OPTIONS = {"self", "query", "run_manager"}
 _UNTOLD = {"together"}  # between our own retrievers
 
 
+_handed_on: ContextVar[RunnableConfig] = ContextVar("retrieve-rerank: what the caller configures", default={})  # noqa: B039 - never changed
+
+
+class AskingRetriever(BaseRetriever):
+    """A retriever that asks others, and hands on to them what its caller configures, as LangChain's own do."""
+
+    def invoke(self, input: str, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
+        """Return the documents for a query."""
+        with _handing_on(config):
+            return super().invoke(input, config, **kwargs)
+
+    async def ainvoke(self, input: str, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
+        """As `invoke`, without blocking the event loop."""
+        with _handing_on(config):
+            return await super().ainvoke(input, config, **kwargs)
+
+
+@contextmanager
+def _handing_on(config: RunnableConfig | None) -> Iterator[None]:
+    # Not all of it: a run's name and its tags are its own, and callbacks come by its manager.
+    handed: RunnableConfig = {}
+    if config is not None and config.get("configurable"):
+        handed["configurable"] = config["configurable"]
+    if config is not None and config.get("max_concurrency") is not None:
+        handed["max_concurrency"] = config["max_concurrency"]
+    token = _handed_on.set(handed)
+    try:
+        yield
+    finally:
+        _handed_on.reset(token)
+
+
 @dataclass(frozen=True, slots=True)
 class FirstStage:
     """A first stage made ready for one call.
@@ -64,6 +99,7 @@ class FirstStage:
         fetch_k: How many documents are wanted.
         score_key: The metadata key under which it leaves each document's score; None where it leaves none.
         fused: Whether it writes each document's `retrieval_ranks`.
+        config: What the caller configures.
     """
 
     asked: Runnable[str, list[Document]]
@@ -71,14 +107,19 @@ class FirstStage:
     fetch_k: int
     score_key: str | None = None
     fused: bool = False
+    config: RunnableConfig = field(default_factory=_handed_on.get)
 
     def invoke(self, query: str, callbacks: BaseCallbackManager) -> list[Document]:
         """Return copies of the candidates, best first, marked with their ranks."""
-        return self.candidates(self.asked.invoke(query, {"callbacks": callbacks}, **self.options))
+        return self.candidates(self.asked.invoke(query, self.configured(callbacks), **self.options))
 
     async def ainvoke(self, query: str, callbacks: BaseCallbackManager) -> list[Document]:
         """As `invoke`, by the first stage's own async method."""
-        return self.candidates(await self.asked.ainvoke(query, {"callbacks": callbacks}, **self.options))
+        return self.candidates(await self.asked.ainvoke(query, self.configured(callbacks), **self.options))
+
+    def configured(self, callbacks: BaseCallbackManager) -> RunnableConfig:
+        """Return the configuration of a run under `callbacks`."""
+        return {**self.config, "callbacks": callbacks}
 
     def candidates(self, found: list[Document]) -> list[Document]:
         """Return copies of what it found, marked with their ranks."""
@@ -116,8 +157,9 @@ def first_stage(base: Base, fetch_k: int, options: dict[str, Any]) -> FirstStage
     _check_options(base, options)
     if isinstance(base, VectorStoreRetriever):
         depth = {"k": fetch_k}
-        if base.search_type == "mmr":  # it chooses k out of fetch_k
-            depth["fetch_k"] = max(fetch_k, base.search_kwargs.get("fetch_k", 0))
+        if base.search_type == "mmr":  # it chooses k out of fetch_k, so of k of them nothing could be left out
+            pool = base.search_kwargs.get("fetch_k", 20) / base.search_kwargs.get("k", 4)  # LangChain's own
+            depth["fetch_k"] = math.ceil(fetch_k * max(1.0, pool))
         if type(base) is VectorStoreRetriever:
             base = ScoredStoreRetriever.of(base)
         return FirstStage(base, {**depth, **options}, fetch_k, _score_key(base))

@@ -38,7 +38,7 @@ def find(stage: FirstStage, query: str, rewrites: Sequence[str], callbacks: Base
     queries = check_queries(rewrites, "rewrites")
     if not queries:
         return stage.invoke(query, callbacks)
-    found = stage.asked.batch([query, *queries], {"callbacks": callbacks}, **stage.options)
+    found = stage.asked.batch([query, *queries], stage.configured(callbacks), **stage.options)
     return _fused(stage, found)
 
 
@@ -49,7 +49,7 @@ async def afind(
     queries = check_queries(rewrites, "rewrites")
     if not queries:
         return await stage.ainvoke(query, callbacks)
-    found = await stage.asked.abatch([query, *queries], {"callbacks": callbacks}, **stage.options)
+    found = await stage.asked.abatch([query, *queries], stage.configured(callbacks), **stage.options)
     return _fused(stage, found)
 
 

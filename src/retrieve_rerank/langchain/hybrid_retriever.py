@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
-from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import Runnable
 from langchain_core.vectorstores import VectorStore
 from pydantic import ConfigDict, PrivateAttr, field_validator, model_validator
@@ -16,13 +15,13 @@ from pydantic import ConfigDict, PrivateAttr, field_validator, model_validator
 from retrieve_rerank.checks import check_count, check_query
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.langchain._travel import Travelling, unpacked
-from retrieve_rerank.langchain.first_stage import FirstStage, first_stage
+from retrieve_rerank.langchain.first_stage import AskingRetriever, FirstStage, first_stage
 from retrieve_rerank.langchain.fusion import fuse_documents
 from retrieve_rerank.retrieval.crew import Crew, OnError, check_on_error, named
 from retrieve_rerank.retrieval.fusion import Merge, check_merge, check_rrf_k, check_weights, warn_of_twins
 
 
-class HybridRetriever(Travelling, BaseRetriever):
+class HybridRetriever(Travelling, AskingRetriever):
     """Ask several retrievers at once and fuse their rankings by weighted reciprocal rank fusion.
 
     A document's score is the sum of weight / (rrf_k + rank) over the retrievers that found it; see

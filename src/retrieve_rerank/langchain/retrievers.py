@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
-from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.vectorstores import VectorStore
 from pydantic import ConfigDict, field_validator
@@ -19,7 +18,7 @@ from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.langchain._dense import Together
 from retrieve_rerank.langchain._travel import Travelling, unpacked
 from retrieve_rerank.langchain.chroma_retriever import ChromaRetriever
-from retrieve_rerank.langchain.first_stage import FirstStage, first_stage
+from retrieve_rerank.langchain.first_stage import AskingRetriever, FirstStage, first_stage
 from retrieve_rerank.langchain.fusion import afind, find
 from retrieve_rerank.langchain.reranker import CrossEncoderReranker
 from retrieve_rerank.retrieval.second_stage import OnError
@@ -28,7 +27,7 @@ from retrieve_rerank.types import Scorer
 _OPTIONS = ("top_n", "fetch_k", "score_threshold", "time_budget", "on_error", "rewrites")  # of a call, for itself
 
 
-class RetrieveRerankRetriever(Travelling, BaseRetriever):
+class RetrieveRerankRetriever(Travelling, AskingRetriever):
     """Retrieve candidates with any first stage, order them with a cross-encoder, keep the best.
 
     Args:

@@ -14,7 +14,7 @@ from langchain_core.embeddings import Embeddings
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.indexes.adoption import adopt_at_opening
 from retrieve_rerank.indexes.clauses import Where
-from retrieve_rerank.indexes.collection import ChromaCollection
+from retrieve_rerank.indexes.collection import ChromaCollection, batches_of
 from retrieve_rerank.indexes.health import check
 from retrieve_rerank.indexes.repairing import repair
 from retrieve_rerank.indexes.reports import IndexCheck, RepairReport
@@ -205,7 +205,8 @@ class ChromaVectorStore(ChromaSearch):
         made: list[str] = []
         arun = self.collection.worker.arun
         with told_once():
-            for batch in self.collection.batches(new_records(texts, metadatas, ids, made), batch_size):
+            limit = await arun(self.collection.batch_size, batch_size)  # which a server is asked for
+            for batch in batches_of(new_records(texts, metadatas, ids, made), limit):
                 plan = await arun(self.collection.plan, batch)
                 if plan.records:
                     changed = [record.text for record in plan.records]

@@ -117,6 +117,8 @@ class RetrieveRerankRetriever(BaseRetriever):
             changed["score_threshold"] = self.score_threshold
         if self.on_error is not None:
             changed["on_error"] = self.on_error
+        if not self.reranker.callback_manager.handlers:
+            changed["callback_manager"] = self.callback_manager
         if self.time_budget is None:
             return self.reranker.model_copy(update=changed)
         changed["time_budget"] = self.time_budget

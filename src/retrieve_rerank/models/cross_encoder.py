@@ -184,7 +184,12 @@ class CrossEncoder(Model["CrossEngine", "RemoteCrossEncoder"], Ranker):
         """
         if self._remote is not None:
             served = self._known()
-            known = {"revision": served.revision, "precision": served.dtype, "max_length": served.max_length}
+            known = {
+                "revision": served.revision,
+                "precision": served.dtype,
+                "max_length": served.max_length,
+                "server_scores": self._server_scores,
+            }
             told = {name: value for name, value in known.items() if value is not None}
             return {"served_by": served.product, "model": served.model, **told}
         engine = self._worker.run(self._loaded)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
 from retrieve_rerank.models.loading import AnyModel
@@ -35,25 +36,30 @@ def read_first_token_only(model: AnyModel, output: str) -> bool:
         output: What its result is called.
     """
     network: Any = model.transformers_model
-    if not _reads_first(model, type(network).__name__):
+    # Code that comes with a checkpoint calls its classes as transformers does, and builds them otherwise.
+    if not type(network).__module__.startswith("transformers.models.") or not _reads_first(model, network):
         return False
     config = network.config
     if config._attn_implementation not in _ATTENTIONS or config.is_decoder:  # noqa: SLF001
         return False
-    layers = _layers(network)
+    layers = getattr(network, network.base_model_prefix, network).encoder.layer
     before, last = _probe(model, output), layers[-1]
     layers[-1] = FirstToken(last)
-    after = _probe(model, output)
-    if after.shape == before.shape and (after - before).abs().max() <= _TOLERANCE * before.abs().max():
-        return True
-    layers[-1] = last
-    return False
+    try:
+        after = _probe(model, output)
+        alike = after.shape == before.shape and (after - before).abs().max() <= _TOLERANCE * before.abs().max()
+    except Exception:  # noqa: BLE001 - whatever another version of transformers makes of it
+        alike = False
+    if not alike:
+        layers[-1] = last
+    return bool(alike)
 
 
-def read_all_tokens(network: Any) -> None:
+def read_all_tokens(network: torch.nn.Module) -> None:
     """Undo what `read_first_token_only` did to a network."""
-    if type(network).__name__ in _BARE | _WITH_HEAD and isinstance(_layers(network)[-1], FirstToken):
-        _layers(network)[-1] = _layers(network)[-1].layer
+    for layers in network.modules():
+        if isinstance(layers, torch.nn.ModuleList) and len(layers) and isinstance(layers[-1], FirstToken):
+            layers[-1] = layers[-1].layer
 
 
 class FirstToken(torch.nn.Module):
@@ -86,15 +92,12 @@ class FirstToken(torch.nn.Module):
         return result
 
 
-def _reads_first(model: AnyModel, network: str) -> bool:
-    if network in _WITH_HEAD:
+def _reads_first(model: AnyModel, network: torch.nn.Module) -> bool:
+    name = type(network).__name__
+    if name in _WITH_HEAD:
         return len(model) == 1
-    pooling = model[1] if network in _BARE and len(model) > 1 else None
+    pooling = model[1] if name in _BARE and len(model) > 1 and isinstance(model[0], Transformer) else None
     return isinstance(pooling, Pooling) and pooling.pooling_mode in ("cls", ("cls",)) and pooling.include_prompt
-
-
-def _layers(network: Any) -> Any:
-    return getattr(network, network.base_model_prefix, network).encoder.layer
 
 
 def _probe(model: AnyModel, output: str) -> torch.Tensor:
