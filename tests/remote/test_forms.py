@@ -71,6 +71,7 @@ def test_what_the_scores_are_can_be_said() -> None:
         assert len(server.asked) == 1  # nothing was tried out
         np.testing.assert_allclose(plain.score("q", ["middle"]), [0.5])
         assert model.settings["server_scores"] == "probabilities"
+        assert model.fingerprint != plain.fingerprint  # or a cache of scores would take one for the other
 
 
 def test_probabilities_outside_of_their_range_are_refused() -> None:
