@@ -168,6 +168,11 @@ def test_a_row_with_more_cells_than_the_header_is_not_cut(name: str, content: st
         read(content.encode(), name, FIELDS)
 
 
+def test_empty_cells_beyond_the_header_cut_nothing() -> None:
+    (document,) = read(b"id,text\n1,Hello,,\n", "a.csv", FIELDS)
+    assert (document.id, document.text) == ("1", "Hello")
+
+
 def test_commas_in_a_file_of_one_column_between_tabs_are_text() -> None:
     (document,) = read(b"text\nBread, water and salt\n", "a.tsv", FIELDS)
     assert document.text == "Bread, water and salt"

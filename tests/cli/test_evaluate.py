@@ -230,17 +230,22 @@ def test_numbers_are_told_also_where_a_file_cannot_be_written(
 @pytest.mark.parametrize(
     ("command", "says"),
     [
-        (["evaluate", "toy", "--save", "r.json", "--html", "r.json"], "r.json is named twice"),
-        (["evaluate", "toy", "--queries", "q.jsonl", "--qrels", "r.tsv", "--save", "./r.tsv"], "named twice"),
+        (["evaluate", "toy", "--save", "r.json", "--html", "r.json"], "r.json is named twice or is read"),
+        (
+            ["evaluate", "toy", "--queries", "q.jsonl", "--qrels", "r.tsv", "--save", "./r.tsv"],
+            "named twice or is read",
+        ),
         (["evaluate", "toy", "--runs", "toy"], "qrels.txt in toy may be written over yours"),
         (["evaluate", "toy", "--queries", "q.jsonl", "--qrels", "qrels.txt", "--runs", "."], "written over yours"),
-        (["tune", "toy", "--cache", "s", "--save", "s"], "named twice"),
-        (["report", "r.json", "--html", "r.json"], "named twice"),
+        (["tune", "toy", "--cache", "s", "--save", "s"], "named twice or is read"),
+        (["report", "r.json", "--html", "r.json"], "named twice or is read"),
+        (["tune", "toy", "--save", "toy/qrels.tsv"], "named twice or is read"),
     ],
 )
 def test_no_file_is_written_over_another_or_over_what_is_read(
-    run: Run, tmp_path: Path, command: list[str], says: str
+    run: Run, dataset: Path, tmp_path: Path, command: list[str], says: str
 ) -> None:
+    assert dataset == tmp_path / "toy"
     (tmp_path / "r.json").write_text("mine")
     assert says in " ".join(run(*command, status=2).err.replace("│", " ").split())
     assert (tmp_path / "r.json").read_text() == "mine"

@@ -252,6 +252,9 @@ def test_what_an_index_was_made_with_is_kept(run: Run, tmp_path: Path, models: t
     assert first.lines[0]["added"] > 1
     assert again.lines[0]["unchanged"] == first.lines[0]["added"]
     assert (again.lines[0]["added"], again.lines[0]["updated"], again.lines[0]["removed"]) == (0, 0, 0)
-    (hit,) = run("search", "bread", "--in", "faq", "--top-n", 1).lines
-    assert "bread" in hit["text"]
+    (tmp_path / "notes.jsonl").write_text('{"id": "n", "text": "rome is the word"}\n')
+    assert run("index", "notes.jsonl", "--to", "faq").lines[0]["added"] == 1  # its fields are called as usual
+    assert run("index", "faq.jsonl", "--to", "faq").lines[0]["unchanged"] == first.lines[0]["added"]
+    assert "no text in 'typo'" in run("index", "faq.jsonl", "--to", "faq", "--text-field", "typo", status=1).err
+    assert run("index", "faq.jsonl", "--to", "faq").lines[0]["unchanged"] == first.lines[0]["added"]
     assert "made for the language 'de'" in run("index", "faq.jsonl", "--to", "faq", "--language", "en", status=1).err

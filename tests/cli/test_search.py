@@ -121,8 +121,9 @@ def test_json_escapes_what_a_terminal_could_obey(run: Run, tmp_path: Path, model
 
 
 def test_a_question_that_cannot_be_used_costs_no_other(run: Run, indexed: Path) -> None:
-    questions = f"bread\n{'word ' * 300}\nthe word\n"
-    done = run("search", "-", "--in", "made", "--top-n", 1, stdin=questions.encode(), status=1)
+    questions = b"bread\n" + b"word " * 300 + b"\ncaf\xe9\nthe word\n"
+    done = run("search", "-", "--in", "made", "--top-n", 1, stdin=questions, status=1)
+    assert "line 3 of stdin is not UTF-8" in done.err
     assert [hit["query"] for hit in done.lines] == ["bread", "the word"]
     assert "'word word" in done.err
     assert "shorten the query" in done.err

@@ -180,7 +180,7 @@ def _csv(text: str, fields: Fields, *, tabs: bool) -> Iterator[Document]:
     rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         for row in rows:
-            if None in row:
+            if any(cell.strip() for cell in row.get(None) or ()):
                 raise UnreadableError(
                     f"line {rows.line_num} has more cells than the header; quote a text that holds {delimiter!r}"
                 )

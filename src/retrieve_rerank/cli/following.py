@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
@@ -25,7 +25,7 @@ from retrieve_rerank.indexes.chroma import ChromaIndex
 from retrieve_rerank.models.bi_encoder import BiEncoder
 from retrieve_rerank.types import AddReport, Passage
 
-_READING = 2  # raised where files are read or split otherwise than before: all of them are then read again
+_READING = 3  # raised where files are read or split otherwise than before: all of them are then read again
 _TOGETHER = 512  # passages encoded and written in one go
 _SAVE = 16  # such goes between two savings
 
@@ -50,12 +50,18 @@ class Outcome:
 
 
 def follow(
-    library: Library, found: Found, paths: Sequence[Path], encoder: BiEncoder, fields: Fields, tokens: int | None
+    library: Library,
+    found: Found,
+    paths: Sequence[Path],
+    encoder: BiEncoder,
+    fields: Mapping[str, str],
+    tokens: int | None,
 ) -> Outcome:
     """Index what is new or has changed among the files found, and remove what is gone from under `paths`.
 
     A file counts as done once its passages are stored in both indexes and those of its former content are gone; it is
     written down after that. Broken off, the next run does again what was not written down, and encodes nothing twice.
+    `fields` are names given for `Fields`; a file keeps the others that it was read with.
     """
     outcome = Outcome(failed=dict(found.failed))
     with ExitStack() as opened:
@@ -81,19 +87,18 @@ class _Work:
         self.new = vectors.count() == 0
         self.goes = 0
 
-    def run(self, found: Found, paths: Sequence[Path], splitter: Splitter, fields: Fields) -> None:
+    def run(self, found: Found, paths: Sequence[Path], splitter: Splitter, fields: Mapping[str, str]) -> None:
         finish = not self.record.clean or (self.words is not None and self.words.count() != self.vectors.count())
         self.record.clean = False
         self.gone = self._gone(found, paths)
         self.kept = {source for source in self.record.files if source not in found.files} - self.gone
         self.record.roots = {name: str(root) for name, root in found.roots.items()}
         self.index_folder.save()
-        settings = json.dumps([_READING, splitter.tokens, asdict(fields), version("semantic-text-splitter")]).encode()
         size = sum(map(_size, found.files.values()))
         try:
             with tqdm(total=size, disable=not show_bars(), unit="B", unit_scale=True, desc="Indexing") as bar:
                 for source, path in found.files.items():
-                    self._take(source, path, settings, splitter, fields, bar)
+                    self._take(source, path, splitter, fields, bar)
                 self._write()
             for source in self.gone:
                 self._delete(self._ids_of(source))
@@ -108,14 +113,15 @@ class _Work:
         self.record.clean = not unsettled
         self._save()
 
-    def _take(
-        self, source: str, path: Path, settings: bytes, splitter: Splitter, fields: Fields, bar: tqdm[None]
-    ) -> None:
+    def _take(self, source: str, path: Path, splitter: Splitter, given: Mapping[str, str], bar: tqdm[None]) -> None:
         """Split a file, if it is new or has changed, and write when enough is waiting."""
         try:
             content = read_bytes(path)
-            digest = sha256(settings + b"\0" + content).hexdigest()
             known = self.record.files.get(source)
+            names = {**({} if known is None else known.fields), **given}
+            fields = Fields(**names)
+            settings = json.dumps([_READING, splitter.tokens, asdict(fields), version("semantic-text-splitter")])
+            digest = sha256(settings.encode() + b"\0" + content).hexdigest()
             if known is not None and known.digest == digest:
                 self.record.files[source] = replace(known, path=str(path))  # its folder may have been moved
                 self.kept.add(source)
@@ -142,7 +148,7 @@ class _Work:
             bar.update(step)
             if len(self.waiting) >= _TOGETHER:
                 self._write()
-        self.ends.append((source, File(str(path), digest, len(ids)), ids))
+        self.ends.append((source, File(str(path), digest, len(ids), names), ids))
         bar.update(len(content) - done)
 
     def _write(self) -> None:

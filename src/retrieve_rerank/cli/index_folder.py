@@ -27,11 +27,15 @@ _PAGE = 5_000  # passages read at a time
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """What is known of an indexed file: where it is, what it held, with which settings it was split."""
+    """What is known of an indexed file: where it is, what it held, with which settings it was split.
+
+    `fields` is what its fields were called, where not as usual.
+    """
 
     path: str
     digest: str
     passages: int
+    fields: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -46,7 +50,6 @@ class Record:
         roots: Folders by the name that sources begin with.
         clean: False while it is written: whoever finds it so has work to finish.
         tokens: Of a passage at most, as it was asked for last.
-        fields: What the fields of JSONL and CSV were called last, where not as usual.
     """
 
     bi_encoder: str | None
@@ -56,7 +59,6 @@ class Record:
     roots: dict[str, str] = field(default_factory=dict)
     clean: bool = True
     tokens: int | None = None
-    fields: dict[str, str] = field(default_factory=dict)
 
 
 class Library:

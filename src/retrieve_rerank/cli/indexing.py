@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from retrieve_rerank.cli.documents import Fields
 from retrieve_rerank.cli.index_folder import Library, Record, made_folder
 from retrieve_rerank.cli.options import (
     BiEncoderName,
@@ -58,9 +57,11 @@ def index(
         int | None,
         typer.Option("--passage-tokens", min=1, help="Of a passage at most; at first 256, or what the model reads."),
     ] = None,
-    text_field: Annotated[str | None, typer.Option(help="Field of the text in JSONL and CSV; at first text.")] = None,
-    title_field: Annotated[str | None, typer.Option(help="Field of the title; at first title.")] = None,
-    id_field: Annotated[str | None, typer.Option(help="Field of the id; at first id, and _id, too.")] = None,
+    text_field: Annotated[
+        str | None, typer.Option(help="Of the text in JSONL and CSV; at first text, then kept.")
+    ] = None,
+    title_field: Annotated[str | None, typer.Option(help="Of the title; likewise.")] = None,
+    id_field: Annotated[str | None, typer.Option(help="Of the id; likewise, and _id.")] = None,
     language: Annotated[
         str | None, typer.Option(help="Language of the texts, for BM25: en, de, …, or none; at first en.")
     ] = None,
@@ -79,13 +80,13 @@ def index(
         record = library.record
         record.tokens = tokens or record.tokens
         named = {"text": text_field, "title": title_field, "id": id_field}
-        record.fields |= {name: field for name, field in named.items() if field is not None}
+        fields = {name: field for name, field in named.items() if field is not None}
         found = find(paths, {name: Path(root) for name, root in record.roots.items()}, to)
         if not found.files:
             raise InvalidInputError(_nothing(paths, found))
         models = Models(record.bi_encoder, None, device, precision)
         with models.make_bi_encoder() as encoder:
-            outcome = follow(library, found, paths, encoder, Fields(**record.fields), record.tokens)
+            outcome = follow(library, found, paths, encoder, fields, record.tokens)
     _report(outcome, found, library, json=json)
     if outcome.failed:
         raise typer.Exit(1)

@@ -227,8 +227,9 @@ def check_outputs(*files: Path | None, folder: Path | None = None, inputs: Itera
             raise typer.BadParameter(f"the folder of {file} does not exist; make it first")
         if file.is_dir():
             raise typer.BadParameter(f"{file} is a folder; name a file")
-        if file.resolve() in taken:
-            raise typer.BadParameter(f"{file} is named twice, and would be written over; name another file")
+        read = file.suffix in (".jsonl", ".tsv") and file.exists() and taken & {*file.resolve().parents}
+        if read or file.resolve() in taken:
+            raise typer.BadParameter(f"{file} is named twice or is read, and would be written over; name another")
         taken.add(file.resolve())
     if folder is not None and folder.exists() and not folder.is_dir():
         raise typer.BadParameter(f"{folder} is no folder; name one that the files are put into")

@@ -54,7 +54,7 @@ def search(
     setting: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Search as tune --save says; the options below change it.")
     ] = None,
-    fetch_k: Annotated[int | None, typer.Option(min=1, help="How many candidates to re-rank; left out: 100.")] = None,
+    fetch_k: Annotated[int | None, typer.Option(min=1, help="How many candidates to re-rank; usually 100.")] = None,
     first_stage: Annotated[
         FirstStage | None, typer.Option(help="Left out: hybrid, or dense where there is no BM25.")
     ] = None,
@@ -99,7 +99,7 @@ def search(
             ask = RetrieveRerank(stages[stage], scorer, fetch_k=deep, top_n=deep, score_threshold=threshold).search
         bad = 0
         for number, text in enumerate(_queries(query)):
-            result = _asked(ask, text) if query == "-" else ask(text)
+            result = None if text is None else _asked(ask, text) if query == "-" else ask(text)
             if result is None:
                 bad += 1
             else:
@@ -168,17 +168,23 @@ def _asked(ask: Callable[[str], SearchResult], text: str) -> SearchResult | None
         return None
 
 
-def _queries(query: str) -> Iterator[str]:
+def _queries(query: str) -> Iterator[str | None]:
+    """Yield the questions; None for a line that is none, which is said."""
     if query != "-":
         yield query
         return
     for number, line in enumerate(chain.from_iterable(arriving(0)), start=1):
-        try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-        except UnicodeDecodeError as error:
-            raise InvalidInputError(f"line {number} of stdin is not UTF-8") from error
-        if text:
+        text = _decoded(line, number)
+        if text != "":
             yield text
+
+
+def _decoded(line: bytes, number: int) -> str | None:
+    try:
+        return line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+    except UnicodeDecodeError:
+        say(f"retrieve-rerank: line {number} of stdin is not UTF-8")
+        return None
 
 
 def _answer(result: SearchResult, top_n: int, stage: str, *, json: bool, loading: bool) -> None:

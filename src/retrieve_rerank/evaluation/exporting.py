@@ -28,7 +28,7 @@ def write_runs(judgements: Mapping[str, Mapping[str, int]], systems: Sequence[Sy
     """Write `qrels.txt` and a run a system; return the runs' paths."""
     folder.mkdir(parents=True, exist_ok=True)
     qrels = [
-        f"{_column(query)} 0 {_column(passage)} {relevance}"
+        f"{_column(query)} 0 {_column(passage)} {max(relevance, -1)}"  # as they were measured
         for query, scores in judgements.items()
         for passage, relevance in scores.items()
     ]

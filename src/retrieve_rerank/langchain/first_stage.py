@@ -158,8 +158,9 @@ def first_stage(base: Base, fetch_k: int, options: dict[str, Any]) -> FirstStage
     if isinstance(base, VectorStoreRetriever):
         depth = {"k": fetch_k}
         if base.search_type == "mmr":  # it chooses k out of fetch_k, so of k of them nothing could be left out
-            pool = base.search_kwargs.get("fetch_k", 20) / base.search_kwargs.get("k", 4)  # LangChain's own
-            depth["fetch_k"] = math.ceil(fetch_k * max(1.0, pool))
+            pool, chosen = base.search_kwargs.get("fetch_k") or 20, base.search_kwargs.get("k") or 4  # LangChain's own
+            # At most as many times as many as is usual: choosing takes as long as both numbers multiplied.
+            depth["fetch_k"] = max(pool, math.ceil(fetch_k * min(5.0, max(1.0, pool / chosen))))
         if type(base) is VectorStoreRetriever:
             base = ScoredStoreRetriever.of(base)
         return FirstStage(base, {**depth, **options}, fetch_k, _score_key(base))
