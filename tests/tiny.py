@@ -55,16 +55,17 @@ def save_bi_encoder(
     prompts: dict[str, str] | None = None,
     default_prompt_name: str | None = None,
     include_prompt: bool = True,
+    pooling: str = "mean",
     seed: int = 1,
 ) -> Path:
-    """Save a bi-encoder with mean pooling; cosine models normalise."""
+    """Save a bi-encoder; cosine models normalise."""
     torch.manual_seed(seed)
     network = folder / "network"
     network.mkdir()
     transformers.BertModel(config()).save_pretrained(network)
     save_tokenizer(network)
     modules: list[torch.nn.Module] = [models.Transformer(str(network), max_seq_length=POSITIONS)]
-    modules.append(models.Pooling(WIDTH, pooling_mode="mean", include_prompt=include_prompt))
+    modules.append(models.Pooling(WIDTH, pooling_mode=pooling, include_prompt=include_prompt))
     if metric == "cosine":
         modules.append(models.Normalize())
     model = sentence_transformers.SentenceTransformer(

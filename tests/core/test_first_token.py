@@ -10,7 +10,6 @@ import pytest
 import sentence_transformers
 import torch
 import transformers
-from sentence_transformers.sentence_transformer import modules as models
 from transformers.models.bert.modeling_bert import BertPooler
 
 from retrieve_rerank import BiEncoder, CrossEncoder
@@ -43,22 +42,6 @@ def save(folder: Path, kind: str, **settings: object) -> Path:
     getattr(transformers, f"{kind}ForSequenceClassification")(config).save_pretrained(path)
     tiny.save_tokenizer(path)
     return path
-
-
-def save_bi_encoder(folder: Path, *, pooling: str = "cls", include_prompt: bool = True) -> Path:
-    torch.manual_seed(31)
-    network = folder / "network"
-    network.mkdir()
-    transformers.BertModel(tiny.config()).save_pretrained(network)
-    tiny.save_tokenizer(network)
-    parts = [
-        models.Transformer(str(network), max_seq_length=tiny.POSITIONS),
-        models.Pooling(tiny.WIDTH, pooling_mode=pooling, include_prompt=include_prompt),
-        models.Normalize(),
-    ]
-    model = sentence_transformers.SentenceTransformer(modules=parts, prompts={"query": "the word "}, device="cpu")
-    model.save(str(folder / "model"), create_model_card=False)
-    return folder / "model"
 
 
 def last_layer(model: BiEncoder | CrossEncoder) -> Any:
@@ -118,7 +101,8 @@ def test_a_network_that_is_built_otherwise_stays_as_it_is(tmp_path: Path) -> Non
 )
 @pytest.mark.filterwarnings("ignore::retrieve_rerank.errors.TruncationWarning")
 def test_bi_encoders_with_cls_pooling(tmp_path: Path, pooling: str, *, include_prompt: bool, shortened: bool) -> None:
-    path = save_bi_encoder(tmp_path, pooling=pooling, include_prompt=include_prompt)
+    prompts = {"query": "the word "}
+    path = tiny.save_bi_encoder(tmp_path, prompts=prompts, pooling=pooling, include_prompt=include_prompt)
     plain = sentence_transformers.SentenceTransformer(str(path), device="cpu")
     with BiEncoder(path, device="cpu", precision="float32") as model:
         assert isinstance(last_layer(model), FirstToken) is shortened
@@ -130,7 +114,7 @@ def test_another_backend_gets_a_bi_encoders_whole_network(tmp_path: Path) -> Non
     """Its files hold all tokens' vectors, also those that others made."""
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
-    path = save_bi_encoder(tmp_path)
+    path = tiny.save_bi_encoder(tmp_path, pooling="cls")
     plain = sentence_transformers.SentenceTransformer(str(path), device="cpu")
     with BiEncoder(path, backend="onnx", cache_folder=tmp_path / "cache") as model:
         np.testing.assert_allclose(model.encode_documents(TEXTS[:3]), plain.encode_document(TEXTS[:3]), atol=1e-4)

@@ -86,6 +86,7 @@ class _Work:
         self.kept: set[str] = set()  # sources whose passages stay as they are
         self.new = vectors.count() == 0
         self.goes = 0
+        self.splitting = version("semantic-text-splitter")  # which is looked up on the disk
 
     def run(self, found: Found, paths: Sequence[Path], splitter: Splitter, fields: Mapping[str, str]) -> None:
         finish = not self.record.clean or (self.words is not None and self.words.count() != self.vectors.count())
@@ -120,7 +121,7 @@ class _Work:
             known = self.record.files.get(source)
             names = {**({} if known is None else known.fields), **given}
             fields = Fields(**names)
-            settings = json.dumps([_READING, splitter.tokens, asdict(fields), version("semantic-text-splitter")])
+            settings = json.dumps([_READING, splitter.tokens, asdict(fields), self.splitting])
             digest = sha256(settings.encode() + b"\0" + content).hexdigest()
             if known is not None and known.digest == digest:
                 self.record.files[source] = replace(known, path=str(path))  # its folder may have been moved

@@ -58,10 +58,10 @@ def index(
         typer.Option("--passage-tokens", min=1, help="Of a passage at most; at first 256, or what the model reads."),
     ] = None,
     text_field: Annotated[
-        str | None, typer.Option(help="Of the text in JSONL and CSV; at first text, then kept.")
+        str | None, typer.Option(help="Field of the text in JSONL and CSV; at first text, then kept.")
     ] = None,
-    title_field: Annotated[str | None, typer.Option(help="Of the title; likewise.")] = None,
-    id_field: Annotated[str | None, typer.Option(help="Of the id; likewise, and _id.")] = None,
+    title_field: Annotated[str | None, typer.Option(help="Field of the title; likewise.")] = None,
+    id_field: Annotated[str | None, typer.Option(help="Field of the id; likewise, and _id.")] = None,
     language: Annotated[
         str | None, typer.Option(help="Language of the texts, for BM25: en, de, …, or none; at first en.")
     ] = None,

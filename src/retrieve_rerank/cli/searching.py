@@ -99,7 +99,7 @@ def search(
             ask = RetrieveRerank(stages[stage], scorer, fetch_k=deep, top_n=deep, score_threshold=threshold).search
         bad = 0
         for number, text in enumerate(_queries(query)):
-            result = None if text is None else _asked(ask, text) if query == "-" else ask(text)
+            result = _asked(ask, text) if query == "-" else ask(query)
             if result is None:
                 bad += 1
             else:
@@ -159,8 +159,10 @@ def _retrieving(retriever: Retriever, deep: int, top_n: int) -> Callable[[str], 
     return ask
 
 
-def _asked(ask: Callable[[str], SearchResult], text: str) -> SearchResult | None:
+def _asked(ask: Callable[[str], SearchResult], text: str | None) -> SearchResult | None:
     """Ask one of several questions; one that cannot be used, such as one that is too long, is said, and is None."""
+    if text is None:
+        return None
     try:
         return ask(text)
     except InvalidInputError as error:
