@@ -258,3 +258,11 @@ def test_what_an_index_was_made_with_is_kept(run: Run, tmp_path: Path, models: t
     assert "no text in 'typo'" in run("index", "faq.jsonl", "--to", "faq", "--text-field", "typo", status=1).err
     assert run("index", "faq.jsonl", "--to", "faq").lines[0]["unchanged"] == first.lines[0]["added"]
     assert "made for the language 'de'" in run("index", "faq.jsonl", "--to", "faq", "--language", "en", status=1).err
+
+
+def test_a_file_that_cannot_be_looked_at_has_no_size(tmp_path: Path) -> None:
+    """As in a folder that may be listed and not entered, where `exists` raises: the bar's total must end no run."""
+    (tmp_path / "a").write_bytes(b"abc")
+    with pytest.raises(OSError, match="name too long"):
+        (tmp_path / ("x" * 300)).stat()
+    assert [following._size(tmp_path / name) for name in ("a", "none", "x" * 300)] == [3, 0, 0]

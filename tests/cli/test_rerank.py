@@ -191,7 +191,7 @@ def test_an_id_that_is_null_is_none(run: Run, tmp_path: Path, model: tuple[str, 
 def test_a_long_line_is_put_together_once() -> None:
     """Of a pipe's 64 KiB at a time, copying all before it for each would take minutes."""
     read, write = os.pipe()
-    sent = b"first\n" + b"x" * 30_000_000 + b"\nlast"
+    sent = b"first\n" + b"x" * 100_000_000 + b"\nlast"
     with os.fdopen(write, "wb") as pipe:
         writer = threading.Thread(target=lambda: (pipe.write(sent), pipe.close()))
         writer.start()

@@ -414,3 +414,36 @@ def test_progress_is_on_stderr_and_only_when_asked_for(capsys: pytest.CaptureFix
     assert shown.out == ""
     assert "Retrieving" in shown.err
     assert "Re-ranking" in shown.err
+
+
+def test_grades_below_minus_one_are_minus_one_to_what_computes_the_measures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a question with lower ones only, it writes beside its memory: here, and where the exported file is used."""
+    given: list[dict[str, dict[str, int]]] = []
+    compute = ir_measures.iter_calc
+
+    def seen(measures: Any, qrels: Any, run: Any) -> Any:
+        given.append(qrels)
+        return compute(measures, qrels, run)
+
+    plain = dataset()
+    graded = Dataset("graded", plain.passages, plain.queries, {"q1": {"a": 1}, "q2": {"b": -7, "c": -1}})
+    monkeypatch.setattr(ir_measures, "iter_calc", seen)
+    evaluation = evaluate({"shelf": Shelf(LISTS)}, graded)
+    assert given[-1] == {"q1": {"a": 1}, "q2": {"b": -1, "c": -1}}
+    assert evaluation["shelf"].per_query["nDCG@10"]["q2"] == 0.0
+    evaluation.to_runs(tmp_path)
+    assert "q2 0 b -1\n" in (tmp_path / "qrels.txt").read_text()
+    assert graded.judgements["q2"] == {"b": -7, "c": -1}
+
+
+@pytest.mark.parametrize(("pipelines", "says"), [(1, "small differences cannot"), (2, "no difference, however large,")])
+def test_the_note_on_few_questions_counts_the_comparisons(pipelines: int, says: str) -> None:
+    """Six questions can give 0.031 at least; corrected for two comparisons, 0.0625."""
+    passages = dataset().passages
+    six = {f"q{number}": f"question {number}" for number in range(6)}
+    few = Dataset("six", passages, six, {query: {"a": 1} for query in six})
+    shelf = Shelf(dict.fromkeys(six.values(), "cab"))
+    searches = {f"s{number}": RetrieveRerank(shelf, TableScorer(logits("abc"))) for number in range(pipelines)}
+    assert any(f"Only 6 questions: {says}" in note for note in evaluate(searches, few).notes)

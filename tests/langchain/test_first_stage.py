@@ -391,3 +391,12 @@ async def test_mmr_chooses_from_more_than_are_asked_for() -> None:
         diverse = store.as_retriever(search_type="mmr", search_kwargs={"lambda_mult": 0.1, **pool})
         for found in (invoke(diverse, 3), await ainvoke(diverse, 3)):
             assert {"6", "7"} < set(names(found))
+
+
+@pytest.mark.parametrize(
+    ("given", "pool"),
+    [({}, 500), ({"k": None}, 500), ({"k": 20, "fetch_k": 30}, 150), ({"k": 5, "fetch_k": 1000}, 1000)],
+)
+def test_the_pool_of_mmr_is_as_many_times_larger_as_it_was_but_bounded(given: dict[str, Any], pool: int) -> None:
+    diverse = faiss().as_retriever(search_type="mmr", search_kwargs=given)
+    assert first_stage(diverse, 100, {}).options == {"k": 100, "fetch_k": pool}

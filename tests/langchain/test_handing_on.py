@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -50,3 +51,22 @@ async def test_a_filter_chosen_at_the_call(retriever: Any) -> None:
     assert [found(documents) for documents in retriever.batch(["a", "a"], [CONFIG, {}])] == [{"B"}, {"A", "B"}]
     assert found(retriever.with_config(CONFIG).invoke("a")) == {"B"}
     assert found(retriever.invoke("a")) == {"A", "B"}  # it was of that call
+
+
+def test_rewrites_are_asked_no_more_at_once_than_the_caller_allows() -> None:
+    at_once = []
+
+    class Counting(ListRetriever):
+        running: int = 0
+
+        def _get_relevant_documents(self, query: str, *, run_manager: object) -> list[Document]:
+            self.running += 1
+            at_once.append(self.running)
+            time.sleep(0.05)
+            self.running -= 1
+            return []
+
+    reranker = CrossEncoderReranker(model=TableCrossEncoder({}))
+    made = RetrieveRerankRetriever(base_retriever=Counting(documents=[]), reranker=reranker)
+    made.invoke("a", {"max_concurrency": 1}, rewrites=["b", "c", "d"])
+    assert at_once == [1, 1, 1, 1]
