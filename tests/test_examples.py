@@ -6,11 +6,11 @@ import gzip
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.forking import python
 from tests.search_server import search_server
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -48,7 +48,7 @@ def run(
         "PYTHONIOENCODING": "utf-8",
         **variables,
     }
-    command = [sys.executable, str(EXAMPLES / f"{script}.py"), *arguments]
+    command = [*python(), str(EXAMPLES / f"{script}.py"), *arguments]
     done = subprocess.run(
         command,
         input=stdin,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from retrieve_rerank.cli.app import app
+from tests.forking import python
 
 SOURCES = Path(__file__).parent.parent.parent / "src"
 
@@ -71,7 +71,7 @@ def environment(**variables: str) -> dict[str, str]:
 def start(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
     """Start a command in a process of its own, with pipes."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    command = [sys.executable, "-m", "retrieve_rerank", *map(str, arguments)]
+    command = [*python(), "-m", "retrieve_rerank", *map(str, arguments)]
     return subprocess.Popen(command, **{"env": environment(), **pipes, **options})
 
 

@@ -16,6 +16,7 @@ import retrieve_rerank
 from retrieve_rerank.cli import evaluating, indexing, reporting, reranking, searching, tuning
 from retrieve_rerank.cli.app import app
 from tests.cli.conftest import Done, Run, environment
+from tests.forking import python
 
 COMMANDS = ["index", "search", "rerank", "evaluate", "tune", "report"]
 # In the order in which a user would come to them: later ones need what earlier ones make.
@@ -128,7 +129,7 @@ def in_process(line: str, run: Run, place: Path) -> Done:
 def in_shell(line: str, place: Path) -> Done:
     script = place.parent / "bin" / "retrieve-rerank"
     script.parent.mkdir(exist_ok=True)
-    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m retrieve_rerank "$@"\n')
+    script.write_text(f'#!/bin/sh\nexec {shlex.join(python())} -m retrieve_rerank "$@"\n')
     script.chmod(0o755)
     known = environment(PATH=f"{script.parent}{os.pathsep}{os.environ['PATH']}")
     done = subprocess.run(

@@ -16,6 +16,7 @@ import pytest
 from retrieve_rerank import CrossEncoder
 from retrieve_rerank.cli.streams import arriving
 from tests.cli.conftest import Run, environment, start
+from tests.forking import python
 
 TEXTS = ["rome is in italy", "paris is the capital of france", "bread"]
 LINE = json.dumps({"query": "capital of france", "passages": TEXTS}) + "\n"
@@ -149,7 +150,7 @@ main()
 def test_ctrl_c_that_does_not_interrupt_the_read_ends_it_too(model: tuple[str, str]) -> None:
     """As one that comes a moment before the read begins: here it goes to another thread."""
     process = subprocess.Popen(
-        [sys.executable, "-c", _BESIDE, "rerank", "-", *model],
+        [*python(), "-c", _BESIDE, "rerank", "-", *model],
         env=environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -12,6 +12,7 @@ import pytest
 
 from retrieve_rerank import BiEncoder, BM25Index, ChromaIndex, CrossEncoder, HybridRetriever, RetrieveRerank
 from tests.cli.conftest import Run, environment
+from tests.forking import python
 
 QUERY = "what is the capital of france"
 
@@ -84,7 +85,7 @@ def test_a_terminal_gets_a_table_that_fits_and_no_commands(run: Run, tmp_path: P
     run("index", folder, "--to", "made", *models)
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
-    command = [sys.executable, "-m", "retrieve_rerank", "search", QUERY, "--in", str(tmp_path / "made")]
+    command = [*python(), "-m", "retrieve_rerank", "search", QUERY, "--in", str(tmp_path / "made")]
     plain = {name: value for name, value in environment().items() if name not in ("COLUMNS", "LINES")}
     process = subprocess.Popen(
         command, stdout=theirs, stderr=subprocess.PIPE, env={**plain, "NO_COLOR": "1", "TERM": "xterm-256color"}

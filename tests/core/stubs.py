@@ -13,6 +13,7 @@ from retrieve_rerank import Passage
 from retrieve_rerank.testing import LetterEncoder, ListRetriever, TableScorer
 from retrieve_rerank.testing.stubs import hits_of as found
 from retrieve_rerank.testing.stubs import letters
+from tests.forking import python
 
 __all__ = ["Broken", "LetterEncoder", "ListRetriever", "TableScorer", "found", "letters", "passages", "run_python"]
 
@@ -31,15 +32,22 @@ def passages(*texts: str) -> list[Passage]:
     return [Passage(str(position), text) for position, text in enumerate(texts)]
 
 
-def run_python(script: str, *arguments: str, timeout: float = 60, warnings: str = "error") -> str:
+def run_python(script: str, *arguments: str, timeout: float = 60, warnings: str = "error", forked: bool = False) -> str:
     """Run a script in a process of its own, from the repository's root, and return what it prints.
+
+    Args:
+        script: Python, which may be indented.
+        *arguments: Its `sys.argv[1:]`.
+        timeout: Seconds that it may take.
+        warnings: What is done with a warning.
+        forked: Start at once, with everything imported.
 
     Raises:
         subprocess.TimeoutExpired: If it does not end in time.
         AssertionError: If it fails.
     """
     process = subprocess.run(
-        [sys.executable, "-W", warnings, "-c", textwrap.dedent(script), *arguments],
+        [*(python() if forked else [sys.executable]), "-W", warnings, "-c", textwrap.dedent(script), *arguments],
         capture_output=True,
         text=True,
         timeout=timeout,

@@ -80,4 +80,4 @@ def test_the_interpreter_ends_although_a_model_is_open(tiny_cross_encoder: Path)
         from retrieve_rerank import CrossEncoder
         print(len(CrossEncoder(sys.argv[1]).score("a", ["b", "c"])))
     """
-    assert run_python(script, str(tiny_cross_encoder)).strip() == "2"
+    assert run_python(script, str(tiny_cross_encoder), forked=True).strip() == "2"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from retrieve_rerank.indexes.client import rebuilding_names
 from retrieve_rerank.indexes.collection import ChromaCollection
 from retrieve_rerank.indexes.records import Record
 from tests.core.stubs import Broken, LetterEncoder, letters, passages, run_python
+from tests.forking import python
 
 WIDE = 16
 ROOT = Path(__file__).parents[2]
@@ -114,9 +114,9 @@ def damage(folder: Path, script: str, symptom: str) -> Path:
     """
     for attempt in range(12):
         path, copy = folder / f"damaged{attempt}", folder / f"copy{attempt}"
-        run_python(COMMON + script, str(path), warnings="ignore")
+        run_python(COMMON + script, str(path), warnings="ignore", forked=True)
         shutil.copytree(path, copy)
-        command = [sys.executable, "-W", "error", "-c", textwrap.dedent(look), str(copy)]
+        command = [*python(), "-W", "error", "-c", textwrap.dedent(look), str(copy)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, cwd=ROOT)
         if done.returncode == 0:
             return path
@@ -151,7 +151,7 @@ def fresh_look(path: Path) -> str:
                     for id_, ids, distances in zip(rows["ids"], found["ids"], found["distances"]))
         print(len(rows["ids"]), alone)
     """
-    return run_python(script, str(path), warnings="ignore").strip()
+    return run_python(script, str(path), warnings="ignore", forked=True).strip()
 
 
 def test_lost_vectors_are_found_and_only_they_are_encoded_again(lost: Path, tmp_path: Path) -> None:
@@ -263,7 +263,7 @@ def test_a_directory_that_chroma_cannot_read_is_recovered(lost: Path, tmp_path: 
         report = ChromaIndex.recover(RandomEncoder(), path=sys.argv[1])
         print(report.after)
     """
-    assert "3000 passages, every one can be found" in run_python(script, str(path), warnings="ignore")
+    assert "3000 passages, every one can be found" in run_python(script, str(path), warnings="ignore", forked=True)
     assert fresh_look(path) == "3000 3000"
     assert not list(path.glob("*.damaged"))
 

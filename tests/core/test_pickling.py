@@ -164,7 +164,7 @@ def test_words_and_vectors_in_a_process_of_its_own(pipeline: RetrieveRerank, tmp
         for found in (words.retrieve("capitals", 4), hybrid.retrieve("capitals", 4), whole.search("capitals")):
             print(*[hit.passage.id for hit in found], sep="|")
     """
-    found = run_python(script, str(pickled), warnings="ignore").splitlines()
+    found = run_python(script, str(pickled), warnings="ignore", forked=True).splitlines()
     assert found == ["|".join(row) for row in expected]
 
 

@@ -307,4 +307,4 @@ def test_the_interpreter_ends_although_a_model_hangs(tiny_cross_encoder: Path, c
         transformers.BertModel.forward = lambda *arguments, **options: threading.Event().wait()
         print({call}[0].logit)
     """
-    assert run_python(script, str(tiny_cross_encoder), timeout=120).strip() == "None"
+    assert run_python(script, str(tiny_cross_encoder), timeout=120, forked=True).strip() == "None"
