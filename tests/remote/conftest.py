@@ -79,7 +79,7 @@ def _environment(cache: Path) -> Path:
     constraints = ["-c", str(ROOT / "constraints.txt")]
     for command in (
         [sys.executable, "-m", "venv", str(folder)],
-        [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *constraints, "-r", str(REQUIREMENTS)],
+        [python, "-m", "pip", "install", "-q", "--no-compile", *constraints, "-r", str(REQUIREMENTS)],
     ):
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=_INSTALL, check=False)
