@@ -95,10 +95,14 @@ def test_equal_texts_are_found_after_their_metadata_changed() -> None:
 async def test_what_chromas_index_does_not_lead_to_is_found_all_the_same(metric: Any) -> None:
     """Written again among equal ones, with another text: some have no way to them any more."""
     with ChromaIndex(Scattered(), metric=metric) as index:
-        for text in ("the same", "the new one"):
-            index.add([Passage(f"o{number}", f"text {number}") for number in range(300)])
-            index.add([Passage(f"e{number}", text, {"n": number}) for number in range(80)])
-        assert index.check().unreached
+        index.add([Passage(f"o{number}", f"text {number}") for number in range(300)])
+        index.add([Passage(f"e{number}", "the same", {"n": number}) for number in range(80)])
+        for attempt in range(20):  # mostly once is enough: the graph is made by chance
+            index.add([Passage(f"e{number}", f"the new one {attempt}", {"n": number}) for number in range(80)])
+            if index.check().unreached:
+                break
+        else:
+            pytest.fail("Chroma reached everything twenty times: does it lose nothing any more?")
         for hits in (
             index.retrieve("q", 80, where={"n": {"$gte": 0}}),
             await index.aretrieve("q", 80, where={"n": {"$gte": 0}}),

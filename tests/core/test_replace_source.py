@@ -105,7 +105,7 @@ def test_more_stale_passages_and_more_results_than_one_statement_takes() -> None
         for start in range(0, many, 5_000):
             index.collection.write(records[start : start + 5_000], vectors[start : start + 5_000])
         found = index.collection.query(vectors[:1], many, with_vectors=True)[0]
-        assert len({item.record.id for item in found}) == many
+        assert many >= len({item.record.id for item in found}) > 32_766  # the graph may not lead to each
         assert found[0].record == records[0]
         assert all(item.record.text == f"text {item.record.id}" for item in found)
         assert [item.distance for item in found] == sorted(item.distance for item in found)
