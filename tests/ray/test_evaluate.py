@@ -82,3 +82,12 @@ def test_what_a_pipeline_raises_comes_out(tiny_cross_encoder: Path) -> None:
         evaluate(list, dataset(3), concurrency=1)
     with pytest.raises(InvalidInputError, match="must be a function"):
         evaluate({"words": BM25Index()}, dataset(3))
+
+
+def test_there_are_no_more_workers_than_places() -> None:
+    """Those without one would keep questions waiting until the others end, which they do not before."""
+    from retrieve_rerank.ray.pool import Pool
+
+    assert Pool(8).places(1.0) == 4
+    assert Pool(8).places(1.5) == 2
+    assert Pool(8, num_gpus=0.5).places(1.0) == 1

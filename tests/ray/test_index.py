@@ -28,6 +28,8 @@ from tests.ray.stubs import Traced, encoded, passages, workers
 
 pytest.importorskip("ray.data")
 
+import pyarrow as pa
+
 from retrieve_rerank.ray import PassagesFailedError, index
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -159,9 +161,9 @@ def test_what_fails_is_named_and_the_rest_is_stored(chroma_server: ChromaServer,
     encoder = Traced(tmp_path)
     with pytest.raises(PassagesFailedError, match="the model failed on purpose") as caught:
         index(blocks(), encoder, **where, concurrency=1)
-    assert caught.value.report.added == 49
-    assert len(caught.value.failures) == 11
-    assert "non-empty" in caught.value.failures[""]
+    assert caught.value.report.added == 58
+    assert len(caught.value.failures) == 2  # the others of its batch are none of them
+    assert "non-empty" in caught.value.failures["'' ('text number 5 of äöü')"]
     assert "purpose" in caught.value.failures["p45"]
     with pytest.raises(PassagesFailedError, match="stopped") as caught:
         index(blocks(), encoder, **where, concurrency=1, max_failed=0)
@@ -170,6 +172,24 @@ def test_what_fails_is_named_and_the_rest_is_stored(chroma_server: ChromaServer,
     report = index(blocks(), encoder, **where, concurrency=1)
     assert report.added + report.unchanged == 60
     assert encoded(tmp_path) == 60  # nothing twice
+
+
+def test_of_rows_that_come_in_another_order_the_last_wins(chroma_server: ChromaServer, tmp_path: Path) -> None:
+    """Small blocks are put together as they come: here the second of two files is there long before the first."""
+    import ray
+
+    def late(table: pa.Table) -> pa.Table:
+        time.sleep(2.0 if "old" in table["text"].to_pylist() else 0.0)
+        return table
+
+    rows = [{"id": "x", "text": "old"}, {"id": "x", "text": "new"}]
+    slow = ray.data.from_items(rows, override_num_blocks=2).map_batches(late, batch_format="pyarrow")
+    where = {"collection": "order", "host": chroma_server.host, "port": chroma_server.port}
+    encoder = Traced(tmp_path)
+    index(slow, encoder, **where, concurrency=1)
+    client = chroma_server.client()
+    assert [p.text for p in ChromaIndex(encoder, "order", client=client).get(["x"])] == ["new"]
+    close(client)
 
 
 def test_what_cannot_work_says_so_before_anything_is_encoded(
@@ -196,6 +216,13 @@ def test_what_cannot_work_says_so_before_anything_is_encoded(
             port=chroma_server.port,
             concurrency=(4, 4),
         )
+    with pytest.raises(InvalidInputError, match="GPUs are more than the 0"):  # for which Ray would wait for ever
+        index(passages(3), Traced(tmp_path), **where, num_gpus=1)
+    with pytest.raises(InvalidInputError, match=r"\(least, most\)"):
+        index(passages(3), Traced(tmp_path), **where, concurrency=(2, 1))
+    for wrong in (-1, None, True):
+        with pytest.raises(InvalidInputError, match="max_failed must be a whole number >= 0"):
+            index(passages(3), Traced(tmp_path), **where, max_failed=wrong)
     assert encoded(tmp_path) == 0
 
 

@@ -20,7 +20,7 @@ from retrieve_rerank.ray import encode, load_parquet, write_parquet
 pytestmark = pytest.mark.usefixtures("cluster")
 
 
-def test_a_folder_becomes_the_index_that_adding_makes(tmp_path: Path) -> None:
+def test_a_folder_becomes_the_index_that_adding_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "traces").mkdir()
     encoder = Traced(tmp_path / "traces")
     folder = tmp_path / "vectors"
@@ -47,6 +47,15 @@ def test_a_folder_becomes_the_index_that_adding_makes(tmp_path: Path) -> None:
         assert load_parquet(folder, index, batch_size=7).added == 45
         assert_same(alone, index)
         assert load_parquet(folder, index).unchanged == 45
+        with ChromaIndex(encoder, path=tmp_path / "another") as other:
+            written = []
+            write = other.collection.write
+            monkeypatch.setattr(
+                other.collection, "write", lambda records, v: (written.append(len(records)), write(records, v))
+            )
+            monkeypatch.setattr(type(other.collection), "max_batch", 4)
+            assert load_parquet(folder, other, batch_size=10**6).added == 45
+            assert max(written) <= 4  # as `add` does: Chroma takes no more
     assert encoded(tmp_path / "traces") == before
     table = pyarrow.parquet.read_table(next(folder.glob("*.parquet")))
     assert table.column_names == ["id", "text", "metadata", "vector", "digest"]

@@ -57,6 +57,35 @@ def test_files_of_json_lines_come_through_word_for_word(tmp_path: Path) -> None:
     assert read(str(tmp_path / "a.jsonl")) == sorted(GIVEN[:2], key=lambda passage: passage.id)
 
 
+def test_parquet_files_that_differ_are_refused(tmp_path: Path) -> None:
+    """Ray looks at some of them, and drops what only others have: here the metadata."""
+    for number in range(20):
+        columns = {"id": [str(number)], "text": ["a"], **({"metadata": ['{"n": 1}']} if number == 19 else {})}
+        pyarrow.parquet.write_table(pa.table(columns), tmp_path / f"{number:02d}.parquet")
+    with pytest.raises(InvalidInputError, match=r"00\.parquet has the columns .* and .*19\.parquet has"):
+        to_dataset(tmp_path)
+    (tmp_path / "20.parquet").write_bytes(b"no parquet")
+    with pytest.raises(InvalidInputError, match="cannot read the Parquet files"):
+        to_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("broken", ["half of a gzip", "not UTF-8"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, broken: str) -> None:
+    line = b'{"id": "1", "text": "bread"}\n'
+    if broken == "not UTF-8":
+        file, content = tmp_path / "a.jsonl", line + b'{"id": "2", "text": "caf\xe9"}\n'
+    else:
+        file, content = tmp_path / "a.jsonl.gz", gzip.compress(line * 5000)[:-30]
+    file.write_bytes(content)
+    with pytest.raises(RetrieveRerankError, match=rf"{file.name} cannot be read after line \d+"):
+        read(tmp_path)
+
+
+def test_rows_without_ids_are_told_apart() -> None:
+    _, failures = to_passages(pa.table({"id": [None, None, ""], "text": ["a", "b", "c"]}))
+    assert list(failures) == ["None ('a')", "None ('b')", "'' ('c')"]
+
+
 def test_parquet_may_hold_metadata_as_json_or_as_a_structure(tmp_path: Path) -> None:
     columns = {"id": ["1", "2", "3"], "text": ["a", "b", "c"], "other": [[0.5], [0.5], [0.5]]}
     structures = [{"year": 1, "tags": ["x"]}, {"year": None, "tags": None}, None]

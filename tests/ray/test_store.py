@@ -10,7 +10,7 @@ import pytest
 from chromadb.api import ClientAPI
 from langchain_core.documents import Document
 
-from retrieve_rerank import InvalidInputError, Passage
+from retrieve_rerank import AddReport, InvalidInputError, Passage
 from retrieve_rerank.langchain import ChromaVectorStore
 from retrieve_rerank.testing import EncoderEmbeddings
 from tests.chroma_server import ChromaServer
@@ -67,3 +67,14 @@ class Mute:
 def test_a_store_that_cannot_be_asked_gets_everything() -> None:
     sink = Texts(Mute)
     assert [sink.store(list(passages(3))).added for _ in range(2)] == [3, 3]
+
+
+def test_metadata_are_compared_as_they_are() -> None:
+    """True is not 1, and a number that is none is what it was."""
+
+    class Asked(Mute):
+        def get_by_ids(self, ids: list[str]) -> list[Document]:
+            return [Document("a", id=id_, metadata={"1": {"flag": 1}, "2": {"x": float("nan")}}[id_]) for id_ in ids]
+
+    passages = [Passage("1", "a", {"flag": True}), Passage("2", "a", {"x": float("nan")})]
+    assert Texts(Asked).store(passages) == AddReport(updated=1, unchanged=1)

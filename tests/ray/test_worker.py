@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from retrieve_rerank import AddReport, ModelError, Passage
+from retrieve_rerank import AddReport, ModelError, Passage, RemoteError
 
 pytest.importorskip("ray.data")
 
@@ -12,7 +12,7 @@ import ray
 
 from retrieve_rerank.ray.outcome import Outcome
 from retrieve_rerank.ray.sources import to_table
-from retrieve_rerank.ray.worker import Attempts, Storing
+from retrieve_rerank.ray.worker import Attempts, Storing, key_of
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -66,7 +66,69 @@ def test_a_sink_that_cannot_be_opened_is_an_error_of_all() -> None:
     def make() -> Sink:
         raise ModelError("no such model")
 
-    fault = outcome(Storing(make, None)).fault
+    attempts = ray.remote(Attempts).options(num_cpus=0).remote()
+    fault = outcome(Storing(make, attempts)).fault
     assert fault is not None
     with pytest.raises(ModelError, match="no such model"):
         raise fault.error()
+
+
+def test_a_batch_that_loading_the_model_kills_the_worker_at_is_given_up() -> None:
+    """Else Ray would start workers for it for ever."""
+    attempts = ray.remote(Attempts).options(num_cpus=0).remote()
+
+    def make() -> Sink:
+        raise KeyboardInterrupt
+
+    for _ in range(5):
+        with pytest.raises(KeyboardInterrupt):
+            Storing(make, attempts)(TABLE)
+    assert list(outcome(Storing(make, attempts)).failures) == ["1", "2"]
+
+
+def test_one_that_fails_keeps_out_no_other() -> None:
+    attempts = ray.remote(Attempts).options(num_cpus=0).remote()
+    stored: list[str] = []
+    calls = 0
+
+    class Picky(Sink):
+        def store(self, passages: list[Passage]) -> AddReport:
+            nonlocal calls
+            calls += 1
+            bad = {passage.id for passage in passages} & {"77", "300"}
+            if bad:
+                raise RuntimeError(f"cannot encode {sorted(bad)[0]}")
+            stored.extend(passage.id for passage in passages)
+            return super().store(passages)
+
+    table = to_table(Passage(str(number), "text") for number in range(500))
+    done = Outcome.from_json(Storing(Picky, attempts)(table)["outcome"][0].as_py())[0]
+    assert done.failures == {number: f"RuntimeError: cannot encode {number}" for number in ("77", "300")}
+    assert done.report == AddReport(added=498)
+    assert sorted(stored, key=int) == [str(number) for number in range(500) if number not in (77, 300)]
+    assert calls < 50
+
+
+@pytest.mark.parametrize(("error", "most"), [(RemoteError("away"), 1), (RuntimeError("all fail"), 30)])
+def test_where_all_fail_it_does_not_go_on_for_long(error: Exception, most: int) -> None:
+    attempts = ray.remote(Attempts).options(num_cpus=0).remote()
+    calls = 0
+
+    class Failing(Sink):
+        def store(self, passages: list[Passage]) -> AddReport:
+            nonlocal calls
+            calls += 1
+            raise error
+
+    table = to_table(Passage(str(number), "text") for number in range(500))
+    done = Outcome.from_json(Storing(Failing, attempts)(table)["outcome"][0].as_py())[0]
+    assert len(done.failures) == 500
+    assert calls <= most
+
+
+def test_an_id_that_a_batch_has_twice_is_told() -> None:
+    """Its rows may come from two files, in either order: only the driver finds out which is the last."""
+    attempts = ray.remote(Attempts).options(num_cpus=0).remote()
+    table = to_table([Passage("1", "new"), Passage("2", "b"), Passage("1", "old")])
+    keys = Storing(Sink, attempts)(table)["keys"][0].as_py()
+    assert [keys[start : start + 8] for start in (0, 8, 16)] == [key_of("1"), key_of("2"), key_of("1")]

@@ -92,8 +92,10 @@ def evaluate(
     check_count(resamples, "resamples")
     check_travels(pipelines, "the function that makes the pipelines")
     texts = list(dict.fromkeys(dataset.queries[query] for query in sorted(dataset.judgements)))
-    _, workers, cpus = Pool(concurrency, num_cpus, num_gpus).sized(spare=0)
-    workers = min(workers, -(-len(texts) // _SHARE))
+    pool = Pool(concurrency, num_cpus, num_gpus)
+    _, workers, cpus = pool.sized(spare=0)
+    # More would wait for a place, and with them the questions that they were given, until the others end.
+    workers = min(workers, pool.places(cpus), -(-len(texts) // _SHARE))
     options = {"num_cpus": cpus, "num_gpus": num_gpus, "max_restarts": -1, "max_task_retries": _RETRIES}
     make: Any = ray.remote(Asking).options(**options)
     actors: list[ActorHandle[Any]] = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -58,7 +59,8 @@ def index(
             of such; or any iterable of Passage, which is read once, into Ray's object store. Of equal ids the last
             wins; a Dataset that has such ids is read a second time.
         encoder: A `BiEncoder`, which each worker loads once; anything of its shape that can be pickled; or a function
-            that makes one.
+            that makes one. A token or key that it was made with stays here, as in any pickle: set HF_TOKEN or
+            RETRIEVE_RERANK_API_KEY on the nodes, or give a function.
         collection: Name of the collection; it is made if missing.
         host: The Chroma server, as every node of the cluster reaches it.
         port: Its port.
@@ -102,6 +104,7 @@ def index(
         batch_size=batch_size,
         max_failed=max_failed,
         show_progress=show_progress,
+        trial=partial(make, tries=_FIRST_TRIES),
     )
 
 
@@ -167,8 +170,9 @@ def index_store(
     )
 
 
-# A worker that was killed may come back while the server is being started again: some 10 seconds.
-_TRIES = 7
+# A worker may come, or come back, while the server is being started again: it waits half a minute, or up to twice that.
+_TRIES = 12
+_FIRST_TRIES = 3  # before there are workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,11 +220,12 @@ class Collection:
         server: Server,
         metric: Metric | None,
         assume_compatible: bool,  # noqa: FBT001 - made by `partial` only
+        tries: int = _TRIES,
     ) -> None:
         self._index = ChromaIndex(
             encoder_of(encoder),
             collection,
-            client=server.client(_TRIES),
+            client=server.client(tries),
             metric=metric,
             assume_compatible=assume_compatible,
         )
@@ -246,7 +251,7 @@ class Texts:
     def store(self, passages: list[Passage]) -> AddReport:
         """Store the passages that the store does not have as they are."""
         stored = self._stored([passage.id for passage in passages])
-        changed = [p for p in passages if stored.get(p.id) != (p.text, dict(p.metadata))]
+        changed = [p for p in passages if stored.get(p.id) != _content(p.text, p.metadata)]
         if changed:
             self._store.add_texts(
                 [passage.text for passage in changed],
@@ -256,9 +261,14 @@ class Texts:
         updated = sum(passage.id in stored for passage in changed)
         return AddReport(len(changed) - updated, updated, len(passages) - len(changed))
 
-    def _stored(self, ids: list[str]) -> dict[str, tuple[str, dict[str, Any]]]:
+    def _stored(self, ids: list[str]) -> dict[str, tuple[str, str]]:
         try:
             found: list[Any] = getattr(self._store, "get_by_ids", lambda _: [])(ids) if ids else []
         except NotImplementedError:  # as LangChain's own base class
             found = []
-        return {document.id: (document.page_content, dict(document.metadata or {})) for document in found}
+        return {document.id: _content(document.page_content, document.metadata or {}) for document in found}
+
+
+def _content(text: str, metadata: Mapping[str, Any]) -> tuple[str, str]:
+    # As JSON: 1 == True, and NaN equals nothing.
+    return text, json.dumps(dict(metadata), sort_keys=True, default=repr)

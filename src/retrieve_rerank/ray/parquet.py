@@ -22,7 +22,6 @@ import pyarrow.parquet
 import ray
 from tqdm.auto import tqdm
 
-from retrieve_rerank.checks import check_count
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.indexes.chroma import ChromaIndex
 from retrieve_rerank.indexes.fingerprint import FORMAT, Identity, check_format, check_identity
@@ -134,7 +133,7 @@ def load_parquet(
         IndexMismatchError: If the vectors were made by another encoder than the index's.
         InvalidInputError: If the folder holds nothing that `write_parquet` wrote.
     """
-    check_count(batch_size, "batch_size")
+    batch_size = index.collection.batch_size(batch_size)
     place = Folder.at(folder)
     files = place.files()
     if not files:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from retrieve_rerank.checks import check_count
 from retrieve_rerank.errors import InvalidInputError, RetrieveRerankError, in_one_line
 from retrieve_rerank.ray.outcome import Fault
 from retrieve_rerank.types import Encoder
+
+_MANY = 10_000  # workers on a node
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,14 @@ class Pool:
         else:
             fit = there.get("GPU", 0.0) / self.num_gpus if self.num_gpus else free / cpus if cpus else 1.0
             least, most = 1, max(1, int(fit))
+        if least > most:
+            raise InvalidInputError(f"concurrency must be (least, most), got {self.concurrency!r}")
+        gpus = there.get("GPU", 0.0)
+        if least * self.num_gpus > gpus:
+            raise InvalidInputError(
+                f"{least} workers of {self.num_gpus:g} GPUs are more than the {gpus:g} that the cluster has: give less "
+                "concurrency or a smaller num_gpus"
+            )
         if least * cpus > free:
             raise InvalidInputError(
                 f"{least} workers of {cpus:g} CPUs are more than the {free:g} of the cluster's {total:g} that are free"
@@ -56,6 +67,20 @@ class Pool:
                 "num_cpus"
             )
         return least, most, cpus
+
+    def places(self, cpus: float) -> int:
+        """Return how many workers of so many CPUs the cluster's nodes have room for; at least one."""
+        nodes: Any = ray.nodes  # untyped in Ray
+        rooms = [
+            min(
+                node["Resources"].get("CPU", 0.0) / cpus if cpus else math.inf,
+                node["Resources"].get("GPU", 0.0) / self.num_gpus if self.num_gpus else math.inf,
+            )
+            for node in nodes()
+            if node["Alive"]
+        ]
+        room = sum(math.floor(min(each, _MANY)) for each in rooms)
+        return max(1, room)
 
     def over(self, dataset: ray.data.Dataset, worker: type, arguments: Sequence[object], size: int) -> ray.data.Dataset:
         """Return what workers make of the dataset's batches, each a task of its own: what a lost worker costs.

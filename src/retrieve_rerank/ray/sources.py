@@ -6,11 +6,13 @@ import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.fs
+import pyarrow.parquet
 import ray
 import ray.data
 
@@ -22,6 +24,7 @@ Passages: TypeAlias = "ray.data.Dataset | Iterable[Passage] | str | os.PathLike[
 
 SCHEMA = pa.schema([("id", pa.string()), ("text", pa.large_string()), ("metadata", pa.large_string())])
 _CHUNK = 1_000  # passages in a block
+_READERS = 16  # footers of files read at once
 
 
 def to_dataset(passages: Passages) -> ray.data.Dataset:
@@ -66,7 +69,8 @@ def to_passages(table: pa.Table) -> tuple[list[Passage], dict[str, str]]:
             passage = Passage(id_, text, _metadata(metadata, id_))
             to_record(passage)
         except RetrieveRerankError as error:
-            failures[str(id_)] = str(error)
+            # Many have no id that names them: their texts do.
+            failures[id_ if isinstance(id_, str) and id_ else f"{id_!r} ({text!r:.60})"] = str(error)
             continue
         found.pop(passage.id, None)
         found[passage.id] = passage
@@ -126,8 +130,8 @@ def _from_files(path: str) -> ray.data.Dataset:
     inside = [info] if info.type == pa.fs.FileType.File else system.get_file_info(pa.fs.FileSelector(root))
     files = sorted(file.path for file in inside if file.type == pa.fs.FileType.File and file.base_name[0] not in "._")
     if files and all(file.endswith(".parquet") for file in files):
+        there = _columns(files, system)
         dataset = ray.data.read_parquet(files, filesystem=system)
-        there = dataset.schema().names
         return dataset.select_columns([name for name in SCHEMA.names if name in there])
     if files and all(file.removesuffix(".gz").endswith((".jsonl", ".json")) for file in files):
         names = ray.data.from_items([{"file": file} for file in files], override_num_blocks=len(files))
@@ -138,11 +142,45 @@ def _from_files(path: str) -> ray.data.Dataset:
     )
 
 
+def _columns(files: list[str], system: pa.fs.FileSystem) -> set[str]:
+    """Return which of our columns the files have: all the same, as Ray looks at a few and drops what others have."""
+
+    def columns(file: str) -> frozenset[str]:
+        with system.open_input_file(file) as source:
+            return frozenset(pyarrow.parquet.read_schema(source).names) & frozenset(SCHEMA.names)
+
+    try:
+        with ThreadPoolExecutor(_READERS) as pool:
+            found = dict(zip(files, pool.map(columns, files), strict=True))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InvalidInputError(f"cannot read the Parquet files: {in_one_line(error)}") from error
+    first = found[files[0]]
+    other = next((file for file in files if found[file] != first), None)
+    if other is not None:
+        raise InvalidInputError(
+            f"{files[0]} has the columns {sorted(first)} and {other} has {sorted(found[other])}; give files that have "
+            "the same of id, text and metadata"
+        )
+    return set(first)
+
+
 def _read_lines(batch: pa.Table, system: pa.fs.FileSystem) -> Iterator[pa.Table]:
     """Yield the passages of files of JSON lines; a file is never held whole."""
     for file in batch["file"].to_pylist():
         with system.open_input_stream(file, compression="detect") as stream:
-            yield from _tables(_parsed(io.TextIOWrapper(stream, encoding="utf-8", newline="\n"), file))
+            lines = io.TextIOWrapper(stream, encoding="utf-8", newline="\n")
+            yield from _tables(_parsed(_whole(lines, file), file))
+
+
+def _whole(lines: Iterable[str], file: str) -> Iterator[str]:
+    """Yield the lines of a file; say which it is if it cannot be read to its end."""
+    number = 0
+    try:
+        for line in lines:
+            number += 1
+            yield line
+    except (OSError, EOFError, UnicodeDecodeError, pa.ArrowException) as error:
+        raise InvalidInputError(f"{file} cannot be read after line {number}: {in_one_line(error)}") from error
 
 
 def _parsed(lines: Iterable[str], file: str) -> Iterator[Passage]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from tqdm.auto import tqdm
 
 from retrieve_rerank import errors
 from retrieve_rerank.checks import check_count
-from retrieve_rerank.errors import warn_caller
+from retrieve_rerank.errors import InvalidInputError, warn_caller
 from retrieve_rerank.ray.outcome import Outcome, failed
 from retrieve_rerank.ray.pool import Pool, blocks, check_travels, translated
 from retrieve_rerank.ray.sources import Passages, to_dataset, to_passages
@@ -31,6 +32,7 @@ def store(
     batch_size: int,
     max_failed: int,
     show_progress: bool,
+    trial: Callable[[], Sink] | None = None,
 ) -> AddReport:
     """Store passages in sinks in the workers; of equal ids the last wins, wherever the two are.
 
@@ -41,17 +43,20 @@ def store(
         batch_size: Passages in a task.
         max_failed: How many passages may fail before it stops.
         show_progress: Show a bar on stderr.
+        trial: Opens a sink before there are workers, as they do if it is None; it need not wait for a server.
 
     Raises:
         PassagesFailedError: If passages could not be stored.
         RetrieveRerankError: If the sink cannot be opened or the passages cannot be read.
     """
     check_count(batch_size, "batch_size")
+    if isinstance(max_failed, bool) or not hasattr(max_failed, "__index__") or max_failed.__index__() < 0:
+        raise InvalidInputError(f"max_failed must be a whole number >= 0, got {max_failed!r}")
     make = prepare()
     check_travels(make, "what encodes or stores")
     dataset = to_dataset(passages)
     tally = _Tally(max_failed)
-    _open(make, pool, tally)
+    _open(trial or make, pool, tally)
     attempts = ray.remote(Attempts).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
     with tqdm(disable=not show_progress, unit="passage", desc="Indexing") as bar:
         for block in blocks(pool.over(dataset, Storing, [make, attempts], batch_size)):
@@ -86,7 +91,8 @@ class _Tally:
         """Add outcomes; return how many passages they are of. `again`: of passages that were counted before."""
         for text, keys in zip(block["outcome"].to_pylist(), block["keys"].to_pylist(), strict=True):
             outcome = self.take(text)
-            self.report += AddReport(updated=outcome.report.updated) if again else outcome.report
+            # What was added at the second pass had failed at the first.
+            self.report += replace(outcome.report, unchanged=0) if again else outcome.report
             self._failures.update(outcome.failures)
             self._keys.append(np.frombuffer(keys, np.uint64))
         return int(sum(block["rows"].to_pylist()))
@@ -101,7 +107,7 @@ class _Tally:
         return outcome
 
     def twice(self) -> npt.NDArray[np.uint64]:
-        """Return the keys, sorted, of the ids that came in several batches."""
+        """Return the keys, sorted, of the ids that came more than once."""
         if not self._keys:
             return np.zeros(0, np.uint64)
         keys, counts = np.unique(np.concatenate(self._keys), return_counts=True)

@@ -12,12 +12,13 @@ import pyarrow as pa
 import ray
 from ray.actor import ActorHandle
 
-from retrieve_rerank.errors import in_one_line
+from retrieve_rerank.errors import RemoteError, in_one_line
 from retrieve_rerank.ray.outcome import Fault, Outcome
 from retrieve_rerank.ray.sources import to_passages
 from retrieve_rerank.types import AddReport, Passage
 
 _TRIES = 5  # of a batch whose worker was lost
+_FAILED_CALLS = 24  # of a batch's parts: enough to find two among a thousand that the others need not suffer for
 
 
 class Sink(Protocol):
@@ -68,22 +69,46 @@ class Storing:
     def _stored(self, table: pa.Table, keys: list[bytes]) -> Outcome:
         try:
             passages, failures = to_passages(table)
-            keys += [key_of(passage.id) for passage in passages]
-            if self._sink is None:
-                self._sink = self._make()
         except Exception as error:  # noqa: BLE001 - the driver raises it
             return Outcome(fault=Fault.of(error))
+        known = {passage.id: key_of(passage.id) for passage in passages}
+        # An id that is in the batch twice, too: its rows come in no order that the caller knows.
+        keys += [known[id_] for id_ in table["id"].to_pylist() if id_ in known]
         batch = hashlib.blake2b(b"".join(keys), digest_size=16).digest()
         if not ray.get(self._attempts.begin.remote(batch)):
             reason = f"the worker was lost {_TRIES} times while it had the batch; it may lack memory for its texts"
             return Outcome(failures={**failures, **{passage.id: reason for passage in passages}})
         try:
-            return Outcome(self._sink.store(passages), failures)
-        except Exception as error:  # noqa: BLE001 - whatever the model or the store raises; the driver reports it
-            reason = in_one_line(error)
-            return Outcome(failures={**failures, **{passage.id: reason for passage in passages}})
+            if self._sink is None:  # after `begin`: loading a model may be what the worker is lost for
+                self._sink = self._make()
+        except Exception as error:  # noqa: BLE001 - the driver raises it
+            return Outcome(fault=Fault.of(error))
+        try:
+            return _stored_in_parts(self._sink, passages, failures)
         finally:
             self._attempts.end.remote(batch)
+
+
+def _stored_in_parts(sink: Sink, passages: list[Passage], failures: dict[str, str]) -> Outcome:
+    """Store a batch; where it fails, its halves, and theirs, so that one passage does not keep out the others."""
+    report, failures = AddReport(), dict(failures)
+    left, calls, reason = [passages], 0, ""
+    while left and calls < _FAILED_CALLS:
+        part = left.pop()
+        try:
+            report += sink.store(part)
+        except Exception as error:  # noqa: BLE001 - whatever the model or the store raises; the driver reports it
+            reason, calls = in_one_line(error), calls + 1
+            if isinstance(error, RemoteError):  # it is away, for all of them
+                left.append(part)
+                break
+            middle = len(part) // 2
+            if middle:
+                left += [part[middle:], part[:middle]]
+            else:
+                failures.update((passage.id, reason) for passage in part)
+    failures.update((passage.id, reason) for part in left for passage in part)
+    return Outcome(report, failures)
 
 
 def opened(make: Callable[[], Sink]) -> str:
