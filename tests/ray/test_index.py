@@ -183,7 +183,7 @@ def test_of_rows_that_come_in_another_order_the_last_wins(chroma_server: ChromaS
         return table
 
     rows = [{"id": "x", "text": "old"}, {"id": "x", "text": "new"}]
-    slow = ray.data.from_items(rows, override_num_blocks=2).map_batches(late, batch_format="pyarrow")
+    slow = ray.data.from_items(rows, override_num_blocks=2).map_batches(late, batch_size=1, batch_format="pyarrow")
     where = {"collection": "order", "host": chroma_server.host, "port": chroma_server.port}
     encoder = Traced(tmp_path)
     index(slow, encoder, **where, concurrency=1)
