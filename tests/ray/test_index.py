@@ -178,8 +178,14 @@ def test_of_rows_that_come_in_another_order_the_last_wins(chroma_server: ChromaS
     """Small blocks are put together as they come: here the second of two files is there long before the first."""
     import ray
 
+    done = tmp_path / "the second was read"
+
     def late(table: pa.Table) -> pa.Table:
-        time.sleep(2.0 if "old" in table["text"].to_pylist() else 0.0)
+        if "new" in table["text"].to_pylist():
+            done.touch()
+        else:
+            wait_until(done.exists, 60)
+            time.sleep(1.0)
         return table
 
     rows = [{"id": "x", "text": "old"}, {"id": "x", "text": "new"}]
