@@ -26,7 +26,7 @@ def test_reranking_raises_ndcg_on_forum_posts(bi_encoder_path: Path, cross_encod
     for query, document, score in judged[::200]:  # 11 questions, spread over the set
         relevance.setdefault(query, {})[document] = int(float(score))
     wanted = {document for documents in relevance.values() for document in documents}
-    corpus = [row for position, row in enumerate(rows("corpus.jsonl")) if position % 8 == 0 or row["id"] in wanted]
+    corpus = [row for position, row in enumerate(rows("corpus.jsonl")) if position % 16 == 0 or row["id"] in wanted]
     with ChromaIndex(BiEncoder(bi_encoder_path)) as index:
         index.add(Passage(row["id"], row["text"]) for row in corpus)
         search = RetrieveRerank(index, CrossEncoder(cross_encoder_path), fetch_k=20, top_n=20)
@@ -58,7 +58,7 @@ def test_windows_find_the_answer_at_the_end_of_long_passages(bi_encoder_path: Pa
     for query, document, score in judged[::110]:  # 5 questions, spread over the set
         relevance.setdefault(query, {})[document] = int(float(score))
     wanted = {document for documents in relevance.values() for document in documents}
-    corpus = [row for position, row in enumerate(rows("corpus.jsonl")) if position % 8 == 0 or row["id"] in wanted]
+    corpus = [row for position, row in enumerate(rows("corpus.jsonl")) if position % 16 == 0 or row["id"] in wanted]
     with ChromaIndex(BiEncoder(bi_encoder_path)) as index:
         index.add(Passage(row["id"], row["text"]) for row in corpus)
         found = {query: index.retrieve(queries[query], 50) for query in relevance}

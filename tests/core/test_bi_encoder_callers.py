@@ -55,7 +55,7 @@ def encoder(tiny_bi_encoder: Path) -> Iterator[BiEncoder]:
 
 
 def test_a_question_does_not_wait_for_all_documents(encoder: BiEncoder, slow: Slow) -> None:
-    texts = many_texts() * 10
+    texts = many_texts() * 2
     with ThreadPoolExecutor(1) as pool:
         documents = pool.submit(encoder.encode_documents, texts)
         slow.wait(3)
@@ -71,7 +71,7 @@ def test_a_question_does_not_wait_for_all_documents(encoder: BiEncoder, slow: Sl
 
 
 async def test_nor_does_it_in_async_code(encoder: BiEncoder, slow: Slow) -> None:
-    documents = asyncio.create_task(encoder.aencode_documents(many_texts() * 10))
+    documents = asyncio.create_task(encoder.aencode_documents(many_texts() * 2))
     await slow.awaited(3)
     question = await encoder.aencode_queries(["where is rome"])
     assert not documents.done()
@@ -80,7 +80,7 @@ async def test_nor_does_it_in_async_code(encoder: BiEncoder, slow: Slow) -> None
 
 
 async def test_cancelled_documents_end_with_the_batch_under_way(encoder: BiEncoder, slow: Slow) -> None:
-    documents = asyncio.create_task(encoder.aencode_documents(many_texts() * 10))
+    documents = asyncio.create_task(encoder.aencode_documents(many_texts() * 2))
     await slow.awaited(3)
     documents.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -94,7 +94,7 @@ async def test_cancelled_documents_end_with_the_batch_under_way(encoder: BiEncod
 
 
 def test_an_error_in_a_question_is_not_the_documents(encoder: BiEncoder, slow: Slow) -> None:
-    texts = many_texts() * 5
+    texts = many_texts() * 2
     outcomes: list[object] = []
 
     def ask() -> None:
@@ -120,7 +120,7 @@ def test_an_error_in_a_question_is_not_the_documents(encoder: BiEncoder, slow: S
 
 
 async def test_many_questions_are_a_long_call_too(encoder: BiEncoder, slow: Slow) -> None:
-    many = asyncio.create_task(encoder.aencode_queries(many_texts() * 10))
+    many = asyncio.create_task(encoder.aencode_queries(many_texts() * 2))
     await slow.awaited(3)
     await encoder.aencode_queries(["where is rome"])
     assert not many.done()

@@ -117,7 +117,7 @@ def test_a_real_encoder_makes_the_vectors_that_it_makes_alone(
     long = Passage("long", "word " * 600)
     where = {"collection": "real", "host": chroma_server.host, "port": chroma_server.port}
     with pytest.warns(TruncationWarning, match="longer than"):
-        report = index([*passages(DEMO_PASSAGES), long], encoder, **where, batch_size=20, concurrency=2)
+        report = index([*passages(DEMO_PASSAGES), long], encoder, **where, batch_size=20, concurrency=1)
     assert report.added == DEMO_PASSAGES + 1
     alone = ChromaIndex(encoder)
     with pytest.warns(TruncationWarning):
