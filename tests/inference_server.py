@@ -149,6 +149,8 @@ class InferenceServer:
             if body["prompt_name"] not in self.prompts:
                 raise Refusal(413, _tei_error("`default-prompt-name` was not found in the prompts", "Validation"))
             body = {**body, "inputs": [self.prompts[body["prompt_name"]] + text for text in body["inputs"]]}
+        if not all(body["inputs"]):
+            raise Refusal(413, _tei_error("Input validation error: `inputs` cannot be empty", "Validation"))
         texts = self._tei_checked(body["inputs"], body["truncate"], 2)
         vectors = np.asarray(self.encoder.encode_documents(texts))
         if body.get("normalize", True):

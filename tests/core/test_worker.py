@@ -385,6 +385,17 @@ def test_a_call_made_while_the_interpreter_ends_does_not_hang() -> None:
     assert run_python(script).split() == ["1", "2"]
 
 
+def test_closing_it_when_the_interpreter_has_ended_its_thread_does_not_hang() -> None:
+    script = """
+        import atexit
+        atexit.register(lambda: worker.close(last=lambda: None))
+        from retrieve_rerank.models.worker import Worker
+        worker = Worker("w")
+        print(worker.run(int, "1"))
+    """
+    assert run_python(script, timeout=20).split() == ["1"]
+
+
 def test_a_long_call_lets_short_ones_in() -> None:
     worker = Worker("w")
     order: list[str] = []

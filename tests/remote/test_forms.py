@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import pickle
+import ssl
 import threading
 import time
 import warnings
@@ -23,6 +24,9 @@ from retrieve_rerank import (
     RemoteError,
     TruncationWarning,
 )
+from retrieve_rerank.models.connection import Connection, RefusedError
+from retrieve_rerank.models.endpoint import Endpoint
+from retrieve_rerank.models.server_forms import find_form
 from retrieve_rerank.testing import LetterEncoder, TableScorer
 from tests.core.stubs import letters
 from tests.inference_server import Refusal, inference_server
@@ -175,7 +179,16 @@ def test_nothing_to_do_asks_nothing() -> None:
     with inference_server("tei") as server, CrossEncoder(endpoint=server.url) as model:
         assert model.score("q", []).shape == (0,)
         assert model.rank("q", []) == []
+        assert model.rank_many(["q", "r"], [[], []]) == [[], []]
         assert not server.headers
+
+
+def test_a_text_may_be_empty() -> None:
+    """Text Embeddings Inference refuses such, and with it all others of the request."""
+    with inference_server("tei", task="embed") as server, BiEncoder(endpoint=server.url) as model:
+        found = model.encode_documents(["abba", "", "cab"])
+        assert len(found) == 3
+        assert np.array_equal(found[[0, 2]], model.encode_documents(["abba", "cab"]))
 
 
 # Too long
@@ -439,3 +452,45 @@ def test_a_query_does_not_wait_for_a_whole_index() -> None:
         assert bulk.is_alive()
         assert took < 0.7  # the bulk takes two seconds
         bulk.join()
+
+
+class Answering(Connection):
+    """A connection to a server that answers from a table; a number is a status."""
+
+    def __init__(self, endpoint: Endpoint, answers: dict[str, Any]) -> None:
+        super().__init__(endpoint)
+        self.answers = answers
+
+    async def ask(self, method: str, path: str, body: Any = None, *_: Any, **__: Any) -> Any:
+        answer = self.answers.get(path, 404)
+        if isinstance(answer, int):
+            raise RefusedError(f"answered {answer}", answer)
+        return answer
+
+
+async def test_what_a_server_lists_of_a_model_is_infinitys_only_in_a_list() -> None:
+    rows = [{"id": "m", "object": "model", "capabilities": {"completion_chat": False, "vision": False}}]
+    there = Answering(Endpoint("http://localhost"), {"/v1/models": {"data": rows}})
+    form = await find_form(there, "m", "embed")
+    assert form.served.model == "m"
+    rows[0]["capabilities"] = ["rerank"]  # type: ignore[assignment]
+    with pytest.raises(ModelError, match="for rerank only"):
+        await find_form(there, "m", "embed")
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 501])
+async def test_a_server_need_not_list_what_it_has(status: int) -> None:
+    """A key may be good for embeddings and not for the list."""
+    told = Endpoint("http://localhost", protocol="openai", api_key="key")
+    answers = {"/v1/models": status, "/models": status}
+    assert (await find_form(Answering(told, answers), "m", "embed")).served.model == "m"
+    with pytest.raises(RemoteError):
+        await find_form(Answering(Endpoint("http://localhost", api_key="key"), answers), "m", "embed")
+
+
+@pytest.mark.parametrize("url", ["HTTPS://a.example", "https://a.example"])
+async def test_certificates_are_checked_however_https_is_written(url: str) -> None:
+    client = Connection(Endpoint(url))._open()
+    context = client._transport._pool._ssl_context  # type: ignore[attr-defined]
+    assert context.verify_mode == ssl.CERT_REQUIRED
+    await client.aclose()

@@ -150,7 +150,7 @@ class Connection:
                 headers={**self.endpoint.headers, "Content-Type": "application/json"},
                 limits=httpx.Limits(max_connections=count, max_keepalive_connections=count),
                 timeout=httpx.Timeout(None, connect=min(_CONNECT, self.endpoint.timeout)),
-                verify=self.endpoint.url.startswith("https"),  # reading the certificates takes a while
+                verify=not self.endpoint.url.lower().startswith("http://"),  # reading the certificates takes a while
             )
         return self._client
 

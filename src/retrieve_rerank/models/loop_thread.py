@@ -77,7 +77,10 @@ class LoopThread(Generic[R]):
         try:
             concurrent.futures.wait([future], time_left(deadline))
         finally:
+            closed = future.cancelled()  # by the end of the interpreter
             cancelled = future.cancel()
+        if closed:
+            raise self._closed()
         if not cancelled:
             future.result()
 
@@ -93,22 +96,28 @@ class LoopThread(Generic[R]):
 
     def close(self) -> None:
         """Let the calls under way end, then the resource and the thread. A later call starts both again."""
+        self._notice_fork()
         with self._lock:
             lane, self._lane = self._lane, None
-        if lane is not None and os.getpid() == self._process:
-            self._unheld.detach()
-            lane.stop()
+            if lane is not None:
+                self._unheld.detach()
+                lane.stop()
+        if lane is not None:
             lane.thread.join()
 
     def _submit(self, call: Callable[[R], Coroutine[Any, Any, T]]) -> Future[T]:
+        self._notice_fork()
         with self._lock:
-            if os.getpid() != self._process:  # a forked child has neither the thread nor a right to its connections
-                self._lane, self._process = None, os.getpid()
-            if self._lane is None:
+            if self._lane is None or self._lane.stopped:
                 self._lane = _Lane(self._name, self._make)
                 self._unheld = weakref.finalize(self, self._lane.stop)
                 self._unheld.atexit = False
             return self._lane.submit(call)
+
+    def _notice_fork(self) -> None:
+        # A forked child has neither the thread nor a right to its connections, and perhaps a lock that nobody frees.
+        if os.getpid() != self._process:
+            self._lock, self._lane, self._process = threading.Lock(), None, os.getpid()
 
     def _closed(self) -> RemoteError:
         return RemoteError(f"{self._name} was closed while a call was under way; make the call again")
@@ -120,6 +129,7 @@ class _Lane(Generic[R]):
     def __init__(self, name: str, make: Callable[[], R]) -> None:
         self.resource = make()
         self.loop = asyncio.new_event_loop()
+        self.stopped = False
         self._over = asyncio.Event()
         self._calls: weakref.WeakSet[Future[Any]] = weakref.WeakSet()
         self.thread = threading.Thread(target=self._work, name=name, daemon=True)
@@ -133,6 +143,7 @@ class _Lane(Generic[R]):
 
     def stop(self) -> None:
         """End after the calls that were made before."""
+        self.stopped = True
         with contextlib.suppress(RuntimeError):  # it has ended
             self.loop.call_soon_threadsafe(self._over.set)
 
@@ -145,7 +156,7 @@ class _Lane(Generic[R]):
     async def _until_over(self) -> None:
         await self._over.wait()
         if calls := [asyncio.wrap_future(call) for call in self._calls if not call.done()]:
-            await asyncio.wait(calls)
+            await asyncio.gather(*calls, return_exceptions=True)
         others = asyncio.all_tasks() - {asyncio.current_task()}  # what callers who gave up have left behind
         for task in others:
             task.cancel()

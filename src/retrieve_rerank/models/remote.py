@@ -103,6 +103,8 @@ class RemoteCrossEncoder(RemoteModel):
 
     async def score(self, scorings: Sequence[Scoring]) -> None:
         """Score the texts of one or more queries, the first requests for the first texts."""
+        if not any(scoring.texts for scoring in scorings):
+            return
         form = await self.form()
         await together(
             [

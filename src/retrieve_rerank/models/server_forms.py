@@ -154,7 +154,8 @@ class TeiForm(Form):
         """Ask /embed, whose answer has no indices: it is in the order of the texts by definition."""
         options = {"normalize": normalize, "prompt_name": prompt_name}
         given = {name: value for name, value in options.items() if value is not None}
-        rows = await self._ask("/embed", {"inputs": list(texts), "truncate": cut, **given})
+        # It refuses "", which tokenizers read as they read a space: as nothing.
+        rows = await self._ask("/embed", {"inputs": [text or " " for text in texts], "truncate": cut, **given})
         return self._array(rows, len(texts))
 
 
@@ -222,13 +223,14 @@ async def find_form(connection: Connection, model: str | None, task: Task) -> Fo
         if isinstance(info, Mapping) and "model_id" in info:
             return TeiForm(connection, _served_by_tei(connection, info, model, task))
     if protocol != "tei":
+        told = protocol is not None and model is not None  # it need not list what it has, nor let everybody see it
         version = [] if connection.endpoint.url.endswith("/v1") else ["/v1"]
         for prefix in (*version, ""):
-            models = await _look(connection, f"{prefix}/models")
+            models = await _look(connection, f"{prefix}/models", lenient=told)
             rows = models.get("data") if isinstance(models, Mapping) else None
             if isinstance(rows, list) and rows and all(isinstance(row, Mapping) and "id" in row for row in rows):
                 return OpenAIForm(connection, _served_by_name(connection, rows, model, task, prefix))
-        if protocol is not None and model is not None:  # it need not list what it has
+        if protocol is not None and model is not None:
             return OpenAIForm(connection, Served(protocol, model))
     raise RemoteError(
         f"{connection.endpoint.url} answers neither /info as Text Embeddings Inference nor /models or /v1/models as "
@@ -237,14 +239,14 @@ async def find_form(connection: Connection, model: str | None, task: Task) -> Fo
     )
 
 
-async def _look(connection: Connection, path: str) -> Any:
-    """Return what a path answers, or None where there is no such path."""
+async def _look(connection: Connection, path: str, *, lenient: bool = False) -> Any:
+    """Return what a path answers, or None where there is no such path, or with `lenient`, where it is refused."""
     try:
         return await connection.ask("GET", path)
     except ForeignError:
         return None
     except RefusedError as error:
-        if error.status in (404, 405):
+        if lenient or error.status in (404, 405):
             return None
         raise
 
@@ -272,7 +274,8 @@ def _served_by_name(
     connection: Connection, rows: Sequence[Mapping[str, Any]], model: str | None, task: Task, prefix: str
 ) -> Served:
     names = [str(row["id"]) for row in rows]
-    able = [row for row in rows if task in (row.get("capabilities") or [task])]
+    # A list is Infinity's; others have something else under this name.
+    able = [row for row in rows if not isinstance(row.get("capabilities"), list) or task in row["capabilities"]]
     fitting = able if model is None else [row for row in rows if model == row["id"]]
     if model is not None and not fitting:
         fitting = [row for row in rows if _same(model, str(row["id"])) or _same(model, str(row.get("root") or ""))]

@@ -125,7 +125,7 @@ class Worker:
         """Run `last` after what is queued, then let the thread end. A later call starts a new one."""
         with self._lock:
             lane, self._lane = self._lane, None
-            if lane is None or os.getpid() != self._process:
+            if lane is None or lane.closed or os.getpid() != self._process:  # closed: the interpreter is ending
                 return
             done = lane.put(last) if last is not None else None
             self._unheld.detach()
