@@ -23,7 +23,7 @@ def check_queries(queries: Iterable[str], what: str = "queries") -> list[str]:
     """Return `queries` as a list, or raise InvalidInputError if it is no list or one of them is not usable."""
     if isinstance(queries, (str, bytes)):
         raise InvalidInputError(f"{what} must be a list of strings, got one {type(queries).__name__}; wrap it: [...]")
-    if not isinstance(queries, Iterable):
+    if not isinstance(queries, Iterable) or isinstance(queries, Mapping):  # of which the keys would be asked
         raise InvalidInputError(f"{what} must be a list of strings, got {type(queries).__name__}")
     item = "the query" if what == "queries" else f"one of {what}"
     return [check_query(query, item) for query in queries]

@@ -13,6 +13,7 @@ import pytest
 from retrieve_rerank.checks import (
     check_count,
     check_encodable,
+    check_queries,
     check_query,
     check_seconds,
     check_texts,
@@ -52,6 +53,8 @@ def test_a_mapping_is_no_list_of_strings() -> None:
     """Its keys were taken."""
     with pytest.raises(InvalidInputError, match="must be a list of strings, got dict"):
         check_texts({"id": "text"})
+    with pytest.raises(InvalidInputError, match="queries must be a list of strings, got dict"):
+        check_queries({"q1": "text"})
 
 
 def test_a_list_of_the_caller_is_copied() -> None:

@@ -137,3 +137,19 @@ async def test_rewrites_over_a_hybrid() -> None:
             ("a", (1, None)),
             ("c", (None, 1)),
         ]
+
+
+async def test_hits_that_a_hybrid_merges_by_text_are_one_for_rewrites_too() -> None:
+    """For one query the dense list has the text, for its rewrite only the other has it, under another id."""
+
+    class Dense:
+        def retrieve(self, query: str, k: int) -> list[Hit]:
+            return [Hit(Passage("d1", "abba"), 1, 1.0, retrieval_rank=1)] if query == "a" else []
+
+    class Words:
+        def retrieve(self, query: str, k: int) -> list[Hit]:
+            return [Hit(Passage("w1", "abba"), 1, 1.0, retrieval_rank=1)]
+
+    hybrid = HybridRetriever([Dense(), Words()], merge="text")
+    for result in await searches(RetrieveRerank(hybrid, TableScorer(TABLE | {"abba": 1.0})), "a", rewrites=["b"]):
+        assert [hit.passage.id for hit in result] == ["d1"]

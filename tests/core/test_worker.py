@@ -496,3 +496,11 @@ def test_a_worker_that_was_made_and_not_used_works_in_a_forked_child() -> None:
     """As servers do that import the application before they fork."""
     message, rest = run_python(FORK.replace('assert worker.run(int, "1") == 1', "")).splitlines()
     assert (message, rest) == ("2", "0 3")
+
+
+async def test_a_call_that_raises_stop_iteration_does_not_keep_its_caller_waiting() -> None:
+    """As `next(iter([]))` does in somebody's retriever: asyncio refuses it as the result of a future."""
+    worker = Worker("w")
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        await asyncio.wait_for(worker.arun(lambda: next(iter(()))), 20)
+    worker.close()

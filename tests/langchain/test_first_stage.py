@@ -17,9 +17,16 @@ from langchain_core.retrievers import BaseRetriever
 from langchain_core.vectorstores import InMemoryVectorStore, VectorStore, VectorStoreRetriever
 
 from retrieve_rerank import IndexMismatchError, InvalidInputError
-from retrieve_rerank.langchain import BM25Retriever, ChromaRetriever, ChromaVectorStore
+from retrieve_rerank.langchain import (
+    BM25Retriever,
+    ChromaRetriever,
+    ChromaVectorStore,
+    CrossEncoderReranker,
+    RetrieveRerankRetriever,
+)
 from retrieve_rerank.langchain._stores import similarity_of
 from retrieve_rerank.langchain.first_stage import first_stage
+from retrieve_rerank.testing import TableScorer
 from tests.langchain.stubs import ListRetriever, WordEmbeddings
 from tests.search_server import search_server
 
@@ -400,3 +407,32 @@ async def test_mmr_chooses_from_more_than_are_asked_for() -> None:
 def test_the_pool_of_mmr_is_as_many_times_larger_as_it_was_but_bounded(given: dict[str, Any], pool: int) -> None:
     diverse = faiss().as_retriever(search_type="mmr", search_kwargs=given)
     assert first_stage(diverse, 100, {}).options == {"k": 100, "fetch_k": pool}
+
+
+class OnlySync(BaseRetriever):
+    """What most people write: no async method, and an option."""
+
+    k: int = 4
+
+    def _get_relevant_documents(self, query: str, *, run_manager: Any, k: int = 4, topic: str = "") -> list[Document]:
+        return [Document(f"{topic} {number}", id=str(number)) for number in range(k)]
+
+
+async def test_options_reach_a_retriever_without_an_async_method() -> None:
+    """LangChain's own async method for it takes none."""
+    retriever = RetrieveRerankRetriever(
+        base_retriever=OnlySync(),
+        reranker=CrossEncoderReranker(
+            model=TableScorer({f"rome {n}": n for n in range(6)} | {f" {n}": n for n in range(6)})
+        ),
+        fetch_k=6,
+        top_n=6,
+    )
+    asked = [
+        await retriever.ainvoke("q", topic="rome"),
+        *await retriever.abatch(["q", "r"], topic="rome"),
+        await retriever.ainvoke("q", topic="rome", rewrites=["r"]),
+    ]
+    for documents in asked:
+        assert {document.page_content for document in documents} == {f"rome {number}" for number in range(6)}
+    assert len(await retriever.ainvoke("q")) == 6

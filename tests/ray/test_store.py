@@ -77,4 +77,11 @@ def test_metadata_are_compared_as_they_are() -> None:
             return [Document("a", id=id_, metadata={"1": {"flag": 1}, "2": {"x": float("nan")}}[id_]) for id_ in ids]
 
     passages = [Passage("1", "a", {"flag": True}), Passage("2", "a", {"x": float("nan")})]
-    assert Texts(Asked).store(passages) == AddReport(updated=1, unchanged=1)
+    made: list[Asked] = []
+
+    def make() -> Asked:
+        made.append(Asked())
+        return made[0]
+
+    assert Texts(make).store(passages) == AddReport(updated=1, unchanged=1)
+    assert list(made[0].texts) == ["1"]

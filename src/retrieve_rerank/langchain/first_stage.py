@@ -27,6 +27,7 @@ from retrieve_rerank.langchain._convert import as_candidates, finite, with_metad
 from retrieve_rerank.langchain._stores import Sense, falling, prepared, similarity_of
 from retrieve_rerank.langchain.chroma_retriever import ChromaRetriever
 from retrieve_rerank.langchain.vectorstore import ChromaVectorStore
+from retrieve_rerank.retrieval.fusion import Merge, merge_of
 
 Base: TypeAlias = Runnable[str, list[Document]] | VectorStore
 
@@ -99,6 +100,8 @@ class FirstStage:
         fetch_k: How many documents are wanted.
         score_key: The metadata key under which it leaves each document's score; None where it leaves none.
         fused: Whether it writes each document's `retrieval_ranks`.
+        merge: What makes two of its documents one passage.
+        blocks: Whether it has no async method of its own: LangChain's drops options that a call has, or fails.
         config: What the caller configures.
     """
 
@@ -107,6 +110,8 @@ class FirstStage:
     fetch_k: int
     score_key: str | None = None
     fused: bool = False
+    merge: Merge = "id"
+    blocks: bool = False
     config: RunnableConfig = field(default_factory=_handed_on.get)
 
     def invoke(self, query: str, callbacks: BaseCallbackManager) -> list[Document]:
@@ -115,7 +120,17 @@ class FirstStage:
 
     async def ainvoke(self, query: str, callbacks: BaseCallbackManager) -> list[Document]:
         """As `invoke`, by the first stage's own async method."""
-        return self.candidates(await self.asked.ainvoke(query, self.configured(callbacks), **self.options))
+        config = self.configured(callbacks)
+        if self.blocks and self.options:
+            return self.candidates(await run_in_executor(config, self.asked.invoke, query, config, **self.options))
+        return self.candidates(await self.asked.ainvoke(query, config, **self.options))
+
+    async def abatch(self, queries: list[str], callbacks: BaseCallbackManager) -> list[list[Document]]:
+        """Return what it finds for each query, not yet marked."""
+        config = self.configured(callbacks)
+        if self.blocks and self.options:
+            return await run_in_executor(config, self.asked.batch, queries, config, **self.options)
+        return await self.asked.abatch(queries, config, **self.options)
 
     def configured(self, callbacks: BaseCallbackManager) -> RunnableConfig:
         """Return the configuration of a run under `callbacks`."""
@@ -168,7 +183,16 @@ def first_stage(base: Base, fetch_k: int, options: dict[str, Any]) -> FirstStage
         base = base.model_copy(update={"k": fetch_k})
         if "k" in _parameters(base):  # which a k that was bound would override
             options = {"k": fetch_k, **options}
-    return FirstStage(base, options, fetch_k, _score_key(base), fused=getattr(type(base), "fuses", False) is True)
+    return FirstStage(
+        base,
+        options,
+        fetch_k,
+        _score_key(base),
+        fused=getattr(type(base), "fuses", False) is True,
+        merge=merge_of(base),
+        blocks=isinstance(base, BaseRetriever)
+        and type(base)._aget_relevant_documents is BaseRetriever._aget_relevant_documents,  # noqa: SLF001
+    )
 
 
 class _Alternative(Runnable[str, list[Document]]):
@@ -181,7 +205,10 @@ class _Alternative(Runnable[str, list[Document]]):
         return self.stage.candidates(self.stage.asked.invoke(input, config, **{**kwargs, **self.stage.options}))
 
     async def ainvoke(self, input: str, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
-        return self.stage.candidates(await self.stage.asked.ainvoke(input, config, **{**kwargs, **self.stage.options}))
+        asked, options = self.stage.asked, {**kwargs, **self.stage.options}
+        if self.stage.blocks and options:
+            return self.stage.candidates(await run_in_executor(config, asked.invoke, input, config, **options))
+        return self.stage.candidates(await asked.ainvoke(input, config, **options))
 
 
 def _check_options(asked: object, options: Mapping[str, Any]) -> None:

@@ -49,10 +49,10 @@ async def afind(
     queries = check_queries(rewrites, "rewrites")
     if not queries:
         return await stage.ainvoke(query, callbacks)
-    found = await stage.asked.abatch([query, *queries], stage.configured(callbacks), **stage.options)
+    found = await stage.abatch([query, *queries], callbacks)
     return _fused(stage, found)
 
 
 def _fused(stage: FirstStage, found: Sequence[list[Document]]) -> list[Document]:
     rankings = [stage.candidates(documents) for documents in found]
-    return fuse_documents(rankings, weights=[1.0] * len(rankings), rrf_k=60, k=stage.fetch_k, merge="id")
+    return fuse_documents(rankings, weights=[1.0] * len(rankings), rrf_k=60, k=stage.fetch_k, merge=stage.merge)

@@ -11,7 +11,7 @@ from llama_index.core.schema import NodeWithScore, QueryBundle
 from retrieve_rerank.llama_index.chroma_retriever import ChromaRetriever
 from retrieve_rerank.llama_index.first_stage import aask, ask
 from retrieve_rerank.llama_index.nodes import FusedNode
-from retrieve_rerank.retrieval.fusion import Merge, fuse_by
+from retrieve_rerank.retrieval.fusion import Merge, fuse_by, merge_of
 
 
 def fuse_nodes(
@@ -33,8 +33,8 @@ def find(first: BaseRetriever, bundle: QueryBundle, rewrites: Sequence[str], k: 
     if not rewrites:
         return ask(first, bundle, k)
     if isinstance(first, ChromaRetriever) and _plain(bundle):
-        return _fused(first.retrieve_many([bundle.query_str, *rewrites]), k)
-    return _fused([ask(first, each, k) for each in [bundle, *map(QueryBundle, rewrites)]], k)
+        return _fused(first.retrieve_many([bundle.query_str, *rewrites]), k, first)
+    return _fused([ask(first, each, k) for each in [bundle, *map(QueryBundle, rewrites)]], k, first)
 
 
 async def afind(
@@ -48,13 +48,13 @@ async def afind(
     if not rewrites:
         return await aask(first, bundle, k, arun)
     if isinstance(first, ChromaRetriever) and _plain(bundle):
-        return _fused(await first.aretrieve_many([bundle.query_str, *rewrites]), k)
-    return _fused([await aask(first, each, k, arun) for each in [bundle, *map(QueryBundle, rewrites)]], k)
+        return _fused(await first.aretrieve_many([bundle.query_str, *rewrites]), k, first)
+    return _fused([await aask(first, each, k, arun) for each in [bundle, *map(QueryBundle, rewrites)]], k, first)
 
 
 def _plain(bundle: QueryBundle) -> bool:
     return bundle.embedding is None and not bundle.custom_embedding_strs
 
 
-def _fused(rankings: Sequence[Sequence[NodeWithScore]], k: int) -> list[NodeWithScore]:
-    return fuse_nodes(rankings, weights=[1.0] * len(rankings), rrf_k=60, k=k, merge="id")
+def _fused(rankings: Sequence[Sequence[NodeWithScore]], k: int, first: BaseRetriever) -> list[NodeWithScore]:
+    return fuse_nodes(rankings, weights=[1.0] * len(rankings), rrf_k=60, k=k, merge=merge_of(first))

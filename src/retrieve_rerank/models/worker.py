@@ -196,6 +196,10 @@ def _fulfil(future: Future[T], call: Callable[[], T]) -> None:
     if future.set_running_or_notify_cancel():
         try:
             future.set_result(call())
+        except StopIteration as error:  # asyncio cannot pass it on: whoever awaits would wait for ever
+            stopped = RuntimeError(f"StopIteration was raised: {error}")
+            stopped.__cause__ = error
+            future.set_exception(stopped)
         except BaseException as error:  # noqa: BLE001 - whatever it is, it belongs to the caller
             future.set_exception(error)
         finally:

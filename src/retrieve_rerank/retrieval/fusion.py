@@ -90,6 +90,11 @@ def fuse(
     ]
 
 
+def merge_of(retriever: object) -> Merge:
+    """Return what makes two hits of a retriever one passage: what a hybrid one says, for its queries' hits, too."""
+    return "text" if getattr(retriever, "merge", None) == "text" else "id"
+
+
 def fuse_by(
     rankings: Sequence[Sequence[T]],
     key: Callable[[T], Hashable],

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from retrieve_rerank.checks import check_queries
 from retrieve_rerank.errors import InvalidInputError
-from retrieve_rerank.retrieval.fusion import fuse
+from retrieve_rerank.retrieval.fusion import fuse, merge_of
 from retrieve_rerank.types import Hit, Retriever
 
 Options: TypeAlias = Mapping[str, object]
@@ -90,14 +90,15 @@ class Source:
         queries = check_queries(rewrites, "rewrites")
         if not queries:
             return self.retrieve(query, k, options)
-        return fuse(self.retrieve_many([query, *queries], k, options), k=k)
+        return fuse(self.retrieve_many([query, *queries], k, options), k=k, merge=merge_of(self.retriever))
 
     async def aretrieve_fused(self, query: str, rewrites: Sequence[str], k: int, options: Options) -> list[Hit]:
         """As `retrieve_fused`, without blocking the event loop."""
         queries = check_queries(rewrites, "rewrites")
         if not queries:
             return await self.aretrieve(query, k, options)
-        return fuse(await self.aretrieve_many([query, *queries], k, options), k=k)
+        found = await self.aretrieve_many([query, *queries], k, options)
+        return fuse(found, k=k, merge=merge_of(self.retriever))
 
     def _one_each(self, queries: Sequence[str], found: Sequence[list[Hit]], k: int) -> list[list[Hit]]:
         if len(found) != len(queries):
