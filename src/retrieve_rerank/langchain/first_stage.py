@@ -120,10 +120,7 @@ class FirstStage:
 
     async def ainvoke(self, query: str, callbacks: BaseCallbackManager) -> list[Document]:
         """As `invoke`, by the first stage's own async method."""
-        config = self.configured(callbacks)
-        if self.blocks and self.options:
-            return self.candidates(await run_in_executor(config, self.asked.invoke, query, config, **self.options))
-        return self.candidates(await self.asked.ainvoke(query, config, **self.options))
+        return self.candidates(await self.afound(query, self.configured(callbacks), self.options))
 
     async def abatch(self, queries: list[str], callbacks: BaseCallbackManager) -> list[list[Document]]:
         """Return what it finds for each query, not yet marked."""
@@ -131,6 +128,12 @@ class FirstStage:
         if self.blocks and self.options:
             return await run_in_executor(config, self.asked.batch, queries, config, **self.options)
         return await self.asked.abatch(queries, config, **self.options)
+
+    async def afound(self, query: str, config: RunnableConfig | None, options: dict[str, Any]) -> list[Document]:
+        """Return what it finds, not yet marked; on a thread where its async method would not take the options."""
+        if self.blocks and options:
+            return await run_in_executor(config, self.asked.invoke, query, config, **options)
+        return await self.asked.ainvoke(query, config, **options)
 
     def configured(self, callbacks: BaseCallbackManager) -> RunnableConfig:
         """Return the configuration of a run under `callbacks`."""
@@ -205,10 +208,7 @@ class _Alternative(Runnable[str, list[Document]]):
         return self.stage.candidates(self.stage.asked.invoke(input, config, **{**kwargs, **self.stage.options}))
 
     async def ainvoke(self, input: str, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
-        asked, options = self.stage.asked, {**kwargs, **self.stage.options}
-        if self.stage.blocks and options:
-            return self.stage.candidates(await run_in_executor(config, asked.invoke, input, config, **options))
-        return self.stage.candidates(await asked.ainvoke(input, config, **options))
+        return self.stage.candidates(await self.stage.afound(input, config, {**kwargs, **self.stage.options}))
 
 
 def _check_options(asked: object, options: Mapping[str, Any]) -> None:
