@@ -357,3 +357,24 @@ def test_the_weights_are_kept_as_given() -> None:
     assert ids(hybrid.invoke("q")) == "ba"
     assert ids(hybrid.model_copy(update={"weights": [2, 1]}).invoke("q")) == "ab"
     assert ids(hybrid.model_copy(deep=True).invoke("q")) == "ba"
+
+
+class ByQuery(BaseRetriever):
+    """Finds one text, under an id of its own; for some queries nothing."""
+
+    name_of_it: str
+    queries: str
+
+    def _get_relevant_documents(self, query: str, *, run_manager: Any) -> list[Document]:
+        return [Document("the text", id=self.name_of_it)] if query in self.queries else []
+
+
+async def test_what_is_merged_by_text_is_one_for_rewrites_too() -> None:
+    hybrid = HybridRetriever(
+        retrievers=[ByQuery(name_of_it="d", queries="a"), ByQuery(name_of_it="w", queries="ab")], merge="text"
+    )
+    retriever = RetrieveRerankRetriever(
+        base_retriever=hybrid, reranker=CrossEncoderReranker(model=TableCrossEncoder({"the text": 1.0}))
+    )
+    assert [document.id for document in retriever.invoke("a", rewrites=["b"])] == ["d"]
+    assert [document.id for document in await retriever.ainvoke("a", rewrites=["b"])] == ["d"]

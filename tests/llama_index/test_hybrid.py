@@ -285,3 +285,23 @@ async def test_retrievers_that_made_their_own_ids_are_told_of() -> None:
     for results, times in ((twice, 2), (once, 1)):
         for nodes in results:
             assert sorted(node.get_content() for node in nodes) == sorted(texts * times)
+
+
+class ByQuery(BaseRetriever):
+    """Finds one text, under an id of its own; for some queries nothing."""
+
+    def __init__(self, id_: str, queries: str) -> None:
+        super().__init__()
+        self.id_, self.queries = id_, queries
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        found = NodeWithScore(node=text_node(self.id_, "the text"), score=1.0)
+        return [found] if query_bundle.query_str in self.queries else []
+
+
+async def test_what_is_merged_by_text_is_one_for_rewrites_too() -> None:
+    hybrid = HybridRetriever([ByQuery("d", "a"), ByQuery("w", "ab")], merge="text")
+    reranker = CrossEncoderRerank(TableScorer({"the text": 1.0}))
+    retriever = RetrieveRerankRetriever(hybrid, reranker, rewrites=lambda query: ["b"])
+    assert [node.node_id for node in retriever.retrieve("a")] == ["d"]
+    assert [node.node_id for node in await retriever.aretrieve("a")] == ["d"]

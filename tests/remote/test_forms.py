@@ -28,7 +28,7 @@ from retrieve_rerank.models.connection import Connection, RefusedError
 from retrieve_rerank.models.endpoint import Endpoint
 from retrieve_rerank.models.server_forms import find_form
 from retrieve_rerank.testing import LetterEncoder, TableScorer
-from tests.core.stubs import letters
+from tests.core.stubs import letters, run_python
 from tests.inference_server import Refusal, inference_server
 
 TABLE = {"low": -2.0, "high": 3.0, "middle": 0.0, "sure": 30.0}
@@ -494,3 +494,22 @@ async def test_certificates_are_checked_however_https_is_written(url: str) -> No
     context = client._transport._pool._ssl_context  # type: ignore[attr-defined]
     assert context.verify_mode == ssl.CERT_REQUIRED
     await client.aclose()
+
+
+def test_a_call_made_while_the_interpreter_ends_is_answered_or_refused() -> None:
+    """By then the first thread and its event loop are gone."""
+    script = """
+        import atexit, sys
+        def late():
+            try:
+                print(len(model.encode_documents(["abba"])))
+            except RuntimeError as error:  # Python 3.12: no new threads any more
+                assert "thread" in str(error), error
+                print(1)
+        atexit.register(late)  # before ours, and so called after it
+        from retrieve_rerank import BiEncoder
+        model = BiEncoder(endpoint=sys.argv[1])
+        print(len(model.encode_documents(["a", "b"])))
+    """
+    with inference_server("tei", task="embed") as server:
+        assert run_python(script, server.url).split() == ["2", "1"]
