@@ -409,6 +409,19 @@ def test_the_pool_of_mmr_is_as_many_times_larger_as_it_was_but_bounded(given: di
     assert first_stage(diverse, 100, {}).options == {"k": 100, "fetch_k": pool}
 
 
+async def test_the_pool_of_our_own_retriever_grows_with_the_depth() -> None:
+    """With a pool of its own it would choose 100 out of 100."""
+    store = ChromaVectorStore(embedding_function=WordEmbeddings())
+    diverse = ChromaRetriever(vectorstore=store, k=4, fetch_k=16, lambda_mult=0.1)
+    asked = first_stage(diverse, 100, {}).asked
+    assert isinstance(asked, ChromaRetriever)
+    assert (asked.k, asked.fetch_k, diverse.fetch_k) == (100, 400, 16)
+    store.add_texts(["a a"] * 6 + ["a b", "a c"], [{"name": str(n)} for n in range(8)])
+    narrow = diverse.model_copy(update={"k": 1, "fetch_k": 4})
+    for found in (invoke(narrow, 3), await ainvoke(narrow, 3)):
+        assert {"6", "7"} < set(names(found))
+
+
 class OnlySync(BaseRetriever):
     """What most people write: no async method, and an option."""
 

@@ -11,6 +11,7 @@ from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 from llama_index.core.vector_stores.types import BasePydanticVectorStore, VectorStoreQuery, VectorStoreQueryResult
 from llama_index.vector_stores.faiss import FaissVectorStore
 
+from retrieve_rerank.llama_index import ChromaRetriever, ChromaVectorStore
 from retrieve_rerank.llama_index.first_stage import aask, ask, first_stage
 from tests.llama_index.stubs import WordEmbedding
 
@@ -116,3 +117,15 @@ class Clamped(BaseRetriever):
 def test_a_retriever_that_holds_fewer_than_are_wanted_is_asked_for_all(k: int, expected: int) -> None:
     stage = first_stage(Clamped(["a b", "b c", "c d"], 10), k)
     assert len(ask(stage, QueryBundle("b c"), k)) == expected
+
+
+async def test_the_pool_of_our_own_diverse_retriever_grows_with_the_depth() -> None:
+    """With a pool of its own it would choose 100 out of 100."""
+    store = ChromaVectorStore(embed_model=WordEmbedding())
+    store.add(WordEmbedding()([TextNode(text=text, id_=text) for text in ("a", "a a", "a a a", "a b", "b")]))
+    diverse = ChromaRetriever(store, similarity_top_k=1, mmr_threshold=0.1, mmr_prefetch_k=4)
+    wider = first_stage(diverse, 100)
+    assert isinstance(wider, ChromaRetriever)
+    assert (wider.similarity_top_k, wider.mmr_prefetch_k, diverse.mmr_prefetch_k) == (100, 400, 4)
+    narrow = first_stage(diverse, 2)
+    assert [node.node_id for node in ask(narrow, QueryBundle("a"), 2)][1:] == ["b"]

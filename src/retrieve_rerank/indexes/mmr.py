@@ -89,6 +89,15 @@ def check_mmr(mmr_lambda: float | None, mmr_pool: int | None, k: int) -> int:
     return pool
 
 
+def wider_pool(pool: int, chosen: int, k: int) -> int:
+    """Return what `k` results are chosen from, where `chosen` were to be chosen from `pool`.
+
+    As many times as many, but at most five, as choosing takes as long as both numbers multiplied. Of the pool as it
+    was, nothing could be left out once `k` reaches its size.
+    """
+    return max(pool, math.ceil(k * min(5.0, max(1.0, pool / chosen))))
+
+
 def check_diversity(value: float, name: str) -> float:
     """Return `value` as a float in [0, 1], or raise InvalidInputError."""
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 1:

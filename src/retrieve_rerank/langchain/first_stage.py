@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -23,6 +22,7 @@ from langchain_core.runnables.config import run_in_executor
 from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 
 from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.indexes.mmr import wider_pool
 from retrieve_rerank.langchain._convert import as_candidates, finite, with_metadata
 from retrieve_rerank.langchain._stores import Sense, falling, prepared, similarity_of
 from retrieve_rerank.langchain.chroma_retriever import ChromaRetriever
@@ -175,15 +175,14 @@ def first_stage(base: Base, fetch_k: int, options: dict[str, Any]) -> FirstStage
     _check_options(base, options)
     if isinstance(base, VectorStoreRetriever):
         depth = {"k": fetch_k}
-        if base.search_type == "mmr":  # it chooses k out of fetch_k, so of k of them nothing could be left out
+        if base.search_type == "mmr":
             pool, chosen = base.search_kwargs.get("fetch_k") or 20, base.search_kwargs.get("k") or 4  # LangChain's own
-            # At most as many times as many as is usual: choosing takes as long as both numbers multiplied.
-            depth["fetch_k"] = max(pool, math.ceil(fetch_k * min(5.0, max(1.0, pool / chosen))))
+            depth["fetch_k"] = wider_pool(pool, chosen, fetch_k)
         if type(base) is VectorStoreRetriever:
             base = ScoredStoreRetriever.of(base)
         return FirstStage(base, {**depth, **options}, fetch_k, _score_key(base))
     if isinstance(base, BaseRetriever) and "k" in type(base).model_fields:
-        base = base.model_copy(update={"k": fetch_k})
+        base = _deepened(base, fetch_k)
         if "k" in _parameters(base):  # which a k that was bound would override
             options = {"k": fetch_k, **options}
     return FirstStage(
@@ -196,6 +195,13 @@ def first_stage(base: Base, fetch_k: int, options: dict[str, Any]) -> FirstStage
         blocks=isinstance(base, BaseRetriever)
         and type(base)._aget_relevant_documents is BaseRetriever._aget_relevant_documents,  # noqa: SLF001
     )
+
+
+def _deepened(base: BaseRetriever, k: int) -> BaseRetriever:
+    update = {"k": k}
+    if isinstance(base, ChromaRetriever) and base.fetch_k is not None:
+        update["fetch_k"] = wider_pool(base.fetch_k, base.k, k)
+    return base.model_copy(update=update)
 
 
 class _Alternative(Runnable[str, list[Document]]):

@@ -11,7 +11,9 @@ from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle
 
 from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.indexes.mmr import wider_pool
 from retrieve_rerank.llama_index._stores import in_sense
+from retrieve_rerank.llama_index.chroma_retriever import ChromaRetriever
 
 # Where LlamaIndex's retrievers keep how many nodes they return; there is no common interface.
 _TOP_K = ("similarity_top_k", "_similarity_top_k")
@@ -40,6 +42,8 @@ def first_stage(given: BaseRetriever | Index, k: int) -> BaseRetriever:
         described = getattr(type(retriever), name, None)
         read_only = isinstance(described, property) and described.fset is None
         if hasattr(retriever, name) and not read_only:
+            if isinstance(retriever, ChromaRetriever) and retriever.mmr_prefetch_k is not None:
+                retriever.mmr_prefetch_k = wider_pool(retriever.mmr_prefetch_k, retriever.similarity_top_k, k)
             setattr(retriever, name, _most(retriever, k))
             break
     return retriever
