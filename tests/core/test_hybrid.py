@@ -563,6 +563,15 @@ async def test_an_unusable_query_or_count_asks_nobody(query: Any, k: Any) -> Non
     assert retriever.asked == []
 
 
+def test_the_retrievers_are_not_exchanged() -> None:
+    """It changed the repr, and the old ones were asked on."""
+    first, second = ListRetriever(["a"]), ListRetriever(["b"])
+    hybrid = HybridRetriever([first, second])
+    with pytest.raises(AttributeError, match="retrievers"):
+        setattr(hybrid, "retrievers", (second, first))  # noqa: B010 - mypy knows that it cannot be assigned
+    assert hybrid.retrievers == (first, second)
+
+
 def test_the_repr_shows_the_settings() -> None:
     shown = repr(HybridRetriever([ChromaIndex(LetterEncoder())], weights=[2]))
     assert shown.startswith("HybridRetriever([ChromaIndex(")

@@ -111,6 +111,14 @@ def test_the_defaults_are_the_documented_ones() -> None:
     assert (search.fetch_k, search.top_n, search.score_threshold) == (100, 5, None)
 
 
+@pytest.mark.parametrize("part", ["retriever", "cross_encoder"])
+def test_a_part_is_not_exchanged(part: str) -> None:
+    """It changed the repr, and the search went on with the old one."""
+    search = pipeline()
+    with pytest.raises(AttributeError, match=part):
+        setattr(search, part, getattr(pipeline(), part))
+
+
 def test_all_candidates_are_scored_once_in_one_go() -> None:
     search = pipeline(top_n=1)
     search.search("q")

@@ -54,22 +54,27 @@ class HybridRetriever:
     ) -> None:
         if isinstance(retrievers, str) or not isinstance(retrievers, Iterable):
             raise InvalidInputError(f"retrievers must be a list of retrievers, got {type(retrievers).__name__}")
-        self.retrievers = tuple(retrievers)
-        if not self.retrievers:
+        given = tuple(retrievers)
+        if not given:
             raise InvalidInputError("retrievers is empty; give at least one")
-        for position, retriever in enumerate(self.retrievers):
+        for position, retriever in enumerate(given):
             if not callable(getattr(retriever, "retrieve", None)):
                 raise InvalidInputError(
                     f"retrievers[{position}] must have retrieve(query, k), as ChromaIndex has; got "
                     f"{type(retriever).__name__}"
                 )
-        self.weights = check_weights(weights, len(self.retrievers))
+        self.weights = check_weights(weights, len(given))
         self.rrf_k = check_rrf_k(rrf_k)
         self.on_error = check_on_error(on_error)
         self.merge = check_merge(merge)
-        self._names = named(self.retrievers)
+        self._names = named(given)
         self._crew = Crew("retrieve-rerank hybrid")
-        self._sources = [Source(retriever, self._crew.arun) for retriever in self.retrievers]
+        self._sources = [Source(retriever, self._crew.arun) for retriever in given]
+
+    @property
+    def retrievers(self) -> tuple[Retriever, ...]:
+        """What is asked, as it was given."""
+        return tuple(source.retriever for source in self._sources)
 
     def retrieve(self, query: str, k: int = 100, **options: object) -> list[Hit]:
         """Find the passages that the retrievers together rank best.

@@ -65,8 +65,7 @@ class RetrieveRerank:
             raise InvalidInputError(
                 f"the retriever must have retrieve(query, k), as ChromaIndex has; got {type(retriever).__name__}"
             )
-        self.retriever = retriever
-        self.cross_encoder = cross_encoder
+        self._cross_encoder = cross_encoder
         self.fetch_k = check_count(fetch_k, "fetch_k")
         self.top_n = None if top_n is None else check_count(top_n, "top_n")
         self.score_threshold = check_threshold(score_threshold)
@@ -126,6 +125,16 @@ class RetrieveRerank:
             on_error=on_error,
             scores=scores,
         )
+
+    @property
+    def retriever(self) -> Retriever:
+        """The first stage, as it was given."""
+        return self._source.retriever
+
+    @property
+    def cross_encoder(self) -> Scorer:
+        """What scores the candidates, as it was given; another one makes another pipeline."""
+        return self._cross_encoder
 
     @property
     def ranker(self) -> Ranker:
