@@ -213,6 +213,32 @@ def test_a_directory_that_comes_back(saved: Path) -> None:
     assert "new" in ids(saved)
 
 
+def test_an_index_whose_index_json_is_gone_is_damaged_and_kept(saved: Path) -> None:
+    """It was opened as an empty one, and the next save removed the passages."""
+    (saved / "index.json").rename(saved / "away.json")
+    with pytest.raises(InvalidInputError, match=r"is damaged: index\.json is missing"):
+        BM25Index(path=saved)
+    (saved / "away.json").rename(saved / "index.json")
+    assert len(ids(saved)) == len(STORED)
+
+
+def test_what_an_interrupted_first_save_left_is_no_index(saved: Path) -> None:
+    (folder,) = saved.glob("generation-*")
+    (folder / "saved").unlink()
+    (saved / "index.json").unlink()
+    assert ids(saved) == set()
+
+
+def test_after_a_directory_was_deleted_all_can_be_saved_in_a_new_one(saved: Path) -> None:
+    with BM25Index(path=saved) as index:
+        index.add([NEW])
+        shutil.rmtree(saved)
+        with pytest.raises(InvalidInputError, match=r"The directory is gone; bring it back, or make an empty one"):
+            index.save()
+        saved.mkdir()
+    assert ids(saved) == {"new", *(passage.id for passage in STORED)}
+
+
 # In a forked child
 
 
@@ -247,3 +273,38 @@ def test_a_forked_child_may_read_and_not_change(tmp_path: Path, path: bool) -> N
     if path:
         with BM25Index(path=tmp_path) as index:
             assert index.count() == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_child_that_is_forked_while_another_thread_uses_the_index_does_not_hang() -> None:
+    script = """
+        import os, signal, threading
+        from retrieve_rerank import BM25Index, Passage, RetrieveRerankError
+        index = BM25Index()
+        index.add([Passage("1", "alpha")])
+        held, done = threading.Event(), threading.Event()
+        def use():
+            with index.collection._lock:
+                held.set()
+                done.wait()
+        thread = threading.Thread(target=use)
+        thread.start()
+        held.wait()
+        child = os.fork()
+        if child == 0:
+            signal.alarm(10)
+            for call in (lambda: index.retrieve("alpha"), lambda: index.get(["1"]), index.count):
+                try:
+                    call()
+                except RetrieveRerankError as error:
+                    print(error, flush=True)
+            os._exit(0)
+        status = os.waitpid(child, 0)[1]
+        done.set()
+        thread.join()
+        print(status, index.count())
+    """
+    *messages, last = run_python(script, warnings="ignore", forked=True).splitlines()
+    assert last == "0 1"
+    assert len(messages) == 3
+    assert all("was in use by another thread" in message for message in messages)

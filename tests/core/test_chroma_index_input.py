@@ -152,7 +152,7 @@ SHAPES: dict[str, Callable[[Any], Any]] = {
 def test_vectors_that_are_no_numbers(index: ChromaIndex, answer: str) -> None:
     index.encoder.answer = NO_NUMBERS[answer]
     for call in (lambda: index.add([Passage("0", "new"), Passage("x", "b")]), lambda: index.retrieve("a")):
-        with pytest.raises(InvalidInputError, match=r"vector 0 holds NaN or infinity"):
+        with pytest.raises(InvalidInputError, match=r"vector (0|of '0') holds NaN or infinity"):
             call()
 
 
@@ -264,3 +264,22 @@ def test_a_damaged_store_is_said_to_be_one_and_left_alone(tmp_path: Path) -> Non
     with pytest.raises(InvalidInputError, match="not a database"):
         ChromaIndex(LetterEncoder(), path=tmp_path)
     assert (tmp_path / "chroma.sqlite3").read_bytes() == content
+
+
+def test_a_vector_that_cannot_be_searched_is_named() -> None:
+    class SomeNaN(LetterEncoder):
+        def encode_documents(self, texts: Any) -> Any:
+            vectors = super().encode_documents(texts)
+            vectors[[text == "bad" for text in texts]] = math.nan
+            return vectors
+
+    index = ChromaIndex(SomeNaN())
+    index.add([Passage("p0", "good")])
+    with pytest.raises(InvalidInputError, match="the vector of 'p7' holds NaN"):
+        index.add([Passage("p0", "good"), Passage("p1", "new"), Passage("p7", "bad")])
+
+
+def test_a_filter_with_more_values_than_chroma_takes(index: ChromaIndex) -> None:
+    """It looked like a failure of the store."""
+    with pytest.raises(InvalidInputError, match="the filter has more values than Chroma takes"):
+        index.retrieve("aa", where={"n": {"$in": list(range(33_000))}})

@@ -193,3 +193,18 @@ def test_the_long_form_is_plain() -> None:
     assert checked(long) == long
     (key,) = checked({np.str_("n"): {np.str_("$gt"): 1}})
     assert type(key) is str
+
+
+def test_a_long_list_is_read_once() -> None:
+    """It was printed once for each of its values, for an error that there was not: 4 seconds for 8,000."""
+
+    class Listed(list[str]):
+        printed = 0
+
+        def __repr__(self) -> str:
+            Listed.printed += 1
+            return "[…]"
+
+    values = Listed(f"document {number}" for number in range(1000))
+    assert exact({"id": {"$in": values}}) == {"id": {"$in": list(values)}}
+    assert Listed.printed == 0

@@ -133,3 +133,8 @@ async def test_options_that_cannot_be_used(index: ChromaIndex, options: dict[str
 
 def ids(hits: Any) -> list[str]:
     return [hit.passage.id for hit in hits]
+
+
+def test_k_may_be_a_small_integer_of_numpys(index: ChromaIndex) -> None:
+    """Four times as many do not fit into eight bits."""
+    assert index.retrieve("q", np.int8(40), mmr_lambda=0.5) == index.retrieve("q", 40, mmr_lambda=0.5)

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from retrieve_rerank import ChromaIndex, InvalidInputError, Passage
+from retrieve_rerank import BM25Index, ChromaIndex, InvalidInputError, Passage
 from retrieve_rerank.indexes.records import JSON_KEY, NODE_KEY, Record, to_record, user_metadata
 from tests.core.stubs import LetterEncoder, run_python
 
@@ -119,6 +119,32 @@ def test_minus_zero_is_the_same_after_chroma(index: ChromaIndex) -> None:
     index.add([Passage("zero", "text", {"x": -0.0})])
     assert index.add([Passage("zero", "text", {"x": -0.0})]).unchanged == 1
     assert math.copysign(1, index.get(["zero"])[0].metadata["x"]) == -1
+
+
+@pytest.mark.parametrize(
+    ("stored", "where"),
+    [
+        (-0.0, {"x": 0}),
+        (-0.0, {"x": {"$gte": 0}}),
+        (-0.0, {"x": {"$lt": 1}}),
+        ([-0.0, 1.5], {"x": {"$contains": 0}}),
+        ([1, 2.5], {"x": {"$contains": 1}}),
+        ([1, 2.5], {"x": {"$contains": 2.5}}),
+    ],
+)
+def test_filters_see_numbers_that_chroma_would_not_give_back(stored: Any, where: Any) -> None:
+    with ChromaIndex(LetterEncoder()) as vectors, BM25Index() as words:
+        for one in (vectors, words):
+            one.add([Passage("it", "text", {"x": stored}), Passage("other", "text", {"x": [3.0, 4.0]})])
+            assert [hit.passage.id for hit in one.retrieve("text", where=where)] == ["it"]
+            assert same(one.get(["it"])[0].metadata, {"x": stored})
+            assert one.add([Passage("it", "text", {"x": stored})]).unchanged == 1
+
+
+@pytest.mark.parametrize("stored", [math.inf, [1, math.inf], [1, 2.5, 2**60], [1, "a"], [True, 1.5]])
+def test_what_filters_cannot_see_comes_back_all_the_same(index: ChromaIndex, stored: Any) -> None:
+    index.add([Passage("it", "text", {"x": stored})])
+    assert same(index.get(["it"])[0].metadata, {"x": stored})
 
 
 @pytest.mark.parametrize(

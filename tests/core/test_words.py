@@ -115,6 +115,13 @@ def test_a_tokenizer_that_returns_no_words(answer: Any) -> None:
         Vocabulary(Analyzer("en", tokenizer=lambda text: answer)).learn("text")
 
 
+@pytest.mark.parametrize("words", [["a", "\ud83d"], ["\ud83d", "\ude42"]])
+def test_half_a_character_is_no_word(words: list[str]) -> None:
+    """The index could be searched, and never be saved."""
+    with pytest.raises(InvalidInputError, match="what the tokenizer made of a text holds a lone surrogate"):
+        Analyzer(None, lambda text: words).words("a")
+
+
 def test_a_tokenizer_that_is_no_function() -> None:
     with pytest.raises(InvalidInputError, match="tokenizer must be a function"):
         Analyzer("en", tokenizer="split")  # type: ignore[arg-type]

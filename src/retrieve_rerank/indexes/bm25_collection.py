@@ -79,9 +79,10 @@ class BM25Collection:
         self._folder = None if path is None else IndexFolder(path)
         self._lock = threading.RLock()
         self._process = os.getpid()
-        self._closed = self._told = False
+        self._closed = self._told = self._torn = False
         self.worker = Worker("retrieve-rerank BM25 index")
         self._start()
+        _ALL.add(self)
         if self._folder is not None:
             self._read_again(self._folder)
             _OPEN.add(self)
@@ -313,6 +314,17 @@ class BM25Collection:
     def _check_open(self) -> None:
         if self._closed:
             raise RetrieveRerankError("this BM25 index was closed; open it again")
+        if self._torn:
+            raise RetrieveRerankError(
+                f"this BM25 index was in use by another thread when process {self._process} was forked, and is here in "
+                "the middle of that. Open it in the child, or start processes with "
+                "multiprocessing.get_context('spawn')"
+            )
+
+    def _begin_anew(self) -> None:
+        """In a forked child: the thread that may have held the lock is not there to let go of it."""
+        self._torn = self._torn or not self._lock.acquire(blocking=False)
+        self._lock = threading.RLock()
 
     def _check_process(self) -> None:
         # Before the lock is taken: another thread of the parent may have held it.
@@ -377,7 +389,8 @@ def _found(scores: Floats, columns: Columns, k: int, matches: Matches | None) ->
     return Found(columns, slots, scores[slots].tolist())
 
 
-_OPEN: weakref.WeakSet[BM25Collection] = weakref.WeakSet()
+_ALL: weakref.WeakSet[BM25Collection] = weakref.WeakSet()
+_OPEN: weakref.WeakSet[BM25Collection] = weakref.WeakSet()  # those in a directory
 
 
 @atexit.register
@@ -385,6 +398,15 @@ def _close_all() -> None:
     with ExitStack() as turns:  # each gets its turn, even where warnings are errors
         for collection in list(_OPEN):
             turns.callback(collection.close_or_warn)
+
+
+def _after_fork() -> None:
+    for collection in list(_ALL):
+        collection._begin_anew()  # noqa: SLF001 - nobody else's business
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _checked_number(name: str, value: float | None, most: float) -> float | None:

@@ -32,6 +32,7 @@ FORMAT = 1
 
 _POINTER = "index.json"
 _PREFIX = "generation-"
+_SAVED = "saved"  # in a folder that index.json has named; of a first save that was interrupted there is none
 _OURS = re.compile(rf"{_PREFIX}[0-9a-f]{{32}}")
 _COLUMNS = ("ids", "texts", "metadata")
 _ARRAYS = ("starts", "slots", "counts", "weights")
@@ -133,6 +134,8 @@ class IndexFolder:
         for _ in range(10):
             seen = self._stamp()
             if seen is None:
+                if any(_OURS.fullmatch(mark.parent.name) for mark in self.path.glob(f"{_PREFIX}*/{_SAVED}")):
+                    raise self._damaged(f"{_POINTER} is missing, and the files of an index are there")
                 return None
             pointer = self._pointer()
             try:
@@ -182,15 +185,18 @@ class IndexFolder:
                 os.replace(self.path / f"{_POINTER}.new", self.path / _POINTER)  # noqa: PTH105 - the one step
                 self._generation = folder.name
                 _sync_folder(self.path)
+                (folder / _SAVED).touch()
                 self._seen = self._stamp()
                 self._tidy(folder.name)
         except OSError as error:
             if self._generation == folder.name:  # it is saved; only tidying or unlocking failed
                 return
             shutil.rmtree(folder, ignore_errors=True)
-            raise InvalidInputError(
-                f"cannot save the index in {str(self.path)!r}: {error}. What was saved before is as it was"
-            ) from error
+            if self.path.is_dir():
+                left = "What was saved before is as it was"
+            else:  # and not made again: where a disk was mounted, it would be the wrong one
+                left = "The directory is gone; bring it back, or make an empty one, and save again"
+            raise InvalidInputError(f"cannot save the index in {str(self.path)!r}: {error}. {left}") from error
 
     def _stamp(self) -> tuple[int, ...] | None:
         try:

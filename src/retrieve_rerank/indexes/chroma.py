@@ -22,7 +22,7 @@ from retrieve_rerank.indexes.recovery import recovering
 from retrieve_rerank.indexes.repairing import repair
 from retrieve_rerank.indexes.reports import AdoptReport, IndexCheck, RepairReport
 from retrieve_rerank.indexes.server import RETRY_SECONDS
-from retrieve_rerank.indexes.sources import Source
+from retrieve_rerank.indexes.sources import Source, one_at_a_time
 from retrieve_rerank.models.cuts import told_once
 from retrieve_rerank.types import AddReport, Encoder, Metric, Passage
 
@@ -244,10 +244,11 @@ class ChromaIndex(DenseSearch):
             AddReport(added=0, updated=0, unchanged=1, removed=1)
         """
         check_passages(passages)
-        source = Source(self.collection, source_id, source_key)
-        total = len(passages) if isinstance(passages, Sized) else None
-        report = self._add(source.marked(passages), total, batch_size, show_progress=show_progress)
-        return replace(report, removed=source.remove_stale())
+        with one_at_a_time(self.collection):
+            source = Source(self.collection, source_id, source_key)
+            total = len(passages) if isinstance(passages, Sized) else None
+            report = self._add(source.marked(passages), total, batch_size, show_progress=show_progress)
+            return replace(report, removed=source.remove_stale())
 
     def delete(self, ids: Sequence[str]) -> None:
         """Delete passages by id; ids that are not stored are no error."""

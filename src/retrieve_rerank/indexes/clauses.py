@@ -107,7 +107,7 @@ def _scalar(clause: Where, value: object) -> Scalar:
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, str):
-        check_encodable(value, f"a value in the where filter {clause!r}")
+        check_encodable(value, "a value in the where filter")  # which may be long, and is not printed for each
         return str.__str__(value)
     if isinstance(value, float):
         if not math.isfinite(value):

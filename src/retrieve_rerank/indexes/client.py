@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -35,6 +36,7 @@ _SHOWN = 10  # names of collections
 _DROP_CHUNK = 1_000  # records deleted in one call
 
 _started: int | None = None  # the process that Chroma's stores and threads belong to
+_OPENING = threading.Lock()  # two threads that open Chroma's first store in memory find half a one
 
 
 def open_client(path: str | os.PathLike[str] | None) -> ClientAPI:
@@ -49,7 +51,8 @@ def open_client(path: str | os.PathLike[str] | None) -> ClientAPI:
 
     check_not_forked()
     if path is None:
-        return chromadb.EphemeralClient()
+        with _OPENING:
+            return chromadb.EphemeralClient()
     # Chroma takes every spelling of a path for a store of its own, and two stores on one directory lose vectors.
     try:
         if not os.fspath(path):
@@ -280,6 +283,11 @@ def translated(what: str) -> Iterator[None]:
             ) from error
         raise InvalidInputError(f"{what}: {error}") from error
     except InternalError as error:
+        if "too many SQL variables" in str(error):
+            raise InvalidInputError(
+                f"{what}: the filter has more values than Chroma takes in one search, some 32,000: {error}. Ask with "
+                "parts of the list, or store what it stands for under a key of its own"
+            ) from error
         hint = _UNREADABLE if "hnsw segment" in str(error) else ""
         raise RetrieveRerankError(f"{what}: Chroma failed: {error}{hint}") from error
     except httpx.HTTPError as error:

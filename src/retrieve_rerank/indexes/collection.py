@@ -33,7 +33,7 @@ from retrieve_rerank.indexes.nearest import (
     nearest,
     records_of,
 )
-from retrieve_rerank.indexes.opened import OpenedCollection
+from retrieve_rerank.indexes.opened import AT_SERVER, OpenedCollection
 from retrieve_rerank.indexes.records import Record
 from retrieve_rerank.indexes.server import at_once
 from retrieve_rerank.types import AddReport, Metric
@@ -92,29 +92,30 @@ class ChromaCollection(OpenedCollection):
         """Store records (distinct ids, one batch) with their vectors (n, dimension)."""
         if not records:
             return
-        array = self._checked(vectors, len(records))
         ids = [record.id for record in records]
+        array = self._checked(vectors, len(records), ids)
         with self.writing():
             self._counted = None
-            texts = [record.text for record in records]
-            self.handle.upsert(ids=ids, embeddings=array, documents=texts, metadatas=self._metadatas(records))
+            texts, metadatas = [record.text for record in records], _metadatas(records, self._stored(records))
+            self.handle.upsert(ids=ids, embeddings=array, documents=texts, metadatas=metadatas)
 
     def relabel(self, records: Sequence[Record]) -> None:
         """Store the metadata of records (distinct ids, one batch) that are there with the same text and vector.
 
         A vector that is written again where dozens are equal can fall out of Chroma's index: no search finds it then.
+        A record that another thread has deleted, or given another text, since this was planned stays as that left it.
         """
         if not records:
             return
         with self.writing():
-            self.handle.update(ids=[record.id for record in records], metadatas=self._metadatas(records))
+            old = self._stored(records)
+            same = [record for record in records if record.id in old and old[record.id].text == record.text]
+            if same:
+                self.handle.update(ids=[record.id for record in same], metadatas=_metadatas(same, old))
 
-    def _metadatas(self, records: Sequence[Record]) -> Any:
-        # Chroma merges metadata: a key goes only if it is set to None. What is there is read now and not when the
-        # upsert was planned, as another thread may have written since; and a new record must not send None values,
-        # which Chroma takes on known ids only.
-        old = {record.id: record.metadata for record in self.read([record.id for record in records])}
-        return [{**dict.fromkeys(old.get(record.id, ())), **record.metadata} or None for record in records]
+    def _stored(self, records: Sequence[Record]) -> dict[str, Record]:
+        # Read now and not when the write was planned, as another thread may have written since.
+        return {record.id: record for record in self.read([record.id for record in records])}
 
     def read(
         self,
@@ -241,9 +242,9 @@ class ChromaCollection(OpenedCollection):
             with_vectors: Whether to return the stored vectors.
         """
         asked = self._asked(vectors, k, rows, where, where_document, ids, with_vectors=with_vectors)
-        with self.reading():
+        with self.reading() as state:
             live = AtOnce(self.handle)
-            return at_once(self._nearest(live, asked))
+            return at_once(self._nearest(live, asked, state))
 
     async def aquery(
         self,
@@ -263,7 +264,7 @@ class ChromaCollection(OpenedCollection):
         asked = self._asked(vectors, k, rows, where, where_document, ids, with_vectors=with_vectors)
         with translated(f"collection {self.name!r}"):
             live = self.async_handle
-            return await self._nearest(live, asked)
+            return await self._nearest(live, asked, AT_SERVER)
 
     def _asked(
         self,
@@ -287,11 +288,11 @@ class ChromaCollection(OpenedCollection):
             self.metric,
         )
 
-    async def _nearest(self, live: Any, asked: Asked) -> list[list[Found]]:
+    async def _nearest(self, live: Any, asked: Asked, state: object) -> list[list[Found]]:
         # For one vector the size says how broadly to search; for several, how many results Chroma can look up, too.
         counted = self._counted  # another thread, which writes, sets it to None
-        if len(asked.vectors) > 1 or counted is None or time.monotonic() > counted[1]:
-            self._counted = counted = int(await live.count()), time.monotonic() + _SIZE_SECONDS
+        if len(asked.vectors) > 1 or counted is None or counted[2] != state or time.monotonic() > counted[1]:
+            self._counted = counted = int(await live.count()), time.monotonic() + _SIZE_SECONDS, state
         if counted[0] == 0 and self.beside:
             others, self.beside = ", ".join(map(repr, self.beside)), ()
             warn_caller(
@@ -305,7 +306,7 @@ class ChromaCollection(OpenedCollection):
         """Return a distance as similarity, larger is better; see `to_similarity`."""
         return to_similarity(distance, self.metric)
 
-    def _checked(self, vectors: npt.ArrayLike, rows: int | None) -> Vectors:
+    def _checked(self, vectors: npt.ArrayLike, rows: int | None, ids: Sequence[str] | None = None) -> Vectors:
         try:
             array = np.asarray(vectors, dtype=np.float32)
         except (ValueError, TypeError) as error:
@@ -318,8 +319,16 @@ class ChromaCollection(OpenedCollection):
             raise InvalidInputError(f"expected vectors of shape ({expected}, dimension), got {shape}")
         if not np.isfinite(array).all():
             bad = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
-            raise InvalidInputError(f"vector {bad} holds NaN or infinity, which cannot be searched; check the encoder")
+            which = f"vector {bad}" if ids is None else f"the vector of {ids[bad]!r}"
+            raise InvalidInputError(f"{which} holds NaN or infinity, which cannot be searched; check the encoder")
         return array
+
+
+def _metadatas(records: Sequence[Record], old: Mapping[str, Record]) -> Any:
+    # Chroma merges metadata: a key goes only if it is set to None. A new record must not send None values, which Chroma
+    # takes on known ids only.
+    keys = {id_: record.metadata for id_, record in old.items()}
+    return [{**dict.fromkeys(keys.get(record.id, ())), **record.metadata} or None for record in records]
 
 
 def to_similarity(distance: float, metric: Metric) -> float:

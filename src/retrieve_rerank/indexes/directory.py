@@ -43,12 +43,14 @@ class View:
         generation: What it has seen, or None if nothing is known.
         stamp: Time and size of Chroma's database then.
         rest: When it may be opened anew next, by the monotonic clock.
+        writes: How many this process has ended: what is read during one is neither the old state nor the new.
     """
 
     epoch: int = 0
     generation: str | None = None
     stamp: tuple[int, int] | None = None
     rest: float = 0.0
+    writes: int = 0
 
     def opened_again(self, seconds: float) -> None:
         """Take a rest for having been opened anew, which took `seconds`; the first opening needs none."""
@@ -156,6 +158,7 @@ class Directory:
                     raise
                 finally:
                     view.stamp = self._stamp()
+                    view.writes += 1
 
     def let_go(self, owner: str, process: int) -> None:
         """Give an owner's share in the writers' lock back. Never fails and never waits, as the garbage collector calls.

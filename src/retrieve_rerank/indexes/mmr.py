@@ -77,7 +77,7 @@ def check_mmr(mmr_lambda: float | None, mmr_pool: int | None, k: int) -> int:
     Raises:
         InvalidInputError: If the options cannot be used.
     """
-    check_count(k, "k")
+    k = check_count(k, "k")
     if mmr_lambda is None:
         if mmr_pool is not None:
             raise InvalidInputError("mmr_pool is what mmr_lambda chooses from; give mmr_lambda, too, or neither")

@@ -123,7 +123,6 @@ async def _completed(
     """
     from chromadb.errors import ChromaError
 
-    known = {item.record.id for items in found for item in items}
     try:
         there = (await live.get(include=[], limit=_COMPARED + 1, **options))["ids"]
         if len(there) > _COMPARED or len(there) <= min(map(len, found)):
@@ -132,12 +131,16 @@ async def _completed(
     except ChromaError:  # of a damaged index, what was found is all that can be had
         return found
     items = [item for part in rows for item in _by_id(part).values() if item.vector is not None]
-    if len(items) <= min(map(len, found)) or known >= {item.record.id for item in items}:
+    expected = min(asked.k, len(items))
+    if all(len(before) >= expected for before in found):
         return found
     stored = np.stack([cast(Vectors, item.vector) for item in items])
     with_vectors = "embeddings" in asked.extra
     completed = []
     for vector, before in zip(asked.vectors, found, strict=True):
+        if len(before) >= expected:  # it would find no more if it were asked alone
+            completed.append(before)
+            continue
         seen = {item.record.id for item in before}
         distances = _distances(stored, vector, asked.metric)
         others = [

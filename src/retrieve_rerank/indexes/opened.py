@@ -58,6 +58,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+AT_SERVER = "a server's"  # of whose state nothing is known
+_IN_MEMORY = threading.RLock()  # Chroma's store in memory is one for the whole process, and so are its writers
 _LOOKED_AT = 20  # vectors whose length is looked at
 UNIT = 0.01  # a unit vector's length may be off by so much, for half precision
 
@@ -125,7 +127,8 @@ class OpenedCollection:
         self._opened = handle is None and client is None
         self._closed = False
         self._async_handle: AsyncCollection | None = None
-        self._counted: tuple[int, float] | None = None  # records, and until when that is taken as true
+        # Records, until when that is taken as true, and of which state of what is stored.
+        self._counted: tuple[int, float, object] | None = None
         self.search_breadth = None if search_breadth is None else check_count(search_breadth, "search_breadth")
         self.made = False  # whether this made the collection
         # The directory's other collections, where this one was made here: a name may have been mistaken.
@@ -175,20 +178,23 @@ class OpenedCollection:
             weakref.finalize(self, self._shared[0].let_go, self._owner, os.getpid())
 
     def _alone(self) -> AbstractContextManager[object]:
-        """What a single write of Chroma's needs to hold, where it writes a directory."""
+        """What a single write of Chroma's needs to hold, where it is not a server's."""
         if self._shared is None:
-            return nullcontext()
+            return nullcontext() if self.at_server else _IN_MEMORY
         shared, store = self._shared
         return shared.writing(store, self._owner, self.lock_timeout)
 
     @contextmanager
-    def reading(self) -> Iterator[None]:
-        """Read what is there now, whoever wrote it."""
+    def reading(self) -> Iterator[object]:
+        """Read what is there now, whoever wrote it; gives what is equal as long as nobody is known to have written."""
         with translated(f"collection {self.name!r}"):
             handle = self.handle
-            if self._shared is not None:
-                self._look(self._shared[0], self._shared[0].current(self._shared[1]), handle)
-            yield
+            if self._shared is None:
+                yield AT_SERVER if self.at_server else object()  # others may write in this process's memory
+                return
+            view = self._shared[0].current(self._shared[1])
+            self._look(self._shared[0], view, handle)
+            yield view.generation, view.writes
 
     @contextmanager
     def writing(self) -> Iterator[None]:

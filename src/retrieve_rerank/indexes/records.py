@@ -22,6 +22,7 @@ from retrieve_rerank.types import Passage
 JSON_KEY = "_retrieve_rerank_json"
 NODE_KEY = "_node_content"  # LlamaIndex's key for a node as JSON, next to which it stores flat copies of some ids
 
+_EXACT = 2**53  # up to here every int is a float
 _INT64 = range(-(2**63), 2**63)
 
 
@@ -103,9 +104,10 @@ def _split(passage: Passage) -> tuple[dict[str, Any], dict[str, Any]]:
             raise InvalidInputError(
                 f"metadata[{key!r}] of passage {passage.id!r} is nested without end; store a flatter value"
             ) from error
-        if _is_storable(key, plain):
-            flat[key] = plain
-        if key not in flat or _is_rounded(plain):
+        seen = _stand_in(plain)
+        if _is_storable(key, seen):
+            flat[key] = seen
+        if key not in flat or seen is not plain or _is_rounded(plain):
             rest[key] = plain
     return flat, rest
 
@@ -182,6 +184,21 @@ def _is_rounded(value: object) -> bool:
     return not 1e-6 <= abs(value) < 1e15 or float(f"{value:.15g}") != value
 
 
+def _stand_in(value: Any) -> Any:
+    """Return what filters see of a value that Chroma would not give back as it is; any other as it is.
+
+    -0.0 comes back as 0.0, and a list must be all ints or all floats.
+    """
+    if isinstance(value, float) and value == 0 and math.copysign(1, value) < 0:
+        return 0.0
+    if not isinstance(value, list) or not {type(item) for item in value} <= {int, float}:
+        return value
+    mixed = [_stand_in(item) for item in value]
+    if {int, float} <= {type(item) for item in mixed} and all(abs(item) <= _EXACT for item in mixed):
+        mixed = [float(item) for item in mixed]
+    return value if repr(mixed) == repr(value) else mixed
+
+
 def _is_storable(key: str, value: object) -> bool:
     """Whether Chroma stores `value` under `key` unchanged."""
     if not key or key.startswith(("#", "$")) or key in ("chroma:document", NODE_KEY):
@@ -194,5 +211,5 @@ def _is_storable(key: str, value: object) -> bool:
     if isinstance(value, int):
         return value in _INT64
     if isinstance(value, float):
-        return math.isfinite(value) and str(value) != "-0.0"  # which comes back as 0.0
+        return math.isfinite(value)
     return isinstance(value, str)

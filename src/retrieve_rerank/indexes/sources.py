@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+import uuid
+import weakref
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 
 from retrieve_rerank.errors import InvalidInputError
@@ -11,6 +15,20 @@ from retrieve_rerank.indexes.records import check_passage, check_passages, to_re
 from retrieve_rerank.types import Passage
 
 _CHUNK = 1_000  # passages looked up in one go
+
+
+_REPLACING: weakref.WeakValueDictionary[uuid.UUID, threading.RLock] = weakref.WeakValueDictionary()
+_ONE = threading.Lock()
+
+
+@contextmanager
+def one_at_a_time(collection: ChromaCollection) -> Iterator[None]:
+    """Hold what keeps other threads from replacing a source meanwhile: of one source, each would leave its passages."""
+    collection_id = collection.handle.id
+    with _ONE:
+        turn = _REPLACING.setdefault(collection_id, threading.RLock())
+    with turn:
+        yield
 
 
 class Source:

@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Callable, Iterable
 from functools import cache
 
+from retrieve_rerank.checks import check_encodable
 from retrieve_rerank.errors import InvalidInputError, require
 
 Tokenizer = Callable[[str], list[str]]
@@ -120,6 +121,7 @@ class Analyzer:
         words = self.tokenizer(text)
         if not isinstance(words, (list, tuple)) or not all(isinstance(word, str) for word in words):
             raise InvalidInputError(f"the tokenizer must return a list of strings, got {words!r}")
+        check_encodable("".join(words), "what the tokenizer made of a text")  # or it could never be saved
         return list(words)
 
     def stem(self, word: str) -> str | None:
