@@ -208,7 +208,7 @@ def save_instructed_reranker(folder: Path, *, seed: int = 9, positions: int = 25
         initializer_range=0.3,
     )
     transformers.Qwen3ForCausalLM(settings).save_pretrained(path)
-    _save_chat_tokenizer(path, _INSTRUCTED, positions)
+    save_chat_tokenizer(path, _INSTRUCTED, positions)
     return path
 
 
@@ -230,11 +230,11 @@ def save_language_model_reranker(folder: Path, *, seed: int = 7) -> Path:
         initializer_range=0.3,
     )
     transformers.StableLmForCausalLM(settings).save_pretrained(path)
-    _save_chat_tokenizer(path, _CHAT, POSITIONS)
+    save_chat_tokenizer(path, _CHAT, POSITIONS)
     return path
 
 
-def _save_chat_tokenizer(path: Path, template: str, positions: int) -> None:
+def save_chat_tokenizer(path: Path, template: str, positions: int) -> None:
     file = path / "vocab.txt"
     file.write_text("\n".join([*_VOCABULARY, "yes", "no"]), encoding="utf-8")
     tokenizer = transformers.PreTrainedTokenizerFast(

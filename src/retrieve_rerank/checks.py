@@ -57,6 +57,13 @@ def check_encodable(text: str, what: str) -> None:
         ) from error
 
 
+def check_prompt(value: str | None, name: str) -> str | None:
+    """Return an instruction to a model, or raise InvalidInputError if it is no text."""
+    if value is not None and not isinstance(value, str):
+        raise InvalidInputError(f"{name} must be a text that is put before each input, got {value!r}")
+    return value
+
+
 def check_count(value: int, name: str) -> int:
     """Return `value` as an int of 1 or more, or raise InvalidInputError."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):

@@ -579,7 +579,7 @@ def test_openvino_reports_nothing_to_anybody(tmp_path: Path) -> None:
 
 
 def test_the_digest_is_that_of_the_checkpoint(tiny_bi_encoder: Path, kept: Path) -> None:
-    from retrieve_rerank.models.loading import weights_digest
+    from retrieve_rerank.models.weights import weights_digest
 
     with BiEncoder(tiny_bi_encoder, backend="onnx", cache_folder=kept) as model:
         assert model.fingerprint["weights"] == weights_digest(load_bi_encoder(Checkpoint(str(tiny_bi_encoder))))

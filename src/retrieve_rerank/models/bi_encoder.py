@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm.auto import tqdm
 
-from retrieve_rerank.checks import check_count, check_texts
+from retrieve_rerank.checks import check_count, check_prompt, check_texts
 from retrieve_rerank.errors import InvalidInputError, ModelError, TruncationWarning, warn_caller
 from retrieve_rerank.models.backend import Backend
 from retrieve_rerank.models.cuts import tell
@@ -144,8 +144,8 @@ class BiEncoder(Model["BiEngine", "RemoteBiEncoder"]):
                 f"endpoint; got {metric!r}"
             )
         self._metric = metric
-        self._query_prompt = query_prompt
-        self._document_prompt = document_prompt
+        self._query_prompt = check_prompt(query_prompt, "query_prompt")
+        self._document_prompt = check_prompt(document_prompt, "document_prompt")
         self._normalize = normalize
         self._truncate_dim = truncate_dim
         self._facts: dict[str, str | int | float | bool] | None = None
@@ -274,7 +274,7 @@ class BiEncoder(Model["BiEngine", "RemoteBiEncoder"]):
     # Everything below runs on the worker's thread, but for `_warned`.
 
     def _count_tokens(self, texts: list[str]) -> list[int]:
-        return self._loaded().lengths(texts, self._prompt("document"))
+        return self._loaded().lengths(texts, self._prompt("document"), "document")
 
     def _encode_queries(self, texts: list[str]) -> tuple[npt.NDArray[np.float32], int]:
         between = None if len(texts) <= _FEW else self._worker.between  # a short call lets nobody in
@@ -312,7 +312,9 @@ class BiEncoder(Model["BiEngine", "RemoteBiEncoder"]):
 
     def warn_of_cuts(self, advice: str, cut: int, total: int) -> None:
         """Warn that `cut` of `total` texts were longer than the model reads."""
-        limit = self._limit if self._served is None else self._served.max_length
+        limit = None if self._served is None else self._served.max_length
+        if self._limits is not None:
+            limit = self._limits.query if advice == _SHORTEN else self._limits.document
         warn_caller(
             f"{cut} of {total} texts are longer than {self.model!r} reads ({limit} tokens); their ends are not in the "
             f"vectors. {advice}",
@@ -329,8 +331,8 @@ class BiEncoder(Model["BiEngine", "RemoteBiEncoder"]):
         return (model.prompts[known[0]] or "") if known else ""
 
     def _fingerprint(self) -> dict[str, str | int | float | bool]:
+        engine = self._loaded()  # which forgets them: another model may lie in the folder by now
         if self._facts is None:
-            engine = self._loaded()
             probe, _ = engine.encode(["dimension"], self._prompt("document"), "document", show_progress=False)
             self._facts = {
                 "model": self.model,
@@ -357,6 +359,7 @@ class BiEncoder(Model["BiEngine", "RemoteBiEncoder"]):
         from retrieve_rerank.models.engine import BiEngine
         from retrieve_rerank.models.loading import load_bi_encoder
 
+        self._facts = None
         return BiEngine(
             load_bi_encoder(checkpoint),
             self._asked_precision,

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 import numpy as np
 import numpy.typing as npt
 
-from retrieve_rerank.checks import check_count, check_query, check_texts
-from retrieve_rerank.errors import InvalidInputError, TruncationWarning, warn_caller
+from retrieve_rerank.checks import check_count, check_prompt, check_query, check_texts
+from retrieve_rerank.errors import InvalidInputError, ModelError, TruncationWarning, warn_caller
 from retrieve_rerank.models.backend import Backend
 from retrieve_rerank.models.endpoint import MAX_CONCURRENCY, TIMEOUT, Endpoint, Protocol
 from retrieve_rerank.models.gathering import Gathering
@@ -146,7 +146,7 @@ class CrossEncoder(Model["CrossEngine", "RemoteCrossEncoder"], Ranker):
             timeout=timeout,
             max_concurrency=max_concurrency,
         )
-        self._prompt = prompt
+        self._prompt = check_prompt(prompt, "prompt")
         self._long_passages: LongPassages = long_passages
         self._max_windows = check_count(max_windows, "max_windows")
         self._gathering = Gathering()
@@ -215,7 +215,7 @@ class CrossEncoder(Model["CrossEngine", "RemoteCrossEncoder"], Ranker):
 
         Raises:
             InvalidInputError: If the query is empty or leaves no room for a text, or an item is not a string.
-            ModelError: If the model cannot be loaded.
+            ModelError: If the model cannot be loaded, or gives NaN.
             RemoteError: If it is behind a server that fails.
         """
         items = self._checked(query, texts)
@@ -306,6 +306,7 @@ class CrossEncoder(Model["CrossEngine", "RemoteCrossEncoder"], Ranker):
     def _tell(self, truncated: int, count: int) -> None:
         if truncated:
             many = f"{truncated} of {count} passages"
+            limit = None if self._limits is None else self._limits.document
             if self._endpoint is not None:
                 what = (
                     f"{many} were too long for {self.model!r} at {self._endpoint.url}, which cut them; their ends were "
@@ -313,7 +314,7 @@ class CrossEncoder(Model["CrossEngine", "RemoteCrossEncoder"], Ranker):
                 )
             elif self._long_passages == "truncate":
                 what = (
-                    f"{many} are longer than {self.model!r} reads ({self._limit} tokens with the query); their ends "
+                    f"{many} are longer than {self.model!r} reads ({limit} tokens with the query); their ends "
                     "were not scored. Split them into shorter passages, or use long_passages='windows'"
                 )
             else:
@@ -349,5 +350,11 @@ class CrossEncoder(Model["CrossEngine", "RemoteCrossEncoder"], Ranker):
 
 
 def _in_order_of(texts: list[str], distinct: list[str], scores: Scores) -> npt.NDArray[np.float32]:
+    if np.isnan(scores.logits).any():
+        first = texts.index(distinct[int(np.flatnonzero(np.isnan(scores.logits))[0])])
+        raise ModelError(
+            f"the cross-encoder gave NaN for texts[{first}], which is no score; check the weights, or use "
+            "precision='float32'"
+        )
     at = {text: position for position, text in enumerate(distinct)}
     return scores.logits[[at[text] for text in texts]].astype(np.float32)

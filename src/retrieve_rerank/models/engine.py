@@ -23,10 +23,11 @@ from retrieve_rerank.errors import InvalidInputError, ModelError
 from retrieve_rerank.models.batching import consecutive, pack, token_budget
 from retrieve_rerank.models.first_token import read_first_token_only
 from retrieve_rerank.models.heads import keep_head_exact, to_logits
-from retrieve_rerank.models.loading import set_longest_input, weights_digest
+from retrieve_rerank.models.limits import set_limits
 from retrieve_rerank.models.precision import Choice, choose_precision
 from retrieve_rerank.models.reading import ChatReading, PairReading, Reading, features, token_counts
 from retrieve_rerank.models.scoring import Scoring
+from retrieve_rerank.models.weights import weights_digest
 from retrieve_rerank.models.windows import Cut, Tally, split, spread
 
 # With a deadline: as many batches' worth of tokens are sorted by length together. More waste less, and let a passage
@@ -57,7 +58,8 @@ class Engine:
         self.precision = choose_precision(precision, self.device)
         if precision == "auto" and model.transformers_model is None:
             self.precision = Choice("float32", "there is no network that another precision would make faster")
-        self.max_length = set_longest_input(model, max_length)
+        self.limits = set_limits(model, max_length)
+        self.max_length = self.limits.document
         self.token_budget = token_budget(self.device)
         self.weights = weights_digest(model)  # before rounding to another precision changes them
         # Only the network computes in low precision; pooling, normalising and everything after it stay in float32.
@@ -258,8 +260,8 @@ class CrossEngine(Engine):
         reading = (ChatReading if self._chat else PairReading)(self._cross_encoder, query, self.prompt, self.max_length)
         if self.max_length is not None and reading.around >= self.max_length:
             raise InvalidInputError(
-                f"the query has {reading.around} tokens and this cross-encoder reads {self.max_length} in all, which "
-                "leaves no room for a passage; shorten the query"
+                f"the query has {reading.around} tokens{' with the prompt' if self.prompt else ''} and this "
+                f"cross-encoder reads {self.max_length} in all, which leaves no room for a passage; shorten the query"
             )
         return reading
 
@@ -295,11 +297,14 @@ class BiEngine(Engine):
         truncate_dim: int | None,
     ) -> None:
         if normalize is False:
-            for position in reversed([at for at, module in enumerate(model) if isinstance(module, Normalize)]):
-                model.pop(position)
+            for modules in _sequences(model):
+                for position in reversed([at for at, module in enumerate(modules) if isinstance(module, Normalize)]):
+                    modules.pop(position)
         super().__init__(model, precision, max_length)
         self.normalize = normalize
-        self.normalized = bool(normalize) or any(isinstance(module, Normalize) for module in model)
+        self.normalized = bool(normalize) or any(
+            isinstance(module, Normalize) for modules in _sequences(model) for module in modules
+        )
         self.truncate_dim = truncate_dim
 
     def pooling(self) -> str:
@@ -313,9 +318,18 @@ class BiEngine(Engine):
                     found.append("without the prompt")
         return ", ".join(found)
 
-    def lengths(self, texts: Sequence[str], prompt: str) -> list[int]:
+    def lengths(self, texts: Sequence[str], prompt: str, task: str) -> list[int]:
         """Return the tokens of each text with the prompt, uncut."""
-        return token_counts(self.model.tokenizer, [f"{prompt}{text}" for text in texts])
+        routes = getattr(self.model[0], "sub_modules", None)
+        reader: Any = routes[task][0] if routes is not None and task in routes else self.model[0]
+        tokenizer = reader.tokenizer
+        if "message" not in getattr(reader, "modality_config", {}):
+            return token_counts(tokenizer, [f"{prompt}{text}" for text in texts])
+        # A chat template puts words of its own around the text.
+        options: dict[str, Any] = {"prompt": prompt or None, "processing_kwargs": {"text": {"truncation": False}}}
+        around = self.model.preprocess(["a"], task=task, **options)["input_ids"].shape[1]
+        one, *counts = token_counts(tokenizer, ["a", *texts], add_special_tokens=False)
+        return [around - one + count for count in counts]
 
     def encode(
         self,
@@ -327,7 +341,13 @@ class BiEngine(Engine):
         show_progress: bool = False,
     ) -> tuple[npt.NDArray[np.float32], int]:
         """Return the vectors (n, dimension) of `texts` (at least one), and how many of them were cut."""
-        lengths = self.lengths(texts, prompt)
+        limit = self.limits.query if task == "query" else self.limits.document
+        if limit is not None and (around := self.lengths([""], prompt, task)[0]) >= limit:
+            raise InvalidInputError(
+                f"this bi-encoder reads {limit} tokens, and {around} of them are there without any text: those of the "
+                f"prompt, {prompt!r}, and special ones. Shorten {task}_prompt, or raise max_length"
+            )
+        lengths = self.lengths(texts, prompt, task)
         vectors = self.run(
             texts,
             lengths,
@@ -337,11 +357,21 @@ class BiEngine(Engine):
             task=task,
         )
         if self.truncate_dim is not None:
+            if self.truncate_dim > vectors.shape[1]:
+                raise InvalidInputError(
+                    f"truncate_dim is {self.truncate_dim}, and the vectors of this model have {vectors.shape[1]} "
+                    "dimensions; give fewer, or leave it out"
+                )
             vectors = vectors[:, : self.truncate_dim]
         if self.normalize:
             vectors = torch.nn.functional.normalize(vectors, dim=1)
-        cut = 0 if self.max_length is None else sum(length > self.max_length for length in lengths)
+        cut = 0 if limit is None else sum(length > limit for length in lengths)
         return vectors.contiguous().numpy(), cut
+
+
+def _sequences(model: sentence_transformers.SentenceTransformer) -> list[Any]:
+    """Return the modules of a model, and those on the routes of a router in it, as sequences."""
+    return [model, *(modules for part in model for modules in getattr(part, "sub_modules", {}).values())]
 
 
 def release(device: torch.device) -> None:

@@ -9,11 +9,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -21,10 +19,11 @@ import huggingface_hub
 import sentence_transformers
 import torch
 from huggingface_hub import constants as hub_constants
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers.utils import logging
 
 from retrieve_rerank.errors import InvalidInputError, ModelError
+from retrieve_rerank.models.weights import refuse_random_weights, saved_file
 
 AnyModel: TypeAlias = "sentence_transformers.SentenceTransformer | sentence_transformers.CrossEncoder"
 Model = TypeVar("Model", sentence_transformers.SentenceTransformer, sentence_transformers.CrossEncoder)
@@ -35,9 +34,8 @@ _LOADING_ERRORS = (
     SafetensorError,
 )
 
-_WEIGHTS, _WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 _KIND = "config_sentence_transformers.json"
-_UNLIMITED = 10**9  # tokens; a tokenizer without a limit says 10**30
+_WORDS = 2  # tokens that mean something; that of a space may be made up
 
 # transformers changes torch's default type for the whole process while it loads: a model that loads meanwhile, on the
 # thread of its own, would get its weights rounded.
@@ -74,7 +72,7 @@ def load_bi_encoder(checkpoint: Checkpoint) -> sentence_transformers.SentenceTra
             "passage and has no embeddings. Use CrossEncoder for it, and a bi-encoder such as "
             "'sentence-transformers/multi-qa-mpnet-base-dot-v1' here"
         )
-    file = _saved_file(model, checkpoint, _KIND)
+    file = saved_file(model, checkpoint, _KIND)
     saved_as = None if file is None else json.loads(file.read_text(encoding="utf-8")).get("model_type")
     if saved_as not in (None, "SentenceTransformer"):
         raise ModelError(
@@ -83,7 +81,7 @@ def load_bi_encoder(checkpoint: Checkpoint) -> sentence_transformers.SentenceTra
             "'sentence-transformers/multi-qa-mpnet-base-dot-v1'"
         )
     # The network's own pooler is often left out of a checkpoint: sentence embeddings do not use it.
-    _refuse_random_weights(model, checkpoint, "Get the complete checkpoint", unused="pooler.")
+    refuse_random_weights(model, checkpoint, "Get the complete checkpoint", unused="pooler.")
     return model
 
 
@@ -103,7 +101,7 @@ def load_cross_encoder(checkpoint: Checkpoint) -> sentence_transformers.CrossEnc
             f"{checkpoint.model!r} is not a cross-encoder: it was saved as {', '.join(names)}, which has no scoring "
             f"head, so its scores would come from random weights. {advice}"
         )
-    _refuse_random_weights(model, checkpoint, advice)
+    refuse_random_weights(model, checkpoint, advice)
     if model.num_labels not in (1, 2):
         raise ModelError(
             f"{checkpoint.model!r} has {model.num_labels} labels; re-ranking needs a cross-encoder with one, or with "
@@ -129,82 +127,12 @@ def _know_padding(model: AnyModel, checkpoint: Checkpoint) -> None:
     transformer.config.pad_token_id = padding
 
 
-def weights_digest(model: torch.nn.Module) -> str:
-    """Return a short digest of a model's weights, the same under every name, folder and library version.
-
-    A few values of every parameter go in: enough to tell two checkpoints apart, in milliseconds.
-    """
-    parts = []
-    for parameter in model.parameters():
-        values = parameter.detach().reshape(-1)
-        step = max(1, values.numel() // 64)
-        sample = values[::step][:64].to("cpu", torch.float32).numpy()
-        parts.append(sha256(repr(tuple(parameter.shape)).encode() + sample.tobytes()).digest())
-    return sha256(b"".join(sorted(parts))).hexdigest()[:16]
-
-
-def longest_input(model: AnyModel) -> int | None:
-    """Return how many tokens the network itself can take, or None where it has no limit."""
-    transformer = model.transformers_model
-    if transformer is None:
-        return None
-    for name, module in transformer.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
-            # RoBERTa and MPNet count positions from after the padding index.
-            return int(module.num_embeddings) - (0 if module.padding_idx is None else module.padding_idx + 1)
-    positions = getattr(transformer.config, "max_position_embeddings", None)
-    return positions if isinstance(positions, int) and positions > 0 else None
-
-
-def set_longest_input(model: AnyModel, max_length: int | None) -> int | None:
-    """Set how many tokens of a text `model` reads; None keeps what the checkpoint says. Return the limit in force.
-
-    Raises:
-        InvalidInputError: If the network has fewer positions than `max_length`, or takes no limit.
-    """
-    routes: Any = getattr(model[0], "sub_modules", None)
-    if routes is not None:
-        return _set_routes(routes, max_length)
-    limit = longest_input(model)
-    if max_length is not None and limit is not None and max_length > limit:
-        raise InvalidInputError(f"max_length is {max_length}, but this model has positions for {limit} tokens at most")
-    known = [value for value in (max_length or model.max_seq_length, limit) if value and value < _UNLIMITED]
-    if not known or model.tokenizer is None:
-        return None
-    try:
-        # A tokenizer without a limit of its own would otherwise hand the network more than it has positions for.
-        model.max_seq_length = int(min(known))
-    except AttributeError as error:  # as of a table of word vectors
-        if max_length is not None:
-            raise InvalidInputError(
-                f"max_length is {max_length}, and {type(model[0]).__name__}, which reads the texts of this model, "
-                "takes no limit; leave max_length out"
-            ) from error
-        return None
-    return int(min(known))
-
-
-def _set_routes(routes: Any, max_length: int | None) -> int | None:
-    """Set the limit of a model that reads queries by one network and passages by another; return the passages'."""
-    limits: dict[str, int] = {}
-    for name, modules in routes.items():
-        own = getattr(modules[0], "max_seq_length", None)
-        known = [value for value in (own, max_length) if value and value < _UNLIMITED]
-        if not known:
-            continue
-        limits[name] = int(min(known))
-        try:
-            modules[0].max_seq_length = limits[name]
-        except AttributeError:  # a table of word vectors has none
-            del limits[name]
-    return limits.get("document")
-
-
 def _load(kind: Callable[..., Model], checkpoint: Checkpoint, what: str) -> Model:
     folder = Path(checkpoint.model).expanduser()
     local = folder.is_dir()
     if not local and _looks_like_path(checkpoint.model):
         raise ModelError(f"there is no folder {str(folder)!r} to load a {what} from; check the path")
+    _check_device(checkpoint, what)
     offline = checkpoint.local_files_only or hub_constants.HF_HUB_OFFLINE
     # Without this question, every file that might exist is asked for with retries: a minute before the error.
     unreachable = None if local or offline else hub_failure()
@@ -239,7 +167,31 @@ def _load(kind: Callable[..., Model], checkpoint: Checkpoint, what: str) -> Mode
         else:
             advice = "Check the name on the hub; a private model needs token="
         raise ModelError(f"cannot load the {what} {checkpoint.model!r}: {_first_line(error)}. {advice}") from error
+    _refuse_empty_tokenizers(model, checkpoint)
     return model.eval()
+
+
+def _check_device(checkpoint: Checkpoint, what: str) -> None:
+    """Raise ModelError if the device is not there, before that looks like a fault of the checkpoint."""
+    try:
+        torch.empty(0, device=checkpoint.device)
+    except (RuntimeError, AssertionError, ValueError, TypeError, NotImplementedError) as error:
+        raise ModelError(
+            f"cannot load the {what} {checkpoint.model!r} onto device={checkpoint.device!r}, which is not there: "
+            f"{_first_line(error)}. Give another device such as 'cpu', or leave it out"
+        ) from error
+
+
+def _refuse_empty_tokenizers(model: AnyModel, checkpoint: Checkpoint) -> None:
+    """Raise ModelError if a tokenizer knows no word: without its files, transformers makes one that reads nothing."""
+    for part in model.modules():
+        tokenizer = getattr(part, "tokenizer", None)
+        special = getattr(tokenizer, "all_special_tokens", None)
+        if tokenizer is not None and special is not None and len(tokenizer) - len(set(special)) < _WORDS:
+            raise ModelError(
+                f"the tokenizer of {checkpoint.model!r} knows no words, so that all texts would be the same to it: its "
+                "files (tokenizer.json, or vocab.txt and the like) are missing. Get the complete checkpoint"
+            )
 
 
 def _looks_like_path(name: str) -> bool:
@@ -277,57 +229,3 @@ def _first_line(error: BaseException) -> str:
 
 def _architectures(model: AnyModel) -> list[str]:
     return list(getattr(model.config, "architectures", None) or [])
-
-
-def _refuse_random_weights(model: AnyModel, checkpoint: Checkpoint, advice: str, unused: str | None = None) -> None:
-    """Raise ModelError if parameters are not in the checkpoint's files, and so hold random numbers."""
-    transformer = model.transformers_model
-    saved = _saved_names(model, checkpoint)
-    if transformer is None or not saved:
-        return
-    # Old checkpoints name the two parts of a layer norm otherwise; a network may be saved with or without its prefix.
-    saved = {re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name)) for name in saved}
-    tails = {".".join(name.split(".")[start:]) for name in saved for start in range(name.count(".") + 1)}
-    # Experts are merged while they load, so their names tell nothing.
-    names = [name for name, _ in transformer.named_parameters() if "experts" not in name]
-    names = [name for name in names if unused is None or not name.startswith(unused)]
-    missing = [name for name in names if name not in tails and not any(_is_tail(known, name) for known in saved)]
-    head = [name for name in missing if not name.startswith(f"{transformer.base_model_prefix}.")]
-    if len(missing) > len(names) / 2:  # the library loads them under other names: only the head tells
-        missing = head if unused is None else []
-    if missing:
-        what = "the scoring head of" if unused is None and len(head) == len(missing) else "a part of"
-        shown = ", ".join(missing[:4]) + (", …" if len(missing) > 4 else "")
-        raise ModelError(
-            f"{what} {checkpoint.model!r} ({shown}) is not in its weights and was newly initialised with random "
-            f"numbers, so its results would be random. {advice}"
-        )
-
-
-def _is_tail(tail: str, name: str) -> bool:
-    return name.endswith(f".{tail}")
-
-
-def _saved_names(model: AnyModel, checkpoint: Checkpoint) -> set[str]:
-    """Return the names of the saved tensors, read from the file's header; empty where it cannot be found."""
-    index = _saved_file(model, checkpoint, _WEIGHTS_INDEX)
-    if index is not None:
-        weight_map: dict[str, Any] = json.loads(index.read_text(encoding="utf-8")).get("weight_map", {})
-        return set(weight_map)
-    weights = _saved_file(model, checkpoint, _WEIGHTS)
-    if weights is None:
-        return set()
-    with safe_open(weights, framework="pt") as file:
-        return set(file.keys())
-
-
-def _saved_file(model: AnyModel, checkpoint: Checkpoint, name: str) -> Path | None:
-    folder = Path(checkpoint.model).expanduser()
-    if folder.is_dir():
-        return folder / name if (folder / name).is_file() else None
-    config = model.config
-    repository = getattr(config, "_name_or_path", checkpoint.model)
-    found = huggingface_hub.try_to_load_from_cache(
-        repository, name, cache_dir=checkpoint.cache_folder, revision=getattr(config, "_commit_hash", None)
-    )
-    return Path(found) if isinstance(found, str) else None

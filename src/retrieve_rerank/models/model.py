@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from retrieve_rerank.models.engine import Engine
+    from retrieve_rerank.models.limits import Limits
     from retrieve_rerank.models.loading import Checkpoint
     from retrieve_rerank.models.loop_thread import LoopThread
     from retrieve_rerank.models.remote import RemoteModel
@@ -127,7 +128,7 @@ class Model(ABC, Generic[E, R]):
         self._unsure = True  # whether it must still be said that a server does not say what it cuts
         self._engine: E | None = None
         self._home: threading.Thread | None = None  # where the engine was loaded
-        self._limit: int | None = None  # the engine's max_length, for warnings, which must not wait for the thread
+        self._limits: Limits | None = None  # the engine's, for warnings, which must not wait for the thread
 
     @property
     def settings(self) -> dict[str, str | int | float | bool | None]:
@@ -301,7 +302,7 @@ class Model(ABC, Generic[E, R]):
                     engine.model, checkpoint, self._backend, self._backend_precision, engine.weights
                 )
             self._engine, self._home = engine, here
-            self._limit = self._engine.max_length
+            self._limits = engine.limits
         return self._engine
 
     def _is_loaded(self) -> bool:

@@ -43,7 +43,7 @@ class ScaledScorer:
     def _scaled(self, given: npt.ArrayLike, texts: Sequence[str]) -> Logits:
         try:
             numbers = np.asarray(given, dtype=np.float64)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RuntimeError) as error:  # the last of a tensor that has a gradient
             raise ModelError(
                 f"{scorer_name(self.scorer)} must return one number a pair of query and text; its scores cannot be "
                 f"read: {error}"
