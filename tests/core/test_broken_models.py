@@ -80,6 +80,20 @@ def test_another_model_in_the_folder_has_another_fingerprint(tmp_path: Path) -> 
         assert encoder.fingerprint["weights"] == fresh.fingerprint["weights"] != before["weights"]
 
 
+def test_a_single_word_that_was_trained_changes_the_fingerprint(tmp_path: Path) -> None:
+    """Of a table of word vectors, a sample of the numbers may all be as they were."""
+    path = tiny.save_static_bi_encoder(tmp_path)
+    with BiEncoder(path) as encoder:
+        before = encoder.fingerprint
+    (weights,) = path.rglob("model.safetensors")
+    ((name, rows),) = load_file(weights).items()
+    rows[8] *= -3
+    save_file({name: rows}, weights, metadata={"format": "pt"})
+    with BiEncoder(path) as encoder:
+        changed = encoder.fingerprint
+    assert {key for key in before if changed[key] != before[key]} == {"rows"}
+
+
 async def test_no_score_is_nan(tmp_path: Path) -> None:
     path = tiny.save_cross_encoder(tmp_path)
     weights = load_file(path / "model.safetensors")

@@ -62,6 +62,18 @@ def test_another_encoder_is_refused_naming_what_differs(reopen: Make, changes: d
     assert reopen().count() == 1
 
 
+def test_an_index_from_before_the_rows_were_looked_at(reopen: Make) -> None:
+    reopen().add(passages("a"))
+    assert reopen({**FACTS, "rows": "r1"}).count() == 1
+
+
+def test_other_rows_are_another_encoder(reopen: Make) -> None:
+    reopen({**FACTS, "rows": "r1"}).add(passages("a"))
+    with pytest.raises(IndexMismatchError, match="rows was 'r1', now 'r2'"):
+        reopen({**FACTS, "rows": "r2"})
+    assert reopen().count() == 1
+
+
 def test_another_name_of_the_same_weights_is_the_same_encoder(reopen: Make) -> None:
     reopen().add(passages("a"))
     assert reopen({**FACTS, "model": "renamed"}).count() == 1

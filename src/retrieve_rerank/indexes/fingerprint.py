@@ -102,7 +102,7 @@ def _differences(stored: Fingerprint, given: Fingerprint) -> list[str]:
         keys = (certain | ({"revision"} if same_model else set())) & set(stored) & set(given)
     if "weights" in stored and stored["weights"] == given.get("weights"):
         keys -= {"model"}  # a name is only a name: these are the same weights
-    for key in ("dimension", "pooling"):
+    for key in ("dimension", "pooling", "rows"):
         if key not in stored or key not in given:
             keys -= {key}  # one of the two did not look
     return [

@@ -187,9 +187,9 @@ class BiEncoder(Model["BiEngine", "RemoteBiEncoder"]):
     def fingerprint(self) -> dict[str, str | int | float | bool]:
         """Facts that tell this encoder's passage vectors from another's. Loads the model.
 
-        `weights` is a digest of the weights, so the same checkpoint under another name or folder is recognised;
-        `model` is there to be read. The query prompt is left out: it does not change what is stored. A server tells
-        less: there is no `weights`, and what it does not tell is missing.
+        `weights` and `rows` are digests of the weights, so the same checkpoint under another name or folder is
+        recognised; `model` is there to be read. The query prompt is left out: it does not change what is stored. A
+        server tells less: there is no `weights`, and what it does not tell is missing.
         """
         if self._remote is not None:
             return self._remote.run(lambda remote: remote.facts())
@@ -337,6 +337,7 @@ class BiEncoder(Model["BiEngine", "RemoteBiEncoder"]):
             self._facts = {
                 "model": self.model,
                 "weights": engine.weights,
+                "rows": engine.rows,
                 "dimension": probe.shape[1],
                 "document_prompt": self._prompt("document"),
                 "normalize": engine.normalized,

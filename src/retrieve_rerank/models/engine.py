@@ -27,7 +27,7 @@ from retrieve_rerank.models.limits import set_limits
 from retrieve_rerank.models.precision import Choice, choose_precision
 from retrieve_rerank.models.reading import ChatReading, PairReading, Reading, features, token_counts
 from retrieve_rerank.models.scoring import Scoring
-from retrieve_rerank.models.weights import weights_digest
+from retrieve_rerank.models.weights import rows_digest, weights_digest
 from retrieve_rerank.models.windows import Cut, Tally, split, spread
 
 # With a deadline: as many batches' worth of tokens are sorted by length together. More waste less, and let a passage
@@ -61,7 +61,8 @@ class Engine:
         self.limits = set_limits(model, max_length)
         self.max_length = self.limits.document
         self.token_budget = token_budget(self.device)
-        self.weights = weights_digest(model)  # before rounding to another precision changes them
+        # Before rounding to another precision changes them.
+        self.weights, self.rows = weights_digest(model), rows_digest(model)
         # Only the network computes in low precision; pooling, normalising and everything after it stay in float32.
         model.to(torch.float32)
         read_first_token_only(model, self.output)
