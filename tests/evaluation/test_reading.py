@@ -127,3 +127,13 @@ def test_a_bad_line_is_named_with_its_number(tmp_path: Path, file: str, content:
     write(tmp_path, **{file: content})
     with pytest.raises(InvalidInputError, match=says):
         load_dataset(tmp_path)
+
+
+def test_questions_of_another_file(tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / "mine.jsonl").write_text('{"id": "q1", "text": "and Paris?"}\n')
+    (tmp_path / "queries.jsonl").unlink()
+    for file in ("mine.jsonl", tmp_path / "mine.jsonl"):
+        assert load_dataset(tmp_path, queries=file).queries == {"q1": "and Paris?"}
+    with pytest.raises(InvalidInputError, match=r"other\.jsonl is missing"):
+        load_dataset(tmp_path, queries="other.jsonl")

@@ -101,9 +101,7 @@ def prepared(source: Source, models: Models, names: list[str], *, weak: int | No
 
     _check(source, weak)
     if source.dataset is not None:
-        dataset = load_dataset(source.dataset, qrels=source.qrels)
-        if source.queries is not None:
-            dataset = _with_queries(dataset, source.queries)
+        dataset = load_dataset(source.dataset, queries=_here(source.queries), qrels=source.qrels)
         with models.make_bi_encoder() as encoder:
             yield _cached(_sampled(dataset, source.sample, QUESTIONS), encoder, "en", names)
         return
@@ -154,11 +152,9 @@ def _sampled(dataset: Dataset, n: int | None, default: int) -> Dataset:
     return some
 
 
-def _with_queries(dataset: Dataset, file: Path) -> Dataset:
-    from retrieve_rerank.evaluation.dataset import Dataset
-    from retrieve_rerank.evaluation.reading import load_queries
-
-    return Dataset(dataset.name, dataset.passages, load_queries(file), dataset.judgements)
+def _here(file: Path | None) -> Path | None:
+    """Return a file so that it is looked for in the current folder first, as on any command line."""
+    return file.absolute() if file is not None and file.is_file() else file
 
 
 def _judged(library: Library, encoder: BiEncoder, queries: Path, qrels: Path) -> Dataset:

@@ -13,12 +13,18 @@ from retrieve_rerank.evaluation.lines import columns, lines
 from retrieve_rerank.types import Passage
 
 
-def load_dataset(folder: str | os.PathLike[str], *, qrels: str | os.PathLike[str] | None = None) -> Dataset:
+def load_dataset(
+    folder: str | os.PathLike[str],
+    *,
+    queries: str | os.PathLike[str] | None = None,
+    qrels: str | os.PathLike[str] | None = None,
+) -> Dataset:
     r"""Read a test collection in the BEIR layout.
 
     Args:
         folder: Holds `corpus.jsonl` (`_id` or `id`, `text`, perhaps `title`), `queries.jsonl` (`_id` or `id`, `text`)
             and judgements. UTF-8; records end at "\n" only, so texts may hold any other line break.
+        queries: The file of questions, in the folder or anywhere, instead of `queries.jsonl`.
         qrels: The file of judgements, in the folder or anywhere. None takes `qrels.tsv`, else `qrels/test.tsv`, else
             the only `qrels*.tsv` there is. Three columns (question, passage, relevance; BEIR) or four (question,
             anything, passage, relevance; TREC), with a header or without.
@@ -51,7 +57,7 @@ def load_dataset(folder: str | os.PathLike[str], *, qrels: str | os.PathLike[str
     return Dataset(
         path.resolve().name,
         list(_passages(path / "corpus.jsonl")),
-        load_queries(path / "queries.jsonl"),
+        load_queries(path / "queries.jsonl" if queries is None else _named(path, queries)),
         load_judgements(file),
     )
 
@@ -95,10 +101,14 @@ def load_queries(file: Path) -> dict[str, str]:
     return {identifier: str(record["text"]) for _, identifier, record in _records(file)}
 
 
+def _named(folder: Path, file: str | os.PathLike[str]) -> Path:
+    inside = folder / file  # an absolute path stays as it is
+    return inside if inside.is_file() else Path(file)
+
+
 def _qrels_file(folder: Path, qrels: str | os.PathLike[str] | None) -> Path:
     if qrels is not None:
-        inside = folder / qrels  # an absolute path stays as it is
-        return inside if inside.is_file() else Path(qrels)
+        return _named(folder, qrels)
     for usual in (folder / "qrels.tsv", folder / "qrels" / "test.tsv"):
         if usual.is_file():
             return usual
