@@ -32,3 +32,12 @@ def test_questions_of_ones_own_replace_those_of_the_dataset(run: Run, toy: Path,
     assert "1 judged question without a text left out" in done.err
     (toy / "queries.jsonl").unlink()
     assert run("evaluate", toy, "--queries", "mine.jsonl", *BM25, *models).lines[0]["questions"] == 2
+
+
+def test_judgements_in_the_current_folder_come_before_the_datasets(
+    run: Run, toy: Path, models: tuple[str, ...]
+) -> None:
+    (toy.parent / "qrels.tsv").write_text("q1\tp2\t1\n")  # the folder's says p1
+    assert run("evaluate", toy, "--qrels", "qrels.tsv", *BM25, *models).lines[0]["means"] == {"RR@10": 0.0}
+    (toy.parent / "qrels.tsv").unlink()
+    assert run("evaluate", toy, "--qrels", "qrels.tsv", *BM25, *models).lines[0]["means"] == {"RR@10": 1.0}

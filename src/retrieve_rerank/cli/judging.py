@@ -101,7 +101,7 @@ def prepared(source: Source, models: Models, names: list[str], *, weak: int | No
 
     _check(source, weak)
     if source.dataset is not None:
-        dataset = load_dataset(source.dataset, queries=_here(source.queries), qrels=source.qrels)
+        dataset = load_dataset(source.dataset, queries=_here(source.queries), qrels=_here(source.qrels))
         with models.make_bi_encoder() as encoder:
             yield _cached(_sampled(dataset, source.sample, QUESTIONS), encoder, "en", names)
         return
