@@ -41,3 +41,20 @@ def test_judgements_in_the_current_folder_come_before_the_datasets(
     assert run("evaluate", toy, "--qrels", "qrels.tsv", *BM25, *models).lines[0]["means"] == {"RR@10": 0.0}
     (toy.parent / "qrels.tsv").unlink()
     assert run("evaluate", toy, "--qrels", "qrels.tsv", *BM25, *models).lines[0]["means"] == {"RR@10": 1.0}
+
+
+def test_words_are_those_of_the_language_that_is_named(run: Run, toy: Path, models: tuple[str, ...]) -> None:
+    (toy / "corpus.jsonl").write_text('{"_id": "p1", "text": "Die Häuser"}\n{"_id": "p2", "text": "Der See"}\n')
+    (toy / "queries.jsonl").write_text('{"_id": "q1", "text": "Haus"}\n')
+    assert run("evaluate", toy, *BM25, *models).lines[0]["means"] == {"RR@10": 0.0}
+    for command, field in (("evaluate", "means"), ("tune", "quality")):
+        (line, *_) = run(command, toy, *BM25, *models, "--language", "de").lines
+        assert line[field] in (1.0, {"RR@10": 1.0})
+    assert "no stemmer for the language 'xx'" in run("evaluate", toy, *models, "--language", "xx", status=1).err
+
+
+def test_an_index_keeps_its_language(run: Run, indexed: Path) -> None:
+    weak = ("evaluate", "--in", "made", "--sample-questions", 1)
+    refused = run(*weak, "--language", "de", status=2)
+    assert indexed.is_dir()
+    assert "was made for the language 'en', not 'de'" in " ".join(refused.err.split())

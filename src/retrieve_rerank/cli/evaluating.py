@@ -31,6 +31,7 @@ from retrieve_rerank.cli.options import (
     Device,
     FirstStage,
     Json,
+    Language,
     Models,
     PrecisionName,
     PrecisionOption,
@@ -67,6 +68,7 @@ def evaluate(
     qrels: Qrels = None,
     sample: Sample = None,
     sample_questions: SampleQuestions = None,
+    language: Language = None,
     first_stage: Annotated[
         list[FirstStage] | None,
         typer.Option(help="May be repeated; left out: hybrid, or dense where there is no BM25."),
@@ -97,7 +99,7 @@ def evaluate(
 
     check_outputs(html, markdown, save, cache, folder=runs, inputs=[dataset, queries, qrels])
     measures, names = check_measures(measure), check_first_stages(first_stage)
-    source = Source(dataset, index, queries, qrels, sample, sample_questions)
+    source = Source(dataset, index, queries, qrels, sample, sample_questions, language)
     models = Models(model_name(bi_encoder, demo=demo), None, device, precision)
     with ExitStack() as opened:
         ground = opened.enter_context(prepared(source, models, names))

@@ -15,6 +15,7 @@ from retrieve_rerank.cli.options import (
     Demo,
     Device,
     Json,
+    Language,
     Models,
     PrecisionName,
     PrecisionOption,
@@ -62,9 +63,7 @@ def index(
     ] = None,
     title_field: Annotated[str | None, typer.Option(help="Field of the title; likewise.")] = None,
     id_field: Annotated[str | None, typer.Option(help="Field of the id; likewise, and _id.")] = None,
-    language: Annotated[
-        str | None, typer.Option(help="Language of the texts, for BM25: en, de, …, or none; at first en.")
-    ] = None,
+    language: Language = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:

@@ -60,6 +60,7 @@ class Source:
     qrels: Path | None
     sample: int | None
     sample_questions: int | None
+    language: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +99,16 @@ def prepared(source: Source, models: Models, names: list[str], *, weak: int | No
         InvalidInputError: If the options do not go together, or a file cannot be used.
     """
     from retrieve_rerank.evaluation.reading import load_dataset
+    from retrieve_rerank.indexes.words import language_name
 
     _check(source, weak)
     if source.dataset is not None:
+        spoken = source.language or "en"
+        if set(names) != {"dense"} and spoken != "none":
+            language_name(spoken)  # before passages are encoded for nothing
         dataset = load_dataset(source.dataset, queries=_here(source.queries), qrels=_here(source.qrels))
         with models.make_bi_encoder() as encoder:
-            yield _cached(_sampled(dataset, source.sample, QUESTIONS), encoder, "en", names)
+            yield _cached(_sampled(dataset, source.sample, QUESTIONS), encoder, spoken, names)
         return
     folder = source.index or Path()
     library = Library.open(folder)
@@ -113,6 +118,11 @@ def prepared(source: Source, models: Models, names: list[str], *, weak: int | No
         raise typer.BadParameter(
             f"{folder} was made with {library.record.bi_encoder or 'the default bi-encoder'}; leave --bi-encoder out, "
             "or index the files with the other one into another folder"
+        )
+    if source.language not in (None, language):
+        raise typer.BadParameter(
+            f"{folder} was made for the language {language!r}, not {source.language!r}; leave --language out, or index "
+            "the files into another folder"
         )
     own = Models(library.record.bi_encoder, None, models.device, models.precision)
     with own.make_bi_encoder() as encoder:

@@ -34,6 +34,7 @@ from retrieve_rerank.cli.options import (
     Device,
     FirstStage,
     Json,
+    Language,
     Models,
     PrecisionName,
     check_first_stages,
@@ -77,6 +78,7 @@ def tune(
     qrels: Qrels = None,
     sample: Sample = None,
     sample_questions: SampleQuestions = None,
+    language: Language = None,
     latency_budget: Annotated[
         float | None,
         typer.Option(parser=_seconds, metavar="TIME", help="What 19 of 20 questions may take here: 300ms, 0.3s."),
@@ -111,7 +113,7 @@ def tune(
     (name,) = check_measures([measure])
     every = list(FirstStage) if has_bm25() else [FirstStage.DENSE]
     names = check_first_stages(first_stage or every)
-    source = Source(dataset, index, queries, qrels, sample, sample_questions)
+    source = Source(dataset, index, queries, qrels, sample, sample_questions, language)
     models = Models(model_name(bi_encoder, demo=demo), None, device)
     with ExitStack() as opened:
         ground = opened.enter_context(prepared(source, models, names, weak=_WEAK))
