@@ -239,7 +239,10 @@ def run(plan: list[Stage], dataset: Dataset, store: ScoreStore | None, *, show_p
         for stage in plan:
             if stage.search is not None and stage.first is not None:
                 stage.reader = readers[_identity(stage.search)]
-                hits = stage.reader.rank(stage, text, stage.first.hits[queries[0]])
+                try:
+                    hits = stage.reader.rank(stage, text, stage.first.hits[queries[0]])
+                except InvalidInputError as error:  # the question is too long, for one
+                    raise InvalidInputError(f"question {queries[0]!r}: {error}") from error
                 stage.hits.update((query, hits) for query in queries)
 
 
