@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from retrieve_rerank import CrossEncoder, InvalidInputError, RetrieveRerank
-from retrieve_rerank.evaluation import Dataset, evaluate
-from tests.evaluation.stubs import TEXTS, Shelf
+from retrieve_rerank import CrossEncoder, InvalidInputError, Passage, RetrieveRerank
+from retrieve_rerank.evaluation import Dataset, evaluate, sample_questions, tune
+from tests.core.stubs import TableScorer
+from tests.evaluation.stubs import TEXTS, Shelf, logits
 
 
 def test_a_question_that_is_too_long_is_named(tiny_cross_encoder: Path) -> None:
@@ -20,3 +21,30 @@ def test_a_question_that_is_too_long_is_named(tiny_cross_encoder: Path) -> None:
         pytest.raises(InvalidInputError, match=r"^question 'q2': the query has \d+ tokens .* shorten the query$"),
     ):
         evaluate({"search": RetrieveRerank(shelf, model)}, long)
+
+
+def test_a_question_that_is_a_passage_does_not_find_itself() -> None:
+    """As in ArguAna: passage a is question a; b is judged for itself, and c asks what a asks."""
+    queries = {"a": "one", "b": "two", "c": "one"}
+    data = Dataset("arguments", TEXTS, queries, {"a": {"b": 1}, "b": {"b": 1}, "c": {"d": 1}})
+    shelf = Shelf({"one": "acbd", "two": "bad"})
+    search = RetrieveRerank(shelf, TableScorer(logits("abcdef")), fetch_k=2)
+    evaluation = evaluate({"search": search}, data, ["RR@10"])
+    first, reranked = evaluation.systems
+    assert first.run == {"a": ("c", "b"), "b": ("b", "a"), "c": ("a", "b")}  # as deep as was asked for
+    assert reranked.run == {"a": ("b", "c"), "b": ("a", "b"), "c": ("a", "b")}
+    assert first.per_query["RR@10"] == {"a": 0.5, "b": 1.0, "c": 0.0}
+    note = "2 questions found a passage with their own id that is not judged for it: left out, as in BEIR."
+    assert note in evaluation.notes
+    tuning = tune({"shelf": shelf}, TableScorer(logits("abcdef")), data, measure="RR@10", depths=[1, 2])
+    assert tuning.settings[0].per_query == first.per_query["RR@10"]
+    assert note in tuning.notes
+
+
+def test_questions_made_of_passages_find_them() -> None:
+    text = "Bread is made from flour and water. Most loaves are leavened with yeast, which needs an hour."
+    made = sample_questions([Passage("bread", text)])
+    shelf = Shelf({made.queries["bread"]: ["bread"]}, {"bread": made.passages[0].text})
+    evaluation = evaluate({"shelf": shelf}, made, ["RR@10"])
+    assert evaluation["shelf"].means["RR@10"] == 1.0
+    assert not any("own id" in note for note in evaluation.notes)

@@ -45,6 +45,9 @@ def evaluate(
     `fetch_k`) is asked once, and a cross-encoder that they share reads each pair of question and text once. Each
     question is searched on its own, as a user's is; the first one, which includes loading, is left out of the latency.
 
+    As in BEIR, a passage with the id of the question is left out of what was found, unless it is judged for it: in some
+    datasets, such as ArguAna and Quora, the questions are passages, and would find themselves. A note says so.
+
     Args:
         pipelines: `RetrieveRerank` objects, or first stages alone, by name. For each `RetrieveRerank` there are two
             rows: its first stage, and under its name the re-ranked result. They must search the dataset's passages.
@@ -116,6 +119,7 @@ class Stage:
     truncated: int = 0
     estimated: bool = False
     reader: Reader | None = None  # what has re-ranked
+    themselves: set[str] = field(default_factory=set)  # questions that found a passage with their own id
 
 
 @dataclass(slots=True)
@@ -221,18 +225,24 @@ def _check_pipelines(pipelines: Mapping[str, RetrieveRerank | Retriever]) -> Non
 
 def run(plan: list[Stage], dataset: Dataset, store: ScoreStore | None, *, show_progress: bool) -> None:
     """Fill the rows' hits and times: all first stages, and then, if they can have found something, the re-ranking."""
-    asked = _asked(plan, dataset)
+    passages = {passage.id for passage in dataset.passages}
+    own = {query for query, relevance in dataset.judgements.items() if query in passages and query not in relevance}
+    asked = _asked(plan, dataset, own)
     readers = _readers(plan, store)
     firsts = [stage for stage in plan if stage.first is None]
     for text, queries in tqdm(asked, disable=not show_progress, unit="question", desc="Retrieving"):
         for stage in firsts:
+            k = stage.fetch_k + (queries[0] in own)  # one more, where one may be left out
             start = time.perf_counter()
-            found = _retrieved(stage, text, queries[0])[: stage.fetch_k]
+            found = _retrieved(stage.retriever, text, queries[0], k)[:k]
             stage.seconds.append(time.perf_counter() - start)
             distinct: dict[str, Hit] = {}
             for hit in found:
-                distinct.setdefault(hit.passage.id, hit)  # at its best place
-            stage.hits.update((query, list(distinct.values())) for query in queries)
+                if hit.passage.id == queries[0] in own:
+                    stage.themselves.add(queries[0])
+                else:
+                    distinct.setdefault(hit.passage.id, hit)  # at its best place
+            stage.hits.update((query, list(distinct.values())[: stage.fetch_k]) for query in queries)
     for stage in firsts:
         _check_found(stage, dataset)
     for text, queries in tqdm(asked, disable=not (show_progress and readers), unit="question", desc="Re-ranking"):
@@ -246,23 +256,25 @@ def run(plan: list[Stage], dataset: Dataset, store: ScoreStore | None, *, show_p
                 stage.hits.update((query, hits) for query in queries)
 
 
-def _asked(plan: Sequence[Stage], dataset: Dataset) -> list[tuple[str, list[str]]]:
+def _asked(plan: Sequence[Stage], dataset: Dataset, own: set[str]) -> list[tuple[str, list[str]]]:
     """Return the texts to ask for, each once, with the ids of its questions.
 
-    Where a run is read from a file, each question is asked for: the run may rank differently for two of one text.
+    Where two questions of one text may get different lists, each is asked for: a run that is read from a file may rank
+    differently for them, and what has the id of a question is left out for that one only.
     """
     ids: dict[str, list[str]] = {}
     for query in sorted(dataset.judgements):
         ids.setdefault(dataset.queries[query], []).append(query)
-    if any(isinstance(stage.retriever, StoredRun) for stage in plan):
-        return [(text, [query]) for text, queries in ids.items() for query in queries]
-    return list(ids.items())
+    stored = any(isinstance(stage.retriever, StoredRun) for stage in plan)
+    asked: list[tuple[str, list[str]]] = []
+    for text, queries in ids.items():
+        alone = stored or not own.isdisjoint(queries)
+        asked += [(text, [query]) for query in queries] if alone else [(text, queries)]
+    return asked
 
 
-def _retrieved(stage: Stage, text: str, query: str) -> Sequence[Hit]:
-    if isinstance(stage.retriever, StoredRun):
-        return stage.retriever.retrieve_of(query, text, stage.fetch_k)
-    return stage.retriever.retrieve(text, stage.fetch_k)
+def _retrieved(retriever: Retriever, text: str, query: str, k: int) -> Sequence[Hit]:
+    return retriever.retrieve_of(query, text, k) if isinstance(retriever, StoredRun) else retriever.retrieve(text, k)
 
 
 def _readers(plan: list[Stage], store: ScoreStore | None) -> dict[tuple[int, str], Reader]:
