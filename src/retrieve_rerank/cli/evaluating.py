@@ -38,11 +38,11 @@ from retrieve_rerank.cli.options import (
     check_first_stages,
     model_name,
 )
-from retrieve_rerank.cli.streams import files_first, for_people, guarded, put, say, show, show_bars
+from retrieve_rerank.cli.streams import files_first, for_people, guarded, put, say, show, show_bars, write_files
 from retrieve_rerank.cli.texts import with_examples
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from retrieve_rerank.evaluation.evaluation import Evaluation
     from retrieve_rerank.retrieval.pipeline import RetrieveRerank
@@ -95,6 +95,7 @@ def evaluate(
     debug: Debug = False,
 ) -> None:
     """Measure whether re-ranking helps."""
+    from retrieve_rerank.evaluation.exporting import write_text
     from retrieve_rerank.evaluation.running import evaluate as run
 
     check_outputs(html, markdown, save, cache, folder=runs, inputs=[dataset, queries, qrels])
@@ -114,8 +115,13 @@ def evaluate(
             show_progress=show_bars(),
         )
     with files_first(lambda: _tell(evaluation, json=json)) as written:
-        for name, path in _write(evaluation, html, markdown, save, runs):
-            written.append(f"{name}: {path}")
+        write_files(
+            written,
+            ("evaluation", save, evaluation.to_json),  # what holds everything first
+            ("report", html, evaluation.to_html),
+            ("table", markdown, lambda path: write_text(evaluation.to_markdown(), path)),
+            ("runs", runs, evaluation.to_runs),
+        )
 
 
 def cross_encoders(given: list[str] | None, index: Path | None, *, demo: bool) -> list[str | None]:
@@ -153,24 +159,6 @@ def _pipelines(
         for stage, retriever in stages.items():
             pipelines[f"{stage} → {shown[name]}"] = RetrieveRerank(retriever, scorer, fetch_k=fetch_k)
     return pipelines
-
-
-def _write(
-    evaluation: Evaluation, html: Path | None, markdown: Path | None, save: Path | None, runs: Path | None
-) -> Iterator[tuple[str, Path]]:
-    """Write what was asked for, what holds everything first; yield what each file is, and where."""
-    if save is not None:
-        evaluation.to_json(save)
-        yield "evaluation", save
-    if html is not None:
-        evaluation.to_html(html)
-        yield "report", html
-    if markdown is not None:
-        markdown.write_text(evaluation.to_markdown(), encoding="utf-8")
-        yield "table", markdown
-    if runs is not None:
-        evaluation.to_runs(runs)
-        yield "runs", runs
 
 
 def _tell(evaluation: Evaluation, *, json: bool) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from retrieve_rerank.cli.judging import check_outputs
 from retrieve_rerank.cli.options import Debug
-from retrieve_rerank.cli.streams import for_people, guarded, say, show
+from retrieve_rerank.cli.streams import files_first, for_people, guarded, show, write_files
 from retrieve_rerank.cli.texts import with_examples
 
 HELP = with_examples(
@@ -31,16 +31,17 @@ def report(
 ) -> None:
     """Make a page or Markdown of a saved evaluation."""
     from retrieve_rerank.evaluation.evaluation import Evaluation
+    from retrieve_rerank.evaluation.exporting import write_text
 
     check_outputs(html, markdown, inputs=[file])
     evaluation = Evaluation.from_json(file)
-    if html is not None:
-        evaluation.to_html(html)
-        say(f"report: {html}")
-    if markdown is not None:
-        markdown.write_text(evaluation.to_markdown(), encoding="utf-8")
-        say(f"table: {markdown}")
     if html is not None or markdown is not None:
+        with files_first(lambda: None) as written:
+            write_files(
+                written,
+                ("report", html, evaluation.to_html),
+                ("table", markdown, lambda path: write_text(evaluation.to_markdown(), path)),
+            )
         return
     if for_people(json=False):
         from retrieve_rerank.cli.tables import evaluated

@@ -11,6 +11,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TextIO
 
 import typer
@@ -94,6 +95,33 @@ def files_first(tell: Callable[[], None]) -> Iterator[list[str]]:
             _drop_stdout()
         for line in written:
             say(line)
+
+
+def write_files(written: list[str], *files: tuple[str, Path | None, Callable[[Path], object]]) -> None:
+    """Write every file that was asked for, whatever becomes of the others.
+
+    Args:
+        written: Takes a line for each, as of `files_first`.
+        *files: What it is, where to, and what writes it there.
+
+    Raises:
+        OSError: If some could not be written, naming them.
+    """
+    failed: dict[str, Exception] = {}
+    for name, path, write in files:
+        if path is None:
+            continue
+        try:
+            write(path)
+        except BrokenPipeError:  # /dev/stdout, say, and whoever read has enough
+            continue
+        except Exception as error:  # noqa: BLE001 - hours of scoring may be in the next file
+            failed[f"{name} {path}"] = error
+        else:
+            written.append(f"{name}: {path}")
+    if failed:
+        reasons = "; ".join(f"{file}: {str(error) or type(error).__name__}" for file, error in failed.items())
+        raise OSError(f"could not be written: {reasons}") from next(iter(failed.values()))
 
 
 def console() -> Console:

@@ -41,7 +41,7 @@ from retrieve_rerank.cli.options import (
     has_bm25,
     model_name,
 )
-from retrieve_rerank.cli.streams import files_first, for_people, guarded, put, say, show, show_bars
+from retrieve_rerank.cli.streams import files_first, for_people, guarded, put, say, show, show_bars, write_files
 from retrieve_rerank.cli.texts import with_examples
 
 if TYPE_CHECKING:
@@ -132,12 +132,7 @@ def tune(
             show_progress=show_bars(),
         )
     with files_first(lambda: _tell(tuning, json=json)) as written:
-        if save is not None:
-            tuning.save(save)
-            written.append(f"setting: {save}")
-        if html is not None:
-            tuning.to_html(html)
-            written.append(f"report: {html}")
+        write_files(written, ("setting", save, tuning.save), ("report", html, tuning.to_html))
     if not tuning.met:  # a script must not go on as if the setting kept the budget
         say(f"retrieve-rerank: {tuning.reason}")
         raise typer.Exit(1)

@@ -3,25 +3,45 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from urllib.parse import quote
 
 from retrieve_rerank.evaluation.results import System
 
 
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Give the path to write a file to, which then takes its place at once: one that fails leaves what was there."""
+    # A pipe or a link, such as /dev/stdout, has to stay what it is; a file that may not be written refuses as ever.
+    plain = not path.is_symlink() and (not path.exists() or (path.is_file() and os.access(path, os.W_OK)))
+    if not (plain and os.access(path.parent, os.W_OK)):
+        yield path
+        return
+    with TemporaryDirectory(prefix=".writing-", dir=path.parent, ignore_cleanup_errors=True) as folder:
+        made = Path(folder) / path.name
+        yield made
+        if path.exists():
+            shutil.copymode(path, made)
+        made.replace(path)
+
+
 def write_json(content: Mapping[str, object], path: Path) -> None:
     """Write one JSON object, a line a member."""
     members = (f"{json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}" for name, value in content.items())
-    # A lone surrogate, which UTF-8 cannot hold, is written as JSON's escape of it.
-    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-        file.write("{\n" + ",\n".join(members) + "\n}\n")
+    write_text("{\n" + ",\n".join(members) + "\n}\n", path)
 
 
 def write_text(text: str, path: Path) -> None:
     """Write a text as UTF-8, the same on every system."""
-    path.write_text(text, encoding="utf-8", newline="\n")
+    # A lone surrogate, as of a file name, is nothing that UTF-8 can hold: it is written as JSON's escape of it.
+    with whole(path) as made:
+        made.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def write_runs(judgements: Mapping[str, Mapping[str, int]], systems: Sequence[System], folder: Path) -> list[Path]:
@@ -32,7 +52,7 @@ def write_runs(judgements: Mapping[str, Mapping[str, int]], systems: Sequence[Sy
         for query, scores in judgements.items()
         for passage, relevance in scores.items()
     ]
-    _write(folder / "qrels.txt", qrels)
+    _write(qrels, folder / "qrels.txt")
     paths: list[Path] = []
     for system in systems:
         tag = _free_name(system.name, {path.stem.casefold() for path in paths})
@@ -43,7 +63,7 @@ def write_runs(judgements: Mapping[str, Mapping[str, int]], systems: Sequence[Sy
             for rank, passage in enumerate(ids, start=1)
         ]
         paths.append(folder / f"{tag}.run")
-        _write(paths[-1], lines)
+        _write(lines, paths[-1])
     return paths
 
 
@@ -62,6 +82,5 @@ def _free_name(name: str, taken: set[str]) -> str:
     )
 
 
-def _write(path: Path, lines: Sequence[str]) -> None:
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(f"{line}\n" for line in lines)
+def _write(lines: Sequence[str], path: Path) -> None:
+    write_text("".join(f"{line}\n" for line in lines), path)

@@ -193,7 +193,8 @@ class Tuning:
 
     def save(self, path: str | os.PathLike[str], setting: Setting | None = None) -> None:
         """Write a setting as a JSON file that `RetrieveRerank.load` and `load_setting` read; None: the chosen one."""
-        save_setting(tuning_words.saved(self, self.chosen if setting is None else setting), path)
+        with exporting.whole(Path(path)) as made:
+            save_setting(tuning_words.saved(self, self.chosen if setting is None else setting), made)
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Write everything, values per question included, as one JSON object, in UTF-8."""

@@ -1,0 +1,53 @@
+"""The files that `evaluate`, `tune` and `report` write."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from retrieve_rerank.evaluation import Evaluation
+from tests.cli.conftest import Run
+
+BM25 = ("--first-stage", "bm25", "--measure", "RR@10")
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Path:
+    """A test collection of one question."""
+    folder = tmp_path / "toy"
+    folder.mkdir()
+    (folder / "corpus.jsonl").write_text('{"_id": "p1", "text": "paris france"}\n')
+    (folder / "queries.jsonl").write_text('{"_id": "q1", "text": "paris"}\n')
+    (folder / "qrels.tsv").write_text("q1\tp1\t1\n")
+    return folder
+
+
+def test_a_file_that_fails_costs_no_other(
+    run: Run, toy: Path, models: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError("the disk is full")
+
+    files = ("--save", "a.json", "--html", "a.html", "--markdown", "a.md", "--runs", "runs")
+    run("evaluate", toy, *BM25, *models, "--save", "good.json")
+    monkeypatch.setattr(Evaluation, "to_json", full)
+    monkeypatch.setattr(Evaluation, "to_html", full)
+    done = run("evaluate", toy, *BM25, *models, *files, status=1)
+    told = "retrieve-rerank: could not be written: evaluation a.json: the disk is full; report a.html: the disk is full"
+    assert told in done.err.splitlines()
+    assert "table: a.md\nruns: runs\n" in done.err
+    assert (toy.parent / "runs" / "qrels.txt").is_file()
+    assert "report b.html: the disk is full" in run(
+        "report", "good.json", "--html", "b.html", "--markdown", "b.md", status=1
+    ).err
+    assert (toy.parent / "b.md").read_text().startswith("Re-ranking ")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems' file names are Unicode")
+def test_a_folder_whose_name_is_not_utf8(run: Run, toy: Path, models: tuple[str, ...]) -> None:
+    named = toy.rename(toy.parent / os.fsdecode(b"caf\xe9"))
+    run("evaluate", named, *BM25, *models, "--markdown", "a.md", "--html", "a.html", "--save", "a.json")
+    assert "caf\\udce9" in (toy.parent / "a.md").read_text()
