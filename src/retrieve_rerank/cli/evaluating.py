@@ -98,7 +98,7 @@ def evaluate(
     from retrieve_rerank.evaluation.exporting import write_text
     from retrieve_rerank.evaluation.running import evaluate as run
 
-    check_outputs(html, markdown, save, cache, folder=runs, inputs=[dataset, queries, qrels])
+    check_outputs(html, markdown, save, cache, folder=runs, inputs=[dataset, queries, qrels], index=index)
     measures, names = check_measures(measure), check_first_stages(first_stage)
     source = Source(dataset, index, queries, qrels, sample, sample_questions, language)
     models = Models(model_name(bi_encoder, demo=demo), None, device, precision)

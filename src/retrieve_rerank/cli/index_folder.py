@@ -129,6 +129,11 @@ class Library:
             say(f"warning: indexing {self.folder} was broken off; run retrieve-rerank index again to finish it")
 
 
+def own_files(folder: Path) -> list[Path]:
+    """Return the files and folders that an index consists of: nothing else may be written there."""
+    return [folder / _FILE, folder / f"{_FILE}.new", folder / "lock", folder / "vectors", _words(folder)]
+
+
 def open_vectors(folder: Path, encoder: Encoder) -> ChromaIndex:
     """Open the vectors in a folder, which are made if missing."""
     from retrieve_rerank.indexes.chroma import ChromaIndex

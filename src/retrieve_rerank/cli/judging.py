@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from retrieve_rerank.cli.index_folder import Library, all_passages, first_stages, made_folder, open_vectors, open_words
+from retrieve_rerank.cli.index_folder import (
+    Library,
+    all_passages,
+    first_stages,
+    made_folder,
+    open_vectors,
+    open_words,
+    own_files,
+)
 from retrieve_rerank.cli.options import DEMO, Models
 from retrieve_rerank.cli.streams import say, show_bars
 from retrieve_rerank.errors import InvalidInputError
@@ -223,8 +231,14 @@ def _fill(folder: Path, dataset: Dataset, encoder: BiEncoder, language: str, nam
                     words.add(dataset.passages, show_progress=show_bars())
 
 
-def check_outputs(*files: Path | None, folder: Path | None = None, inputs: Iterable[Path | None] = ()) -> None:
+def check_outputs(
+    *files: Path | None, folder: Path | None = None, inputs: Iterable[Path | None] = (), index: Path | None = None
+) -> None:
     """Refuse files, and a folder of files, that cannot be written or are read too, before anything takes long."""
+    kept = set() if index is None else {path.resolve() for path in own_files(index)}
+    for path in (*files, folder):
+        if path is not None and kept & {path.resolve(), *path.resolve().parents}:
+            raise typer.BadParameter(f"{path} is a part of the index in {index}; name another")
     taken = {file.resolve() for file in inputs if file is not None}
     for file in files:
         if file is None:

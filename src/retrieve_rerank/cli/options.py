@@ -59,9 +59,7 @@ PrecisionOption = Annotated[
     PrecisionName, typer.Option("--precision", help="What the models compute in; auto keeps the ranking.")
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; left out: the best there is.")]
-Language = Annotated[
-    str | None, typer.Option(help="Language of the texts, for BM25: en, de, …, or none; at first en.")
-]
+Language = Annotated[str | None, typer.Option(help="Language of the texts, for BM25: en, de, …, or none; at first en.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON lines, on a terminal too.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show where an error arose, and libraries' warnings.")]
 

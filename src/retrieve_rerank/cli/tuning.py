@@ -109,7 +109,7 @@ def tune(
     from retrieve_rerank.evaluation.tuning import DEPTHS
     from retrieve_rerank.evaluation.tuning import tune as run
 
-    check_outputs(save, html, cache, inputs=[dataset, queries, qrels])
+    check_outputs(save, html, cache, inputs=[dataset, queries, qrels], index=index)
     (name,) = check_measures([measure])
     every = list(FirstStage) if has_bm25() else [FirstStage.DENSE]
     names = check_first_stages(first_stage or every)
