@@ -58,3 +58,11 @@ def test_an_index_keeps_its_language(run: Run, indexed: Path) -> None:
     refused = run(*weak, "--language", "de", status=2)
     assert indexed.is_dir()
     assert "was made for the language 'en', not 'de'" in " ".join(refused.err.split())
+
+
+def test_judgements_that_were_exported_are_taken(run: Run, toy: Path, models: tuple[str, ...]) -> None:
+    """Ids with white space are written as in URLs; read as they stand, they would name nothing."""
+    (toy / "corpus.jsonl").write_text('{"_id": "my file", "text": "paris france"}\n{"_id": "p2", "text": "rome"}\n')
+    (toy / "qrels.tsv").write_text("q1\tmy file\t1\n")
+    first = run("evaluate", toy, *BM25, *models, "--runs", "runs").lines
+    assert run("evaluate", toy, *BM25, *models, "--qrels", "runs/qrels.txt").lines[0]["means"] == first[0]["means"]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from retrieve_rerank import Hit, HybridRetriever, InvalidInputError, Passage, RetrieveRerank
-from retrieve_rerank.evaluation import Dataset, evaluate, load_run
+from retrieve_rerank.evaluation import Dataset, evaluate, load_dataset, load_run
 from tests.core.stubs import TableScorer
 from tests.evaluation.stubs import TEXTS, Shelf, dataset, logits
 
@@ -118,3 +119,18 @@ def test_ids_with_white_space_are_read_back(tmp_path: Path) -> None:
     (path,) = before.to_runs(tmp_path)
     after = evaluate({"found": load_run(path, spaced)}, spaced)
     assert after["found"].run == before["found"].run == {"q 3": ("my file#1",), "q4": ("100%",)}
+
+
+def test_judgements_that_were_exported_are_read_back(tmp_path: Path) -> None:
+    """Also where one id is another's encoded form: each is told from the other."""
+    ids = ("a b", "a%20b", "100%")
+    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps({"id": name, "text": name}) + "\n" for name in ids))
+    (tmp_path / "queries.jsonl").write_text("".join(json.dumps({"id": name, "text": name}) + "\n" for name in ids))
+    (tmp_path / "qrels.tsv").write_text("a b\ta%20b\t1\na%20b\ta b\t2\n100%\t100%\t1\n")
+    given = load_dataset(tmp_path)
+    assert given.judgements == {"a b": {"a%20b": 1}, "a%20b": {"a b": 2}, "100%": {"100%": 1}}
+    before = evaluate({"shelf": Shelf({name: ["a b", "a%20b", "100%"] for name in ids}, {n: n for n in ids})}, given)
+    (path,) = before.to_runs(tmp_path / "runs")
+    again = load_dataset(tmp_path, qrels=tmp_path / "runs" / "qrels.txt")
+    assert again.judgements == given.judgements
+    assert evaluate({"shelf": load_run(path, again)}, again)["shelf"].run == before["shelf"].run

@@ -181,7 +181,8 @@ def _judged(library: Library, encoder: BiEncoder, queries: Path, qrels: Path) ->
 
     with library.open_vectors(encoder) as index:
         passages = list(all_passages(index))
-    return Dataset(library.folder.resolve().name, passages, load_queries(queries), load_judgements(qrels))
+    texts = load_queries(queries)
+    return Dataset(library.folder.resolve().name, passages, texts, load_judgements(qrels, texts, passages))
 
 
 def _weak(library: Library, encoder: BiEncoder, n: int) -> Dataset:

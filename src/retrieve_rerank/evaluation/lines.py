@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 from retrieve_rerank.errors import InvalidInputError
 
@@ -31,3 +32,9 @@ def lines(file: Path) -> Iterator[tuple[str, str]]:
 def columns(line: str) -> list[str]:
     """Return the cells of a line. Between tabs, cells may hold spaces; else any white space ends a cell, as in TREC."""
     return [cell.strip() for cell in line.split("\t")] if "\t" in line else line.split()
+
+
+def known_id(identifier: str, ids: Container[str]) -> str:
+    """Return an id of a TREC file as the dataset has it: in it, `to_runs` writes white space and % as URLs do."""
+    plain = unquote(identifier)
+    return plain if plain in ids else identifier

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.evaluation.dataset import Dataset
-from retrieve_rerank.evaluation.lines import columns, lines
+from retrieve_rerank.evaluation.lines import columns, known_id, lines
 from retrieve_rerank.types import Passage
 
 
@@ -27,7 +27,8 @@ def load_dataset(
         queries: The file of questions, in the folder or anywhere, instead of `queries.jsonl`.
         qrels: The file of judgements, in the folder or anywhere. None takes `qrels.tsv`, else `qrels/test.tsv`, else
             the only `qrels*.tsv` there is. Three columns (question, passage, relevance; BEIR) or four (question,
-            anything, passage, relevance; TREC), with a header or without.
+            anything, passage, relevance; TREC), with a header or without. Without tabs between the columns, ids may be
+            written as `Evaluation.to_runs` does, "a b" as a%20b.
 
     Returns:
         The dataset, named as the folder. A title stands in front of its text, with a space between, as BEIR has it,
@@ -54,12 +55,9 @@ def load_dataset(
     if not path.is_dir():
         raise InvalidInputError(f"{path} is not a folder; expected one with corpus.jsonl, queries.jsonl and qrels")
     file = _qrels_file(path, qrels)
-    return Dataset(
-        path.resolve().name,
-        list(_passages(path / "corpus.jsonl")),
-        load_queries(path / "queries.jsonl" if queries is None else _named(path, queries)),
-        load_judgements(file),
-    )
+    passages = list(_passages(path / "corpus.jsonl"))
+    texts = load_queries(path / "queries.jsonl" if queries is None else _named(path, queries))
+    return Dataset(path.resolve().name, passages, texts, load_judgements(file, texts, passages))
 
 
 def _records(file: Path) -> Iterator[tuple[str, str, dict[str, object]]]:
@@ -127,8 +125,9 @@ def _qrels_file(folder: Path, qrels: str | os.PathLike[str] | None) -> Path:
     return found[0]
 
 
-def load_judgements(file: Path) -> dict[str, dict[str, int]]:
-    """Read judgements in the BEIR or the TREC layout, as `load_dataset` does."""
+def load_judgements(file: Path, queries: Container[str], passages: Iterable[Passage]) -> dict[str, dict[str, int]]:
+    """Read judgements of questions and passages in the BEIR or the TREC layout, as `load_dataset` does."""
+    ids = {passage.id for passage in passages}
     judgements: dict[str, dict[str, int]] = {}
     first = True
     for place, line in lines(file):
@@ -139,6 +138,8 @@ def load_judgements(file: Path) -> dict[str, dict[str, int]]:
                 f"relevance), got {len(cells)}: {line[:80]!r}"
             )
         query, passage, score = cells[0], cells[-2], _whole(cells[-1])
+        if "\t" not in line:  # between tabs, ids hold white space as it is
+            query, passage = known_id(query, queries), known_id(passage, ids)
         if score is None and first and not any(character.isdigit() for character in cells[-1]):
             first = False  # a header
             continue

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from urllib.parse import unquote
 
 from retrieve_rerank.checks import check_count
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.evaluation.dataset import Dataset
-from retrieve_rerank.evaluation.lines import columns, lines
+from retrieve_rerank.evaluation.lines import columns, known_id, lines
 from retrieve_rerank.types import Hit, Passage
 
 
@@ -75,7 +74,7 @@ def load_run(file: str | os.PathLike[str], dataset: Dataset) -> StoredRun:
 
     Args:
         file: Lines of question id, anything, passage id, rank, score and tag. As in trec_eval, the score decides; equal
-            scores keep the order of the file.
+            scores keep the order of the file. Ids may be written as `Evaluation.to_runs` does, "a b" as a%20b.
         dataset: Holds the questions' and passages' texts. Questions of the run that it lacks are left out.
 
     Raises:
@@ -92,7 +91,7 @@ def load_run(file: str | os.PathLike[str], dataset: Dataset) -> StoredRun:
                 f"{place} must have 6 columns (question, anything, passage, rank, score, tag), got {len(cells)}: "
                 f"{line[:80]!r}"
             )
-        query, passage = _known(cells[0], dataset.queries), _known(cells[2], passages)
+        query, passage = known_id(cells[0], dataset.queries), known_id(cells[2], passages)
         score = _number(cells[4])
         if score is None:
             raise InvalidInputError(f"{place} has a score that is no number: {cells[4]!r}")
@@ -104,11 +103,6 @@ def load_run(file: str | os.PathLike[str], dataset: Dataset) -> StoredRun:
     if not found:
         raise InvalidInputError(f"{path} holds no question of dataset {dataset.name!r}; ids must match as strings")
     return StoredRun(path.name, {query: _hits(scored) for query, scored in found.items()}, dataset.queries)
-
-
-def _known(identifier: str, ids: Container[str]) -> str:
-    """Return an id as the dataset has it: white space in it is written as `to_runs` does, %20."""
-    return unquote(identifier) if identifier not in ids and unquote(identifier) in ids else identifier
 
 
 def _hits(scored: Sequence[tuple[float, Passage]]) -> list[Hit]:
