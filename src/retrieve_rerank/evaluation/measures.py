@@ -12,14 +12,19 @@ Run = Mapping[str, Sequence[str]]
 Judgements = Mapping[str, Mapping[str, int]]
 
 
-def check_measures(measures: Sequence[str]) -> tuple[str, ...]:
+def check_measures(measures: Sequence[str], judgements: Judgements | None = None) -> tuple[str, ...]:
     """Return the measures' names as ir-measures writes them.
+
+    Args:
+        measures: Names.
+        judgements: What they will be computed on, where that is known: some measures take low grades only.
 
     Raises:
         InvalidInputError: If a name is unknown, or the measure cannot be computed here or has no mean.
     """
     if isinstance(measures, str) or not isinstance(measures, Sequence) or not measures:
         raise InvalidInputError(f'measures must be a list of names, such as ["nDCG@10"], got {measures!r}')
+    highest = max((max(scores.values()) for scores in (judgements or {}).values()), default=1)
     names = []
     for name in measures:
         try:
@@ -35,9 +40,11 @@ def check_measures(measures: Sequence[str]) -> tuple[str, ...]:
         if not isinstance(measure.aggregator(), ir_measures.MeanAgg):
             raise InvalidInputError(f"{name!r} is a count, not a measure that has a mean over questions")
         try:  # now, not after an hour of scoring
-            list(ir_measures.iter_calc([measure], {"q": {"a": 1, "b": 0}}, {"q": {"b": -1, "a": -2}}))
+            trial = {"1": {"a": max(1, highest), "b": 0}}  # numbers, as in `per_query`
+            list(ir_measures.iter_calc([measure], trial, {"1": {"b": -1, "a": -2}}))
         except Exception as error:  # whatever the program behind the measure throws
-            raise InvalidInputError(f"ir-measures cannot compute {name!r} here: {error!r}") from error
+            grades = f", where a grade is {highest} (ERR and nDCG of exp-log2 take 4 at most)" if highest > 4 else ""
+            raise InvalidInputError(f"ir-measures cannot compute {name!r} here{grades}: {error!r}") from error
         names.append(str(measure))
     return tuple(dict.fromkeys(names))
 
@@ -57,17 +64,19 @@ def per_query(measures: Sequence[str], judgements: Judgements, run: Run) -> dict
         run: Passage ids by question, best first, without repeats.
     """
     parsed = {name: ir_measures.parse_measure(name) for name in measures}
-    # What computes them counts levels from 0, and writes beside its memory where all of a question's are below -1.
-    qrels = {
-        query: {passage: max(score, -1) for passage, score in scores.items()} for query, scores in judgements.items()
-    }
-    # A question without hits is left out: some measures divide by the number of hits, and all count what is missing
-    # as their worst. The rank is the score, so equal scores cannot reorder what was ranked.
-    scored = {
-        query: {passage: -float(rank) for rank, passage in enumerate(ids, start=1)} for query, ids in run.items() if ids
-    }
+    qrels, scored, queries = {}, {}, {}
+    for number, (query, scores) in enumerate(judgements.items(), start=1):
+        # Numbers stand for ids: what computes ERR takes no others for questions, and none with white space.
+        queries[str(number)] = query
+        ids = {passage: str(n) for n, passage in enumerate(dict.fromkeys([*run.get(query, ()), *scores]), start=1)}
+        # What computes them counts levels from 0, and writes beside its memory where all of a question's are below -1.
+        qrels[str(number)] = {ids[passage]: max(score, -1) for passage, score in scores.items()}
+        # A question without hits is left out: some measures divide by the number of hits, and all count what is missing
+        # as their worst. The rank is the score, so equal scores cannot reorder what was ranked.
+        if run.get(query):
+            scored[str(number)] = {ids[passage]: -float(rank) for rank, passage in enumerate(run[query], start=1)}
     values: dict[str, dict[str, float]] = {name: dict.fromkeys(judgements, 0.0) for name in measures}
     names = {measure: name for name, measure in parsed.items()}
     for result in ir_measures.iter_calc(list(parsed.values()), qrels, scored):
-        values[names[result.measure]][result.query_id] = float(result.value)
+        values[names[result.measure]][queries[result.query_id]] = float(result.value)
     return values

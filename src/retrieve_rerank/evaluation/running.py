@@ -81,7 +81,7 @@ def evaluate(
     """
     if not isinstance(dataset, Dataset):
         raise InvalidInputError(f"dataset must be a Dataset, as load_dataset returns, got {type(dataset).__name__}")
-    names = check_measures(measures)
+    names = check_measures(measures, dataset.judgements)
     check_count(resamples, "resamples")
     plan = _plan(pipelines, check_count(fetch_k, "fetch_k"))
     with nullcontext() if cache is None else open_store(cache) as store:

@@ -85,7 +85,7 @@ def tune(
     start = time.perf_counter()
     if not isinstance(dataset, Dataset):
         raise InvalidInputError(f"dataset must be a Dataset, as load_dataset returns, got {type(dataset).__name__}")
-    (name,) = check_measures([measure])
+    (name,) = check_measures([measure], dataset.judgements)
     check_count(resamples, "resamples")
     check_seconds(latency_budget, "latency_budget")
     _check_quality(quality)
