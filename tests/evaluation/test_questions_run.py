@@ -9,7 +9,7 @@ import pytest
 from retrieve_rerank import CrossEncoder, InvalidInputError, Passage, RetrieveRerank
 from retrieve_rerank.evaluation import Dataset, evaluate, sample_questions, tune
 from tests.core.stubs import TableScorer
-from tests.evaluation.stubs import TEXTS, Shelf, logits
+from tests.evaluation.stubs import TEXTS, Shelf, dataset, logits
 
 
 def test_a_question_that_is_too_long_is_named(tiny_cross_encoder: Path) -> None:
@@ -48,3 +48,18 @@ def test_questions_made_of_passages_find_them() -> None:
     evaluation = evaluate({"shelf": shelf}, made, ["RR@10"])
     assert evaluation["shelf"].means["RR@10"] == 1.0
     assert not any("own id" in note for note in evaluation.notes)
+
+
+async def _later() -> int:
+    return 1
+
+
+@pytest.mark.parametrize("count", [lambda text: 1, _later, lambda: "many", lambda: 1 / 0, 3])
+def test_a_count_of_another_kind_ends_no_evaluation(count: object) -> None:
+    shelf = Shelf({"one": "cad", "two": "efb"})
+    shelf.count = count  # type: ignore[attr-defined]
+    evaluation = evaluate({"shelf": shelf}, dataset(), ["RR@10"])
+    assert evaluation["shelf"].means["RR@10"] == pytest.approx(5 / 12)
+    assert not any("it cannot find the others" in note for note in evaluation.notes)
+    shelf.count = lambda: 4  # type: ignore[attr-defined]
+    assert any("it cannot find the others" in note for note in evaluate({"shelf": shelf}, dataset()).notes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from retrieve_rerank.evaluation.significance import bootstrap_interval, holm, ra
 
 if TYPE_CHECKING:
     from retrieve_rerank.evaluation.running import Stage
-    from retrieve_rerank.types import Hit
+    from retrieve_rerank.types import Hit, Retriever
 
 _TOP = 10  # where unjudged passages are counted
 _UNUSED = ("score_threshold", "time_budget")  # settings of a pipeline that cut what is measured here
@@ -134,8 +135,8 @@ def _notes_on_first_stage(
     if strange:
         share = strange / sum(map(len, stage.hits.values()))
         said.append(f"{share:.0%} of what {system.name!r} found is not among the dataset's passages.")
-    count = getattr(stage.retriever, "count", None)
-    if callable(count) and (there := count()) < len(dataset.passages):
+    there = _count(stage.retriever)
+    if there is not None and there < len(dataset.passages):
         said.append(
             f"{system.name!r} searches {counted(there, 'passage')}, and the dataset has {len(dataset.passages)}: it "
             "cannot find the others."
@@ -148,6 +149,16 @@ def _notes_on_first_stage(
             "which makes it trivial: index dataset.passages, where the questions are cut out."
         )
     return said
+
+
+def _count(retriever: Retriever) -> int | None:
+    """Return how many passages a first stage searches, if it says so; what users write may count something else."""
+    try:
+        count = getattr(retriever, "count", None)
+        there = None if not callable(count) or inspect.iscoroutinefunction(count) else count()
+    except Exception:  # noqa: BLE001 - everything has been scored by now
+        return None
+    return there if isinstance(there, int) else None
 
 
 def _gives_away(hits: Sequence[Hit], query: str, dataset: Dataset) -> bool:
