@@ -22,7 +22,7 @@ from retrieve_rerank.cli.options import (
     has_bm25,
     model_name,
 )
-from retrieve_rerank.cli.streams import for_people, guarded, put, say
+from retrieve_rerank.cli.streams import for_people, guarded, put, result, say
 from retrieve_rerank.cli.texts import with_examples
 from retrieve_rerank.errors import InvalidInputError
 
@@ -86,7 +86,7 @@ def index(
         models = Models(record.bi_encoder, None, device, precision)
         with models.make_bi_encoder() as encoder:
             outcome = follow(library, found, paths, encoder, fields, record.tokens)
-    _report(outcome, found, library, json=json)
+    result(lambda: _report(outcome, found, library, json=json))
     if outcome.failed:
         raise typer.Exit(1)
 

@@ -77,6 +77,15 @@ def show(*things: RenderableType) -> None:
         screen.print(thing)
 
 
+def result(tell: Callable[[], None]) -> None:
+    """Tell a result on stdout. Whoever reads it may have gone, which must not change what the command ends with."""
+    try:
+        tell()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_stdout()
+
+
 @contextmanager
 def files_first(tell: Callable[[], None]) -> Iterator[list[str]]:
     """Write files, then tell the result on stdout, then name the files: put a line for each into what this gives.
@@ -88,11 +97,7 @@ def files_first(tell: Callable[[], None]) -> Iterator[list[str]]:
     try:
         yield written
     finally:
-        try:
-            tell()
-            sys.stdout.flush()
-        except BrokenPipeError:
-            _drop_stdout()
+        result(tell)
         for line in written:
             say(line)
 
@@ -146,8 +151,10 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         debug = bool(kwargs.get("debug"))
-        _prepare(sys.stdout)
-        _prepare(sys.stderr)
+        for name in ("stdout", "stderr"):
+            if getattr(sys, name) is None:  # closed by whoever started this, as by >&-
+                setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123 - to the end
+            _prepare(getattr(sys, name))
         try:
             with _warnings(debug=debug):
                 command(*args, **kwargs)
