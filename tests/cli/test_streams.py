@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 
+from retrieve_rerank.cli import streams
+from retrieve_rerank.cli.streams import guarded
 from retrieve_rerank.evaluation import evaluate
 from tests.cli.conftest import environment, start
 from tests.evaluation.stubs import Shelf, dataset
@@ -45,3 +48,15 @@ def test_streams_that_are_closed_are_nothing_to_write_to(tmp_path: Path, closed:
     )
     assert (done.returncode, "unexpected" in done.stderr) == (0, False), done.stderr
     assert (tmp_path / "b.html").is_file()
+
+
+def test_warnings_of_libraries_beside_us_are_not_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    """As in ~/retrieve_rerank/.venv, where each path holds our name."""
+
+    @guarded
+    def command(*, debug: bool = False) -> None:
+        warnings.warn_explicit("of a library", UserWarning, "/home/me/retrieve_rerank/.venv/lib/other/it.py", 1)
+        warnings.warn_explicit("of ours", UserWarning, streams.__file__, 1)
+
+    command()
+    assert capsys.readouterr().err == "warning: of ours\n"

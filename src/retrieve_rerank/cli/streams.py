@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 
+_OURS = f"{Path(__file__).parents[1]}{os.sep}"  # where our code is
 _BLOCK = 1 << 20  # bytes read at once, if there are as many
 _GLANCE = 0.5  # seconds after which waiting for lines looks whether Ctrl-C was pressed
 _STOPPED = 130  # what shells give a program that Ctrl-C ended
@@ -217,7 +218,7 @@ def _warnings(*, debug: bool) -> Iterator[None]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        ours = issubclass(category, (TruncationWarning, DegradedWarning)) or "retrieve_rerank" in filename
+        ours = issubclass(category, (TruncationWarning, DegradedWarning)) or filename.startswith(_OURS)
         text = " ".join(str(message).split())
         if text not in said and (ours or debug):
             said.add(text)
