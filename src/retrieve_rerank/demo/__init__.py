@@ -9,6 +9,7 @@ same network with the adapter in `reranker` merged into it; that happens once, i
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import os
@@ -25,6 +26,7 @@ __all__ = ["cache_folder", "demo_models"]
 BI_ENCODER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 ADAPTER_SHA256 = "4213adb04693d9267eb01f51045bf9d9fc8fbe4dca02193503ab879bed1a8ef6"
 ADAPTER = Path(__file__).resolve().parent / "reranker"
+_SUMS = "SHA256SUMS"  # of the files of a merge, beside them
 
 
 @functools.cache
@@ -44,7 +46,7 @@ def demo_models() -> tuple[Path, Path]:
     bi_encoder = _bi_encoder()
     # The adapter's digest is in the name: a new adapter never meets an old merge.
     cross_encoder = cache_folder() / f"demo-cross-encoder-{ADAPTER_SHA256[:12]}"
-    if not cross_encoder.is_dir():
+    if not _is_whole(cross_encoder):
         _check(ADAPTER / "adapter_model.safetensors", ADAPTER_SHA256, "Get the file from this project again")
         try:
             _build(bi_encoder, cross_encoder)
@@ -79,12 +81,25 @@ def _bi_encoder() -> Path:
 def _check(file: Path, expected: str, advice: str) -> None:
     if not file.is_file():
         raise ModelError(f"{file} is missing. {advice}")
+    if (found := _digest(file)) != expected:
+        raise ModelError(f"{file} has sha256 {found}, expected {expected}. {advice}")
+
+
+def _digest(file: Path) -> str:
     digest = sha256()
     with file.open("rb") as stream:
         while block := stream.read(1 << 20):
             digest.update(block)
-    if digest.hexdigest() != expected:
-        raise ModelError(f"{file} has sha256 {digest.hexdigest()}, expected {expected}. {advice}")
+    return digest.hexdigest()
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether all files of a merge are there as they were made. A folder of a version that kept no digests is not."""
+    try:
+        sums = [line.split("  ", 1) for line in (folder / _SUMS).read_text(encoding="utf-8").splitlines()]
+        return bool(sums) and all(_digest(folder / name) == digest for digest, name in sums)
+    except (OSError, ValueError):
+        return False
 
 
 def _build(base: Path, target: Path) -> None:
@@ -93,10 +108,16 @@ def _build(base: Path, target: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=f"{target.name}-", dir=target.parent, ignore_cleanup_errors=True) as folder:
         made = Path(folder) / "model"
         _merge(base, made)
+        sums = [f"{_digest(file)}  {file.name}\n" for file in sorted(made.iterdir())]
+        (made / _SUMS).write_text("".join(sums), encoding="utf-8")
+        if _is_whole(target):  # another process was faster
+            return
+        with contextlib.suppress(FileNotFoundError):
+            target.replace(Path(folder) / "spoilt")
         try:
             made.replace(target)
         except OSError:
-            if not target.is_dir():  # if it is one, another process was faster, and made the same
+            if not _is_whole(target):
                 raise
 
 
