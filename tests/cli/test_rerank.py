@@ -48,7 +48,7 @@ def test_hits_are_the_librarys_and_all_else_is_kept(
     assert [(hit["index"], hit["logit"]) for hit in first["hits"]] == [
         (int(hit.passage.id), pytest.approx(hit.logit, abs=1e-4)) for hit in expected
     ]
-    assert {hit["index"]: hit["id"] for hit in first["hits"]} == {0: "p9", 1: "1", 2: "5"}
+    assert {hit["index"]: hit["id"] for hit in first["hits"]} == {0: "p9", 1: "1", 2: 5}
     assert next(hit for hit in first["hits"] if hit["index"] == 0)["metadata"] == {"page": 9}
     assert (first["qid"], first["query"]) == (7, "capital of france")
     assert empty == {"query": "bread", "hits": []}
@@ -185,7 +185,7 @@ def test_a_reader_that_has_enough_is_no_failure(tmp_path: Path, model: tuple[str
 def test_an_id_that_is_null_is_none(run: Run, tmp_path: Path, model: tuple[str, str]) -> None:
     passages = [{"id": None, "text": "bread"}, {"id": "", "text": "rome"}, {"id": 0, "text": "paris"}]
     done = run("rerank", write(tmp_path, json.dumps({"query": "bread", "passages": passages})), *model)
-    assert {hit["text"]: hit["id"] for hit in done.lines[0]["hits"]} == {"bread": "0", "rome": "1", "paris": "0"}
+    assert {hit["text"]: hit["id"] for hit in done.lines[0]["hits"]} == {"bread": "0", "rome": "1", "paris": 0}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes are POSIX's")
@@ -202,3 +202,18 @@ def test_a_long_line_is_put_together_once() -> None:
     os.close(read)
     assert b"\n".join(lines) == sent
     assert time.monotonic() - start < 10
+
+
+def test_what_a_passage_held_is_handed_on(run: Run, tmp_path: Path, model: tuple[str, str]) -> None:
+    """All its fields, but those that are said anew; the id as it was given."""
+    given = {"id": 0, "text": TEXTS[1], "url": "https://example.org", "score": 12.5, "rank": 3, "metadata": {"page": 9}}
+    others = [{"id": [7, "b"], "text": TEXTS[0], "tags": None}, {"id": "", "text": TEXTS[2]}, TEXTS[2]]
+    file = write(tmp_path, json.dumps({"query": "bread", "passages": [given, *others]}))
+    hits = {hit["index"]: hit for hit in run("rerank", file, *model).lines[0]["hits"]}
+    assert hits[0]["score"] <= 1
+    ours = {name: hits[0][name] for name in ("rank", "index", "score", "logit", "truncated")}
+    assert hits[0] == {**given, **ours}
+    assert (hits[1]["id"], hits[1]["tags"]) == ([7, "b"], None)
+    assert (hits[2]["id"], hits[3]["id"]) == ("2", "3")
+    bad = write(tmp_path, '{"query": "bread", "passages": [{"text": "a", "weight": NaN}]}')
+    assert "not usable as JSON" in run("rerank", bad, *model, status=1).err

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 HELP = with_examples(
     'Re-rank the passages of JSON lines, {"query": …, "passages": […]}.\n\n'
     'A passage is a text or {"id": …, "text": …, "metadata": {…}}. Every line is answered as soon as it is there, by '
-    'one line: what it held, with "hits" for "passages", best first; "index" is a passage\'s place in the line, from '
-    "0. Lines that cannot be used are named on stderr, and the status is 1 in the end.",
+    'one line: what it held, with "hits" for "passages", best first, each with what the passage held; "index" is its '
+    "place in the line, from 0. Lines that cannot be used are named on stderr, and the status is 1 in the end.",
     "retrieve-rerank rerank pairs.jsonl --demo",
     "cat pairs.jsonl | retrieve-rerank rerank - --demo --top-n 3 > ranked.jsonl",
 )
@@ -98,6 +98,7 @@ class _Line:
     query: str
     passages: list[Passage]
     others: Mapping[str, object]
+    items: list[dict[str, object]]  # what the passages held
     hits: list[Hit] | None = None
     problem: str | None = None
 
@@ -138,12 +139,13 @@ def _parsed(number: int, raw: bytes) -> _Line | None:
     """Return a line, None if it is blank."""
     if not raw.strip():
         return None
-    line = _Line(number, "", [], {})
+    line = _Line(number, "", [], {}, [])
     try:
         record = jsons.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
         line.query, line.passages = _pair(record)
+        line.items = [item if isinstance(item, dict) else {} for item in record["passages"]]
         line.others = {name: value for name, value in record.items() if name not in ("query", "passages", "hits")}
-        jsons.dumps([line.others, *(passage.metadata for passage in line.passages)], allow_nan=False)
+        jsons.dumps([line.others, *line.items], allow_nan=False)
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
         line.problem = f"not usable as JSON: {error}" if not isinstance(error, InvalidInputError) else str(error)
     return line
@@ -180,17 +182,17 @@ def _write(line: _Line, hits: Sequence[Hit], *, json: bool) -> None:
 
         show(*reranked(line.query, hits, positions))
         return
-    found = [
-        {
+    found = []
+    for hit, position in zip(hits, positions, strict=True):
+        item = line.items[position]
+        ours = {
             "rank": hit.rank,
             "index": position,
-            "id": hit.passage.id,
+            "id": hit.passage.id if item.get("id") in (None, "") else item["id"],
             "score": hit.score,
             "logit": hit.logit,
             "truncated": hit.truncated,
             "text": hit.passage.text,
-            **({"metadata": dict(hit.passage.metadata)} if hit.passage.metadata else {}),
         }
-        for hit, position in zip(hits, positions, strict=True)
-    ]
+        found.append({**ours, **{name: value for name, value in item.items() if name not in ours}})
     put({**line.others, "query": line.query, "hits": found})
