@@ -209,3 +209,21 @@ def test_loading_the_model_is_no_part_of_what_a_pair_takes(
     ((longest,),) = scores.execute("SELECT max(seconds) FROM scores").fetchall()
     scores.close()
     assert longest < 0.5
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("ALTER TABLE scores RENAME COLUMN logit TO score", "no such column: logit"),
+        ("CREATE TRIGGER no BEFORE INSERT ON scores BEGIN SELECT RAISE(ABORT, 'full'); END", "full"),
+    ],
+)
+def test_a_file_that_breaks_while_it_is_used_is_named(tmp_path: Path, change: str, says: str) -> None:
+    cache = tmp_path / "bad.sqlite"
+    with open_store(cache):
+        pass
+    other = sqlite3.connect(cache)
+    other.execute(change)
+    other.close()
+    with pytest.raises(InvalidInputError, match=rf"cache='.*bad\.sqlite' cannot be used: {says}; give another path"):
+        run(Named(logits("abcdef")), cache)

@@ -34,27 +34,37 @@ class Score:
 class ScoreStore:
     """Scores in an SQLite file, by cross-encoder, question and text. Made by `open_store`."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, path: str) -> None:
         self._connection = connection
+        self._path = path
 
     def get(self, fingerprint: str, query: str, texts: Sequence[str]) -> dict[str, Score]:
-        """Return what is stored of some texts."""
+        """Return what is stored of some texts.
+
+        Raises:
+            InvalidInputError: If the file cannot be read.
+        """
         found = {}
-        for text in texts:
-            row = self._connection.execute(
-                "SELECT logit, truncated, seconds FROM scores WHERE pair = ?", (_pair(fingerprint, query, text),)
-            ).fetchone()
-            if row is not None:
-                found[text] = Score(row[0], bool(row[1]), row[2])
+        with _named(self._path):
+            for text in texts:
+                row = self._connection.execute(
+                    "SELECT logit, truncated, seconds FROM scores WHERE pair = ?", (_pair(fingerprint, query, text),)
+                ).fetchone()
+                if row is not None:
+                    found[text] = Score(row[0], bool(row[1]), row[2])
         return found
 
     def put(self, fingerprint: str, query: str, scores: Mapping[str, Score]) -> None:
-        """Store scores by text, at once and for good."""
+        """Store scores by text, at once and for good.
+
+        Raises:
+            InvalidInputError: If the file cannot be written.
+        """
         rows = [
             (_pair(fingerprint, query, text), score.logit, score.truncated, score.seconds)
             for text, score in scores.items()
         ]
-        with self._connection:
+        with _named(self._path), self._connection:
             self._connection.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?)", rows)
 
 
@@ -66,19 +76,26 @@ def open_store(path: str | os.PathLike[str]) -> Iterator[ScoreStore]:
         InvalidInputError: If the file cannot be opened or is something else.
     """
     with closing(_connected(os.fspath(path))) as connection:
-        yield ScoreStore(connection)
+        yield ScoreStore(connection, os.fspath(path))
+
+
+@contextmanager
+def _named(path: str) -> Iterator[None]:
+    """Name the file in SQLite's errors."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise InvalidInputError(f"cache={path!r} cannot be used: {error}; give another path") from error
 
 
 def _connected(path: str) -> sqlite3.Connection:
-    try:
+    with _named(path):
         connection = sqlite3.connect(path, timeout=_PATIENCE)
         try:
             _prepare(connection)
         except sqlite3.Error:
             connection.close()
             raise
-    except sqlite3.Error as error:
-        raise InvalidInputError(f"cache={path!r} cannot be used: {error}; give another path") from error
     return connection
 
 
@@ -107,19 +124,6 @@ def _create(connection: sqlite3.Connection) -> None:
         "WITHOUT ROWID"
     )
     connection.execute(f"PRAGMA user_version = {_FORMAT}")
-
-
-def _is_ready(connection: sqlite3.Connection) -> bool:
-    """Whether the table is there; false of a new file.
-
-    Raises:
-        sqlite3.DatabaseError: If the file is something else.
-    """
-    (found,) = connection.execute("PRAGMA user_version").fetchone()
-    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    if (found, tables) not in ((0, set()), (_FORMAT, {"scores"})):
-        raise sqlite3.DatabaseError("it is a database of something else")
-    return bool(found == _FORMAT)
 
 
 def key_of(name: str, cross_encoder: object, scale: str) -> str:
