@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
 import pytest
 
 from retrieve_rerank import InvalidInputError, Passage
@@ -107,6 +108,8 @@ def test_a_sample_whose_passages_are_all_missing_is_a_sample() -> None:
         ({"judgements": {"q1": {"a": 0.5}}}, "whole number, got 'a': 0.5"),
         ({"judgements": {"q1": {"a": 10**10}}}, "passage .a. has the relevance 10000000000 .*100000 at most"),
         ({"judgements": {"q1": {"a": True}}}, "whole number"),
+        ({"judgements": {"q1": {"a": np.bool_(True)}}}, "whole number"),
+        ({"judgements": {"q1": {"a": np.float64(1)}}}, "whole number"),
         ({"judgements": {"q1": {"x": 1}}}, "'x' are judged, and the passages are 'a', 'b', 'c', …"),
     ],
 )
@@ -118,3 +121,9 @@ def test_what_cannot_be_used_is_named(changed: dict[str, Any], says: str) -> Non
 
 def test_an_empty_question_that_nobody_judged_is_no_matter() -> None:
     assert Dataset("toy", TEXTS, {"q1": "one", "q2": ""}, {"q1": {"a": 1}}).judgements == {"q1": {"a": 1}}
+
+
+def test_judgements_may_be_whole_numbers_of_numpy() -> None:
+    judged: Any = {"q1": {"a": np.int64(2), "b": np.uint8(0)}}
+    (scores,) = Dataset("toy", TEXTS, QUERIES, judged).judgements.values()
+    assert [(passage, score, type(score)) for passage, score in scores.items()] == [("a", 2, int), ("b", 0, int)]

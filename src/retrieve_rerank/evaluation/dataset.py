@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import random
 from collections.abc import Iterable, Mapping
 from copy import copy
@@ -152,23 +153,34 @@ def _checked_judgements(judgements: Mapping[str, Mapping[str, int]]) -> dict[str
         raise InvalidInputError(
             f"judgements must be a dict question id -> passage id -> whole number, got {type(judgements).__name__}"
         )
+    checked: dict[str, dict[str, int]] = {}
     for query, scores in judgements.items():
         if not isinstance(query, str) or not isinstance(scores, Mapping):
             raise InvalidInputError(
                 f"judgements must be a dict question id -> passage id -> whole number, got {query!r}: {scores!r:.80}"
             )
-        for passage, score in scores.items():
-            if not isinstance(passage, str) or isinstance(score, bool) or not isinstance(score, int):
+        for passage, given in scores.items():
+            score = _whole(given)
+            if not isinstance(passage, str) or score is None:
                 raise InvalidInputError(
                     f"a judgement of question {query!r} must be a passage id with a whole number, got "
-                    f"{passage!r}: {score!r}"
+                    f"{passage!r}: {given!r}"
                 )
+            checked.setdefault(query, {})[passage] = score
             if score > _MOST_RELEVANT:
                 raise InvalidInputError(
                     f"passage {passage!r} has the relevance {score} for question {query!r}; expected grades such as 0, "
                     f"1, 2, {_MOST_RELEVANT} at most"
                 )
-    return {query: dict(scores) for query, scores in judgements.items() if scores}
+    return checked
+
+
+def _whole(value: object) -> int | None:
+    """Return a whole number of any kind, numpy's among them, as Python's own; None of anything else."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
 
 
 def _left_out(

@@ -66,7 +66,7 @@ def _records(file: Path) -> Iterator[tuple[str, str, dict[str, object]]]:
     for place, line in lines(file):
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidInputError(f"{place} is not JSON: {error}") from error
         if not isinstance(record, dict):
             raise InvalidInputError(f"{place} must be a JSON object, got {line[:80]!r}")
@@ -140,7 +140,7 @@ def load_judgements(file: Path, queries: Container[str], passages: Iterable[Pass
         query, passage, score = cells[0], cells[-2], _whole(cells[-1])
         if "\t" not in line:  # between tabs, ids hold white space as it is
             query, passage = known_id(query, queries), known_id(passage, ids)
-        if score is None and first and not any(character.isdigit() for character in cells[-1]):
+        if score is None and first and _is_name(cells[-1]):
             first = False  # a header
             continue
         first = False
@@ -160,4 +160,14 @@ def _whole(cell: str) -> int | None:
         number = float(cell)
     except ValueError:
         return None
-    return int(number) if number.is_integer() else None
+    # Python reads 1_000 as a number, and nothing that writes judgements writes it so.
+    return int(number) if number.is_integer() and "_" not in cell else None
+
+
+def _is_name(cell: str) -> bool:
+    """Whether the last cell of a first line is a column's name, and no relevance that went wrong, such as nan."""
+    try:
+        float(cell)
+    except ValueError:
+        return not any(character.isdigit() for character in cell)
+    return False
