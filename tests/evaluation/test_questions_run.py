@@ -24,17 +24,19 @@ def test_a_question_that_is_too_long_is_named(tiny_cross_encoder: Path) -> None:
 
 
 def test_a_question_that_is_a_passage_does_not_find_itself() -> None:
-    """As in ArguAna: passage a is question a; b is judged for itself, and c asks what a asks."""
-    queries = {"a": "one", "b": "two", "c": "one"}
-    data = Dataset("arguments", TEXTS, queries, {"a": {"b": 1}, "b": {"b": 1}, "c": {"d": 1}})
-    shelf = Shelf({"one": "acbd", "two": "bad"})
+    """As in ArguAna: passage a is question a; b is judged for itself, c asks what a asks, and d is called d by chance."""
+    queries = {"a": "one", "b": "two", "c": "one", "d": "six"}
+    texts = {**TEXTS, "a": "A title. one", "b": "two"}
+    data = Dataset("arguments", texts, queries, {"a": {"b": 1}, "b": {"b": 1}, "c": {"d": 1}, "d": {"a": 1}})
+    shelf = Shelf({"one": "acbd", "two": "bad", "six": "da"})
     search = RetrieveRerank(shelf, TableScorer(logits("abcdef")), fetch_k=2)
     evaluation = evaluate({"search": search}, data, ["RR@10"])
     first, reranked = evaluation.systems
-    assert first.run == {"a": ("c", "b"), "b": ("b", "a"), "c": ("a", "b")}  # as deep as was asked for
-    assert reranked.run == {"a": ("b", "c"), "b": ("a", "b"), "c": ("a", "b")}
-    assert first.per_query["RR@10"] == {"a": 0.5, "b": 1.0, "c": 0.0}
-    note = "2 questions found a passage with their own id that is not judged for it: left out, as in BEIR."
+    # As deep as was asked for.
+    assert first.run == {"a": ("c", "b"), "b": ("b", "a"), "c": ("a", "c"), "d": ("d", "a")}
+    assert reranked.run == {"a": ("b", "c"), "b": ("a", "b"), "c": ("a", "c"), "d": ("a", "d")}
+    assert first.per_query["RR@10"] == {"a": 0.5, "b": 1.0, "c": 0.0, "d": 0.5}
+    note = "1 question is a passage and found itself, not judged for it: left out, as in BEIR."
     assert note in evaluation.notes
     tuning = tune({"shelf": shelf}, TableScorer(logits("abcdef")), data, measure="RR@10", depths=[1, 2])
     assert tuning.settings[0].per_query == first.per_query["RR@10"]
@@ -47,7 +49,7 @@ def test_questions_made_of_passages_find_them() -> None:
     shelf = Shelf({made.queries["bread"]: ["bread"]}, {"bread": made.passages[0].text})
     evaluation = evaluate({"shelf": shelf}, made, ["RR@10"])
     assert evaluation["shelf"].means["RR@10"] == 1.0
-    assert not any("own id" in note for note in evaluation.notes)
+    assert not any("found itself" in note for note in evaluation.notes)
 
 
 async def _later() -> int:

@@ -103,8 +103,8 @@ def notes(
         size = "no difference, however large," if tests * 2 * 0.5**few >= SIGNIFICANT else "small differences"
         said.append(f"Only {counted(few, 'question')}: {size} can{'' if size.startswith('no') else 'not'} show.")
     if themselves := len({query for stage in stages for query in stage.themselves}):
-        found = "question found a passage with its" if themselves == 1 else "questions found a passage with their"
-        said.append(f"{themselves} {found} own id that is not judged for it: left out, as in BEIR.")
+        found = "question is a passage" if themselves == 1 else "questions are passages"
+        said.append(f"{themselves} {found} and found itself, not judged for it: left out, as in BEIR.")
     known = {passage.id for passage in dataset.passages}
     by_name = {system.name: system for system in systems}
     for stage, system in zip(stages, systems, strict=True):

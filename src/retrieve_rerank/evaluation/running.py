@@ -45,8 +45,9 @@ def evaluate(
     `fetch_k`) is asked once, and a cross-encoder that they share reads each pair of question and text once. Each
     question is searched on its own, as a user's is; the first one, which includes loading, is left out of the latency.
 
-    As in BEIR, a passage with the id of the question is left out of what was found, unless it is judged for it: in some
-    datasets, such as ArguAna and Quora, the questions are passages, and would find themselves. A note says so.
+    In some datasets, such as ArguAna and Quora, the questions are passages, and would find themselves: as in BEIR, a
+    passage that has a question's id, and holds its text, is left out of what is found for it, unless it is judged for
+    it. A note says so.
 
     Args:
         pipelines: `RetrieveRerank` objects, or first stages alone, by name. For each `RetrieveRerank` there are two
@@ -225,8 +226,12 @@ def _check_pipelines(pipelines: Mapping[str, RetrieveRerank | Retriever]) -> Non
 
 def run(plan: list[Stage], dataset: Dataset, store: ScoreStore | None, *, show_progress: bool) -> None:
     """Fill the rows' hits and times: all first stages, and then, if they can have found something, the re-ranking."""
-    passages = {passage.id for passage in dataset.passages}
-    own = {query for query, relevance in dataset.judgements.items() if query in passages and query not in relevance}
+    texts = {passage.id: passage.text for passage in dataset.passages}
+    own = {
+        query
+        for query, relevance in dataset.judgements.items()
+        if query in texts and query not in relevance and dataset.queries[query].strip() in texts[query]
+    }
     asked = _asked(plan, dataset, own)
     readers = _readers(plan, store)
     firsts = [stage for stage in plan if stage.first is None]
