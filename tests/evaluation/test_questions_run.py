@@ -24,7 +24,7 @@ def test_a_question_that_is_too_long_is_named(tiny_cross_encoder: Path) -> None:
 
 
 def test_a_question_that_is_a_passage_does_not_find_itself() -> None:
-    """As in ArguAna: passage a is question a; b is judged for itself, c asks what a asks, and d is called d by chance."""
+    """As in ArguAna: passage a is question a. b is judged for itself, c asks what a asks, d is called so by chance."""
     queries = {"a": "one", "b": "two", "c": "one", "d": "six"}
     texts = {**TEXTS, "a": "A title. one", "b": "two"}
     data = Dataset("arguments", texts, queries, {"a": {"b": 1}, "b": {"b": 1}, "c": {"d": 1}, "d": {"a": 1}})
