@@ -123,7 +123,7 @@ def test_more_dimensions_than_there_are(tiny_bi_encoder: Path) -> None:
 
 
 def test_a_device_that_is_not_there_is_no_fault_of_the_checkpoint(tiny_cross_encoder: Path) -> None:
-    with pytest.raises(ModelError, match="onto device='nonsense', which is not there") as caught:
+    with pytest.raises(ModelError, match="onto device='nonsense': ") as caught:
         first_use(CrossEncoder, tiny_cross_encoder, device="nonsense")
     assert "complete checkpoint" not in str(caught.value)
 

@@ -172,13 +172,13 @@ def _load(kind: Callable[..., Model], checkpoint: Checkpoint, what: str) -> Mode
 
 
 def _check_device(checkpoint: Checkpoint, what: str) -> None:
-    """Raise ModelError if the device is not there, before that looks like a fault of the checkpoint."""
+    """Raise ModelError if the device cannot be used, before that looks like a fault of the checkpoint."""
     try:
         torch.empty(0, device=checkpoint.device)
     except (RuntimeError, AssertionError, ValueError, TypeError, NotImplementedError) as error:
         raise ModelError(
-            f"cannot load the {what} {checkpoint.model!r} onto device={checkpoint.device!r}, which is not there: "
-            f"{_first_line(error)}. Give another device such as 'cpu', or leave it out"
+            f"cannot load the {what} {checkpoint.model!r} onto device={checkpoint.device!r}: {_first_line(error)}. "
+            "Give another device such as 'cpu', or leave it out"
         ) from error
 
 
