@@ -59,9 +59,28 @@ if TYPE_CHECKING:
 
 
 AT_SERVER = "a server's"  # of whose state nothing is known
-_IN_MEMORY = threading.RLock()  # Chroma's store in memory is one for the whole process, and so are its writers
 _LOOKED_AT = 20  # vectors whose length is looked at
 UNIT = 0.01  # a unit vector's length may be off by so much, for half precision
+
+
+class _Memory:
+    """Chroma's store in memory, which is one for the whole process, as are its writers."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self.writes = 0  # that have ended: what is read during one is neither the old state nor the new
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Write, and nobody else."""
+        with self._lock:
+            try:
+                yield
+            finally:
+                self.writes += 1
+
+
+_IN_MEMORY = _Memory()
 
 
 class OpenedCollection:
@@ -180,7 +199,7 @@ class OpenedCollection:
     def _alone(self) -> AbstractContextManager[object]:
         """What a single write of Chroma's needs to hold, where it is not a server's."""
         if self._shared is None:
-            return nullcontext() if self.at_server else _IN_MEMORY
+            return nullcontext() if self.at_server else _IN_MEMORY.writing()
         shared, store = self._shared
         return shared.writing(store, self._owner, self.lock_timeout)
 
@@ -190,7 +209,7 @@ class OpenedCollection:
         with translated(f"collection {self.name!r}"):
             handle = self.handle
             if self._shared is None:
-                yield AT_SERVER if self.at_server else object()  # others may write in this process's memory
+                yield AT_SERVER if self.at_server else _IN_MEMORY.writes
                 return
             view = self._shared[0].current(self._shared[1])
             self._look(self._shared[0], view, handle)
