@@ -28,7 +28,7 @@ from retrieve_rerank.models.precision import Choice, choose_precision
 from retrieve_rerank.models.reading import ChatReading, PairReading, Reading, features, token_counts
 from retrieve_rerank.models.scoring import Scoring
 from retrieve_rerank.models.weights import rows_digest, weights_digest
-from retrieve_rerank.models.windows import Cut, Tally, split, spread
+from retrieve_rerank.models.windows import Cut, Span, Tally, split, spread
 
 # With a deadline: as many batches' worth of tokens are sorted by length together. More waste less, and let a passage
 # that came late in the order be scored before one that came early.
@@ -246,16 +246,35 @@ class CrossEngine(Engine):
     def _cut(self, reading: Reading, text: str, length: int) -> Cut:
         if self.max_length is None or length <= self.max_length:
             return Cut((text,), (length,))
-        # A window's own tokens may be one or two more than they were in the whole text.
+        # A window's own tokens may be one or two more than they were in the whole text; of some scripts, many.
         size = min(_WINDOW, max(1, self.max_length - reading.around - 2))
         windows = self.max_windows and split(text, reading.spans(text), size, min(_OVERLAP, size // 4))
         if not self.max_windows or not windows:
             return Cut((reading.fit(text),), (self.max_length,), truncated=True)
+        windows = self._fitting(reading, text, windows, size, self.max_length)
         taken = spread(windows, self.max_windows)
         pieces = tuple(text[start:end] for start, end in taken)
         lengths = tuple(reading.lengths(pieces))
         truncated = len(taken) < len(windows) or max(lengths) > self.max_length
         return Cut(pieces, lengths, tuple(taken), truncated)
+
+    def _fitting(self, reading: Reading, text: str, windows: Sequence[Span], size: int, limit: int) -> list[Span]:
+        """Return windows that the model reads whole: those that are too long by themselves are cut again."""
+        fitting: list[Span] = []
+        for (start, end), length in zip(
+            windows, reading.lengths([text[slice(*span)] for span in windows]), strict=True
+        ):
+            if length <= limit or end - start == 1:
+                fitting.append((start, end))
+                continue
+            piece, half = text[start:end], max(1, size // 2)
+            parts = split(piece, reading.spans(piece), half, half // 4)
+            if len(parts) < 2:  # its tokens do not tell where
+                middle = (end - start) // 2
+                parts = [(0, middle), (middle, end - start)]
+            again = [(start + begin, start + stop) for begin, stop in parts]
+            fitting += self._fitting(reading, text, again, half, limit)
+        return fitting
 
     def _reading(self, query: str) -> Reading:
         reading = (ChatReading if self._chat else PairReading)(self._cross_encoder, query, self.prompt, self.max_length)

@@ -18,6 +18,11 @@ from retrieve_rerank.models.windows import Span
 
 _NEAR = 8  # tokens by which a sum of parts may differ from the whole, where parts grow together at their borders
 
+# A word of a tokenizer that does not tell where its tokens are: what stands between blanks, in scripts without blanks a
+# character, and of very long ones a part.
+_NO_BLANKS = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
+_WORD = re.compile(rf"[{_NO_BLANKS}]|[^\s{_NO_BLANKS}]{{1,16}}")
+
 
 def token_counts(
     tokenizer: Any, first: Sequence[str], second: Sequence[str] | None = None, *, add_special_tokens: bool = True
@@ -48,15 +53,19 @@ def features(model: Any, inputs: Sequence[Any], **options: Any) -> dict[str, Any
 
 
 def token_spans(tokenizer: Any, text: str) -> list[Span]:
-    """Return the character span of each token of a text, without special tokens."""
+    """Return the character span of each token of a text, without special tokens; that of a space may be empty."""
     if not tokenizer.is_fast:  # it does not know: a word stands for each of its tokens
-        words = [match.span() for match in re.finditer(r"\S+", text)]
+        words = [match.span() for match in _WORD.finditer(text)]
         counts = token_counts(tokenizer, [text[slice(*word)] for word in words], add_special_tokens=False)
         return [word for word, count in zip(words, counts, strict=True) for _ in range(count)]
     encoded = tokenizer(
         text, add_special_tokens=False, truncation=False, padding=False, return_offsets_mapping=True, verbose=False
     )
-    return [(start, end) for start, end in encoded["offset_mapping"] if end > start]
+    spans: list[Span] = []
+    for start, end in encoded["offset_mapping"]:  # in order, also where a tokenizer puts what it adds at 0
+        begin = max(start, spans[-1][0] if spans else 0)
+        spans.append((begin, max(begin, end)))
+    return spans
 
 
 class Reading(ABC):

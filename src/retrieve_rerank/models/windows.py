@@ -38,7 +38,9 @@ def split(text: str, tokens: Sequence[Span], size: int, overlap: int) -> list[Sp
         if last == len(units) - 1:  # the last window reaches back as far as it can: a short one would lack context
             while first > 0 and units[last][1] - units[first - 1][0] <= size:
                 first -= 1
-        windows.append(_trimmed(text, tokens[units[first][0]][0], tokens[units[last][1] - 1][1]))
+        start, end = _trimmed(text, tokens[units[first][0]][0], tokens[units[last][1] - 1][1])
+        if start < end:  # not of blanks alone
+            windows.append((start, end))
         if last == len(units) - 1:
             break
         new = first = last + 1
@@ -133,7 +135,7 @@ def _units(text: str, tokens: Sequence[Span], size: int, overlap: int) -> list[S
 
 def _begins_word(text: str, tokens: Sequence[Span], position: int) -> bool:
     start = tokens[position][0]
-    return text[start].isspace() or text[start - 1].isspace()  # some tokenizers count the space to the word
+    return text[start : start + 1].isspace() or text[start - 1].isspace()  # some tokenizers count the space to the word
 
 
 def _trimmed(text: str, start: int, end: int) -> Span:
