@@ -137,7 +137,8 @@ class ChatReading(Reading):
         if self.limit is None:
             return text
         # Cut here: a tokenizer knows no sides in one text and would cut what the template puts after the passage.
-        spans, keep = self.spans(text), self.limit - self.around
+        spans = self.spans(text)
+        keep = min(self.limit - self.around, len(spans))
         while True:
             cut = text[: spans[keep - 1][1]] if keep > 0 else ""
             excess = self._length(cut) - self.limit
