@@ -1,11 +1,15 @@
 """Another runtime in the place of a loaded model's network; everything around the network stays as it is.
 
 The checkpoint is loaded and checked as ever. Then a file of the same network is looked for beside it, or exported; one
-small batch must come out of both alike; and the torch network is let go of before anything is scored.
+small batch must come out of both alike, and what the checkpoint's normalising layers hold must be in the file; and the
+torch network is let go of before anything is scored.
 """
 
 from __future__ import annotations
 
+import mmap
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,20 +17,23 @@ import numpy.typing as npt
 import torch
 from sentence_transformers.base.modules import Transformer
 
-from retrieve_rerank.errors import InvalidInputError, ModelError
+from retrieve_rerank.errors import InvalidInputError, ModelError, warn_caller
 from retrieve_rerank.models import onnx, openvino
 from retrieve_rerank.models.backend import Backend, Session
 from retrieve_rerank.models.first_token import read_all_tokens
 from retrieve_rerank.models.loading import AnyModel, Checkpoint
-from retrieve_rerank.models.network_files import NetworkFiles
+from retrieve_rerank.models.network_files import NetworkFiles, parts
 from retrieve_rerank.models.precision import Choice, Precision
 
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _OUTPUTS = {"feature-extraction": "last_hidden_state", "sequence-classification": "logits"}
 
 # Texts whose results tell whether a file holds the same weights as the checkpoint, and how far the worst number may be
-# off, as a part of the largest. Another model's file is off by about the whole.
+# off, as a part of the largest. Another model's file is off by about the whole; one of the model before it was trained
+# further may be nearer than int8 is, so that the results alone do not tell.
 _PROBE = ("the quick brown fox", "jumps over the lazy dog, and then it sleeps for a while", "a", "what is 1 + 1?")
+_ADVICE = "It may be left over from the model that these weights were trained from; remove it, and another is exported"
+_LAYERS = 5
 _TOLERANCE = {"float32": 0.01, "bfloat16": 0.1, "int8": 0.5}
 
 
@@ -97,6 +104,7 @@ def replace_network(
     with torch.inference_mode():
         expected = transformer.model(**features)[output].numpy()
     file = runtime.locate(NetworkFiles(checkpoint, transformer.model, features, output, weights), precision)
+    traces, rounded = _traces(transformer.model), config.dtype in (torch.float16, torch.bfloat16)
     transformer.model = torch.nn.Identity()  # two copies of the weights are never in memory at once
     choice: Choice
     session: Session
@@ -110,6 +118,7 @@ def replace_network(
     transformer.model_forward_params = set(_INPUTS)  # all that there are: the file says which it takes
     values = transformer.model(**features)[output].numpy()
     _compare(values, expected, features["attention_mask"].numpy(), choice)
+    _find(traces, file, choice, rounded=rounded)
     return choice
 
 
@@ -128,7 +137,39 @@ def _compare(values: npt.NDArray[Any], expected: npt.NDArray[Any], mask: npt.NDA
         what = f"its results are off by {off:.0%} of the largest"
     else:
         what = f"its results have the shape {values.shape}, expected {expected.shape}"
-    raise ModelError(
-        f"the network {choice.reason} does not hold the checkpoint's weights: {what}. It may be left over from the "
-        "model that these weights were trained from; remove it, and another is exported"
+    raise ModelError(f"the network {choice.reason} does not hold the checkpoint's weights: {what}. {_ADVICE}")
+
+
+def _traces(network: torch.nn.Module) -> list[list[torch.Tensor]]:
+    """Return what the first and the last four normalising layers hold, a list a layer.
+
+    A file of these weights holds it bit for bit: quantising leaves it alone, and training moves it. Training of
+    matrices alone, such as an adapter that was merged in, is not seen by it, and of int8 only where it is coarse.
+    """
+    layers: list[list[torch.Tensor]] = []
+    for module in network.modules():
+        if "Norm" in type(module).__name__:
+            own = [each.detach().clone() for each in module.parameters(recurse=False) if each.ndim == 1]
+            layers.append([each for each in own if bool(each.min() < each.max())])  # untrained, it tells nothing
+    known = [layer for layer in layers if layer]
+    return known if len(known) <= _LAYERS else [known[0], *known[1 - _LAYERS :]]
+
+
+def _find(traces: Sequence[Sequence[torch.Tensor]], file: Path, choice: Choice, *, rounded: bool) -> None:
+    """Raise ModelError, or of a checkpoint that is itself `rounded` only warn, unless the traces are in a file."""
+    # Files in half precision hold them rounded.
+    wanted = [[(each.numpy().tobytes(), each.half().numpy().tobytes()) for each in layer] for layer in traces]
+    for part in parts(file):
+        with part.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            wanted = [[forms for forms in layer if all(content.find(form) < 0 for form in forms)] for layer in wanted]
+    # One may be missing: what depends on no text (DeBERTa's relative positions) is computed when a file is optimised.
+    if sum(map(bool, wanted)) <= 1:
+        return
+    what = "the numbers of the checkpoint's normalising layers are not in it"
+    if not rounded:
+        raise ModelError(f"the network {choice.reason} does not hold the checkpoint's weights: {what}. {_ADVICE}")
+    warn_caller(
+        f"the network {choice.reason} may not hold the checkpoint's weights: {what}, as where it was made "
+        f"before these were rounded to half precision. {_ADVICE}",
+        UserWarning,
     )

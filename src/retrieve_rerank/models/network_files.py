@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import mmap
 import os
 import shutil
 import tempfile
@@ -170,6 +171,17 @@ class NetworkFiles:
                 f"{self.model!r} cannot be exported to ONNX: {error}. Use backend='torch', or a model that comes with "
                 "a file onnx/model.onnx"
             ) from error
+
+
+def parts(file: Path) -> list[Path]:
+    """Return a network's file and the files that it keeps its weights in."""
+    if file.suffix == ".xml":
+        return [file, file.with_suffix(".bin")]
+    others = [each for each in file.parent.rglob("*") if each.suffix != ".onnx" and each.is_file()]
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as network:
+        # It names them, and each maker names them otherwise.
+        named = [each for each in others if network.find(each.relative_to(file.parent).as_posix().encode()) >= 0]
+    return [file, *(each for each in named if each.stat().st_size)]
 
 
 class _Plain(torch.nn.Module):
