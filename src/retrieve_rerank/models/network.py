@@ -104,7 +104,9 @@ def replace_network(
     with torch.inference_mode():
         expected = transformer.model(**features)[output].numpy()
     file = runtime.locate(NetworkFiles(checkpoint, transformer.model, features, output, weights), precision)
-    traces, rounded = _traces(transformer.model), config.dtype in (torch.float16, torch.bfloat16)
+    traces = _traces(transformer.model)
+    # A right file may have been made before the weights were rounded; and what quantises for OpenVINO may shift them.
+    certain = config.dtype not in (torch.float16, torch.bfloat16) and (backend, precision) != ("openvino", "int8")
     transformer.model = torch.nn.Identity()  # two copies of the weights are never in memory at once
     choice: Choice
     session: Session
@@ -118,7 +120,7 @@ def replace_network(
     transformer.model_forward_params = set(_INPUTS)  # all that there are: the file says which it takes
     values = transformer.model(**features)[output].numpy()
     _compare(values, expected, features["attention_mask"].numpy(), choice)
-    _find(traces, file, choice, rounded=rounded)
+    _find(traces, file, choice, certain=certain)
     return choice
 
 
@@ -155,8 +157,8 @@ def _traces(network: torch.nn.Module) -> list[list[torch.Tensor]]:
     return known if len(known) <= _LAYERS else [known[0], *known[1 - _LAYERS :]]
 
 
-def _find(traces: Sequence[Sequence[torch.Tensor]], file: Path, choice: Choice, *, rounded: bool) -> None:
-    """Raise ModelError, or of a checkpoint that is itself `rounded` only warn, unless the traces are in a file."""
+def _find(traces: Sequence[Sequence[torch.Tensor]], file: Path, choice: Choice, *, certain: bool) -> None:
+    """Raise ModelError, or warn where that would be too much, unless the traces are in a file."""
     # Files in half precision hold them rounded.
     wanted = [[(each.numpy().tobytes(), each.half().numpy().tobytes()) for each in layer] for layer in traces]
     for part in parts(file):
@@ -166,10 +168,10 @@ def _find(traces: Sequence[Sequence[torch.Tensor]], file: Path, choice: Choice, 
     if sum(map(bool, wanted)) <= 1:
         return
     what = "the numbers of the checkpoint's normalising layers are not in it"
-    if not rounded:
+    if certain:
         raise ModelError(f"the network {choice.reason} does not hold the checkpoint's weights: {what}. {_ADVICE}")
     warn_caller(
-        f"the network {choice.reason} may not hold the checkpoint's weights: {what}, as where it was made "
-        f"before these were rounded to half precision. {_ADVICE}",
+        f"the network {choice.reason} may not hold the checkpoint's weights: {what}. A right one may lack them, too, "
+        f"if it was made before these were rounded to half precision, or quantised for OpenVINO. {_ADVICE}",
         UserWarning,
     )
