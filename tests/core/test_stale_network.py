@@ -96,6 +96,23 @@ def test_of_a_checkpoint_in_half_precision_it_is_said_only(trained: Path, networ
     assert len(caught) == 1
 
 
+def test_of_an_int8_file_for_openvino_it_is_said_only(trained: Path, network: Path, tmp_path: Path) -> None:
+    """Those who make them may shift the numbers of the layers before."""
+    path = tmp_path / "model"
+    beside(trained, path, network, "openvino")
+    (path / "openvino/openvino_model.xml").rename(path / "openvino/openvino_model_qint8_quantized.xml")
+    (path / "openvino/openvino_model.bin").rename(path / "openvino/openvino_model_qint8_quantized.bin")
+    options: dict[str, Any] = {"backend": "openvino", "precision": "int8"}
+    with CrossEncoder(path, **options) as model:
+        model.score(QUERY, TEXTS)
+    change(path, 1e-4)
+    with (
+        CrossEncoder(path, **options) as model,
+        pytest.warns(UserWarning, match=r"qint8_quantized\.xml may not hold the checkpoint's weights"),
+    ):
+        model.score(QUERY, TEXTS)
+
+
 def test_weights_kept_beside_the_network_are_looked_through(trained: Path, network: Path, tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     path = tmp_path / "model"
