@@ -15,6 +15,7 @@ from sentence_transformers.sentence_transformer import modules as models
 
 POSITIONS = 64
 WIDTH = 32
+SMALLEST = {"hidden_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
 
 _CHARACTERS = string.ascii_lowercase + string.digits + string.punctuation + "äöüé"
 _VOCABULARY = [

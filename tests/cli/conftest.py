@@ -17,6 +17,7 @@ from retrieve_rerank.cli.app import app
 from tests.forking import python
 
 SOURCES = Path(__file__).parent.parent.parent / "src"
+BM25 = ("--first-stage", "bm25", "--measure", "RR@10")
 
 
 @dataclass(frozen=True)
@@ -105,3 +106,14 @@ def indexed(run: Run, docs: Path, models: tuple[str, ...]) -> Path:
     """An index of the folder."""
     run("index", docs, "--to", "made", *models)
     return docs.parent / "made"
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Path:
+    """A test collection of one question."""
+    folder = tmp_path / "toy"
+    folder.mkdir()
+    (folder / "corpus.jsonl").write_text('{"_id": "p1", "text": "paris france"}\n{"_id": "p2", "text": "rome italy"}\n')
+    (folder / "queries.jsonl").write_text('{"_id": "q1", "text": "paris"}\n')
+    (folder / "qrels.tsv").write_text("q1\tp1\t1\nq2\tp2\t1\nq3\tp2\t1\n")
+    return folder

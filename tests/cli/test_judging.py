@@ -5,22 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-
-from tests.cli.conftest import Run
-
-BM25 = ("--first-stage", "bm25", "--measure", "RR@10")
-
-
-@pytest.fixture
-def toy(tmp_path: Path) -> Path:
-    """A test collection of one question."""
-    folder = tmp_path / "toy"
-    folder.mkdir()
-    (folder / "corpus.jsonl").write_text('{"_id": "p1", "text": "paris france"}\n{"_id": "p2", "text": "rome italy"}\n')
-    (folder / "queries.jsonl").write_text('{"_id": "q1", "text": "paris"}\n')
-    (folder / "qrels.tsv").write_text("q1\tp1\t1\nq2\tp2\t1\nq3\tp2\t1\n")
-    return folder
+from tests.cli.conftest import BM25, Run
 
 
 def test_questions_of_ones_own_replace_those_of_the_dataset(run: Run, toy: Path, models: tuple[str, ...]) -> None:

@@ -9,20 +9,7 @@ from pathlib import Path
 import pytest
 
 from retrieve_rerank.evaluation import Evaluation
-from tests.cli.conftest import Run
-
-BM25 = ("--first-stage", "bm25", "--measure", "RR@10")
-
-
-@pytest.fixture
-def toy(tmp_path: Path) -> Path:
-    """A test collection of one question."""
-    folder = tmp_path / "toy"
-    folder.mkdir()
-    (folder / "corpus.jsonl").write_text('{"_id": "p1", "text": "paris france"}\n')
-    (folder / "queries.jsonl").write_text('{"_id": "q1", "text": "paris"}\n')
-    (folder / "qrels.tsv").write_text("q1\tp1\t1\n")
-    return folder
+from tests.cli.conftest import BM25, Run
 
 
 def test_a_file_that_fails_costs_no_other(

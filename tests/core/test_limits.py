@@ -54,10 +54,7 @@ def test_a_routers_networks_have_positions_for_so_much_only(tmp_path: Path) -> N
         torch.manual_seed(seed)
         settings = transformers.RobertaConfig(
             vocab_size=200,
-            hidden_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=4,
-            intermediate_size=64,
+            **tiny.SMALLEST,
             max_position_embeddings=65,
             pad_token_id=0,
         )
@@ -99,12 +96,9 @@ def test_a_checkpoint_may_have_other_limits_for_each_kind_of_text(tmp_path: Path
 def test_a_chat_templates_own_words_count(tmp_path: Path) -> None:
     settings = transformers.Qwen3Config(
         vocab_size=200,
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=4,
+        **tiny.SMALLEST,
         num_key_value_heads=2,
         head_dim=8,
-        intermediate_size=64,
         max_position_embeddings=64,
         pad_token_id=0,
     )

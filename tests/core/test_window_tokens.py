@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
 from retrieve_rerank import CrossEncoder
 from retrieve_rerank.models.reading import token_spans
+from tests import tiny
 
 QUERY = "who is the treasurer"
 LINES = ["the score of the model is", "the treasurer is Adeyemi.", "who reads a long table, and what is in it?"]
@@ -47,10 +48,7 @@ def bytes_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CrossEncod
     torch.manual_seed(0)
     config = transformers.RobertaConfig(
         vocab_size=tokenizer.get_vocab_size(),
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        intermediate_size=32,
+        **tiny.SMALLEST,
         max_position_embeddings=66,
         num_labels=1,
         initializer_range=0.3,
@@ -108,10 +106,7 @@ def test_a_tokenizer_that_tells_no_places_and_a_script_without_blanks(tmp_path: 
     torch.manual_seed(1)
     config = transformers.BertConfig(
         vocab_size=len(vocabulary),
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        intermediate_size=64,
+        **tiny.SMALLEST,
         max_position_embeddings=64,
         num_labels=1,
         initializer_range=0.3,
@@ -129,3 +124,14 @@ def test_a_tokenizer_that_tells_no_places_and_a_script_without_blanks(tmp_path: 
         assert hit.logit == pytest.approx(float(model.score(query, [text[start:end]])[0]), abs=1e-5)
         tokenizer = model._worker.run(model._loaded).model.tokenizer
         assert token_spans(tokenizer, "会議 abc") == [(0, 1), (1, 2), *[(3, 6)] * len(tokenizer.tokenize("abc"))]
+
+
+def test_a_chat_template_that_makes_fewer_tokens_of_a_passage_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was asked for the place of a token that is not there."""
+    with CrossEncoder(tiny.save_instructed_reranker(tmp_path, positions=64)) as model:
+        reading = model._worker.run(model._loaded)._reading("what is")
+        text = "paris " * 100
+        monkeypatch.setattr(reading, "spans", lambda text: [(0, 5)])
+        assert reading.fit(text) == "paris"

@@ -350,8 +350,8 @@ class CrossEncoder(Model["CrossEngine", "RemoteCrossEncoder"], Ranker):
 
 
 def _in_order_of(texts: list[str], distinct: list[str], scores: Scores) -> npt.NDArray[np.float32]:
-    if np.isnan(scores.logits).any():
-        first = texts.index(distinct[int(np.flatnonzero(np.isnan(scores.logits))[0])])
+    if len(bad := np.flatnonzero(np.isnan(scores.logits))):
+        first = texts.index(distinct[int(bad[0])])
         raise ModelError(
             f"the cross-encoder gave NaN for texts[{first}], which is no score; check the weights, or use "
             "precision='float32'"

@@ -23,7 +23,7 @@ from retrieve_rerank.errors import InvalidInputError, ModelError
 from retrieve_rerank.models.batching import consecutive, pack, token_budget
 from retrieve_rerank.models.first_token import read_first_token_only
 from retrieve_rerank.models.heads import keep_head_exact, to_logits
-from retrieve_rerank.models.limits import set_limits
+from retrieve_rerank.models.limits import readers, set_limits
 from retrieve_rerank.models.precision import Choice, choose_precision
 from retrieve_rerank.models.reading import ChatReading, PairReading, Reading, features, token_counts
 from retrieve_rerank.models.scoring import Scoring
@@ -251,21 +251,22 @@ class CrossEngine(Engine):
         windows = self.max_windows and split(text, reading.spans(text), size, min(_OVERLAP, size // 4))
         if not self.max_windows or not windows:
             return Cut((reading.fit(text),), (self.max_length,), truncated=True)
-        windows = self._fitting(reading, text, windows, size, self.max_length)
-        taken = spread(windows, self.max_windows)
+        fitting = self._fitting(reading, text, windows, size, self.max_length)
+        taken, lengths = zip(*spread(fitting, self.max_windows), strict=True)
         pieces = tuple(text[start:end] for start, end in taken)
-        lengths = tuple(reading.lengths(pieces))
-        truncated = len(taken) < len(windows) or max(lengths) > self.max_length
-        return Cut(pieces, lengths, tuple(taken), truncated)
+        truncated = len(taken) < len(fitting) or max(lengths) > self.max_length
+        return Cut(pieces, lengths, taken, truncated)
 
-    def _fitting(self, reading: Reading, text: str, windows: Sequence[Span], size: int, limit: int) -> list[Span]:
-        """Return windows that the model reads whole: those that are too long by themselves are cut again."""
-        fitting: list[Span] = []
+    def _fitting(
+        self, reading: Reading, text: str, windows: Sequence[Span], size: int, limit: int
+    ) -> list[tuple[Span, int]]:
+        """Return windows with their tokens, all of which the model reads: what is too long by itself is cut again."""
+        fitting: list[tuple[Span, int]] = []
         for (start, end), length in zip(
             windows, reading.lengths([text[slice(*span)] for span in windows]), strict=True
         ):
             if length <= limit or end - start == 1:
-                fitting.append((start, end))
+                fitting.append(((start, end), length))
                 continue
             piece, half = text[start:end], max(1, size // 2)
             parts = split(piece, reading.spans(piece), half, half // 4)
@@ -340,8 +341,7 @@ class BiEngine(Engine):
 
     def lengths(self, texts: Sequence[str], prompt: str, task: str) -> list[int]:
         """Return the tokens of each text with the prompt, uncut."""
-        routes = getattr(self.model[0], "sub_modules", None)
-        reader: Any = routes[task][0] if routes is not None and task in routes else self.model[0]
+        reader = readers(self.model).get(task, self.model[0])
         tokenizer = reader.tokenizer
         if "message" not in getattr(reader, "modality_config", {}):
             return token_counts(tokenizer, [f"{prompt}{text}" for text in texts])
@@ -362,12 +362,12 @@ class BiEngine(Engine):
     ) -> tuple[npt.NDArray[np.float32], int]:
         """Return the vectors (n, dimension) of `texts` (at least one), and how many of them were cut."""
         limit = self.limits.query if task == "query" else self.limits.document
-        if limit is not None and (around := self.lengths([""], prompt, task)[0]) >= limit:
+        around, *lengths = self.lengths(["", *texts], prompt, task)
+        if limit is not None and around >= limit:
             raise InvalidInputError(
                 f"this bi-encoder reads {limit} tokens, and {around} of them are there without any text: those of the "
                 f"prompt, {prompt!r}, and special ones. Shorten {task}_prompt, or raise max_length"
             )
-        lengths = self.lengths(texts, prompt, task)
         vectors = self.run(
             texts,
             lengths,

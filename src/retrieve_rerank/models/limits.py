@@ -37,20 +37,25 @@ def longest_input(module: torch.nn.Module) -> int | None:
     return positions if isinstance(positions, int) and positions > 0 else None
 
 
+def readers(model: AnyModel) -> dict[str, Any]:
+    """Return what reads the texts of a model, by task; under "" what reads those of every task."""
+    # A router reads queries by one network and passages by another.
+    routes: Any = getattr(model[0], "sub_modules", None)
+    return {"": model[0]} if routes is None else {name: modules[0] for name, modules in routes.items()}
+
+
 def set_limits(model: AnyModel, max_length: int | None) -> Limits:
     """Set how many tokens of a text `model` reads; None keeps what the checkpoint says. Return the limits in force.
 
     Raises:
         InvalidInputError: If the network has fewer positions than `max_length`, or takes no limit.
     """
-    # A router reads queries by one network and passages by another.
-    routes: Any = getattr(model[0], "sub_modules", None)
-    readers = {"": model[0]} if routes is None else {name: modules[0] for name, modules in routes.items()}
-    found = {name: _set(reader, max_length) for name, reader in readers.items()}
+    found = {name: _set(reader, max_length) for name, reader in readers(model).items()}
     if max_length is not None and all(limits is None for limits in found.values()):
+        first = next(iter(readers(model).values()))
         raise InvalidInputError(
-            f"max_length is {max_length}, and {type(next(iter(readers.values()))).__name__}, which reads the texts of "
-            "this model, takes no limit; leave max_length out"
+            f"max_length is {max_length}, and {type(first).__name__}, which reads the texts of this model, takes no "
+            "limit; leave max_length out"
         )
     known = {name: limits or Limits(None, None) for name, limits in found.items()}
     document, query = (known.get(name) or known.get("") or Limits(None, None) for name in ("document", "query"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,8 +32,8 @@ def weights_digest(model: torch.nn.Module) -> str:
         values = parameter.detach().reshape(-1)
         step = max(1, values.numel() // 64)
         sample = values[::step][:64].to("cpu", torch.float32).numpy()
-        parts.append(sha256(repr(tuple(parameter.shape)).encode() + sample.tobytes()).digest())
-    return sha256(b"".join(sorted(parts))).hexdigest()[:16]
+        parts.append(repr(tuple(parameter.shape)).encode() + sample.tobytes())
+    return _digest(parts)
 
 
 def rows_digest(model: torch.nn.Module) -> str:
@@ -42,8 +42,12 @@ def rows_digest(model: torch.nn.Module) -> str:
     Training may change a few rows of a table of word vectors, which the few values of `weights_digest` miss.
     """
     columns = [parameter.detach()[:, 0] for parameter in model.parameters() if parameter.ndim == 2]
-    parts = [sha256(column.to("cpu", torch.float32).numpy().tobytes()).digest() for column in columns]
-    return sha256(b"".join(sorted(parts))).hexdigest()[:16]
+    return _digest(column.to("cpu", torch.float32).numpy().tobytes() for column in columns)
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    """Return a short digest of parts in any order."""
+    return sha256(b"".join(sorted(sha256(part).digest() for part in parts))).hexdigest()[:16]
 
 
 def refuse_random_weights(model: AnyModel, checkpoint: Checkpoint, advice: str, unused: str | None = None) -> None:

@@ -8,8 +8,10 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeVar
 
 Span = tuple[int, int]
+T = TypeVar("T")
 
 # Where the next sentence may begin: after an end mark and white space, after an end mark of a script that needs no
 # white space, or in a new line.
@@ -50,7 +52,7 @@ def split(text: str, tokens: Sequence[Span], size: int, overlap: int) -> list[Sp
     return windows
 
 
-def spread(windows: Sequence[Span], most: int) -> list[Span]:
+def spread(windows: Sequence[T], most: int) -> list[T]:
     """Return at most `most` of the windows, evenly spread, the first and the last among them."""
     if len(windows) <= most:
         return list(windows)
