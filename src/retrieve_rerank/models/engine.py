@@ -250,7 +250,8 @@ class CrossEngine(Engine):
         size = min(_WINDOW, max(1, self.max_length - reading.around - 2))
         windows = self.max_windows and split(text, reading.spans(text), size, min(_OVERLAP, size // 4))
         if not self.max_windows or not windows:
-            return Cut((reading.fit(text),), (self.max_length,), truncated=True)
+            lost = bool(text.strip())  # of blanks alone there are no windows, and nothing is lost
+            return Cut((reading.fit(text),), (self.max_length,), truncated=lost)
         fitting = self._fitting(reading, text, windows, size, self.max_length)
         taken, lengths = zip(*spread(fitting, self.max_windows), strict=True)
         pieces = tuple(text[start:end] for start, end in taken)
