@@ -63,6 +63,8 @@ class Hit:
         truncated: Whether part of the text was not seen by the cross-encoder.
         retrieval_ranks: Where several retrievers were fused: the 1-based rank in the list of each, in their order; None
             where a retriever did not find the passage. Else empty.
+        index: 0-based position in what was given to be ranked: in `rank`'s passages, or in a search's `candidates`;
+            None for what a first stage found. It says where a hit was, not what it is, and is not compared.
 
     Example:
         >>> Hit(Passage("a", "text"), rank=1, score=0.9).retrieval_rank is None
@@ -78,6 +80,7 @@ class Hit:
     window: tuple[int, int] | None = None
     truncated: bool = False
     retrieval_ranks: tuple[int | None, ...] = ()
+    index: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True, repr=False)

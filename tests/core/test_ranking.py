@@ -56,6 +56,14 @@ def test_a_text_gets_its_position_as_id() -> None:
     assert ids(rank(["low", "high", "zero"])) == ["1", "2", "0"]
 
 
+def test_a_hit_says_where_it_was_in_what_was_given() -> None:
+    found = Hit(Passage("1", "zero"), 7, 0.25, retrieval_rank=7, retrieval_score=0.25)
+    assert found.index is None
+    hits = rank(["low", found, Passage("1", "high"), "low", found])
+    assert [hit.index for hit in hits] == [2, 1, 4, 0, 3]
+    assert [hit.index for hit in rank(hits[1:])] == [0, 1, 2, 3], "of this ranking, not of an earlier one"
+
+
 def test_ties_keep_the_order_of_the_input() -> None:
     assert [hit.passage.text for hit in rank(["also zero", "nought", "low", "zero"])] == [
         "also zero",

@@ -67,9 +67,9 @@ class Ranker(ABC):
                 counts, loading it does not. Running out of time is no error.
 
         Returns:
-            Hits sorted by logit, ties in input order. `score` is the sigmoid of the logit, computed in float64. What
-            the time budget left unscored follows in input order, with `logit=None`; its `score` is its retrieval score,
-            or NaN without one.
+            Hits sorted by logit, ties in input order. `index` is the position in `passages`, and `score` the sigmoid of
+            the logit, computed in float64. What the time budget left unscored follows in input order, with
+            `logit=None`; its `score` is its retrieval score, or NaN without one.
 
         Raises:
             InvalidInputError: If an argument cannot be used.
@@ -386,9 +386,9 @@ class _Jobs:
 
 def _as_hit(item: str | Passage | Hit, position: int) -> Hit:
     if isinstance(item, Hit):
-        return item
+        return replace(item, index=position)
     if isinstance(item, str):
         item = Passage(str(position), item)
     if not isinstance(item, Passage):
         raise InvalidInputError(f"passages[{position}] must be a string, a Passage or a Hit, got {type(item).__name__}")
-    return Hit(item, rank=position + 1, score=math.nan)
+    return Hit(item, rank=position + 1, score=math.nan, index=position)

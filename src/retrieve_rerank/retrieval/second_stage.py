@@ -223,8 +223,9 @@ class _Call:
                 logit=None,
                 window=None,
                 truncated=False,
+                index=position,
             )
-            for hit in self.candidates
+            for position, hit in enumerate(self.candidates)
         ]
 
     def _result(self, hits: Sequence[Hit], degraded: str | None) -> Reranked:
