@@ -95,7 +95,7 @@ def evaluate(
     debug: Debug = False,
 ) -> None:
     """Measure whether re-ranking helps."""
-    from retrieve_rerank.evaluation.exporting import write_text
+    from retrieve_rerank._files import write_text
     from retrieve_rerank.evaluation.running import evaluate as run
 
     check_outputs(html, markdown, save, cache, folder=runs, inputs=[dataset, queries, qrels], index=index)
@@ -119,7 +119,7 @@ def evaluate(
             written,
             ("evaluation", save, evaluation.to_json),  # what holds everything first
             ("report", html, evaluation.to_html),
-            ("table", markdown, lambda path: write_text(evaluation.to_markdown(), path)),
+            ("table", markdown, lambda path: write_text(evaluation.to_markdown(), path, "the table")),
             ("runs", runs, evaluation.to_runs),
         )
 

@@ -30,8 +30,8 @@ def report(
     debug: Debug = False,
 ) -> None:
     """Make a page or Markdown of a saved evaluation."""
+    from retrieve_rerank._files import write_text
     from retrieve_rerank.evaluation.evaluation import Evaluation
-    from retrieve_rerank.evaluation.exporting import write_text
 
     check_outputs(html, markdown, inputs=[file])
     evaluation = Evaluation.from_json(file)
@@ -40,7 +40,7 @@ def report(
             write_files(
                 written,
                 ("report", html, evaluation.to_html),
-                ("table", markdown, lambda path: write_text(evaluation.to_markdown(), path)),
+                ("table", markdown, lambda path: write_text(evaluation.to_markdown(), path, "the table")),
             )
         return
     if for_people(json=False):

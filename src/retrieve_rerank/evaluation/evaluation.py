@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from retrieve_rerank import __version__
+from retrieve_rerank._files import write_text
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.evaluation import exporting, presenting
 from retrieve_rerank.evaluation.results import Comparison, System
@@ -133,7 +134,7 @@ class Evaluation:
         """
         from retrieve_rerank.evaluation.report.page import evaluation_page  # only who looks pays for it
 
-        exporting.write_text(evaluation_page(self, tuning), Path(path))
+        write_text(evaluation_page(self, tuning), path, "the report")
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw quality against seconds a question with matplotlib: intervals, ceilings, and lines to p95.
@@ -155,7 +156,7 @@ class Evaluation:
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Write everything, values per question included, as one JSON object, in UTF-8; `from_json` reads it."""
-        exporting.write_json({"format": FORMAT, "answer": self.answer, **asdict(self)}, Path(path))
+        exporting.write_json({"format": FORMAT, "answer": self.answer, **asdict(self)}, Path(path), "the evaluation")
 
     @staticmethod
     def from_json(path: str | os.PathLike[str]) -> Evaluation:

@@ -3,45 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from urllib.parse import quote
 
+from retrieve_rerank._files import write_text
 from retrieve_rerank.evaluation.results import System
 
 
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Give the path to write a file to, which then takes its place at once: one that fails leaves what was there."""
-    # A pipe or a link, such as /dev/stdout, has to stay what it is; a file that may not be written refuses as ever.
-    plain = not path.is_symlink() and (not path.exists() or (path.is_file() and os.access(path, os.W_OK)))
-    if not (plain and os.access(path.parent, os.W_OK)):
-        yield path
-        return
-    with TemporaryDirectory(prefix=".writing-", dir=path.parent, ignore_cleanup_errors=True) as folder:
-        made = Path(folder) / path.name
-        yield made
-        if path.exists():
-            shutil.copymode(path, made)
-        made.replace(path)
-
-
-def write_json(content: Mapping[str, object], path: Path) -> None:
+def write_json(content: Mapping[str, object], path: Path, what: str) -> None:
     """Write one JSON object, a line a member."""
     members = (f"{json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}" for name, value in content.items())
-    write_text("{\n" + ",\n".join(members) + "\n}\n", path)
-
-
-def write_text(text: str, path: Path) -> None:
-    """Write a text as UTF-8, the same on every system."""
-    # A lone surrogate, as of a file name, is nothing that UTF-8 can hold: it is written as JSON's escape of it.
-    with whole(path) as made:
-        made.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
+    write_text("{\n" + ",\n".join(members) + "\n}\n", path, what)
 
 
 def write_runs(judgements: Mapping[str, Mapping[str, int]], systems: Sequence[System], folder: Path) -> list[Path]:
@@ -83,4 +57,4 @@ def _free_name(name: str, taken: set[str]) -> str:
 
 
 def _write(lines: Sequence[str], path: Path) -> None:
-    write_text("".join(f"{line}\n" for line in lines), path)
+    write_text("".join(f"{line}\n" for line in lines), path, "the run")

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from retrieve_rerank._files import atomic_write, write_text
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.evaluation import choosing, exporting, tuning_words
 from retrieve_rerank.evaluation.choosing import HeldOut
@@ -193,12 +194,12 @@ class Tuning:
 
     def save(self, path: str | os.PathLike[str], setting: Setting | None = None) -> None:
         """Write a setting as a JSON file that `RetrieveRerank.load` and `load_setting` read; None: the chosen one."""
-        with exporting.whole(Path(path)) as made:
+        with atomic_write(path, "the setting") as made:
             save_setting(tuning_words.saved(self, self.chosen if setting is None else setting), made)
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Write everything, values per question included, as one JSON object, in UTF-8."""
-        exporting.write_json({"answer": self.answer, **asdict(self)}, Path(path))
+        exporting.write_json({"answer": self.answer, **asdict(self)}, Path(path), "the tuning")
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
         """Write a report as one HTML file that loads nothing from outside; `Evaluation.to_html` takes a tuning too.
@@ -207,7 +208,7 @@ class Tuning:
         """
         from retrieve_rerank.evaluation.report.tuning import tuning_page  # only who looks pays for it
 
-        exporting.write_text(tuning_page(self), Path(path))
+        write_text(tuning_page(self), path, "the report")
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw quality against seconds a question with matplotlib: all settings, the frontier and the chosen one.

@@ -1,0 +1,98 @@
+"""Files that are written whole: whoever reads one, and whatever happens, finds the old content or the new one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+_SYSTEM = (Path("/dev"), Path("/proc"))  # whose links stand for what a process has open, such as /dev/stdout
+_MOST_LINKS = 40  # as Linux follows
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str], what: str = "the file", *, durable: bool = True) -> Iterator[Path]:
+    """Give a path to write a new file to, which takes the place of `path` at once when the block ends.
+
+    The new file has the permissions of the old one. A link stays a link, and what it points to is replaced. What cannot
+    be replaced is written in place: a pipe, a device, and a file in a folder where no file can be made.
+
+    Args:
+        path: Of the file; its folder must be there.
+        what: The name of the content, for errors, such as "the setting".
+        durable: Whether the content is on the disk, and not in the system's memory only, when the block ends.
+
+    Yields:
+        A path with the same file name.
+
+    Raises:
+        OSError: If the file cannot be written. What was there before is as it was, unless the message says otherwise.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     with atomic_write(Path(folder) / "notes.txt", "the notes") as new:
+        ...         written = new.write_text("new")
+        ...     (Path(folder) / "notes.txt").read_text()
+        'new'
+    """
+    target = _target(Path(path))
+    try:
+        if target is None:
+            yield Path(path)
+            return
+        with TemporaryDirectory(prefix=".writing-", dir=target.parent, ignore_cleanup_errors=True) as folder:
+            new = Path(folder) / target.name
+            yield new
+            if target.exists():
+                shutil.copymode(target, new)
+            if durable:
+                _sync(new, os.O_RDWR)
+            new.replace(target)
+        if durable:
+            sync_folder(target.parent)
+    except OSError as error:
+        left = "; it was written in place, so it may be broken" if target is None and Path(path).is_file() else ""
+        if error.errno is None:
+            raise OSError(f"cannot write {what} {os.fspath(path)!r}: {error}{left}") from error
+        raise OSError(error.errno, f"cannot write {what}: {error.strerror}{left}", os.fspath(path)) from error
+
+
+def write_text(text: str, path: str | os.PathLike[str], what: str = "the file", *, durable: bool = True) -> None:
+    """Write a text as UTF-8, with the same line ends on every system; see `atomic_write`."""
+    # A lone surrogate, as of a file name, is nothing that UTF-8 can hold: it is written as JSON's escape of it.
+    with atomic_write(path, what, durable=durable) as new:
+        new.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
+
+
+def sync_folder(folder: Path) -> None:
+    """Force a folder's list of files to the disk, where the system can."""
+    with suppress(OSError):
+        _sync(folder, os.O_RDONLY)
+
+
+def _sync(path: Path, flags: int) -> None:
+    handle = os.open(path, flags)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _target(path: Path) -> Path | None:
+    """Return the file to replace, which links lead to, or None where it has to be written in place."""
+    for _ in range(_MOST_LINKS):
+        if not path.is_symlink():
+            break
+        if any(path.absolute().is_relative_to(folder) for folder in _SYSTEM):
+            return None
+        path = path.parent / path.readlink()
+    else:
+        return None  # links in a circle: the system says so when it opens them
+    # A file that may not be written refuses as ever, though its folder would let it be replaced.
+    plain = not path.exists() or (path.is_file() and os.access(path, os.W_OK))
+    return path if plain and path.name and os.access(path.parent, os.W_OK) else None
