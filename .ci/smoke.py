@@ -1,8 +1,11 @@
-"""Import every public name and search through the core and both frameworks: a check that a set of versions works."""
+"""Import every public name, search through the core, both frameworks and the command line: do these versions work?"""
 
 from __future__ import annotations
 
 import asyncio
+import json
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -28,7 +31,8 @@ def main() -> None:
     for name in ("bi", "cross"):
         (folder / name).mkdir()
     encoder = retrieve_rerank.BiEncoder(tiny.save_bi_encoder(folder / "bi"))
-    cross_encoder = retrieve_rerank.CrossEncoder(tiny.save_cross_encoder(folder / "cross"))
+    cross_encoder_path = str(tiny.save_cross_encoder(folder / "cross"))
+    cross_encoder = retrieve_rerank.CrossEncoder(cross_encoder_path)
 
     index = retrieve_rerank.ChromaIndex(encoder, path=folder / "index")
     index.add(retrieve_rerank.Passage(str(number), text) for number, text in enumerate(TEXTS))
@@ -56,6 +60,15 @@ def main() -> None:
     nodes = [NodeWithScore(node=TextNode(text=text, id_=str(number))) for number, text in enumerate(TEXTS)]
     rerank = retrieve_rerank.llama_index.CrossEncoderRerank(model=cross_encoder, top_n=2)
     assert [node.node.node_id for node in rerank.postprocess_nodes(nodes, query_str="capital of france")] == expected
+
+    answer = subprocess.run(
+        [sys.executable, "-m", "retrieve_rerank", "rerank", "-", "--cross-encoder", cross_encoder_path],
+        input=json.dumps({"query": "capital of france", "passages": TEXTS}),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    ).stdout
+    assert len(json.loads(answer)["hits"]) == len(TEXTS), answer
     versions = ", ".join(f"{module.__name__} {module.__version__}" for module in (retrieve_rerank,))
     print(f"smoke test passed: {versions}")
 

@@ -1,4 +1,7 @@
-"""Fixtures for all tests: tiny seeded models that run the real code path, and the real demo models."""
+"""Fixtures for all tests: tiny seeded models that run the real code path, and the real demo models.
+
+A fixture imports what it needs when it is used: a test without a model imports neither torch nor chromadb.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a process a core: none needs threads for its matrices
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -15,11 +19,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells start what ru
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
-from chromadb.api import ClientAPI
 
-from tests import tiny
 from tests.chroma_server import ChromaServer, close
 from tests.ray_cluster import ray_cluster
+
+if TYPE_CHECKING:
+    from chromadb.api import ClientAPI
 
 # Files whose tests take longest, of which there are few: begun last, one of them would keep a single core busy.
 _FIRST = ("test_examples.py", "ray/", "test_docs.py", "core/test_health.py", "test_real_data.py")
@@ -46,12 +51,16 @@ def _nothing_of_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def tiny_bi_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cosine bi-encoder: 2 layers, 32 wide, reads 64 tokens, random but seeded weights."""
+    from tests import tiny
+
     return tiny.save_bi_encoder(tmp_path_factory.mktemp("tiny-bi-encoder"))
 
 
 @pytest.fixture(scope="session")
 def tiny_dot_bi_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dot-product bi-encoder with vectors of different lengths and with saved prompts."""
+    from tests import tiny
+
     return tiny.save_bi_encoder(
         tmp_path_factory.mktemp("tiny-dot-bi-encoder"),
         metric="dot",
@@ -63,6 +72,8 @@ def tiny_dot_bi_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_cross_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A one-label cross-encoder: 2 layers, 32 wide, reads 64 tokens, random but seeded weights."""
+    from tests import tiny
+
     return tiny.save_cross_encoder(tmp_path_factory.mktemp("tiny-cross-encoder"))
 
 

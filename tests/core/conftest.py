@@ -4,42 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import sentence_transformers
-import torch
 
-from tests import tiny
+if TYPE_CHECKING:
+    import torch
 
 
 @pytest.fixture(scope="session")
 def tiny_roberta(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cross-encoder with one position more than tokens, and a tokenizer without a limit."""
+    from tests import tiny
+
     return tiny.save_roberta_cross_encoder(tmp_path_factory.mktemp("tiny-roberta"))
 
 
 @pytest.fixture(scope="session")
 def tiny_language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A re-ranker that is a language model with a chat template."""
+    from tests import tiny
+
     return tiny.save_language_model_reranker(tmp_path_factory.mktemp("tiny-language-model"))
 
 
 @pytest.fixture(scope="session")
 def tiny_static(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bi-encoder without a network or a limit."""
+    from tests import tiny
+
     return tiny.save_static_bi_encoder(tmp_path_factory.mktemp("tiny-static"))
 
 
 @pytest.fixture(scope="session")
 def headless(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network without a head, whose configuration claims one."""
+    from tests import tiny
+
     return tiny.save_headless(tmp_path_factory.mktemp("headless"))
 
 
 @pytest.fixture
 def predict() -> Callable[..., object]:
     """What sentence-transformers' own CrossEncoder says: logits of pairs."""
+    import sentence_transformers
+    import torch
 
     def logits(path: Path, query: str, texts: list[str], **options: object) -> object:
         model = sentence_transformers.CrossEncoder(str(path), device="cpu")
