@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import datetime
 import enum
+import http
 import json
 import math
 import struct
 from collections import OrderedDict
+from pathlib import Path
 from random import Random
 from types import MappingProxyType
 from typing import Any
@@ -305,3 +307,58 @@ def test_bookkeeping_goes_beside_the_users_keys_and_wins() -> None:
     )
     assert record.metadata["doc_id"] == "d"
     assert record.metadata["x"] == 1
+
+
+def heavy() -> dict[str, dict[str, Any]]:
+    """Metadata of which each was logged by Chroma, and then kept every later call from succeeding."""
+    return {
+        "a long list": {"pages": list(range(6_600)), "x": 1},
+        "many keys": {f"k{number}": number for number in range(7_000)},
+        "many lists": {f"l{number}": [f"{item}" for item in range(1_000)] for number in range(40)},
+        "mixed": {"l": [float(item) for item in range(3_900)], **{f"k{number}": "x" for number in range(3_900)}},
+    }
+
+
+def test_what_chroma_cannot_apply_never_reaches_it(tmp_path: Path) -> None:
+    with ChromaIndex(LetterEncoder(), path=tmp_path) as index:
+        for name, metadata in heavy().items():
+            index.add([Passage(name, "b", metadata), Passage(f"beside {name}", "b", {"x": 1})])
+            assert dict(index.get([name])[0].metadata) == metadata
+        assert index.count() == 8
+        index.add([Passage(name, "b", {f"other{number}": number for number in range(5_000)}) for name in heavy()])
+        assert [passage.id for passage in index.get(list(heavy()))] == list(heavy())
+        index.add([Passage("a batch", "b"), *(Passage(str(n), "b", {"l": list(range(640))}) for n in range(300))])
+        assert index.count() == 309
+        assert index.retrieve("b", where={"x": 1})
+    with ChromaIndex(LetterEncoder(), path=tmp_path) as index:
+        assert index.check().ok
+
+
+@pytest.mark.parametrize("key", ["chroma:", "chroma:x", "chroma:uri", "chroma:document"])
+def test_keys_that_chroma_forgets_are_kept(key: str) -> None:
+    for value in ("x", 1, [1, 2], {"y": None}):
+        assert there_and_back({key: value, "x": 1}) == {key: value, "x": 1}
+
+
+def test_values_of_subclasses_are_taken_as_what_they_are() -> None:
+    class Level(enum.IntEnum):
+        EASY = 1
+
+    class Name(str, enum.Enum):
+        A = "a"
+
+    metadata = {
+        "int": Level.EASY,
+        "status": http.HTTPStatus.OK,
+        "str": Name.A,
+        "numpy": np.float64(0.5),
+        "flag": np.bool_(True),
+        "list": [Level.EASY, np.int64(2)],
+    }
+    plain = {"int": 1, "status": 200, "str": "a", "numpy": 0.5, "flag": True, "list": [1, 2]}
+    with ChromaIndex(LetterEncoder()) as index:
+        index.add([Passage(Name.A, Name.A, metadata)])
+        (found,) = index.get(["a"])
+        assert (found.id, found.text, dict(found.metadata)) == ("a", "a", plain)
+        assert {key: type(found.metadata[key]) for key in plain} == {key: type(plain[key]) for key in plain}
+        assert index.add([Passage("a", "a", metadata)]).unchanged == 1

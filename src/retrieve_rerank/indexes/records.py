@@ -2,7 +2,8 @@
 
 Chroma's metadata is flat: text, numbers, booleans and lists of one kind. Such values are stored as they are, so that
 filters work on them. Whatever else JSON can say (None, nested, empty or mixed values) goes, as JSON, under one
-key of ours and comes back as it was. Records with LlamaIndex's own bookkeeping keep the user's metadata in its JSON.
+key of ours and comes back as it was; so do keys that Chroma does not give back, and what is more than it can apply.
+Records with LlamaIndex's own bookkeeping keep the user's metadata in its JSON.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ from retrieve_rerank.types import Passage
 
 JSON_KEY = "_retrieve_rerank_json"
 NODE_KEY = "_node_content"  # LlamaIndex's key for a node as JSON, next to which it stores flat copies of some ids
+
+# Chroma logs a record first and applies it later, with five or six of SQLite's 32,766 variables for every value and
+# every item of a list. A record of 5,000 is applied; one of 6,000 stays in the log, and every later call fails at it.
+MOST_VALUES = 4_000
 
 _EXACT = 2**53  # up to here every int is a float
 _INT64 = range(-(2**63), 2**63)
@@ -81,7 +86,8 @@ def to_record(passage: Passage, bookkeeping: Mapping[str, str] | None = None) ->
         flat.update(bookkeeping)
     elif rest:
         flat[JSON_KEY] = _to_json(rest, passage)
-    return Record(passage.id, passage.text, flat)
+    # Of a subclass, such as an enumeration of strings, the value is stored, not what str() makes of it.
+    return Record(str.__str__(passage.id), str.__str__(passage.text), flat)
 
 
 def _split(passage: Passage) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -109,7 +115,26 @@ def _split(passage: Passage) -> tuple[dict[str, Any], dict[str, Any]]:
             flat[key] = seen
         if key not in flat or seen is not plain or _is_rounded(plain):
             rest[key] = plain
+    for key in _beyond_most_values(flat):
+        rest.setdefault(key, flat.pop(key))
     return flat, rest
+
+
+def size_of(value: object) -> int:
+    """Return how many values Chroma stores for one."""
+    return len(value) if isinstance(value, list) else 1
+
+
+def _beyond_most_values(flat: Mapping[str, Any]) -> list[str]:
+    """Return the keys to leave out, long lists first and then the last, so that Chroma can apply the rest."""
+    total = sum(map(size_of, flat.values()))
+    left_out = []
+    for key in sorted(reversed(flat), key=lambda key: size_of(flat[key]), reverse=True):
+        if total <= MOST_VALUES:
+            break
+        total -= size_of(flat[key])
+        left_out.append(key)
+    return left_out
 
 
 def _to_json(rest: Mapping[str, Any], passage: Passage) -> str:
@@ -201,7 +226,8 @@ def _stand_in(value: Any) -> Any:
 
 def _is_storable(key: str, value: object) -> bool:
     """Whether Chroma stores `value` under `key` unchanged."""
-    if not key or key.startswith(("#", "$")) or key in ("chroma:document", NODE_KEY):
+    # Chroma refuses the first two, and forgets its own: it gives no key back that begins as the third.
+    if not key or key.startswith(("#", "$", "chroma:")) or key == NODE_KEY:
         return False
     if isinstance(value, list):
         kinds = {type(item) for item in value}

@@ -86,7 +86,8 @@ class Source:
     def _mine(self, passage: Passage) -> Passage:
         owner = passage.metadata.get(self.key)
         if owner is None:
-            return Passage(passage.id, passage.text, {**passage.metadata, self.key: self.id})
+            # First, so that it can be searched by, however many values there are.
+            return Passage(passage.id, passage.text, {self.key: self.id, **passage.metadata, self.key: self.id})
         if owner != self.id:
             raise InvalidInputError(
                 f"passage {passage.id!r} says that its {self.key!r} is {owner!r}, not {self.id!r}; nothing was removed"
