@@ -1,13 +1,23 @@
-"""Files that are written whole: whoever reads one, and whatever happens, finds the old content or the new one."""
+"""Files that are written whole, and files that processes lock.
+
+Whoever reads a file that was written here, and whatever happens, finds the old content or the new one.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from retrieve_rerank.errors import IndexLockedError
+
+if TYPE_CHECKING:
+    import filelock
 
 _SYSTEM = (Path("/dev"), Path("/proc"))  # whose links stand for what a process has open, such as /dev/stdout
 _MOST_LINKS = 40  # as Linux follows
@@ -96,3 +106,82 @@ def _target(path: Path) -> Path | None:
     # A file that may not be written refuses as ever, though its folder would let it be replaced.
     plain = not path.exists() or (path.is_file() and os.access(path, os.W_OK))
     return path if plain and path.name and os.access(path.parent, os.W_OK) else None
+
+
+class FileLock:
+    """A lock between processes, on a file that is made if missing and stays. It goes with the process that holds it.
+
+    Args:
+        path: The file. Beside it, where a holder says who it is, lies a file of the same name with the ending `.json`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: filelock.BaseFileLock | None = None
+        self._taken: tuple[int, int] | None = None
+
+    @property
+    def held(self) -> bool:
+        """Whether this object holds the lock, and the file is still the one that others would lock."""
+        return self._taken is not None and self._taken == self._identity()
+
+    @property
+    def note(self) -> str:
+        """What the last holder said of itself."""
+        return self.path.with_suffix(".json").read_text(encoding="utf-8")
+
+    def acquire(self, seconds: float = 0.0, note: str = "") -> bool:
+        """Take the lock, and write down what the holder says of itself.
+
+        Returns:
+            False if someone else holds it for longer than `seconds`.
+
+        Raises:
+            OSError: If the file cannot be made, or the file system knows no locks.
+        """
+        import filelock  # only who writes pays for it
+
+        if not self.path.parent.is_dir():  # which would be made
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path))
+        lock = filelock.FileLock(self.path, timeout=seconds, thread_local=False)
+        try:
+            lock.acquire(poll_interval=0.02)
+        except filelock.Timeout:
+            return False
+        self._lock, self._taken = lock, self._identity()
+        if note:
+            with suppress(OSError):  # for information only; the disk may be full
+                write_text(note, self.path.with_suffix(".json"), durable=False)
+        return True
+
+    def release(self) -> None:
+        """Let go of the lock."""
+        lock, self._lock, self._taken = self._lock, None, None
+        if lock is not None:
+            with suppress(OSError):  # the system lets go in any case
+                lock.release(force=True)
+
+    def _identity(self) -> tuple[int, int] | None:
+        try:
+            found = self.path.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+
+@contextmanager
+def locked(path: Path, seconds: float = 30.0) -> Iterator[None]:
+    """Hold the lock on a file, which is made if missing and stays.
+
+    Raises:
+        IndexLockedError: If another process or object holds it for longer than `seconds`.
+    """
+    lock = FileLock(path)
+    if not lock.acquire(seconds):
+        raise IndexLockedError(
+            f"{str(path.parent)!r} is being written by another process; try again when it has finished"
+        )
+    try:
+        yield
+    finally:
+        lock.release()

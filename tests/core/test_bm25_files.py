@@ -15,8 +15,8 @@ import pytest
 import Stemmer
 
 from retrieve_rerank import BM25Index, Hit, IndexLockedError, IndexMismatchError, InvalidInputError, Passage
+from retrieve_rerank._files import locked
 from retrieve_rerank.indexes import bm25_files
-from retrieve_rerank.indexes.locking import locked
 from tests.core.stubs import passages, run_python
 
 STORED = [
@@ -408,7 +408,7 @@ def test_another_process_holds_the_lock(tmp_path: Path) -> None:
         import sys
         from pathlib import Path
         from retrieve_rerank.errors import IndexLockedError
-        from retrieve_rerank.indexes.locking import locked
+        from retrieve_rerank._files import locked
         try:
             with locked(Path(sys.argv[1]), seconds=0.1):
                 print("free")

@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import filelock
 import pytest
 
-from retrieve_rerank import BM25Index, IndexLockedError, IndexMismatchError, InvalidInputError, Passage
-from retrieve_rerank.indexes import bm25_files, locking
+from retrieve_rerank import BM25Index, IndexLockedError, IndexMismatchError, InvalidInputError, Passage, _files
+from retrieve_rerank.indexes import bm25_files
 from tests.core.stubs import run_python
 
 STORED = [Passage(str(number), f"alpha word{number}") for number in range(5)]
@@ -147,7 +148,7 @@ def test_nothing_after_the_switch_undoes_it(saved: Path, monkeypatch: pytest.Mon
         if step == "stamp":
             patch.setattr(bm25_files.IndexFolder, "_stamp", once(bm25_files.IndexFolder._stamp))
         else:
-            patch.setattr(locking, "_give_back", once(locking._give_back))
+            patch.setattr(filelock.FileLock, "_release", once(filelock.FileLock._release))
         index.save()
     assert failed
     assert "new" in ids(saved)
@@ -194,8 +195,8 @@ def test_a_block_whose_end_cannot_save_loses_nothing(saved: Path) -> None:
 def test_a_close_that_waits_in_vain_for_the_lock(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index = BM25Index(path=saved)
     index.add([NEW])
-    with monkeypatch.context() as patch, locking.locked(saved / "index.lock"):
-        patch.setattr(bm25_files, "locked", lambda path: locking.locked(path, seconds=0.05))
+    with monkeypatch.context() as patch, _files.locked(saved / "index.lock"):
+        patch.setattr(bm25_files, "locked", lambda path: _files.locked(path, seconds=0.05))
         with pytest.raises(IndexLockedError):
             index.close()
     index.close()

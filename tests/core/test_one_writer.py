@@ -19,9 +19,8 @@ import numpy as np
 import pytest
 
 from retrieve_rerank import ChromaIndex, IndexLockedError, InvalidInputError
-from retrieve_rerank.indexes import locking
+from retrieve_rerank._files import FileLock
 from retrieve_rerank.indexes.collection import ChromaCollection
-from retrieve_rerank.indexes.locking import FileLock
 from retrieve_rerank.indexes.records import Record
 from tests.core.stubs import LetterEncoder, letters, passages, run_python
 
@@ -462,10 +461,10 @@ def test_a_directory_that_cannot_be_written_is_refused() -> None:
 def test_where_files_cannot_be_locked_one_may_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ChromaIndex(LetterEncoder(), path=tmp_path).close()
 
-    def no_locks(file: int) -> None:
+    def no_locks(self: FileLock, *options: Any, **more: Any) -> bool:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(locking, "_take", no_locks)
+    monkeypatch.setattr(FileLock, "acquire", no_locks)
     with ChromaIndex(LetterEncoder(), path=tmp_path) as index:
         assert index.retrieve("a") == []
         with pytest.raises(InvalidInputError, match=r"No locks available.*file system that knows locks.*HttpClient"):

@@ -14,7 +14,7 @@ from langchain_core.indexing import InMemoryRecordManager, index
 from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
 from retrieve_rerank import IndexLockedError, IndexMismatchError, InvalidInputError
-from retrieve_rerank.indexes.locking import FileLock
+from retrieve_rerank._files import FileLock
 from retrieve_rerank.langchain import BiEncoderEmbeddings, ChromaVectorStore
 from tests.langchain.stubs import WordEmbeddings
 

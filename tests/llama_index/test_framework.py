@@ -16,7 +16,7 @@ from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.vector_stores.types import VectorStoreQueryMode
 
 from retrieve_rerank import IndexLockedError, InvalidInputError
-from retrieve_rerank.indexes.locking import FileLock
+from retrieve_rerank._files import FileLock
 from retrieve_rerank.llama_index import (
     BiEncoderEmbedding,
     ChromaRetriever,

@@ -68,9 +68,9 @@ def index(
     debug: Debug = False,
 ) -> None:
     """Index files, or bring an index up to date."""
+    from retrieve_rerank._files import locked
     from retrieve_rerank.cli.finding import find
     from retrieve_rerank.cli.following import follow
-    from retrieve_rerank.indexes.locking import locked
 
     wanted = Models(model_name(bi_encoder, demo=demo), model_name(cross_encoder, demo=demo), device, precision)
     made_folder(to)

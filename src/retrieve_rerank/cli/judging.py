@@ -218,7 +218,7 @@ def _facts(encoder: BiEncoder) -> dict[str, str | int | float | bool]:
 
 def _fill(folder: Path, dataset: Dataset, encoder: BiEncoder, language: str, names: list[str]) -> None:
     """Store the passages that are missing in the indexes that are needed."""
-    from retrieve_rerank.indexes.locking import locked
+    from retrieve_rerank._files import locked
 
     count = len(dataset.passages)
     with locked(folder / "lock"):

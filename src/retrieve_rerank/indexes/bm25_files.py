@@ -21,8 +21,8 @@ from typing import IO, Any
 
 import numpy as np
 
+from retrieve_rerank._files import locked
 from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, RetrieveRerankError
-from retrieve_rerank.indexes.locking import locked
 from retrieve_rerank.indexes.packed import Ints, PackedTexts
 from retrieve_rerank.indexes.postings import Postings
 from retrieve_rerank.indexes.records import Record, user_metadata

@@ -25,9 +25,9 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from retrieve_rerank._files import FileLock
 from retrieve_rerank.errors import IndexLockedError, InvalidInputError, RetrieveRerankError
 from retrieve_rerank.indexes import checkpoint
-from retrieve_rerank.indexes.locking import FileLock
 
 _PAUSE = 0.02  # seconds between tries
 _GATE_SECONDS = 120.0  # to wait for a single write of another process
@@ -246,7 +246,7 @@ class Directory:
 
     def _held_by(self, seconds: float) -> str:
         try:
-            holder = json.loads(self._writer.path.read_text())
+            holder = json.loads(self._writer.note)
             who = f"process {holder['pid']} on {holder['host']}, since {holder['since']}"
         except (OSError, ValueError, KeyError, TypeError):
             who = "another process"
