@@ -17,7 +17,7 @@ from retrieve_rerank.evaluation.running import Reader, Stage
 from retrieve_rerank.evaluation.significance import bootstrap_interval
 from retrieve_rerank.evaluation.tuned import Setting
 from retrieve_rerank.models.cross_encoder import CrossEncoder
-from retrieve_rerank.models.scales import Scale
+from retrieve_rerank.models.ranking import Scale
 from retrieve_rerank.retrieval.pipeline import RetrieveRerank
 from retrieve_rerank.retrieval.saved import remembered
 from retrieve_rerank.retrieval.second_stage import described

@@ -18,9 +18,7 @@ from retrieve_rerank.models.endpoint import MAX_CONCURRENCY, TIMEOUT, Endpoint, 
 from retrieve_rerank.models.gathering import Gathering
 from retrieve_rerank.models.model import DefaultName, Model
 from retrieve_rerank.models.precision import Precision
-from retrieve_rerank.models.ranking import Ranker
-from retrieve_rerank.models.scales import Scale, check_scale
-from retrieve_rerank.models.scoring import Scores, Scoring
+from retrieve_rerank.models.ranking import Ranker, Scale, Scoring, check_scale
 
 if TYPE_CHECKING:
     from langchain_core.cross_encoders import BaseCrossEncoder
@@ -218,15 +216,15 @@ class CrossEncoder(Model["CrossEngine", "RemoteCrossEncoder"], Ranker):
             ModelError: If the model cannot be loaded, or gives NaN.
             RemoteError: If it is behind a server that fails.
         """
-        items = self._checked(query, texts)
-        distinct = list(dict.fromkeys(items))
-        return _in_order_of(items, distinct, self._scores(query, distinct))
+        items, scoring = _checked(query, texts)
+        self.score_all([scoring])
+        return _in_order_of(items, scoring)
 
     async def ascore(self, query: str, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """As `score`, without blocking the event loop. A cancelled call stops after the batch under way."""
-        items = self._checked(query, texts)
-        distinct = list(dict.fromkeys(items))
-        return _in_order_of(items, distinct, await self._ascores(query, distinct))
+        items, scoring = _checked(query, texts)
+        await self.ascore_all([scoring])
+        return _in_order_of(items, scoring)
 
     def as_langchain(self) -> BaseCrossEncoder:
         """Return this model as LangChain's `BaseCrossEncoder`, for components that want one.
@@ -251,44 +249,26 @@ class CrossEncoder(Model["CrossEngine", "RemoteCrossEncoder"], Ranker):
             return plain
         return f"{plain[:-1]}, long_passages={self._long_passages!r}, max_windows={self._max_windows})"
 
-    def _checked(self, query: str, texts: Sequence[str]) -> list[str]:
-        check_query(query)
-        return check_texts(texts)
-
-    def _score(self, scoring: Scoring) -> None:
+    def _score(self, scorings: Sequence[Scoring]) -> None:
+        deadline = scorings[0].deadline
         if self._remote is None:
-            with self._gathering.joined(scoring):
-                self._worker.run_until(scoring.deadline, self._score_here, scoring)
-            scoring.check()
-            return
-        self._remote.run_until(scoring.deadline, lambda remote: remote.score([scoring]))
-        self._tell_unsure(scoring.texts)
-
-    async def _ascore(self, scoring: Scoring) -> None:
-        if self._remote is None:
-            with self._gathering.joined(scoring):
-                await self._worker.arun_until(scoring.deadline, self._score_here, scoring)
-            scoring.check()
-            return
-        await self._remote.arun_until(scoring.deadline, lambda remote: remote.score([scoring]))
-        self._tell_unsure(scoring.texts)
-
-    def _score_many(self, scorings: Sequence[Scoring]) -> None:
-        if self._remote is None:
-            self._worker.run_until(None, self._score_here, *scorings)
+            with self._gathering.joined(scorings):
+                self._worker.run_until(deadline, self._score_here, *scorings)
             for scoring in scorings:
                 scoring.check()
             return
-        self._remote.run_until(None, lambda remote: remote.score(scorings))
+        self._remote.run_until(deadline, lambda remote: remote.score(scorings))
         self._tell_unsure([text for scoring in scorings for text in scoring.texts])
 
-    async def _ascore_many(self, scorings: Sequence[Scoring]) -> None:
+    async def _ascore(self, scorings: Sequence[Scoring]) -> None:
+        deadline = scorings[0].deadline
         if self._remote is None:
-            await self._worker.arun_until(None, self._score_here, *scorings)
+            with self._gathering.joined(scorings):
+                await self._worker.arun_until(deadline, self._score_here, *scorings)
             for scoring in scorings:
                 scoring.check()
             return
-        await self._remote.arun_until(None, lambda remote: remote.score(scorings))
+        await self._remote.arun_until(deadline, lambda remote: remote.score(scorings))
         self._tell_unsure([text for scoring in scorings for text in scoring.texts])
 
     def _score_here(self, *scorings: Scoring) -> None:
@@ -349,12 +329,18 @@ class CrossEncoder(Model["CrossEngine", "RemoteCrossEncoder"], Ranker):
         )
 
 
-def _in_order_of(texts: list[str], distinct: list[str], scores: Scores) -> npt.NDArray[np.float32]:
-    if len(bad := np.flatnonzero(np.isnan(scores.logits))):
-        first = texts.index(distinct[int(bad[0])])
+def _checked(query: str, texts: Sequence[str]) -> tuple[list[str], Scoring]:
+    check_query(query)
+    items = check_texts(texts)
+    return items, Scoring(query, list(dict.fromkeys(items)))
+
+
+def _in_order_of(texts: Sequence[str], scoring: Scoring) -> npt.NDArray[np.float32]:
+    at = {text: position for position, text in enumerate(scoring.texts)}
+    logits = scoring.logits[[at[text] for text in texts]]
+    if len(bad := np.flatnonzero(np.isnan(logits))):
         raise ModelError(
-            f"the cross-encoder gave NaN for texts[{first}], which is no score; check the weights, or use "
+            f"the cross-encoder gave NaN for texts[{bad[0]}], which is no score; check the weights, or use "
             "precision='float32'"
         )
-    at = {text: position for position, text in enumerate(distinct)}
-    return scores.logits[[at[text] for text in texts]].astype(np.float32)
+    return logits.astype(np.float32)

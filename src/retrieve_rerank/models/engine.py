@@ -25,8 +25,8 @@ from retrieve_rerank.models.first_token import read_first_token_only
 from retrieve_rerank.models.heads import keep_head_exact, to_logits
 from retrieve_rerank.models.limits import readers, set_limits
 from retrieve_rerank.models.precision import Choice, choose_precision
+from retrieve_rerank.models.ranking import Scoring
 from retrieve_rerank.models.reading import ChatReading, PairReading, Reading, features, token_counts
-from retrieve_rerank.models.scoring import Scoring
 from retrieve_rerank.models.weights import rows_digest, weights_digest
 from retrieve_rerank.models.windows import Cut, Span, Tally, split, spread
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from threading import Lock
 from typing import Protocol
 
-from retrieve_rerank.models.scoring import Scoring
+from retrieve_rerank.models.ranking import Scoring
 
 # As many texts are scored together as there are this many tokens in a batch: a few full batches, and soon over.
 _TOKENS_A_TEXT = 16
@@ -32,16 +32,17 @@ class Gathering:
         self._waiting: dict[int, Scoring] = {}  # in the order they came
 
     @contextmanager
-    def joined(self, scoring: Scoring) -> Iterator[None]:
-        """Let `scoring` be taken along by another call while this lasts, unless it has a deadline of its own."""
-        if scoring.deadline is None:
-            with self._lock:
-                self._waiting[id(scoring)] = scoring
+    def joined(self, scorings: Sequence[Scoring]) -> Iterator[None]:
+        """Let `scorings` be taken along by another call while this lasts, but for those with a deadline."""
+        joining = {id(scoring): scoring for scoring in scorings if scoring.deadline is None}
+        with self._lock:
+            self._waiting.update(joining)
         try:
             yield
         finally:
             with self._lock:
-                self._waiting.pop(id(scoring), None)
+                for key in joining:
+                    self._waiting.pop(key, None)
 
     def score(self, engine: _Engine, scorings: Sequence[Scoring]) -> None:
         """Score those of `scorings` that are not yet, and with them what else waits. To be called on one thread.

@@ -1,14 +1,16 @@
-"""From logits to ranked hits: sort, scale, cut. The same for every scorer."""
+"""From texts to ranked hits: score, sort, cut. The same for every scorer, ours or somebody else's."""
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
 import math
+import threading
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -21,28 +23,202 @@ from retrieve_rerank.checks import (
     check_seconds,
     check_threshold,
 )
-from retrieve_rerank.errors import InvalidInputError, ModelError
-from retrieve_rerank.models.scales import Scale, check_scale, scaled
-from retrieve_rerank.models.scoring import Scores, Scoring
+from retrieve_rerank.errors import InvalidInputError, ModelError, warn_caller
 from retrieve_rerank.models.worker import Worker, time_left
 from retrieve_rerank.types import Hit, Passage, Scorer
+
+Scale = Literal["logits", "probabilities"]
+Logits = npt.NDArray[np.float64]
 
 # How many texts a scorer of somebody else's is given at once where there is a time budget: few enough to stop in time.
 _CHUNK = 16
 _TOGETHER = 8  # queries that are scored at once: enough to fill every batch, few enough for others to get a turn
 _PATIENCE = 1.0  # seconds; it may be called from several threads anyhow, so one that hangs is left alone soon
+# The logits of the least float64 above 0 and the greatest below 1 are -744.4 and 36.7: 0 and 1 lie outside, so that
+# they tie with nothing, and have a sigmoid of 0.0 and 1.0.
+_OF_ZERO, _OF_ONE = -746.0, 38.0
+
+
+class Scoring:
+    """One query's texts while they are scored: filled batch by batch by a worker, read by whoever waits for them.
+
+    Safe between the caller and one worker.
+
+    Args:
+        query: What the texts are scored against.
+        texts: All different.
+        time_budget: Seconds after which the caller stops waiting; None is never.
+
+    Attributes:
+        deadline: When that is, as a value of `time.monotonic`, or None. It counts from `start`.
+        ended: Whether the worker has done with it.
+        logits: Float64 (n,), as other people's scores may need it; without meaning where a text was not scored.
+        scored: Bool (n,): whether a text was reached before the time was up.
+        truncated: Bool (n,): whether a part of a text was not seen.
+        windows: For each text the character span of the window that won, or None where it was scored as one piece.
+    """
+
+    def __init__(self, query: str, texts: Sequence[str], time_budget: float | None = None) -> None:
+        self.query = query
+        self.texts = texts
+        self._time_budget = time_budget
+        self._lock = threading.Lock()
+        self.start()
+
+    def start(self) -> None:
+        """Begin anew, with nothing scored and the whole time left."""
+        count = len(self.texts)
+        self.deadline = None if self._time_budget is None else time.monotonic() + self._time_budget
+        self.ended = self._given_up = False
+        self._error: Exception | None = None
+        self.logits = np.zeros(count, np.float64)
+        self.scored = np.zeros(count, np.bool_)
+        self.truncated = np.zeros(count, np.bool_)
+        self.windows: list[tuple[int, int] | None] = [None] * count
+
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody still waits. To be asked between batches, never within one."""
+        return not self._given_up and (self.deadline is None or time.monotonic() < self.deadline)
+
+    def put(
+        self, position: int, logit: float, *, truncated: bool = False, window: tuple[int, int] | None = None
+    ) -> None:
+        """Set what is known of the text at `position`. Does nothing once nobody waits."""
+        with self._lock:
+            if not self._given_up:
+                self.logits[position] = logit
+                self.truncated[position] = truncated
+                self.windows[position] = window
+                self.scored[position] = True
+
+    def end(self, error: Exception | None = None) -> None:
+        """Say that the worker has done with it, or has failed."""
+        self._error = error
+        self.ended = True
+
+    def check(self) -> None:
+        """Raise what the worker failed with."""
+        if self._error is not None:
+            raise self._error
+
+    def finish(self, *, failed: bool = False) -> None:
+        """Say that nobody waits for more: from here on nothing changes. A call that failed has scored nothing."""
+        with self._lock:
+            self._given_up = True
+            if failed:
+                self.scored[:] = False
+
+
+class Ranking(Scoring):
+    """One query's passages on their way to being ranked hits: checked, scored as their distinct texts, sorted, cut.
+
+    Args:
+        query: As `Ranker.rank` takes it, as are the four below.
+        passages: Of this query.
+        top_n: Of the hits.
+        score_threshold: Of the hits.
+        time_budget: Seconds.
+        merge: Whether passages of one id and text are one: that of the best retrieval rank, in the first one's place.
+
+    Attributes:
+        candidates: The passages as hits, each with its `index`, in the order given.
+
+    Raises:
+        InvalidInputError: If an argument cannot be used.
+    """
+
+    def __init__(
+        self,
+        query: str,
+        passages: Iterable[str | Passage | Hit],
+        *,
+        top_n: int | None = None,
+        score_threshold: float | None = None,
+        time_budget: float | None = None,
+        merge: bool = False,
+    ) -> None:
+        self._top_n = None if top_n is None else check_count(top_n, "top_n")
+        self._threshold = check_threshold(score_threshold)
+        if isinstance(passages, (str, Passage, Hit, Mapping)) or not isinstance(passages, Iterable):
+            raise InvalidInputError(
+                f"passages must be a list of texts, passages or hits, got {type(passages).__name__}; wrap one: [...]"
+            )
+        self.candidates = [_as_hit(item, position) for position, item in enumerate(passages)]
+        if merge:
+            self.candidates = _merged(self.candidates)
+        at: dict[str, int] = {}
+        self._at = [at.setdefault(candidate.passage.text, len(at)) for candidate in self.candidates]
+        super().__init__(check_query(query), list(at), check_seconds(time_budget, "time_budget"))
+
+    def check_texts(self) -> Ranking:
+        """Return this, or raise InvalidInputError if a text is not valid Unicode."""
+        for candidate in self.candidates:
+            check_encodable(candidate.passage.text, f"passage {candidate.passage.id!r}")
+        return self
+
+    @property
+    def scored_count(self) -> int:
+        """How many candidates were scored."""
+        return sum(bool(self.scored[at]) for at in self._at)
+
+    @property
+    def truncated_count(self) -> int:
+        """How many candidates were not seen whole."""
+        return sum(bool(self.scored[at] and self.truncated[at]) for at in self._at)
+
+    def hits(self) -> list[Hit]:
+        """Return the hits as `Ranker.rank` gives them, each made anew.
+
+        Raises:
+            ModelError: If a score is NaN.
+        """
+        scored = [(place, float(self.logits[at])) for place, at in enumerate(self._at) if self.scored[at]]
+        nan = [self.candidates[place].passage.id for place, logit in scored if math.isnan(logit)]
+        if nan:
+            raise ModelError(
+                f"the cross-encoder gave NaN for {len(nan)} of {len(scored)} passages (first: {nan[0]!r}), so "
+                "they have no order; check the weights, or use precision='float32'"
+            )
+        # By the logit, which still differs where its score has reached 1.0.
+        kept = [place for place, _ in sorted(scored, key=lambda item: -item[1])]
+        if self._threshold is not None:
+            kept = [place for place in kept if sigmoid(self.logits[self._at[place]]) >= self._threshold]
+        kept += [place for place, at in enumerate(self._at) if not self.scored[at]]
+        return [self._hit(place, rank) for rank, place in enumerate(kept[: self._top_n], start=1)]
+
+    def _hit(self, place: int, rank: int) -> Hit:
+        candidate, at = self.candidates[place], self._at[place]
+        if not self.scored[at]:
+            score = math.nan if candidate.retrieval_score is None else candidate.retrieval_score
+            return replace(candidate, rank=rank, score=score, logit=None, window=None, truncated=False)
+        logit, window, truncated = float(self.logits[at]), self.windows[at], bool(self.truncated[at])
+        return replace(candidate, rank=rank, score=sigmoid(logit), logit=logit, window=window, truncated=truncated)
 
 
 class Ranker(ABC):
     """Ranks passages by what a scorer says about their texts."""
 
     @abstractmethod
-    def _score(self, scoring: Scoring) -> None:
-        """Score the texts, best-first in their order where there is a deadline; return then at the latest."""
+    def _score(self, scorings: Sequence[Scoring]) -> None:
+        """Score texts of one query or, where none has a deadline, of several; return at a deadline at the latest.
+
+        Args:
+            scorings: Each has texts; they are scored in their order where there is a deadline.
+        """
 
     @abstractmethod
-    async def _ascore(self, scoring: Scoring) -> None:
+    async def _ascore(self, scorings: Sequence[Scoring]) -> None:
         """As `_score`, without blocking the event loop."""
+
+    def _ready(self) -> None:  # noqa: B027 - most have nothing to do
+        """Do what must be done once, before the clock of a time budget starts. Not to be given up."""
+
+    async def _aready(self) -> None:  # noqa: B027
+        """As `_ready`, without blocking the event loop."""
+
+    def _tell(self, truncated: int, count: int) -> None:  # noqa: B027
+        """Warn, once a call, where `truncated` of `count` passages were not seen whole."""
 
     def rank(
         self,
@@ -75,8 +251,11 @@ class Ranker(ABC):
             InvalidInputError: If an argument cannot be used.
             ModelError: If the model gives NaN or a wrong number of scores.
         """
-        job = _Job(query, passages, top_n, score_threshold, time_budget)
-        return job.hits(self._scores(query, job.texts, job.time_budget))
+        ranking = Ranking(
+            query, passages, top_n=top_n, score_threshold=score_threshold, time_budget=time_budget
+        ).check_texts()
+        self.score_all([ranking])
+        return ranking.hits()
 
     async def arank(
         self,
@@ -88,34 +267,11 @@ class Ranker(ABC):
         time_budget: float | None = None,
     ) -> list[Hit]:
         """As `rank`, without blocking the event loop. A cancelled call stops after the batch under way."""
-        job = _Job(query, passages, top_n, score_threshold, time_budget)
-        return job.hits(await self._ascores(query, job.texts, job.time_budget))
-
-    def _scores(self, query: str, texts: Sequence[str], time_budget: float | None = None) -> Scores:
-        """Score texts that are all different, and warn of what the caller should know."""
-        if texts:
-            self._ready()
-        scoring = Scoring(query, texts, time_budget)
-        try:
-            if texts:
-                self._score(scoring)
-        finally:
-            scores = scoring.finish()
-        self._tell(int(scores.truncated.sum()), len(texts))
-        return scores
-
-    async def _ascores(self, query: str, texts: Sequence[str], time_budget: float | None = None) -> Scores:
-        """As `_scores`, without blocking the event loop."""
-        if texts:
-            await self._aready()
-        scoring = Scoring(query, texts, time_budget)
-        try:
-            if texts:
-                await self._ascore(scoring)
-        finally:
-            scores = scoring.finish()
-        self._tell(int(scores.truncated.sum()), len(texts))
-        return scores
+        ranking = Ranking(
+            query, passages, top_n=top_n, score_threshold=score_threshold, time_budget=time_budget
+        ).check_texts()
+        await self.ascore_all([ranking])
+        return ranking.hits()
 
     def rank_many(
         self,
@@ -140,16 +296,9 @@ class Ranker(ABC):
             InvalidInputError: If an argument cannot be used.
             ModelError: If the model gives NaN or a wrong number of scores.
         """
-        many = _Jobs(queries, passages, top_n, score_threshold)
-        if many.count:
-            self._ready()
-        for scorings in many.scorings():
-            try:
-                self._score_many(scorings)
-            finally:
-                many.take(scorings)
-        self._tell(many.truncated, many.count)
-        return many.found
+        rankings = _rankings(queries, passages, top_n, score_threshold)
+        self.score_all(rankings)
+        return [ranking.hits() for ranking in rankings]
 
     async def arank_many(
         self,
@@ -160,103 +309,125 @@ class Ranker(ABC):
         score_threshold: float | None = None,
     ) -> list[list[Hit]]:
         """As `rank_many`, without blocking the event loop."""
-        many = _Jobs(queries, passages, top_n, score_threshold)
-        if many.count:
-            await self._aready()
-        for scorings in many.scorings():
+        rankings = _rankings(queries, passages, top_n, score_threshold)
+        await self.ascore_all(rankings)
+        return [ranking.hits() for ranking in rankings]
+
+    def score_all(self, scorings: Sequence[Scoring]) -> None:
+        """Score texts that are all different in a query, some queries at a time; warn of what the caller should know.
+
+        Args:
+            scorings: Checked. Either one, or several without a time budget. What is not scored in time is marked so.
+        """
+        filled = [scoring for scoring in scorings if scoring.texts]
+        if filled:
+            self._ready()
+        for group in _groups(filled):
             try:
-                await self._ascore_many(scorings)
+                self._score(group)
             finally:
-                many.take(scorings)
-        self._tell(many.truncated, many.count)
-        return many.found
+                for scoring in group:
+                    scoring.finish()
+        self._told(filled)
 
-    def _score_many(self, scorings: Sequence[Scoring]) -> None:
-        """Score the texts of several queries; none has a deadline."""
-        for scoring in scorings:
-            if scoring.texts:
-                self._score(scoring)
+    async def ascore_all(self, scorings: Sequence[Scoring]) -> None:
+        """As `score_all`, without blocking the event loop."""
+        filled = [scoring for scoring in scorings if scoring.texts]
+        if filled:
+            await self._aready()
+        for group in _groups(filled):
+            try:
+                await self._ascore(group)
+            finally:
+                for scoring in group:
+                    scoring.finish()
+        self._told(filled)
 
-    async def _ascore_many(self, scorings: Sequence[Scoring]) -> None:
-        """As `_score_many`, without blocking the event loop."""
-        for scoring in scorings:
-            if scoring.texts:
-                await self._ascore(scoring)
-
-    def _ready(self) -> None:  # noqa: B027 - most have nothing to do
-        """Do what must be done once, before the clock of a time budget starts. Not to be given up."""
-
-    async def _aready(self) -> None:  # noqa: B027
-        """As `_ready`, without blocking the event loop."""
-
-    def _tell(self, truncated: int, count: int) -> None:  # noqa: B027
-        """Warn, once a call, where `truncated` of `count` passages were not seen whole."""
+    def _told(self, scorings: Sequence[Scoring]) -> None:
+        truncated = sum(int(scoring.truncated.sum()) for scoring in scorings)
+        self._tell(truncated, sum(len(scoring.texts) for scoring in scorings))
 
 
 class ScorerRanker(Ranker):
-    """Ranks by any `Scorer`, whose scores are logits or probabilities."""
+    """Ranks by any `Scorer`.
+
+    Args:
+        scorer: Anything with `score(query, texts)`; its `ascore` is used where it has one.
+        scores: What it returns: "logits", any real numbers, or "probabilities" in [0, 1].
+    """
 
     def __init__(self, scorer: Scorer, scores: Scale = "logits") -> None:
         self.scorer = scorer
-        self.scores = scores
-        self._scaled = scaled(scorer, scores)
+        self.scores = check_scale(scores)
+        self._warned = False
         self._worker = Worker(f"retrieve-rerank {type(scorer).__name__}", patience=_PATIENCE)
 
-    def _score(self, scoring: Scoring) -> None:
-        if scoring.deadline is None:
-            self._score_here(scoring)
-        else:
-            self._worker.run_until(scoring.deadline, _in_context(self._score_here), scoring)
+    def _score(self, scorings: Sequence[Scoring]) -> None:
+        for scoring in scorings:
+            if scoring.deadline is None:
+                self._score_here(scoring)
+            else:
+                # In the caller's context: a trace, for one, goes by it.
+                context = contextvars.copy_context()
+                self._worker.run_until(scoring.deadline, context.run, self._score_here, scoring)
 
-    async def _ascore(self, scoring: Scoring) -> None:
-        ascore = getattr(self._scaled, "ascore", None)
-        if ascore is None:
-            await self._worker.arun_until(scoring.deadline, _in_context(self._score_here), scoring)
-            return
-        for chunk in _chunks(scoring):
-            call = asyncio.ensure_future(ascore(scoring.query, [scoring.texts[position] for position in chunk]))
-            try:
-                await asyncio.wait([call], timeout=time_left(scoring.deadline))
-            finally:
-                late = call.cancel()  # not awaited: what ignores its cancellation must not hold up the caller
-            if late:
-                return
-            _put(scoring, chunk, call.result())
+    async def _ascore(self, scorings: Sequence[Scoring]) -> None:
+        ascore = getattr(self.scorer, "ascore", None)
+        for scoring in scorings:
+            if not callable(ascore):
+                context = contextvars.copy_context()
+                await self._worker.arun_until(scoring.deadline, context.run, self._score_here, scoring)
+                continue
+            for chunk, texts in _chunks(scoring):
+                call = asyncio.ensure_future(ascore(scoring.query, texts))
+                try:
+                    await asyncio.wait([call], timeout=time_left(scoring.deadline))
+                finally:
+                    late = call.cancel()  # not awaited: what ignores its cancellation must not hold up the caller
+                if late:
+                    return
+                self._put(scoring, chunk, call.result())
 
     def _score_here(self, scoring: Scoring) -> None:
-        for chunk in _chunks(scoring):
-            _put(scoring, chunk, self._scaled.score(scoring.query, [scoring.texts[position] for position in chunk]))
+        for chunk, texts in _chunks(scoring):
+            self._put(scoring, chunk, self.scorer.score(scoring.query, texts))
 
+    def _put(self, scoring: Scoring, chunk: range, answer: npt.ArrayLike) -> None:
+        logits = self._logits(answer, len(chunk))
+        if logits.shape != (len(chunk),):
+            raise ModelError(
+                f"the cross-encoder was given {len(chunk)} texts and returned scores of shape {logits.shape}; expected "
+                f"({len(chunk)},), one logit a text"
+            )
+        for position, logit in zip(chunk, logits, strict=True):
+            scoring.put(position, float(logit))
 
-def _in_context(call: Callable[[Scoring], None]) -> Callable[[Scoring], None]:
-    """Return a call that sees the caller's context variables, such as a trace, on another thread."""
-    context = contextvars.copy_context()
-
-    def run(scoring: Scoring) -> None:
-        context.run(call, scoring)
-
-    return run
-
-
-def _chunks(scoring: Scoring) -> Iterator[range]:
-    """Yield the positions to score next, as long as somebody waits."""
-    count = len(scoring.texts)
-    size = count if scoring.deadline is None else _CHUNK
-    for start in range(0, count, size):
-        if not scoring.wanted:
-            return
-        yield range(start, min(start + size, count))
-
-
-def _put(scoring: Scoring, chunk: range, answer: npt.ArrayLike) -> None:
-    logits = np.asarray(answer)
-    if logits.shape != (len(chunk),):
-        raise ModelError(
-            f"the cross-encoder was given {len(chunk)} texts and returned scores of shape {logits.shape}; expected "
-            f"({len(chunk)},), one logit a text"
-        )
-    for position, logit in zip(chunk, logits, strict=True):
-        scoring.put(position, logit)
+    def _logits(self, answer: npt.ArrayLike, count: int) -> Logits:
+        name = scorer_name(self.scorer)
+        try:
+            numbers = np.asarray(answer, dtype=np.float64)
+        except (ValueError, TypeError, RuntimeError) as error:  # the last of a tensor that has a gradient
+            raise ModelError(
+                f"{name} must return one number a pair of query and text; its scores cannot be read: {error}"
+            ) from error
+        inside = (numbers >= 0) & (numbers <= 1)
+        if self.scores == "probabilities":
+            if (outside := numbers[~inside & ~np.isnan(numbers)]).size:
+                raise ModelError(
+                    f"{name} is said to give probabilities, but gave {outside.flat[0]:g}; expected numbers in [0, 1]. "
+                    'If its scores are logits, use scores="logits"'
+                )
+            return from_probabilities(numbers)
+        # Nothing but 0 and 1 is a stub, or a label, and no probability.
+        if not self._warned and count > 1 and inside.all() and ((numbers > 0) & (numbers < 1)).any():
+            self._warned = True
+            warn_caller(
+                f"every score that {name} gave lies in [0, 1], as probabilities do, and is taken for a logit: the "
+                "order is right, the relevance scores and thresholds are not. If they are probabilities, say so with "
+                'scores="probabilities"',
+                UserWarning,
+            )
+        return numbers
 
 
 def as_ranker(scorer: Scorer, scores: Scale = "logits") -> Ranker:
@@ -287,101 +458,43 @@ def sigmoid(logit: float) -> float:
     return math.exp(logit) / (1.0 + math.exp(logit))
 
 
-class _Job:
-    """One call of `rank`: its checked input, the distinct texts to score, and the hits made from their scores."""
-
-    def __init__(
-        self,
-        query: str,
-        passages: Iterable[str | Passage | Hit],
-        top_n: int | None,
-        score_threshold: float | None,
-        time_budget: float | None,
-    ) -> None:
-        self.query = check_query(query)
-        self.top_n = None if top_n is None else check_count(top_n, "top_n")
-        self.threshold = check_threshold(score_threshold)
-        self.time_budget = check_seconds(time_budget, "time_budget")
-        if isinstance(passages, (str, Passage, Hit, Mapping)) or not isinstance(passages, Iterable):
-            raise InvalidInputError(
-                f"passages must be a list of texts, passages or hits, got {type(passages).__name__}; wrap one: [...]"
-            )
-        self.candidates = [_as_hit(item, position) for position, item in enumerate(passages)]
-        for candidate in self.candidates:
-            check_encodable(candidate.passage.text, f"passage {candidate.passage.id!r}")
-        self.texts = list(dict.fromkeys(candidate.passage.text for candidate in self.candidates))
-
-    def hits(self, scores: Scores) -> list[Hit]:
-        at = {text: position for position, text in enumerate(self.texts)}
-        scored, left = [], []
-        for hit in self.candidates:
-            position = at[hit.passage.text]
-            if not scores.scored[position]:
-                score = math.nan if hit.retrieval_score is None else hit.retrieval_score
-                left.append(replace(hit, score=score, logit=None, window=None, truncated=False))
-                continue
-            logit, truncated = float(scores.logits[position]), bool(scores.truncated[position])
-            score, window = sigmoid(logit), scores.windows[position]
-            scored.append(replace(hit, score=score, logit=logit, window=window, truncated=truncated))
-        nan = [hit.passage.id for hit in scored if math.isnan(hit.score)]
-        if nan:
-            raise ModelError(
-                f"the cross-encoder gave NaN for {len(nan)} of {len(scored)} passages (first: {nan[0]!r}), so "
-                "they have no order; check the weights, or use precision='float32'"
-            )
-        # By the logit, which still differs where its score has reached 1.0.
-        kept = sorted(scored, key=lambda hit: -cast(float, hit.logit))
-        kept = [hit for hit in kept if self.threshold is None or hit.score >= self.threshold]
-        return [replace(hit, rank=rank) for rank, hit in enumerate([*kept, *left][: self.top_n], start=1)]
+def from_probabilities(probabilities: Logits) -> Logits:
+    """Return the logits of numbers in [0, 1]; NaN stays NaN, for the ranking to refuse."""
+    with np.errstate(divide="ignore"):  # 0 and 1 are dealt with below
+        logits = np.log(probabilities) - np.log1p(-probabilities)
+    return np.where(probabilities == 0, _OF_ZERO, np.where(probabilities == 1, _OF_ONE, logits))
 
 
-class _Jobs:
-    """The calls of `rank` that one `rank_many` stands for, some of them at a time."""
+def check_scale(value: Scale) -> Scale:
+    """Return `value`, or raise InvalidInputError if it is no scale."""
+    if value not in get_args(Scale):
+        raise InvalidInputError(f"scores must be one of {', '.join(get_args(Scale))}; got {value!r}")
+    return value
 
-    def __init__(
-        self,
-        queries: Sequence[str],
-        passages: Sequence[Iterable[str | Passage | Hit]],
-        top_n: int | None,
-        score_threshold: float | None,
-    ) -> None:
-        checked = check_queries(queries)
-        if isinstance(passages, (str, Passage, Hit)) or not isinstance(passages, Sequence):
-            raise InvalidInputError(
-                f"passages must be a list with a list for each query, got {type(passages).__name__}"
-            )
-        if len(checked) != len(passages):
-            raise InvalidInputError(
-                f"there are {len(checked)} queries and {len(passages)} lists of passages; give one list a query"
-            )
-        self._jobs = [
-            _Job(query, items, top_n, score_threshold, None) for query, items in zip(checked, passages, strict=True)
-        ]
-        self._taken: list[Scores] = []
 
-    @property
-    def count(self) -> int:
-        """How many texts there are."""
-        return sum(len(job.texts) for job in self._jobs)
+def scorer_name(scorer: object) -> str:
+    """Return the name of the model that scores where the object says it, else the name of its class."""
+    names = [getattr(scorer, name, None) for name in ("model", "model_name")]
+    return next((name for name in names if isinstance(name, str) and name), type(scorer).__name__)
 
-    @property
-    def truncated(self) -> int:
-        """How many of them were not seen whole."""
-        return sum(int(scores.truncated.sum()) for scores in self._taken)
 
-    @property
-    def found(self) -> list[list[Hit]]:
-        """The hits of each query."""
-        return [job.hits(scores) for job, scores in zip(self._jobs, self._taken, strict=True)]
-
-    def scorings(self) -> Iterator[list[Scoring]]:
-        """Yield what is to be scored together."""
-        for start in range(0, len(self._jobs), _TOGETHER):
-            yield [Scoring(job.query, job.texts) for job in self._jobs[start : start + _TOGETHER]]
-
-    def take(self, scorings: Sequence[Scoring]) -> None:
-        """Take what became of them."""
-        self._taken += [scoring.finish() for scoring in scorings]
+def _rankings(
+    queries: Sequence[str],
+    passages: Sequence[Iterable[str | Passage | Hit]],
+    top_n: int | None,
+    score_threshold: float | None,
+) -> list[Ranking]:
+    checked = check_queries(queries)
+    if isinstance(passages, (str, Passage, Hit)) or not isinstance(passages, Sequence):
+        raise InvalidInputError(f"passages must be a list with a list for each query, got {type(passages).__name__}")
+    if len(checked) != len(passages):
+        raise InvalidInputError(
+            f"there are {len(checked)} queries and {len(passages)} lists of passages; give one list a query"
+        )
+    return [
+        Ranking(query, items, top_n=top_n, score_threshold=score_threshold).check_texts()
+        for query, items in zip(checked, passages, strict=True)
+    ]
 
 
 def _as_hit(item: str | Passage | Hit, position: int) -> Hit:
@@ -392,3 +505,32 @@ def _as_hit(item: str | Passage | Hit, position: int) -> Hit:
     if not isinstance(item, Passage):
         raise InvalidInputError(f"passages[{position}] must be a string, a Passage or a Hit, got {type(item).__name__}")
     return Hit(item, rank=position + 1, score=math.nan, index=position)
+
+
+def _merged(candidates: Sequence[Hit]) -> list[Hit]:
+    best: dict[tuple[str, str], Hit] = {}
+    for hit in candidates:
+        kept = best.setdefault((hit.passage.id, hit.passage.text), hit)
+        if (hit.retrieval_rank or math.inf) < (kept.retrieval_rank or math.inf):
+            best[hit.passage.id, hit.passage.text] = hit
+    return list(best.values())
+
+
+def _groups(scorings: Sequence[Scoring]) -> Iterator[Sequence[Scoring]]:
+    """Yield what is scored together, each with all its time left."""
+    for start in range(0, len(scorings), _TOGETHER):
+        group = scorings[start : start + _TOGETHER]
+        for scoring in group:
+            scoring.start()
+        yield group
+
+
+def _chunks(scoring: Scoring) -> Iterator[tuple[range, list[str]]]:
+    """Yield the texts to score next, with their positions, as long as somebody waits."""
+    count = len(scoring.texts)
+    size = count if scoring.deadline is None else _CHUNK
+    for start in range(0, count, size):
+        if not scoring.wanted:
+            return
+        chunk = range(start, min(start + size, count))
+        yield chunk, [scoring.texts[position] for position in chunk]

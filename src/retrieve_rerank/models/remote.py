@@ -15,8 +15,7 @@ import numpy.typing as npt
 from retrieve_rerank.errors import InvalidInputError, RemoteError
 from retrieve_rerank.models.connection import Connection, RefusedError
 from retrieve_rerank.models.endpoint import Endpoint
-from retrieve_rerank.models.scales import Scale, from_probabilities
-from retrieve_rerank.models.scoring import Scoring
+from retrieve_rerank.models.ranking import Scale, Scoring, from_probabilities
 from retrieve_rerank.models.server_forms import Form, Served, Task, Vectors, find_form
 from retrieve_rerank.types import Metric
 

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from retrieve_rerank.models.ranking import Ranker
-from retrieve_rerank.models.scoring import Scoring
+from retrieve_rerank.models.ranking import Ranker, Scoring
 from retrieve_rerank.ray.asking import Answer, Pipeline
 from retrieve_rerank.retrieval.pipeline import RetrieveRerank
 from retrieve_rerank.types import Hit, Retriever
@@ -55,13 +54,14 @@ class Reader(Ranker):
         read = self._answers[query].read[self._number]
         return np.array([read[text].logit for text in texts], np.float32)
 
-    def _score(self, scoring: Scoring) -> None:
-        read = self._answers[scoring.query].read[self._number]
-        for position, text in enumerate(scoring.texts):
-            scoring.put(position, read[text].logit, truncated=read[text].truncated)
+    def _score(self, scorings: Sequence[Scoring]) -> None:
+        for scoring in scorings:
+            read = self._answers[scoring.query].read[self._number]
+            for position, text in enumerate(scoring.texts):
+                scoring.put(position, read[text].logit, truncated=read[text].truncated)
 
-    async def _ascore(self, scoring: Scoring) -> None:
-        self._score(scoring)
+    async def _ascore(self, scorings: Sequence[Scoring]) -> None:
+        self._score(scorings)
 
     def __repr__(self) -> str:
         return self._description

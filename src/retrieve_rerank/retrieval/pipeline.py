@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from retrieve_rerank.checks import check_count, check_queries, check_query, check_seconds, check_threshold
 from retrieve_rerank.errors import InvalidInputError
-from retrieve_rerank.models.ranking import Ranker, as_ranker
-from retrieve_rerank.models.scales import Scale
+from retrieve_rerank.models.ranking import Ranker, Scale, as_ranker
 from retrieve_rerank.retrieval.crew import Crew
 from retrieve_rerank.retrieval.saved import load_setting
 from retrieve_rerank.retrieval.second_stage import OnError, Reranked, SecondStage, check_on_error

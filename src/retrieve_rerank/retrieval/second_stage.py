@@ -11,8 +11,7 @@ from typing import Literal, get_args
 from retrieve_rerank.checks import check_count, check_query, check_seconds, check_threshold
 from retrieve_rerank.errors import DegradedWarning, InvalidInputError, RemoteError, in_one_line, warn_caller
 from retrieve_rerank.models.model import Model
-from retrieve_rerank.models.ranking import Ranker, ScorerRanker
-from retrieve_rerank.models.scales import scorer_name
+from retrieve_rerank.models.ranking import Ranker, ScorerRanker, scorer_name
 from retrieve_rerank.types import Hit
 
 OnError = Literal["raise", "retrieval_order"]
