@@ -16,7 +16,7 @@ import pytest
 
 from retrieve_rerank import CrossEncoder, DegradedWarning, Hit, InvalidInputError, ModelError, Passage, RetrieveRerank
 from retrieve_rerank.models.ranking import as_ranker, sigmoid
-from retrieve_rerank.retrieval.second_stage import SecondStage
+from retrieve_rerank.retrieval.rerank import SecondStage
 from tests.core.stubs import ListRetriever, TableScorer, found
 
 TEXTS = ["a", "b", "c", "d"]

@@ -28,7 +28,7 @@ from retrieve_rerank.langchain._travel import Travelling, unpacked
 from retrieve_rerank.models.cross_encoder import DEFAULT_MODEL, MAX_WINDOWS, CrossEncoder, LongPassages
 from retrieve_rerank.models.endpoint import KEY_VARIABLE
 from retrieve_rerank.models.ranking import Ranker, Scale, as_ranker
-from retrieve_rerank.retrieval.second_stage import OnError, Reranked, SecondStage
+from retrieve_rerank.retrieval.rerank import OnError, Reranked, SecondStage
 from retrieve_rerank.types import Scorer
 
 if TYPE_CHECKING:

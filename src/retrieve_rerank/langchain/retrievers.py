@@ -21,7 +21,7 @@ from retrieve_rerank.langchain.chroma_retriever import ChromaRetriever
 from retrieve_rerank.langchain.first_stage import AskingRetriever, FirstStage, first_stage
 from retrieve_rerank.langchain.fusion import afind, find
 from retrieve_rerank.langchain.reranker import CrossEncoderReranker
-from retrieve_rerank.retrieval.second_stage import OnError
+from retrieve_rerank.retrieval.rerank import OnError
 from retrieve_rerank.types import Scorer
 
 _OPTIONS = ("top_n", "fetch_k", "score_threshold", "time_budget", "on_error", "rewrites")  # of a call, for itself

@@ -24,7 +24,7 @@ from retrieve_rerank.models.cross_encoder import DEFAULT_MODEL, MAX_WINDOWS, Cro
 from retrieve_rerank.models.endpoint import MAX_CONCURRENCY, TIMEOUT, Protocol
 from retrieve_rerank.models.precision import Precision
 from retrieve_rerank.models.ranking import Ranker, Scale, ScorerRanker, as_ranker, scorer_name
-from retrieve_rerank.retrieval.second_stage import OnError, Reranked, SecondStage, check_on_error, reason
+from retrieve_rerank.retrieval.rerank import OnError, Reranked, SecondStage, check_on_error, reason
 from retrieve_rerank.types import Scorer
 
 if TYPE_CHECKING:

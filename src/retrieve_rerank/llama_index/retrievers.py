@@ -17,7 +17,7 @@ from retrieve_rerank.llama_index.first_stage import Index, check_retriever, firs
 from retrieve_rerank.llama_index.fusion import afind, find
 from retrieve_rerank.llama_index.postprocessor import CrossEncoderRerank
 from retrieve_rerank.retrieval.crew import Crew
-from retrieve_rerank.retrieval.second_stage import OnError, check_on_error
+from retrieve_rerank.retrieval.rerank import OnError, check_on_error
 from retrieve_rerank.types import Scorer
 
 

@@ -9,8 +9,8 @@ from types import TracebackType
 from retrieve_rerank.checks import check_count, check_queries, check_query
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.retrieval.crew import Crew, OnError, check_on_error, named
+from retrieve_rerank.retrieval.first_stage import Source
 from retrieve_rerank.retrieval.fusion import Merge, check_merge, check_rrf_k, check_weights, fuse, warn_of_twins
-from retrieve_rerank.retrieval.source import Source
 from retrieve_rerank.types import Hit, Retriever
 
 

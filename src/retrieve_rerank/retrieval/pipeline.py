@@ -10,9 +10,9 @@ from retrieve_rerank.checks import check_count, check_queries, check_query, chec
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.models.ranking import Ranker, Scale, as_ranker
 from retrieve_rerank.retrieval.crew import Crew
+from retrieve_rerank.retrieval.first_stage import Options, Source
+from retrieve_rerank.retrieval.rerank import OnError, Reranked, SecondStage, check_on_error
 from retrieve_rerank.retrieval.saved import load_setting
-from retrieve_rerank.retrieval.second_stage import OnError, Reranked, SecondStage, check_on_error
-from retrieve_rerank.retrieval.source import Options, Source
 from retrieve_rerank.types import Hit, Retriever, Scorer, SearchResult, Timings
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, get_args
 
-from retrieve_rerank.checks import check_count, check_query, check_seconds, check_threshold
+from retrieve_rerank.checks import check_count, check_seconds, check_threshold
 from retrieve_rerank.errors import DegradedWarning, InvalidInputError, RemoteError, in_one_line, warn_caller
 from retrieve_rerank.models.model import Model
-from retrieve_rerank.models.ranking import Ranker, ScorerRanker, scorer_name
+from retrieve_rerank.models.ranking import Ranker, Ranking, ScorerRanker, scorer_name
 from retrieve_rerank.types import Hit
 
 OnError = Literal["raise", "retrieval_order"]
@@ -89,7 +88,7 @@ class SecondStage:
 
         Args:
             query: Not empty.
-            candidates: In the first stage's order; never modified.
+            candidates: In the first stage's order; never modified. Those of one id and text are one.
             spent: Seconds of the time budget that are gone already.
 
         Raises:
@@ -97,29 +96,22 @@ class SecondStage:
                 What the ranker finds unusable, such as a query too long for the model, is up to `on_error`.
         """
         call = _Call(self, query, candidates, spent)
-        if call.left is not None and call.left <= 0:
-            return call.late()
         try:
-            # All candidates are ranked, then cut: how many were truncated is a fact about all of them.
-            ranked = self.ranker.rank(query, candidates, time_budget=call.left)
-        except Exception as error:  # whatever a model or a server raises, the first stage's order stands
-            if self.on_error == "raise":
-                raise
+            if not call.late:
+                self.ranker.score_all([call.ranking.check_texts()])
+            return call.result()
+        except Exception as error:  # noqa: BLE001 - whatever a model or a server raises, the first stage's order stands
             return call.failed(error)
-        return call.ranked(ranked)
 
     async def arun(self, query: str, candidates: Sequence[Hit], *, spent: float = 0.0) -> Reranked:
         """As `run`, without blocking the event loop. A cancelled call ends as cancelled."""
         call = _Call(self, query, candidates, spent)
-        if call.left is not None and call.left <= 0:
-            return call.late()
         try:
-            ranked = await self.ranker.arank(query, candidates, time_budget=call.left)
-        except Exception as error:
-            if self.on_error == "raise":
-                raise
+            if not call.late:
+                await self.ranker.ascore_all([call.ranking.check_texts()])
+            return call.result()
+        except Exception as error:  # noqa: BLE001
             return call.failed(error)
-        return call.ranked(ranked)
 
     def run_many(self, queries: Sequence[str], candidates: Sequence[Sequence[Hit]], *, spent: float) -> list[Reranked]:
         """As `run` for each query. Without a time budget, pairs of several queries share the model's batches.
@@ -129,15 +121,14 @@ class SecondStage:
             candidates: Of each query.
             spent: Seconds of each query's time budget that are gone already.
         """
-        calls = self._together(queries, candidates, spent)
-        if calls is not None:
+        if self.time_budget is None:
+            calls = [_Call(self, query, hits, spent) for query, hits in zip(queries, candidates, strict=True)]
             try:
-                return self._shared(calls, self.ranker.rank_many(queries, candidates))
-            except Exception as error:
-                if self.on_error == "raise":
-                    raise
-                if _is_down(error):
-                    return self._failed(calls, error)
+                self.ranker.score_all([call.ranking.check_texts() for call in calls])
+                return [call.result(len(calls)) for call in calls]
+            except Exception as error:  # noqa: BLE001
+                if self.on_error == "raise" or _is_down(error):
+                    return [call.failed(error, len(calls)) for call in calls]
                 # Not swallowed: each query is asked again by itself below, so that the failure is its own and is told.
         return [self.run(query, hits, spent=spent) for query, hits in zip(queries, candidates, strict=True)]
 
@@ -145,31 +136,16 @@ class SecondStage:
         self, queries: Sequence[str], candidates: Sequence[Sequence[Hit]], *, spent: float
     ) -> list[Reranked]:
         """As `run_many`, without blocking the event loop."""
-        calls = self._together(queries, candidates, spent)
-        if calls is not None:
+        if self.time_budget is None:
+            calls = [_Call(self, query, hits, spent) for query, hits in zip(queries, candidates, strict=True)]
             try:
-                return self._shared(calls, await self.ranker.arank_many(queries, candidates))
-            except Exception as error:
-                if self.on_error == "raise":
-                    raise
-                if _is_down(error):
-                    return self._failed(calls, error)
-                # Not swallowed: each query is asked again by itself below, so that the failure is its own and is told.
+                await self.ranker.ascore_all([call.ranking.check_texts() for call in calls])
+                return [call.result(len(calls)) for call in calls]
+            except Exception as error:  # noqa: BLE001
+                if self.on_error == "raise" or _is_down(error):
+                    return [call.failed(error, len(calls)) for call in calls]
+                # Not swallowed: see `run_many`.
         return [await self.arun(query, hits, spent=spent) for query, hits in zip(queries, candidates, strict=True)]
-
-    def _together(
-        self, queries: Sequence[str], candidates: Sequence[Sequence[Hit]], spent: float
-    ) -> list[_Call] | None:
-        if self.time_budget is not None:
-            return None
-        return [_Call(self, query, hits, spent) for query, hits in zip(queries, candidates, strict=True)]
-
-    def _failed(self, calls: Sequence[_Call], error: Exception) -> list[Reranked]:
-        return [replace(done, seconds=done.seconds / len(calls)) for done in (call.failed(error) for call in calls)]
-
-    def _shared(self, calls: Sequence[_Call], ranked: Sequence[Sequence[Hit]]) -> list[Reranked]:
-        done = [call.ranked(hits) for call, hits in zip(calls, ranked, strict=True)]
-        return [replace(result, seconds=result.seconds / len(done)) for result in done]
 
 
 def _is_down(error: Exception) -> bool:
@@ -185,62 +161,48 @@ class _Call:
     """One run: when it began, what it was given, and the ways in which it ends."""
 
     def __init__(self, stage: SecondStage, query: str, candidates: Sequence[Hit], spent: float) -> None:
-        check_query(query)
         for position, hit in enumerate(candidates):
             if not isinstance(hit, Hit):
                 raise InvalidInputError(
                     f"the first stage must give hits; candidates[{position}] is a {type(hit).__name__}"
                 )
-        self.stage = stage
-        self.candidates = candidates
-        self.start = time.perf_counter()
-        self.left = None if stage.time_budget is None else stage.time_budget - spent
+        left = None if stage.time_budget is None else stage.time_budget - spent
+        self.stage, self.start = stage, time.perf_counter()
+        self.late = left is not None and left <= 0
+        self.ranking = Ranking(
+            query,
+            candidates,
+            top_n=stage.top_n,
+            score_threshold=stage.score_threshold,
+            time_budget=None if self.late else left,
+            merge=True,
+        )
 
-    def ranked(self, hits: Sequence[Hit]) -> Reranked:
-        """Return what the ranker gave."""
-        scored = sum(hit.logit is not None for hit in hits)
-        return self._result(hits, None if scored == len(hits) else self._late(scored))
-
-    def late(self) -> Reranked:
-        """Return the first stage's order, as no time is left."""
-        return self._result(self._unscored(), self._late(0) if self.candidates else None)
-
-    def failed(self, error: Exception) -> Reranked:
-        """Return the first stage's order, and warn: something is broken."""
-        result = self._result(self._unscored(), f"re-ranking failed: {reason(error, self.stage.ranker)}")
-        warn_caller(f"{result.degraded}; the result is in the first stage's order", DegradedWarning)
-        return result
-
-    def _late(self, scored: int) -> str:
-        return f"time budget of {self.stage.time_budget:g} s: {scored} of {len(self.candidates)} candidates scored"
-
-    def _unscored(self) -> list[Hit]:
-        return [
-            replace(
-                hit,
-                score=math.nan if hit.retrieval_score is None else hit.retrieval_score,
-                logit=None,
-                window=None,
-                truncated=False,
-                index=position,
-            )
-            for position, hit in enumerate(self.candidates)
-        ]
-
-    def _result(self, hits: Sequence[Hit], degraded: str | None) -> Reranked:
-        threshold = self.stage.score_threshold
-        kept = [hit for hit in hits if threshold is None or hit.logit is None or hit.score >= threshold]
-        model, precision = described(self.stage.ranker)
+    def result(self, shared_by: int = 1, degraded: str | None = None) -> Reranked:
+        """Return what was scored by now, of a run that was for so many queries together."""
+        ranking, (model, precision) = self.ranking, described(self.stage.ranker)
+        scored, count = ranking.scored_count, len(ranking.candidates)
+        if degraded is None and scored < count:
+            degraded = f"time budget of {self.stage.time_budget:g} s: {scored} of {count} candidates scored"
         return Reranked(
-            hits=tuple(replace(hit, rank=rank) for rank, hit in enumerate(kept[: self.stage.top_n], start=1)),
-            candidates=len(self.candidates),
-            scored=sum(hit.logit is not None for hit in hits),
-            truncated=sum(hit.truncated for hit in hits),
-            seconds=time.perf_counter() - self.start,
+            hits=tuple(ranking.hits()),
+            candidates=count,
+            scored=scored,
+            truncated=ranking.truncated_count,
+            seconds=(time.perf_counter() - self.start) / shared_by,
             model=model,
             precision=precision,
             degraded=degraded,
         )
+
+    def failed(self, error: Exception, shared_by: int = 1) -> Reranked:
+        """Return the first stage's order, and warn: something is broken. Or raise the error."""
+        if self.stage.on_error == "raise":
+            raise error
+        self.ranking.finish(failed=True)
+        result = self.result(shared_by, f"re-ranking failed: {reason(error, self.stage.ranker)}")
+        warn_caller(f"{result.degraded}; the result is in the first stage's order", DegradedWarning)
+        return result
 
 
 def check_on_error(value: OnError) -> OnError:
