@@ -10,7 +10,7 @@ from llama_index.core.vector_stores import FilterCondition, FilterOperator, Meta
 
 from retrieve_rerank import InvalidInputError
 from retrieve_rerank.llama_index import ChromaVectorStore
-from retrieve_rerank.llama_index._filters import to_condition
+from retrieve_rerank.llama_index.filters import to_condition
 from tests.llama_index.stubs import text_node
 
 Op = FilterOperator

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import bm25s
@@ -8,11 +9,16 @@ import pytest
 from llama_index.core import StorageContext, VectorStoreIndex
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
-from llama_index.core.vector_stores.types import BasePydanticVectorStore, VectorStoreQuery, VectorStoreQueryResult
+from llama_index.core.vector_stores.types import (
+    BasePydanticVectorStore,
+    MetadataFilters,
+    VectorStoreQuery,
+    VectorStoreQueryResult,
+)
 from llama_index.vector_stores.faiss import FaissVectorStore
 
 from retrieve_rerank.llama_index import ChromaRetriever, ChromaVectorStore
-from retrieve_rerank.llama_index.first_stage import aask, ask, first_stage
+from retrieve_rerank.llama_index.first_stage import FirstStage, first_stage
 from tests.llama_index.stubs import WordEmbedding
 
 NODES = [TextNode(text=text, id_=text) for text in ("a a a", "a a b", "c", "b b a")]
@@ -44,14 +50,13 @@ def index(store: BasePydanticVectorStore) -> VectorStoreIndex:
     return VectorStoreIndex(NODES, storage_context=context, embed_model=WordEmbedding())
 
 
+def stage(base: Any, k: int = 4, filters: MetadataFilters | None = None) -> FirstStage:
+    return first_stage(base, k, filters, asyncio.to_thread)
+
+
 async def found(base: Any) -> list[float | None]:
-    retriever = first_stage(base, 4)
-
-    async def arun(call: Any, *arguments: Any) -> Any:
-        return call(*arguments)
-
-    nodes = ask(retriever, QueryBundle("a"), 4)
-    anodes = await aask(retriever, QueryBundle("a"), 4, arun)
+    nodes = stage(base).find(QueryBundle("a"))
+    anodes = await stage(base).afind(QueryBundle("a"))
     assert [node.score for node in nodes] == [node.score for node in anodes]
     return [node.score for node in nodes]
 
@@ -115,8 +120,7 @@ class Clamped(BaseRetriever):
 
 @pytest.mark.parametrize(("k", "expected"), [(100, 3), (2, 2)])
 def test_a_retriever_that_holds_fewer_than_are_wanted_is_asked_for_all(k: int, expected: int) -> None:
-    stage = first_stage(Clamped(["a b", "b c", "c d"], 10), k)
-    assert len(ask(stage, QueryBundle("b c"), k)) == expected
+    assert len(stage(Clamped(["a b", "b c", "c d"], 10), k).find(QueryBundle("b c"))) == expected
 
 
 async def test_the_pool_of_our_own_diverse_retriever_grows_with_the_depth() -> None:
@@ -124,8 +128,7 @@ async def test_the_pool_of_our_own_diverse_retriever_grows_with_the_depth() -> N
     store = ChromaVectorStore(embed_model=WordEmbedding())
     store.add(WordEmbedding()([TextNode(text=text, id_=text) for text in ("a", "a a", "a a a", "a b", "b")]))
     diverse = ChromaRetriever(store, similarity_top_k=1, mmr_threshold=0.1, mmr_prefetch_k=4)
-    wider = first_stage(diverse, 100)
+    wider = stage(diverse, 100).retriever
     assert isinstance(wider, ChromaRetriever)
     assert (wider.similarity_top_k, wider.mmr_prefetch_k, diverse.mmr_prefetch_k) == (100, 400, 4)
-    narrow = first_stage(diverse, 2)
-    assert [node.node_id for node in ask(narrow, QueryBundle("a"), 2)][1:] == ["b"]
+    assert [node.node_id for node in stage(diverse, 2).find(QueryBundle("a"))][1:] == ["b"]

@@ -14,7 +14,7 @@ from llama_index.core.vector_stores.utils import node_to_metadata_dict
 from retrieve_rerank import BiEncoder, ChromaIndex, InvalidInputError
 from retrieve_rerank.indexes.embedded import embedded_text
 from retrieve_rerank.llama_index import BiEncoderEmbedding, ChromaVectorStore
-from retrieve_rerank.llama_index._convert import node_to_record
+from retrieve_rerank.llama_index.convert import node_to_record
 
 NODES: list[dict[str, Any]] = [
     {"text": "paris is the capital", "metadata": {"title": "france", "year": 1, "deep": {"x": [1, None]}}},

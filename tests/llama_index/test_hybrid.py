@@ -302,6 +302,6 @@ class ByQuery(BaseRetriever):
 async def test_what_is_merged_by_text_is_one_for_rewrites_too() -> None:
     hybrid = HybridRetriever([ByQuery("d", "a"), ByQuery("w", "ab")], merge="text")
     reranker = CrossEncoderRerank(TableScorer({"the text": 1.0}))
-    retriever = RetrieveRerankRetriever(hybrid, reranker, rewrites=lambda query: ["b"])
+    retriever = RetrieveRerankRetriever(hybrid, reranker, fetch_k=1, rewrites=lambda query: ["b"])
     assert [node.node_id for node in retriever.retrieve("a")] == ["d"]
     assert [node.node_id for node in await retriever.aretrieve("a")] == ["d"]

@@ -138,7 +138,7 @@ async def test_candidates_are_fetched_ordered_and_cut(store: ChromaVectorStore) 
 
 def test_the_defaults_are_100_and_5(store: ChromaVectorStore) -> None:
     retriever = RetrieveRerankRetriever(ChromaRetriever(store), CrossEncoderRerank(TableScorer(LOGITS)))
-    assert (retriever.fetch_k, retriever.top_n) == (100, 5)
+    assert (retriever.fetch_k, retriever.top_n, retriever.reranker.top_n) == (100, None, 5)
 
 
 async def test_what_was_given_is_not_modified(store: ChromaVectorStore) -> None:

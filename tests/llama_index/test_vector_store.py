@@ -30,7 +30,7 @@ from llama_index.core.vector_stores.utils import metadata_dict_to_node
 
 from retrieve_rerank import BiEncoder, ChromaIndex, IndexMismatchError, InvalidInputError, Passage, RemoteError
 from retrieve_rerank.llama_index import BiEncoderEmbedding, ChromaVectorStore
-from retrieve_rerank.llama_index._convert import node_to_record
+from retrieve_rerank.llama_index.convert import node_to_record
 from tests.llama_index.stubs import WordEmbedding, text_node, ticks_during
 
 

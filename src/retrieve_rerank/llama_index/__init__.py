@@ -4,13 +4,12 @@ from retrieve_rerank.errors import require
 
 require("llama_index.core", extra="llama-index")
 
-from retrieve_rerank.llama_index.bm25_retriever import BM25Retriever  # noqa: E402 - after the guard
-from retrieve_rerank.llama_index.chroma_retriever import ChromaRetriever  # noqa: E402
+from retrieve_rerank.llama_index.bm25 import BM25Retriever  # noqa: E402 - after the guard
 from retrieve_rerank.llama_index.embeddings import BiEncoderEmbedding  # noqa: E402
-from retrieve_rerank.llama_index.hybrid_retriever import HybridRetriever  # noqa: E402
+from retrieve_rerank.llama_index.hybrid import HybridRetriever  # noqa: E402
 from retrieve_rerank.llama_index.nodes import FusedNode, RerankedNode  # noqa: E402
 from retrieve_rerank.llama_index.postprocessor import CrossEncoderRerank  # noqa: E402
-from retrieve_rerank.llama_index.retrievers import RetrieveRerankRetriever  # noqa: E402
+from retrieve_rerank.llama_index.retrievers import ChromaRetriever, RetrieveRerankRetriever  # noqa: E402
 from retrieve_rerank.llama_index.vector_store import ChromaVectorStore  # noqa: E402
 
 __all__ = [

@@ -18,7 +18,7 @@ from typing_extensions import Self
 
 from retrieve_rerank.checks import check_count
 from retrieve_rerank.errors import InvalidInputError
-from retrieve_rerank.llama_index._travel import Travelling
+from retrieve_rerank.llama_index.serialization import Restorable
 from retrieve_rerank.models.backend import Backend
 from retrieve_rerank.models.bi_encoder import DEFAULT_MODEL, BiEncoder
 from retrieve_rerank.models.endpoint import MAX_CONCURRENCY, TIMEOUT, Protocol
@@ -34,7 +34,7 @@ _LARGEST_BATCH = 2048  # the base class's own limit
 dispatcher = get_dispatcher(__name__)
 
 
-class BiEncoderEmbedding(BaseEmbedding, Travelling):
+class BiEncoderEmbedding(BaseEmbedding, Restorable):
     """Embeds queries and nodes with a sentence-transformers bi-encoder.
 
     Queries get the model's query prompt, nodes its document prompt. A batch is one call of the encoder, which sorts by

@@ -1,22 +1,36 @@
-"""Any LlamaIndex retriever or index as a first stage, asked as deep as is wanted."""
+"""Any LlamaIndex retriever or index as a first stage: asked as deep as is wanted, and for nothing but what may be seen.
+
+LlamaIndex's retrievers have no common way to say how many nodes to return, or which; many hold other retrievers, which
+do the finding. So a first stage is copied for a call, with all retrievers in it, and each copy is set.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import islice, pairwise
+from typing import Any, Protocol, runtime_checkable
 
+from llama_index.core.base.base_query_engine import BaseQueryEngine
 from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.indices.vector_store import VectorIndexRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle
+from llama_index.core.vector_stores.types import FilterCondition, MetadataFilters, VectorStoreQueryMode
 
 from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.indexes.collection import to_similarity
 from retrieve_rerank.indexes.mmr import wider_pool
-from retrieve_rerank.llama_index._stores import in_sense
-from retrieve_rerank.llama_index.chroma_retriever import ChromaRetriever
+from retrieve_rerank.llama_index.nodes import FusedNode
+from retrieve_rerank.retrieval.fusion import Merge, fuse_by, merge_of
 
-# Where LlamaIndex's retrievers keep how many nodes they return; there is no common interface.
-_TOP_K = ("similarity_top_k", "_similarity_top_k")
+# Where retrievers keep how many nodes they return, and what else bounds that.
+_DEPTHS = ("similarity_top_k", "_similarity_top_k", "top_k", "_top_k", "_choice_top_k", "num_chunks_per_query")
+_BOUNDS = ("_image_similarity_top_k", "_max_top_k", "_empty_query_top_k", "_hybrid_top_k", "_sparse_top_k")
+_FILTERS = ("filters", "_filters", "_extra_filters")
+_WHOLE = ("SummaryIndexRetriever", "TreeAllLeafRetriever", "TreeRootRetriever", "EmptyIndexRetriever")  # find all
+_KNOWN = ("llama_index.core.", "retrieve_rerank.")  # whose retrievers find nothing but what those in them find
 
 
 class Index(Protocol):
@@ -26,58 +40,260 @@ class Index(Protocol):
         """Return a retriever."""
 
 
+@runtime_checkable
+class ManyQueries(Protocol):
+    """A retriever that searches for several queries at once, as `ChromaRetriever` does."""
+
+    def retrieve_many(self, queries: Sequence[str]) -> list[list[NodeWithScore]]:
+        """Return what `retrieve` returns for each query."""
+
+    async def aretrieve_many(self, queries: Sequence[str]) -> list[list[NodeWithScore]]:
+        """As `retrieve_many`, without blocking the event loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class FirstStage:
+    """A retriever set for one call.
+
+    Attributes:
+        retriever: A copy of what was given, or what an index made.
+        k: How many nodes it is asked for.
+        unreached: The kinds of those retrievers in it whose number of nodes cannot be set.
+        arun: Runs a call that blocks on a thread, in the caller's context (spans stay nested), and awaits it.
+    """
+
+    retriever: BaseRetriever
+    k: int
+    unreached: tuple[str, ...]
+    arun: Callable[..., Awaitable[Any]]
+
+    def find(self, bundle: QueryBundle, rewrites: Sequence[str] = ()) -> list[NodeWithScore]:
+        """Return at most `k` nodes for a query; given in other words, too, the fusion of what each of them finds.
+
+        Raises:
+            InvalidInputError: If the retriever returns something else than nodes.
+        """
+        if not rewrites:
+            return self._ask(bundle)
+        if isinstance(self.retriever, ManyQueries) and _is_plain(bundle):
+            return self._fused(self.retriever.retrieve_many([bundle.query_str, *rewrites]))
+        return self._fused([self._ask(each) for each in [bundle, *map(QueryBundle, rewrites)]])
+
+    async def afind(self, bundle: QueryBundle, rewrites: Sequence[str] = ()) -> list[NodeWithScore]:
+        """As `find`, without blocking the event loop."""
+        if not rewrites:
+            return await self._aask(bundle)
+        if isinstance(self.retriever, ManyQueries) and _is_plain(bundle):
+            return self._fused(await self.retriever.aretrieve_many([bundle.query_str, *rewrites]))
+        return self._fused([await self._aask(each) for each in [bundle, *map(QueryBundle, rewrites)]])
+
+    def _ask(self, bundle: QueryBundle) -> list[NodeWithScore]:
+        # The retriever gets a bundle of its own: some write their embedding into it.
+        with self._told_of_none():
+            return self._in_sense(self.retriever.retrieve(replace(bundle)))
+
+    async def _aask(self, bundle: QueryBundle) -> list[NodeWithScore]:
+        if type(self.retriever)._aretrieve is BaseRetriever._aretrieve:  # noqa: SLF001 - the only way to know
+            # It would run its sync method on the event loop.
+            found: list[NodeWithScore] = await self.arun(self._ask, bundle)
+            return found
+        with self._told_of_none():
+            return self._in_sense(await self.retriever.aretrieve(replace(bundle)))
+
+    @contextmanager
+    def _told_of_none(self) -> Iterator[None]:
+        try:
+            yield
+        except TypeError as error:
+            frame = error.__traceback__
+            while frame is not None and frame.tb_next is not None:
+                frame = frame.tb_next
+            # LlamaIndex loops over what `_retrieve` returned, and there is no other way to look at it.
+            if frame is not None and frame.tb_frame.f_code.co_name.endswith("handle_recursive_retrieval"):
+                raise InvalidInputError(
+                    f"the first stage, a {type(self.retriever).__name__}, must return a list of NodeWithScore, and "
+                    f"returned something else: {error}"
+                ) from error
+            raise
+
+    def _in_sense(self, answer: Any) -> list[NodeWithScore]:
+        """Return at most `k` nodes with scores of which larger is better, or with none.
+
+        Only nearest-neighbour searches of vector stores are looked at: their order says what their scores mean.
+        Distances of an L2 index of FAISS become similarities; of another store, scores that rise along its order are
+        left out.
+        """
+        if answer is None:
+            raise InvalidInputError(
+                f"the first stage, a {type(self.retriever).__name__}, must return a list of NodeWithScore, and "
+                "returned None"
+            )
+        found: list[NodeWithScore] = list(islice(answer, self.k))
+        if not isinstance(self.retriever, VectorIndexRetriever):
+            return found
+        store: Any = self.retriever._vector_store  # noqa: SLF001 - there is no public way
+        if any(class_.__name__ == "FaissVectorStore" for class_ in type(store).__mro__):
+            if store.client.metric_type != 1:  # anything but L2, squared
+                return found
+            return [
+                item.model_copy(
+                    update={"score": None if item.score is None else to_similarity(item.score, "euclidean")}
+                )
+                for item in found
+            ]
+        mode = self.retriever._vector_store_query_mode  # noqa: SLF001
+        if mode is VectorStoreQueryMode.DEFAULT and _rising(found):
+            return [item.model_copy(update={"score": None}) for item in found]
+        return found
+
+    def _fused(self, rankings: Sequence[Sequence[NodeWithScore]]) -> list[NodeWithScore]:
+        weights = [1.0] * len(rankings)
+        return fuse_nodes(rankings, weights=weights, rrf_k=60, k=self.k, merge=merge_of(self.retriever))
+
+
 def check_retriever(given: object, name: str) -> None:
     """Raise InvalidInputError if `given` is neither a retriever nor an index."""
     if not isinstance(given, BaseRetriever) and not callable(getattr(given, "as_retriever", None)):
         raise InvalidInputError(f"{name} must be a LlamaIndex retriever or an index, got {type(given).__name__}")
 
 
-def first_stage(given: BaseRetriever | Index, k: int) -> BaseRetriever:
-    """Return a retriever for one call, set to find `k` nodes where it can be. What is given is never modified.
+def first_stage(
+    given: BaseRetriever | Index, k: int, filters: MetadataFilters | None, arun: Callable[..., Awaitable[Any]]
+) -> FirstStage:
+    """Return a first stage for one call. What is given is never modified.
 
-    An index is asked for one each time, as it may have grown.
-    """
-    retriever = copy.copy(given) if isinstance(given, BaseRetriever) else given.as_retriever()
-    for name in _TOP_K:
-        described = getattr(type(retriever), name, None)
-        read_only = isinstance(described, property) and described.fset is None
-        if hasattr(retriever, name) and not read_only:
-            if isinstance(retriever, ChromaRetriever) and retriever.mmr_prefetch_k is not None:
-                retriever.mmr_prefetch_k = wider_pool(retriever.mmr_prefetch_k, retriever.similarity_top_k, k)
-            setattr(retriever, name, _most(retriever, k))
-            break
-    return retriever
-
-
-def _most(retriever: BaseRetriever, k: int) -> int:
-    """Return how many nodes a retriever can be asked for.
-
-    The BM25Retriever of LlamaIndex fails when it is asked for more than it holds, which it looks at only when it is
-    made.
-    """
-    scores = getattr(getattr(retriever, "bm25", None), "scores", None)
-    held = scores.get("num_docs") if isinstance(scores, Mapping) else None
-    return min(k, held) if isinstance(held, int) and held > 0 else k
-
-
-def ask(retriever: BaseRetriever, bundle: QueryBundle, k: int) -> list[NodeWithScore]:
-    """Return at most `k` nodes. The retriever gets a bundle of its own: some write their embedding into it."""
-    return in_sense(retriever, retriever.retrieve(replace(bundle))[:k])
-
-
-async def aask(
-    retriever: BaseRetriever, bundle: QueryBundle, k: int, arun: Callable[..., Awaitable[Any]]
-) -> list[NodeWithScore]:
-    """As `ask`, without blocking the event loop.
+    An index is asked for a retriever each time, as it may have grown.
 
     Args:
-        retriever: One without an async method of its own runs by `arun`.
-        bundle: The query.
-        k: How many nodes at most.
-        arun: Runs a call on a thread, in the caller's context (spans stay nested), and awaits it.
+        given: A retriever, or an index.
+        k: How many nodes to find.
+        filters: What the nodes must pass, beside the filters that retrievers have already.
+        arun: As in `FirstStage`.
+
+    Raises:
+        InvalidInputError: If it cannot be shown that the filters arrive.
     """
-    if type(retriever)._aretrieve is BaseRetriever._aretrieve:  # noqa: SLF001 - the only way to know
-        # It would run its sync method on the event loop.
-        found: list[NodeWithScore] = await arun(ask, retriever, bundle, k)
-        return found
-    return in_sense(retriever, (await retriever.aretrieve(replace(bundle)))[:k])
+    setting = _Setting(k, filters)
+    retriever = setting.applied(given if isinstance(given, BaseRetriever) else given.as_retriever())
+    return FirstStage(retriever, k, tuple(dict.fromkeys(setting.unreached)), arun)
+
+
+def fuse_nodes(
+    rankings: Sequence[Sequence[NodeWithScore]], *, weights: Sequence[float], rrf_k: float, k: int, merge: Merge
+) -> list[NodeWithScore]:
+    """Return new objects around the best nodes of several rankings, with the fused score and all ranks."""
+
+    def key(found: NodeWithScore) -> str:
+        return found.node.node_id if merge == "id" else found.node.get_content()
+
+    return [
+        FusedNode(node=fused.item.node, score=fused.score, retrieval_rank=rank, retrieval_ranks=fused.ranks)
+        for rank, fused in enumerate(fuse_by(rankings, key, weights=weights, rrf_k=rrf_k, k=k), start=1)
+    ]
+
+
+@dataclass(slots=True)
+class _Setting:
+    """What all retrievers of a first stage are set to, on copies."""
+
+    k: int
+    filters: MetadataFilters | None
+    unreached: list[str] = field(default_factory=list)
+    copies: dict[int, BaseRetriever] = field(default_factory=dict)
+
+    def applied(self, retriever: BaseRetriever) -> BaseRetriever:
+        """Return a copy of a retriever, and of those in it, that finds `k` nodes which pass the filters."""
+        if id(retriever) in self.copies:  # a RecursiveRetriever may hold itself
+            return self.copies[id(retriever)]
+        copied = self.copies[id(retriever)] = copy.copy(retriever)
+        filtered, deep = self._filtered(copied), self._deepened(copied)
+        inner = [name for name, value in vars(copied).items() if self._holds_retrievers(value)]
+        for name in inner:
+            vars(copied)[name] = self._followed(vars(copied)[name])
+        if self.filters is not None and not filtered and not (inner and _only_asks(copied)):
+            raise InvalidInputError(
+                f"it cannot be shown that filters arrive at a {type(copied).__name__}: it has no filters that could be "
+                "set. Give the filters where it is made, or give a retriever that takes them, such as ChromaRetriever, "
+                "BM25Retriever or index.as_retriever()"
+            )
+        # A retriever that re-ranks returns its own number.
+        if not deep and (not inner or hasattr(copied, "top_n")) and type(copied).__name__ not in _WHOLE:
+            self.unreached.append(type(copied).__name__)
+        return copied
+
+    def _deepened(self, retriever: BaseRetriever) -> bool:
+        for name in _BOUNDS:
+            bound = getattr(retriever, name, None)
+            if isinstance(bound, int) and bound < self.k:
+                setattr(retriever, name, self.k)
+        for name in _DEPTHS:
+            described = getattr(type(retriever), name, None)
+            read_only = isinstance(described, property) and described.fset is None
+            depth = getattr(retriever, name, None)
+            if isinstance(depth, int) and not read_only:
+                pool = getattr(retriever, "mmr_prefetch_k", None)  # ours; with its old pool it would choose all of it
+                if pool is not None:
+                    vars(retriever)["mmr_prefetch_k"] = wider_pool(pool, depth, self.k)
+                setattr(retriever, name, self._most(retriever))
+                return True
+        return False
+
+    def _most(self, retriever: BaseRetriever) -> int:
+        """Return how many nodes a retriever can be asked for.
+
+        The BM25Retriever of LlamaIndex fails when it is asked for more than it holds, which it looks at only when it is
+        made.
+        """
+        scores = getattr(getattr(retriever, "bm25", None), "scores", None)
+        held = scores.get("num_docs") if isinstance(scores, Mapping) else None
+        return min(self.k, held) if isinstance(held, int) and held > 0 else self.k
+
+    def _filtered(self, retriever: BaseRetriever) -> bool:
+        for name in _FILTERS:
+            own = getattr(retriever, name, self)
+            if self.filters is not None and (own is None or isinstance(own, MetadataFilters)):
+                setattr(retriever, name, both_filters(own, self.filters))
+                return True
+        return False
+
+    def _holds_retrievers(self, value: object) -> bool:
+        items = list(value.values()) if isinstance(value, dict) else value
+        if self.filters is not None and isinstance(items, (list, BaseQueryEngine)):
+            engines = items if isinstance(items, list) else [items]
+            if any(isinstance(item, BaseQueryEngine) for item in engines):
+                raise InvalidInputError(
+                    "a query engine is among what would be searched, and takes no filters; leave it out, or give it "
+                    "filters where it is made"
+                )
+        if isinstance(items, (list, tuple)):
+            return any(isinstance(item, BaseRetriever) for item in items)
+        return isinstance(items, BaseRetriever)
+
+    def _followed(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: self._followed(item) for name, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)(map(self._followed, value))
+        return self.applied(value) if isinstance(value, BaseRetriever) else value
+
+
+def both_filters(own: MetadataFilters | None, asked: MetadataFilters | None) -> MetadataFilters | None:
+    """Return the filters that hold where both hold."""
+    if own is None or asked is None or not own.filters or not asked.filters:
+        return asked if own is None or not own.filters else own
+    return MetadataFilters(filters=[own, asked], condition=FilterCondition.AND)
+
+
+def _only_asks(retriever: BaseRetriever) -> bool:
+    """Whether a retriever is known to find nothing by itself, but only to ask those in it."""
+    defining = next(class_ for class_ in type(retriever).__mro__ if "_retrieve" in vars(class_))
+    return defining.__module__.startswith(_KNOWN)
+
+
+def _is_plain(bundle: QueryBundle) -> bool:
+    return bundle.embedding is None and not bundle.custom_embedding_strs
+
+
+def _rising(found: Sequence[NodeWithScore]) -> bool:
+    scores = [item.score for item in found if item.score is not None]
+    return len(scores) > 1 and scores[0] < scores[-1] and all(before <= after for before, after in pairwise(scores))

@@ -17,8 +17,8 @@ from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 
 from retrieve_rerank.checks import check_count, check_query, check_seconds, check_threshold
 from retrieve_rerank.errors import InvalidInputError
-from retrieve_rerank.llama_index._convert import hits_to_nodes, nodes_to_hits
-from retrieve_rerank.llama_index._travel import Travelling
+from retrieve_rerank.llama_index.convert import hits_to_nodes, nodes_to_hits
+from retrieve_rerank.llama_index.serialization import Restorable
 from retrieve_rerank.models.backend import Backend
 from retrieve_rerank.models.cross_encoder import DEFAULT_MODEL, MAX_WINDOWS, CrossEncoder, LongPassages
 from retrieve_rerank.models.endpoint import MAX_CONCURRENCY, TIMEOUT, Protocol
@@ -38,7 +38,7 @@ _DEFAULTS = {
 dispatcher = get_dispatcher(__name__)
 
 
-class CrossEncoderRerank(BaseNodePostprocessor, Travelling):
+class CrossEncoderRerank(BaseNodePostprocessor, Restorable):
     """Orders retrieved nodes by a cross-encoder and keeps the best.
 
     The nodes that come in are never modified: new `RerankedNode` objects around the same nodes go out. Nodes with equal

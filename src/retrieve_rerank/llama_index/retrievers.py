@@ -1,24 +1,162 @@
-"""The two stages in a row, as a LlamaIndex retriever."""
+"""The dense first stage, and the two stages in a row, as LlamaIndex retrievers."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.callbacks import CallbackManager
-from llama_index.core.schema import NodeWithScore, QueryBundle
+from llama_index.core.schema import IndexNode, NodeWithScore, QueryBundle
+from llama_index.core.vector_stores.types import (
+    MetadataFilters,
+    VectorStoreQuery,
+    VectorStoreQueryMode,
+    VectorStoreQueryResult,
+)
 
 from retrieve_rerank.checks import check_count, check_queries, check_query, check_seconds, check_threshold
-from retrieve_rerank.errors import InvalidInputError
-from retrieve_rerank.llama_index.first_stage import Index, check_retriever, first_stage
-from retrieve_rerank.llama_index.fusion import afind, find
+from retrieve_rerank.errors import InvalidInputError, warn_caller
+from retrieve_rerank.indexes.mmr import check_diversity
+from retrieve_rerank.llama_index.embeddings import BiEncoderEmbedding
+from retrieve_rerank.llama_index.filters import to_condition
+from retrieve_rerank.llama_index.first_stage import FirstStage, Index, check_retriever, first_stage
 from retrieve_rerank.llama_index.postprocessor import CrossEncoderRerank
+from retrieve_rerank.llama_index.vector_store import ChromaVectorStore
 from retrieve_rerank.retrieval.crew import Crew
 from retrieve_rerank.retrieval.rerank import OnError, check_on_error
 from retrieve_rerank.types import Scorer
+
+
+class ChromaRetriever(BaseRetriever):
+    """The dense first stage: the nodes of a `ChromaVectorStore` that are nearest to a query.
+
+    Needs no index and no LLM. An empty query is one for the nodes that pass the filters, in no order.
+
+    Args:
+        vector_store: Where the nodes are.
+        embed_model: Embeds the query; None takes the store's.
+        similarity_top_k: How many nodes at most.
+        filters: What the nodes must pass; see `ChromaVectorStore`.
+        mmr_threshold: Find nodes that are near to the query and unlike one another, by maximal marginal relevance: the
+            weight of nearness against novelty in [0, 1]. The order is that in which they were chosen. None looks at
+            nearness only.
+        mmr_prefetch_k: How many of the nearest to choose from, where `mmr_threshold` is given; None is 4 *
+            `similarity_top_k`.
+        callback_manager: LlamaIndex's callbacks.
+        objects: Index nodes whose objects are searched in turn when they are found.
+        verbose: Whether LlamaIndex prints which of these it enters.
+
+    Raises:
+        InvalidInputError: If an argument cannot be used.
+        IndexMismatchError: If `embed_model` is a `BiEncoderEmbedding` that does not fit the store.
+
+    Example:
+        >>> from llama_index.core.schema import TextNode
+        >>> from retrieve_rerank.llama_index import BiEncoderEmbedding, ChromaRetriever, ChromaVectorStore
+        >>> embed_model = BiEncoderEmbedding(bi_encoder_path)
+        >>> store = ChromaVectorStore(embed_model=embed_model)
+        >>> nodes = embed_model([TextNode(text="Paris is the capital of France."), TextNode(text="Bread is baked.")])
+        >>> ids = store.add(nodes)
+        >>> retriever = ChromaRetriever(vector_store=store, similarity_top_k=1)
+        >>> [node.text for node in retriever.retrieve("capital of France")]
+        ['Paris is the capital of France.']
+    """
+
+    def __init__(
+        self,
+        vector_store: ChromaVectorStore,
+        embed_model: BaseEmbedding | None = None,
+        *,
+        similarity_top_k: int = 100,
+        filters: MetadataFilters | None = None,
+        mmr_threshold: float | None = None,
+        mmr_prefetch_k: int | None = None,
+        callback_manager: CallbackManager | None = None,
+        objects: list[IndexNode] | None = None,
+        verbose: bool = False,
+    ) -> None:
+        if not isinstance(vector_store, ChromaVectorStore):
+            raise InvalidInputError(f"vector_store must be a ChromaVectorStore, got {type(vector_store).__name__}")
+        chosen = embed_model if embed_model is not None else vector_store.embed_model
+        if not isinstance(chosen, BaseEmbedding):
+            raise InvalidInputError(
+                f"the query needs an embedding model such as BiEncoderEmbedding, got {type(chosen).__name__}; give "
+                "embed_model here or to the vector store"
+            )
+        vector_store.check_embed_model(chosen)
+        to_condition(filters)  # a filter that cannot be used is known now, not at the first query
+        self.vector_store = vector_store
+        self.embed_model = chosen
+        self.similarity_top_k = check_count(similarity_top_k, "similarity_top_k")
+        self.filters = filters
+        self.mmr_threshold = None if mmr_threshold is None else check_diversity(mmr_threshold, "mmr_threshold")
+        self.mmr_prefetch_k = None if mmr_prefetch_k is None else check_count(mmr_prefetch_k, "mmr_prefetch_k")
+        super().__init__(callback_manager=callback_manager, objects=objects, verbose=verbose)
+
+    def retrieve_many(self, queries: Sequence[str]) -> list[list[NodeWithScore]]:
+        """As `retrieve` for each query: one search for all, and one encoding where the model is a `BiEncoderEmbedding`.
+
+        Raises:
+            InvalidInputError: If a query cannot be used.
+        """
+        checked, model = check_queries(queries), self.embed_model
+        if isinstance(model, BiEncoderEmbedding):
+            vectors = model.get_query_embeddings(checked)
+        else:
+            vectors = [model.get_query_embedding(query) for query in checked]
+        results = self.vector_store.query_many(vectors, self._query(None), **self._options())
+        return [self.retrieve(_answered(query, result)) for query, result in zip(checked, results, strict=True)]
+
+    async def aretrieve_many(self, queries: Sequence[str]) -> list[list[NodeWithScore]]:
+        """As `retrieve_many`, without blocking the event loop."""
+        checked, model = check_queries(queries), self.embed_model
+        if isinstance(model, BiEncoderEmbedding):
+            vectors = await model.aget_query_embeddings(checked)
+        else:
+            vectors = await asyncio.gather(*map(model.aget_query_embedding, checked))
+        results = await self.vector_store.aquery_many(vectors, self._query(None), **self._options())
+        return [await self.aretrieve(_answered(query, result)) for query, result in zip(checked, results, strict=True)]
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        if isinstance(query_bundle, _Answered):
+            return query_bundle.nodes
+        vector, texts = query_bundle.embedding, self._texts_of(query_bundle)
+        if texts:
+            vector = self.embed_model.get_agg_embedding_from_queries(texts)
+        return _scored(self.vector_store.query(self._query(vector, query_bundle.query_str), **self._options()))
+
+    async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        if isinstance(query_bundle, _Answered):
+            return query_bundle.nodes
+        vector, texts = query_bundle.embedding, self._texts_of(query_bundle)
+        if texts:
+            vector = await self.embed_model.aget_agg_embedding_from_queries(texts)
+        return _scored(await self.vector_store.aquery(self._query(vector, query_bundle.query_str), **self._options()))
+
+    def _query(self, vector: list[float] | None, text: str | None = None) -> VectorStoreQuery:
+        return VectorStoreQuery(
+            query_embedding=vector,
+            similarity_top_k=self.similarity_top_k,
+            query_str=text,
+            filters=self.filters,
+            mode=VectorStoreQueryMode.DEFAULT if self.mmr_threshold is None else VectorStoreQueryMode.MMR,
+            mmr_threshold=self.mmr_threshold,
+        )
+
+    def _texts_of(self, bundle: QueryBundle) -> list[str]:
+        """Return what is to be embedded: nothing where there is a vector, or only filters."""
+        if bundle.embedding is not None or (bundle.query_str == "" and self.filters is not None):
+            return []
+        return [check_query(text) for text in bundle.embedding_strs or [bundle.query_str]]
+
+    def _options(self) -> dict[str, int]:
+        return {} if self.mmr_prefetch_k is None else {"mmr_prefetch_k": self.mmr_prefetch_k}
 
 
 class RetrieveRerankRetriever(BaseRetriever):
@@ -27,11 +165,14 @@ class RetrieveRerankRetriever(BaseRetriever):
     What is given is asked, never modified: the first stage's number of nodes is set on a copy.
 
     Args:
-        retriever: Any LlamaIndex retriever, or an index. One that does not say how many nodes it returns (it has no
-            `similarity_top_k`) is asked as it is.
+        retriever: Any LlamaIndex retriever, or an index. Retrievers in it, such as those of a QueryFusionRetriever, are
+            followed. One that does not say how many nodes it returns (it has no `similarity_top_k`) is asked as it
+            is, and a warning says so once where fewer than `fetch_k` came.
         reranker: A `CrossEncoderRerank`, or a model for one.
         fetch_k: How many candidates the first stage is asked for.
-        top_n: How many nodes to return at most; goes before the re-ranker's own.
+        top_n: How many nodes to return at most; None takes the re-ranker's own.
+        filters: What the nodes must pass, beside the filters that the first stage has already. They are set on all
+            retrievers in it; where it cannot be shown that they arrive, the call is refused.
         score_threshold: Nodes whose relevance score is below are left out; None takes the re-ranker's own.
         time_budget: Seconds that the whole search may take: what the first stage leaves is the re-ranker's, whose own
             budget is not used then. The first stage is never cut off. None takes the re-ranker's own, for the
@@ -67,7 +208,8 @@ class RetrieveRerankRetriever(BaseRetriever):
         reranker: CrossEncoderRerank | str | os.PathLike[str] | Scorer,
         *,
         fetch_k: int = 100,
-        top_n: int = 5,
+        top_n: int | None = None,
+        filters: MetadataFilters | None = None,
         score_threshold: float | None = None,
         time_budget: float | None = None,
         on_error: OnError | None = None,
@@ -79,7 +221,9 @@ class RetrieveRerankRetriever(BaseRetriever):
         self.retriever = retriever
         self.reranker = reranker if isinstance(reranker, CrossEncoderRerank) else CrossEncoderRerank(reranker)
         self.fetch_k = check_count(fetch_k, "fetch_k")
-        self.top_n = check_count(top_n, "top_n")
+        self.top_n = None if top_n is None else check_count(top_n, "top_n")
+        to_condition(filters)  # a filter that cannot be used is known now, not at the first query
+        self.filters = filters
         self.score_threshold = check_threshold(score_threshold)
         self.time_budget = check_seconds(time_budget, "time_budget")
         self.on_error = None if on_error is None else check_on_error(on_error)
@@ -88,43 +232,65 @@ class RetrieveRerankRetriever(BaseRetriever):
                 f"rewrites must be a function from the query to a list of texts, got {type(rewrites).__name__}"
             )
         self.rewrites = rewrites
+        self._has_told = False
         self._crew = Crew("retrieve-rerank first stage")
         super().__init__(callback_manager=callback_manager, verbose=verbose)
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        bundle = _checked(query_bundle)
-        start = time.perf_counter()
-        first, queries = first_stage(self.retriever, self.fetch_k), self._in_other_words(bundle)
-        candidates = find(first, bundle, queries, self.fetch_k)
-        return self._second_stage(start).postprocess_nodes(candidates, query_bundle=bundle)
+        query, start = check_query(query_bundle.query_str), time.perf_counter()
+        first = self._first_stage()
+        candidates = self._told(first, first.find(query_bundle, self._in_other_words(query)))
+        return self._second_stage(start).postprocess_nodes(candidates, query_bundle=query_bundle)
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        bundle = _checked(query_bundle)
-        start = time.perf_counter()
-        first, arun = first_stage(self.retriever, self.fetch_k), self._crew.arun
+        query, start = check_query(query_bundle.query_str), time.perf_counter()
+        first = self._first_stage()
         # Whoever rewrites may ask a server for it.
-        queries = [] if self.rewrites is None else await arun(self._in_other_words, bundle)
-        candidates = await afind(first, bundle, queries, self.fetch_k, arun)
-        return await self._second_stage(start).apostprocess_nodes(candidates, query_bundle=bundle)
+        rewrites = [] if self.rewrites is None else await first.arun(self._in_other_words, query)
+        candidates = self._told(first, await first.afind(query_bundle, rewrites))
+        return await self._second_stage(start).apostprocess_nodes(candidates, query_bundle=query_bundle)
 
-    def _in_other_words(self, bundle: QueryBundle) -> list[str]:
-        return [] if self.rewrites is None else check_queries(self.rewrites(bundle.query_str), "rewrites")
+    def _first_stage(self) -> FirstStage:
+        return first_stage(self.retriever, self.fetch_k, self.filters, self._crew.arun)
+
+    def _in_other_words(self, query: str) -> list[str]:
+        return [] if self.rewrites is None else check_queries(self.rewrites(query), "rewrites")
+
+    def _told(self, first: FirstStage, candidates: list[NodeWithScore]) -> list[NodeWithScore]:
+        """Return the candidates; warn once where there may have been more."""
+        if first.unreached and len(candidates) < self.fetch_k and not self._has_told:
+            self._has_told = True
+            warn_caller(
+                f"the first stage found {len(candidates)} candidates where fetch_k={self.fetch_k} were asked for: how "
+                f"many nodes a {' and a '.join(first.unreached)} returns cannot be set from here. If there are more, "
+                "set its number where it is made",
+                UserWarning,
+            )
+        return candidates
 
     def _second_stage(self, start: float) -> CrossEncoderRerank:
         # A copy for one call shares the model and nothing else.
-        changed: dict[str, Any] = {"top_n": self.top_n}
-        if self.score_threshold is not None:
-            changed["score_threshold"] = self.score_threshold
-        if self.on_error is not None:
-            changed["on_error"] = self.on_error
+        given = {name: getattr(self, name) for name in ("top_n", "score_threshold", "on_error", "time_budget")}
+        changed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         if not self.reranker.callback_manager.handlers:
             changed["callback_manager"] = self.callback_manager
         if self.time_budget is None:
             return self.reranker.model_copy(update=changed)
-        changed["time_budget"] = self.time_budget
         return self.reranker.model_copy(update=changed).after(time.perf_counter() - start)
 
 
-def _checked(bundle: QueryBundle) -> QueryBundle:
-    check_query(bundle.query_str)  # before the first stage does work that the second cannot use
-    return bundle
+@dataclass
+class _Answered(QueryBundle):
+    """A query whose nodes are known: `retrieve` reports them and enters their objects as ever."""
+
+    nodes: list[NodeWithScore] = field(default_factory=list)
+
+
+def _answered(query: str, result: VectorStoreQueryResult) -> _Answered:
+    return _Answered(query, nodes=_scored(result))
+
+
+def _scored(result: VectorStoreQueryResult) -> list[NodeWithScore]:
+    nodes = result.nodes or []
+    scores = [None] * len(nodes) if result.similarities is None else result.similarities
+    return [NodeWithScore(node=node, score=score) for node, score in zip(nodes, scores, strict=True)]

@@ -2,53 +2,75 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
-from llama_index.core.schema import BaseNode
+from llama_index.core.schema import BaseNode, ImageNode, IndexNode
 from llama_index.core.vector_stores.types import (
     BasePydanticVectorStore,
     MetadataFilters,
     VectorStoreQuery,
+    VectorStoreQueryMode,
     VectorStoreQueryResult,
 )
 
-from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.checks import check_count
+from retrieve_rerank.errors import InvalidInputError, warn_caller
 from retrieve_rerank.indexes.adoption import adopt_at_opening, prove
 from retrieve_rerank.indexes.client import connect
-from retrieve_rerank.indexes.collection import ChromaCollection
-from retrieve_rerank.indexes.fingerprint import Identity, check_identity, needs_proof
-from retrieve_rerank.indexes.mmr import diverse
+from retrieve_rerank.indexes.collection import ChromaCollection, check_ids
+from retrieve_rerank.indexes.fingerprint import SPACES, Identity, check_identity, needs_proof
+from retrieve_rerank.indexes.health import check
+from retrieve_rerank.indexes.mmr import PREFETCH_FACTOR, check_diversity, diverse
 from retrieve_rerank.indexes.nearest import Found
+from retrieve_rerank.indexes.repairing import repair
+from retrieve_rerank.indexes.reports import IndexCheck, RepairReport
 from retrieve_rerank.indexes.server import RETRY_SECONDS
-from retrieve_rerank.llama_index._convert import (
+from retrieve_rerank.llama_index.convert import (
     DOCUMENT_KEY,
     NO_DOCUMENT,
+    TYPE_KEY,
+    check_document_id,
     check_nodes,
     node_to_record,
     record_to_node,
     vectors_of,
 )
-from retrieve_rerank.llama_index._filters import to_condition
-from retrieve_rerank.llama_index._health import Healthy
-from retrieve_rerank.llama_index._opening import check_collection
-from retrieve_rerank.llama_index._query import Request, read_request, restriction
-from retrieve_rerank.llama_index._travel import Travelling
 from retrieve_rerank.llama_index.embeddings import BiEncoderEmbedding
+from retrieve_rerank.llama_index.filters import Condition, to_condition
+from retrieve_rerank.llama_index.serialization import Restorable
 from retrieve_rerank.types import Metric
 
 if TYPE_CHECKING:
     import chromadb
     from chromadb.api import ClientAPI
 
+T = TypeVar("T")
 
-class ChromaVectorStore(BasePydanticVectorStore, Healthy, Travelling):
+_KEPT_BY_INDEX: Any = {TYPE_KEY: {"$in": [ImageNode.class_name(), IndexNode.class_name()]}}
+_OPTIONS = ("where", "where_document", "mmr_threshold", "mmr_prefetch_factor", "mmr_prefetch_k")
+
+
+def _in_thread(method: Callable[..., T]) -> Callable[..., Coroutine[Any, Any, T]]:
+    """Return a method's async twin, which runs on the thread of the store's collection."""
+
+    @wraps(method)
+    async def twin(self: ChromaVectorStore, *args: Any, **kwargs: Any) -> T:
+        return await self._collection.worker.arun(method, self, *args, **kwargs)
+
+    twin.__doc__ = f"As `{method.__name__}`, in a thread."
+    return twin
+
+
+class ChromaVectorStore(BasePydanticVectorStore, Restorable):
     """Nodes in a Chroma collection.
 
     Adding a node whose id is stored replaces it, text, vector and metadata. The async methods run on a thread of the
@@ -66,9 +88,15 @@ class ChromaVectorStore(BasePydanticVectorStore, Healthy, Travelling):
     Chroma and raise.
 
     Args:
-        chroma_collection: A live collection, instead of the four below it.
+        chroma_collection: A live collection, instead of what is below it.
         collection_name: Name of the collection; it is made if missing.
         persist_dir: Directory of a persistent store; it is made if missing. One process at a time may write it.
+        host: Name of a Chroma server, instead of a `client`.
+        port: Its port.
+        ssl: Whether to speak HTTPS with it.
+        headers: HTTP headers for it, such as those of its authentication. They are not kept beside the client.
+        collection_kwargs: The incumbent's way to give a metric: `{"metadata": {"hnsw:space": "cosine"}}` or
+            `{"configuration": {"hnsw": {"space": "cosine"}}}`. Nothing else is taken from it, which a warning says.
         client: A Chroma client: `chromadb.HttpClient`, `CloudClient`, or an awaited `AsyncHttpClient`. Any number of
             processes may write to a server. None of these: in memory, private to this object.
         metric: "cosine", "dot" or "euclidean"; None takes the embedding model's, else cosine, or that of a collection
@@ -116,6 +144,11 @@ class ChromaVectorStore(BasePydanticVectorStore, Healthy, Travelling):
         collection_name: str = "passages",
         *,
         persist_dir: str | os.PathLike[str] | None = None,
+        host: str | None = None,
+        port: int | str | None = None,
+        ssl: bool = False,
+        headers: dict[str, str] | None = None,
+        collection_kwargs: Mapping[str, Any] | None = None,
         client: ClientAPI | None = None,
         metric: Metric | None = None,
         embed_model: BaseEmbedding | None = None,
@@ -125,9 +158,14 @@ class ChromaVectorStore(BasePydanticVectorStore, Healthy, Travelling):
         search_breadth: int | None = None,
     ) -> None:
         if chroma_collection is not None:
-            check_collection(chroma_collection)
-            if persist_dir is not None or client is not None:
-                raise InvalidInputError("give either chroma_collection, or persist_dir or client, not both")
+            _check_collection(chroma_collection)
+        if sum(given is not None for given in (chroma_collection, persist_dir, host, client)) > 1:
+            raise InvalidInputError("give either chroma_collection, persist_dir, host or client, not several")
+        if host is not None:
+            client = connect(host, 8000 if port is None else port, ssl=ssl, headers=headers)
+        elif port is not None or ssl or headers:
+            raise InvalidInputError("port, ssl and headers are a server's: give host, too")
+        metric = _asked_metric(collection_kwargs, metric)
         if embed_model is not None and not isinstance(embed_model, BaseEmbedding):
             raise InvalidInputError(f"embed_model must be a LlamaIndex embedding, got {type(embed_model).__name__}")
         encoder = embed_model.encoder if isinstance(embed_model, BiEncoderEmbedding) else None
@@ -176,6 +214,7 @@ class ChromaVectorStore(BasePydanticVectorStore, Healthy, Travelling):
         ssl: bool = False,
         headers: dict[str, str] | None = None,
         persist_dir: str | os.PathLike[str] | None = None,
+        collection_kwargs: Mapping[str, Any] | None = None,
     ) -> ChromaVectorStore:
         """Return a store in a directory or on a Chroma server.
 
@@ -185,9 +224,15 @@ class ChromaVectorStore(BasePydanticVectorStore, Healthy, Travelling):
         """
         if (persist_dir is None) == (host is None or port is None):
             raise InvalidInputError("give either persist_dir, or host and port")
-        if persist_dir is not None:
-            return cls(collection_name=collection_name, persist_dir=persist_dir)
-        return cls(collection_name=collection_name, client=connect(str(host), str(port), ssl=ssl, headers=headers))
+        return cls(
+            collection_name=collection_name,
+            persist_dir=persist_dir,
+            host=host,
+            port=port,
+            ssl=ssl,
+            headers=headers,
+            collection_kwargs=collection_kwargs,
+        )
 
     @property
     def client(self) -> chromadb.Collection:
@@ -224,29 +269,14 @@ class ChromaVectorStore(BasePydanticVectorStore, Healthy, Travelling):
             self._write(items)
         return [node.node_id for node in items]
 
-    async def async_add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
-        """As `add`, in a thread.
-
-        Chroma holds Python's interpreter lock while it writes in this process, a fraction of a second for a thousand
-        nodes: every thread waits then, and so does the event loop. A server takes it elsewhere.
-        """
-        return await self._collection.worker.arun(self.add, nodes)
-
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         """Delete all nodes of a source document; that there are none is no error.
 
         A document that was stored whole, not split into nodes, is its own source.
         """
-        if not isinstance(ref_doc_id, str) or not ref_doc_id or ref_doc_id == NO_DOCUMENT:
-            raise InvalidInputError(
-                f"ref_doc_id must be the id of a document, got {ref_doc_id!r} ({NO_DOCUMENT!r} marks nodes without one)"
-            )
+        check_document_id(ref_doc_id)
         self._collection.delete(where={DOCUMENT_KEY: ref_doc_id})
         self._collection.delete([ref_doc_id], where={DOCUMENT_KEY: NO_DOCUMENT})
-
-    async def adelete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
-        """As `delete`, in a thread; see `async_add` for what blocks the event loop all the same."""
-        await self._collection.worker.arun(self.delete, ref_doc_id)
 
     def delete_nodes(
         self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **delete_kwargs: Any
@@ -265,66 +295,79 @@ class ChromaVectorStore(BasePydanticVectorStore, Healthy, Travelling):
         else:
             self._collection.delete(node_ids, where=condition.where)
 
-    async def adelete_nodes(
-        self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **delete_kwargs: Any
-    ) -> None:
-        """As `delete_nodes`, in a thread; see `async_add` for what blocks the event loop all the same."""
-        await self._collection.worker.arun(self.delete_nodes, node_ids, filters)
-
     def get_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> list[BaseNode]:
         """Return nodes by id, in the order asked for, and/or by filter, or all; ids not stored are left out."""
         condition = to_condition(filters)
         found = self._collection.read(node_ids, where=condition.where, where_document=condition.where_document)
         return [record_to_node(record) for record in found]
 
-    async def aget_nodes(
-        self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None
-    ) -> list[BaseNode]:
-        """As `get_nodes`, without blocking the event loop."""
-        condition = to_condition(filters)
-        if node_ids is None:
-            return await self._collection.worker.arun(self.get_nodes, node_ids, filters)
-        found = await self._collection.aread(node_ids, where=condition.where, where_document=condition.where_document)
-        return [record_to_node(record) for record in found]
-
     def clear(self) -> None:
         """Delete every node; the collection, its metric and its encoder stay."""
         self._collection.clear()
 
-    async def aclear(self) -> None:
-        """As `clear`, in a thread; see `async_add` for what blocks the event loop all the same."""
-        await self._collection.worker.arun(self.clear)
+    # Chroma holds Python's interpreter lock while it writes in this process, a fraction of a second for a thousand
+    # nodes: every thread waits then, and so does the event loop. A server takes it elsewhere.
+    async_add = _in_thread(add)
+    adelete = _in_thread(delete)
+    adelete_nodes = _in_thread(delete_nodes)
+    aget_nodes = _in_thread(get_nodes)
+    aclear = _in_thread(clear)
 
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """Find the nodes nearest to an embedding; see the class for modes, filters and options.
 
+        A query with filters and without an embedding finds nodes that pass them, in no order and without similarities.
+
         Raises:
-            InvalidInputError: If there is no embedding, or the mode, a filter or an option cannot be used.
+            InvalidInputError: If there is neither an embedding nor a filter, or the mode, a filter or an option cannot
+                be used.
         """
-        return self._search(read_request(query, kwargs))
+        return self._search(_read_request(query, kwargs))[0]
 
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """As `query`, without blocking the event loop."""
-        request = read_request(query, kwargs)
-        return (await self._asearch_many(request, request.vector[np.newaxis]))[0]
+        return (await self._asearch(_read_request(query, kwargs)))[0]
 
     def query_many(
         self, embeddings: Sequence[Sequence[float]], query: VectorStoreQuery, **kwargs: Any
     ) -> list[VectorStoreQueryResult]:
         """Find the nodes nearest to each embedding, all in one search; `query` says everything else, as in `query`."""
-        vectors = [list(embedding) for embedding in embeddings]
-        if not vectors:
-            return []
-        return self._search_many(read_request(replace(query, query_embedding=vectors[0]), kwargs), vectors)
+        requests = _read_requests(embeddings, query, kwargs)
+        return self._search(requests) if requests else []
 
     async def aquery_many(
         self, embeddings: Sequence[Sequence[float]], query: VectorStoreQuery, **kwargs: Any
     ) -> list[VectorStoreQueryResult]:
         """As `query_many`, without blocking the event loop."""
-        vectors = [list(embedding) for embedding in embeddings]
-        if not vectors:
-            return []
-        return await self._asearch_many(read_request(replace(query, query_embedding=vectors[0]), kwargs), vectors)
+        requests = _read_requests(embeddings, query, kwargs)
+        return await self._asearch(requests) if requests else []
+
+    def check(
+        self, embed_model: BaseEmbedding | None = None, *, samples: int | None = 100, show_progress: bool = False
+    ) -> IndexCheck:
+        """Compare the stored nodes with what queries return; see `ChromaIndex.check`.
+
+        Args:
+            embed_model: What embedded the nodes, instead of the store's own; without either, no samples are compared.
+            samples: How many nodes, evenly spread, to embed again and compare with their stored vectors; None is all.
+            show_progress: Show a bar on stderr.
+        """
+        model = embed_model or self.embed_model
+        encoder = None if model is None else _Encoder(model)
+        return check(self._collection, encoder, samples=samples, show_progress=show_progress)
+
+    def repair(
+        self, embed_model: BaseEmbedding | None = None, *, samples: int | None = 1000, show_progress: bool = False
+    ) -> RepairReport:
+        """Make every stored node one that queries find, once; see `ChromaIndex.repair`, and `check` for the arguments.
+
+        Raises:
+            InvalidInputError: If neither the store nor the call has an embedding model.
+        """
+        model = embed_model or self.embed_model
+        if model is None:
+            raise InvalidInputError("repair needs the embedding model that embedded the nodes: repair(embed_model)")
+        return repair(self._collection, _Encoder(model), samples=samples, show_progress=show_progress)
 
     def close(self) -> None:
         """Release the collection. An in-memory one that this object made is gone."""
@@ -359,22 +402,46 @@ class ChromaVectorStore(BasePydanticVectorStore, Healthy, Travelling):
             self._collection.write(changed, vectors[[row[record.id] for record in changed]])
             self._collection.relabel([record for record in plan.relabelled if record.id in kept])
 
-    def _search(self, request: Request) -> VectorStoreQueryResult:
-        return self._search_many(request, request.vector[np.newaxis])[0]
+    def _search(self, request: _Request) -> list[VectorStoreQueryResult]:
+        ids = self._restriction(request.node_ids)
+        if request.vectors is None:
+            return [self._matching(request, ids)]
+        found = self._collection.query(request.vectors, request.fetch, ids=ids, **request.options())
+        return self._results(request, found)
 
-    def _search_many(self, request: Request, vectors: npt.ArrayLike) -> list[VectorStoreQueryResult]:
-        ids = restriction(self._collection, request.node_ids)
-        return self._results(request, self._collection.query(vectors, request.fetch, ids=ids, **_options(request)))
-
-    async def _asearch_many(self, request: Request, vectors: npt.ArrayLike) -> list[VectorStoreQueryResult]:
+    async def _asearch(self, request: _Request) -> list[VectorStoreQueryResult]:
         arun = self._collection.worker.arun
-        ids = None if request.node_ids is None else await arun(restriction, self._collection, request.node_ids)
-        found = await self._collection.aquery(vectors, request.fetch, ids=ids, **_options(request))
+        if request.vectors is None:
+            return await arun(self._search, request)
+        ids = None if request.node_ids is None else await arun(self._restriction, request.node_ids)
+        found = await self._collection.aquery(request.vectors, request.fetch, ids=ids, **request.options())
         if request.diversity is None:
             return self._results(request, found)
         return await arun(self._results, request, found)
 
-    def _results(self, request: Request, found: list[list[Found]]) -> list[VectorStoreQueryResult]:
+    def _restriction(self, node_ids: Sequence[str] | None) -> Sequence[str] | None:
+        """Return the ids that a query is restricted to.
+
+        VectorStoreIndex sends the ids of the nodes that it keeps itself. With a store that keeps the text these are the
+        image and index nodes only, and a restriction to them would lose all others. A list of all of them, and of no
+        other node, is therefore taken as its list, not as a wish.
+        """
+        if node_ids is None:
+            return None
+        kept = set(self._collection.ids(where=_KEPT_BY_INDEX))
+        if not kept or not kept <= set(node_ids):
+            return node_ids
+        # The index never forgets a node that was deleted: ids that are not stored say nothing.
+        return node_ids if self._collection.read(sorted(set(node_ids) - kept)) else None
+
+    def _matching(self, request: _Request, ids: Sequence[str] | None) -> VectorStoreQueryResult:
+        condition = request.condition
+        found = self._collection.read(
+            ids, where=condition.where, where_document=condition.where_document, limit=None if ids else request.k
+        )[: request.k]
+        return VectorStoreQueryResult(nodes=list(map(record_to_node, found)), ids=[record.id for record in found])
+
+    def _results(self, request: _Request, found: list[list[Found]]) -> list[VectorStoreQueryResult]:
         if request.diversity is not None:
             found = [diverse(self._collection, items, request.k, request.diversity) for items in found]
         return [
@@ -387,9 +454,144 @@ class ChromaVectorStore(BasePydanticVectorStore, Healthy, Travelling):
         ]
 
 
-def _options(request: Request) -> dict[str, Any]:
-    return {
-        "where": request.condition.where,
-        "where_document": request.condition.where_document,
-        "with_vectors": request.diversity is not None,
-    }
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """A checked query.
+
+    Attributes:
+        vectors: (queries, dimension); None finds what passes the condition.
+        k: How many nodes to return.
+        condition: What they must pass.
+        node_ids: What they must be among; None is no restriction.
+        fetch: How many to fetch: more than `k` where the most diverse of them are chosen.
+        diversity: Weight of relevance against novelty in [0, 1]; None ranks by relevance alone.
+    """
+
+    vectors: npt.NDArray[np.float32] | None
+    k: int
+    condition: Condition
+    node_ids: Sequence[str] | None
+    fetch: int
+    diversity: float | None
+
+    def options(self) -> dict[str, Any]:
+        """Return what a collection's query takes beside the vectors, their number and the ids."""
+        return {
+            "where": self.condition.where,
+            "where_document": self.condition.where_document,
+            "with_vectors": self.diversity is not None,
+        }
+
+
+def _read_request(query: VectorStoreQuery, options: Mapping[str, Any]) -> _Request:
+    """Check a query and the keyword options that came with it.
+
+    Raises:
+        InvalidInputError: If something is missing, unknown or cannot be done.
+    """
+    unknown = sorted(set(options) - set(_OPTIONS))
+    if unknown:
+        raise InvalidInputError(f"unknown query option {', '.join(unknown)}; there are {', '.join(_OPTIONS)}")
+    if query.mode not in (VectorStoreQueryMode.DEFAULT, VectorStoreQueryMode.MMR):
+        raise InvalidInputError(
+            f"this store cannot search in mode {query.mode.value!r}, only in 'default' and 'mmr': it holds one dense "
+            "vector a node"
+        )
+    k = check_count(query.similarity_top_k, "similarity_top_k")
+    condition = to_condition(query.filters).both(Condition(options.get("where"), options.get("where_document")))
+    if query.doc_ids:
+        condition = condition.both(Condition({DOCUMENT_KEY: {"$in": check_ids(query.doc_ids)}}))
+    # VectorStoreIndex passes an empty list where it has no restriction.
+    node_ids = check_ids(query.node_ids) if query.node_ids else None
+    vectors = None
+    if query.query_embedding is not None and len(query.query_embedding):
+        vectors = _vectors([query.query_embedding])
+    elif condition == Condition():
+        raise InvalidInputError(
+            "the query has no embedding and no filters: it is empty, or was not embedded; give "
+            "VectorStoreQuery(query_embedding=…)"
+        )
+    diversity, fetch = None, k
+    if query.mode is VectorStoreQueryMode.MMR:
+        given = options.get("mmr_threshold")
+        threshold = query.mmr_threshold if given is None else given
+        diversity = 0.5 if threshold is None else check_diversity(threshold, "mmr_threshold")
+        fetch = _prefetch(k, options)
+    return _Request(vectors, k, condition, node_ids, fetch, diversity)
+
+
+def _read_requests(
+    embeddings: Sequence[Sequence[float]], query: VectorStoreQuery, options: Mapping[str, Any]
+) -> _Request | None:
+    """As `_read_request` for many embeddings, none of which is no request."""
+    vectors = [list(embedding) for embedding in embeddings]
+    if not vectors:
+        return None
+    request = _read_request(replace(query, query_embedding=vectors[0]), options)
+    return replace(request, vectors=_vectors(vectors))
+
+
+def _vectors(embeddings: Sequence[Sequence[float]]) -> npt.NDArray[np.float32]:
+    try:
+        return np.asarray(embeddings, np.float32)
+    except (ValueError, TypeError) as error:
+        raise InvalidInputError(f"the query's embedding must be a list of numbers: {error}") from error
+
+
+def _prefetch(k: int, options: Mapping[str, Any]) -> int:
+    factor, count = options.get("mmr_prefetch_factor"), options.get("mmr_prefetch_k")
+    if factor is not None and count is not None:
+        raise InvalidInputError("give mmr_prefetch_factor or mmr_prefetch_k, not both")
+    if count is not None:
+        return max(k, check_count(count, "mmr_prefetch_k"))
+    if factor is None:
+        factor = PREFETCH_FACTOR
+    if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 1 <= factor < math.inf:
+        raise InvalidInputError(f"mmr_prefetch_factor must be a number >= 1, got {factor!r}")
+    return int(k * factor)
+
+
+def _check_collection(collection: object) -> None:
+    import chromadb  # takes longer to import than a framework
+
+    if not isinstance(collection, chromadb.Collection):
+        raise InvalidInputError(
+            f"chroma_collection must be a chromadb.Collection, got {type(collection).__name__}; make one with "
+            "client.get_or_create_collection(name), or give collection_name and persist_dir"
+        )
+
+
+def _asked_metric(collection_kwargs: Mapping[str, Any] | None, metric: Metric | None) -> Metric | None:
+    """Return the metric that is asked for in the incumbent's way, or in ours."""
+    if not collection_kwargs:
+        return metric
+    metadata, configuration = (collection_kwargs.get(name) or {} for name in ("metadata", "configuration"))
+    hnsw = configuration.get("hnsw") or {}
+    space = hnsw.get("space") or metadata.get("hnsw:space")
+    unused = [f"{name!r}" for name in collection_kwargs if name not in ("metadata", "configuration")]
+    unused += [f"'metadata'[{name!r}]" for name in metadata if name != "hnsw:space"]
+    unused += [f"'configuration'[{name!r}]" for name in configuration if name != "hnsw"]
+    unused += [f"'configuration'['hnsw'][{name!r}]" for name in hnsw if name != "space"]
+    if unused:
+        warn_caller(
+            f"of collection_kwargs only the space is taken, and not {', '.join(unused)}. To have more, make the "
+            "collection with Chroma's own client first, and give it as chroma_collection",
+            UserWarning,
+        )
+    asked = metric if space is None else next((name for name, other in SPACES.items() if other == space), None)
+    if space is not None and asked is None:
+        raise InvalidInputError(f"the space must be one of {', '.join(SPACES.values())}; got {space!r}")
+    if metric is not None and asked != metric:
+        raise InvalidInputError(f"metric={metric!r} and the space {space!r} of collection_kwargs differ; give one")
+    return asked
+
+
+class _Encoder:
+    """An embedding model of LlamaIndex as what the core checks and repairs with."""
+
+    def __init__(self, model: BaseEmbedding) -> None:
+        self._model = model
+
+    def encode_documents(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Return an array (len(texts), dimension)."""
+        return np.asarray(self._model.get_text_embedding_batch(list(texts)), np.float32)

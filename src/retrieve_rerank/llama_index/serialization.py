@@ -12,7 +12,7 @@ from typing_extensions import Self
 _SECRETS = ("token", "api_key")
 
 
-class Travelling(BaseComponent):
+class Restorable(BaseComponent):
     """A component that pydantic reads back, too: `model_validate_json(component.model_dump_json())`.
 
     LlamaIndex writes a `class_name` beside the fields, and its own `from_dict` takes it away again; pydantic's methods
@@ -28,7 +28,7 @@ class Travelling(BaseComponent):
 
     def __getstate__(self) -> dict[str, Any]:
         # The base class deletes what it cannot pickle from the dictionaries of the object itself: it gets a copy.
-        state = super(Travelling, self._to_pickle()).__getstate__()
+        state = super(Restorable, self._to_pickle()).__getstate__()
         fields = {name: None if name in _SECRETS else value for name, value in state["__dict__"].items()}
         return {**state, "__dict__": fields}
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from llama_index.core.vector_stores import FilterCondition, FilterOperator, MetadataFilter, MetadataFilters
 
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.indexes.clauses import TEXT_KEY, Scalar, Where, joined
-from retrieve_rerank.llama_index._clauses import Condition, conjuncts, every, has_regex, keys, of_text
 
 _COMPARE = {
     FilterOperator.GT: "$gt",
@@ -36,6 +36,21 @@ _OPPOSITE = {FilterCondition.AND: "$or", FilterCondition.OR: "$and", FilterCondi
 _SPECIAL = re.compile(r"([\\.+*?()|\[\]{}^$#&\-~])")
 
 
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A filter in Chroma's words: on metadata, and on the text. A record must pass both."""
+
+    where: Where | None = None
+    where_document: Where | None = None
+
+    def both(self, other: Condition) -> Condition:
+        """Return the condition that holds where this one and `other` hold."""
+        return Condition(
+            _every([clause for clause in (self.where, other.where) if clause]),
+            _every([clause for clause in (self.where_document, other.where_document) if clause]),
+        )
+
+
 def to_condition(filters: MetadataFilters | None) -> Condition:
     """Translate filters; None and an empty list of filters are no condition.
 
@@ -50,17 +65,17 @@ def to_condition(filters: MetadataFilters | None) -> Condition:
         return Condition()
     where: list[Where] = []
     on_text: list[Where] = []
-    for clause in conjuncts(_group(filters, negated=False)):
-        if not has_regex(clause):
+    for clause in _conjuncts(_group(filters, negated=False)):
+        if not _has_regex(clause):
             where.append(clause)
-        elif all(key == TEXT_KEY for key in keys(clause)):
-            on_text.append(of_text(clause))
+        elif all(key == TEXT_KEY for key in _keys(clause)):
+            on_text.append(_of_text(clause))
         else:
             raise InvalidInputError(
                 "a text_match_insensitive filter is combined by 'or' with filters on metadata, which Chroma cannot do; "
                 "use text_match (case-sensitive) there, or combine them by 'and'"
             )
-    return Condition(every(where), every(on_text))
+    return Condition(_every(where), _every(on_text))
 
 
 def _group(filters: MetadataFilters, *, negated: bool) -> Where:
@@ -179,3 +194,42 @@ def _check_finite(item: MetadataFilter, value: Scalar) -> None:
 
 def _refusal(item: MetadataFilter, why: str) -> InvalidInputError:
     return InvalidInputError(f"the filter {item.key!r} {item.operator.value} {item.value!r} cannot be used: {why}")
+
+
+def _every(clauses: list[Where]) -> Where | None:
+    """Join clauses that must all hold; none is None."""
+    return joined("$and", clauses) if clauses else None
+
+
+def _conjuncts(clause: Where) -> list[Where]:
+    """Return the clauses that all must hold for `clause` to hold."""
+    if "$and" not in clause:
+        return [clause]
+    return [leaf for part in clause["$and"] for leaf in _conjuncts(part)]
+
+
+def _keys(clause: Where) -> list[str]:
+    """Return the keys that `clause` asks about."""
+    parts = _parts(clause)
+    return [key for part in parts for key in _keys(part)] if parts else list(clause)
+
+
+def _has_regex(clause: Where) -> bool:
+    """Return whether `clause` has a regular expression in it, which Chroma takes in `where_document` only."""
+    parts = _parts(clause)
+    if parts:
+        return any(_has_regex(part) for part in parts)
+    return any(operator in ("$regex", "$not_regex") for test in clause.values() for operator in test)
+
+
+def _of_text(clause: Where) -> Where:
+    """Return a clause on the text as `where_document` has it: without the key."""
+    for operator in ("$and", "$or"):
+        if operator in clause:
+            return {operator: [_of_text(part) for part in clause[operator]]}
+    test: Where = clause[TEXT_KEY]
+    return test
+
+
+def _parts(clause: Where) -> list[Where]:
+    return [part for operator in ("$and", "$or") for part in clause.get(operator, [])]

@@ -19,8 +19,15 @@ from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.indexes.bm25_collection import BM25Collection
 from retrieve_rerank.indexes.collection import check_ids
 from retrieve_rerank.indexes.words import Analyzer
-from retrieve_rerank.llama_index._convert import DOCUMENT_KEY, NO_DOCUMENT, check_nodes, node_to_record, record_to_node
-from retrieve_rerank.llama_index._filters import to_condition
+from retrieve_rerank.llama_index.convert import (
+    DOCUMENT_KEY,
+    NO_DOCUMENT,
+    check_document_id,
+    check_nodes,
+    node_to_record,
+    record_to_node,
+)
+from retrieve_rerank.llama_index.filters import to_condition
 
 
 class Stemmer(Protocol):
@@ -167,8 +174,7 @@ class BM25Retriever(BaseRetriever):
 
         A document that was stored whole, not split into nodes, is its own source.
         """
-        if not isinstance(ref_doc_id, str) or not ref_doc_id or ref_doc_id == NO_DOCUMENT:
-            raise InvalidInputError(f"ref_doc_id must be the id of a document, got {ref_doc_id!r}")
+        check_document_id(ref_doc_id)
         found = self._collection.read(where={DOCUMENT_KEY: ref_doc_id})
         found += self._collection.read([ref_doc_id], where={DOCUMENT_KEY: NO_DOCUMENT})
         self.delete_nodes([record.id for record in found])

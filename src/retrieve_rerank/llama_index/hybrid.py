@@ -8,11 +8,12 @@ from functools import partial
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.schema import NodeWithScore, QueryBundle
+from llama_index.core.vector_stores.types import MetadataFilters
 
 from retrieve_rerank.checks import check_count, check_query
 from retrieve_rerank.errors import InvalidInputError
-from retrieve_rerank.llama_index.first_stage import Index, aask, ask, check_retriever, first_stage
-from retrieve_rerank.llama_index.fusion import fuse_nodes
+from retrieve_rerank.llama_index.filters import to_condition
+from retrieve_rerank.llama_index.first_stage import FirstStage, Index, check_retriever, first_stage, fuse_nodes
 from retrieve_rerank.retrieval.crew import Crew, OnError, check_on_error, named
 from retrieve_rerank.retrieval.fusion import Merge, check_merge, check_rrf_k, check_weights, warn_of_twins
 
@@ -29,6 +30,8 @@ class HybridRetriever(BaseRetriever):
         weights: One a retriever, 0 or more and not all 0; None weighs all alike.
         rrf_k: How flat the shares of the ranks are. The larger, the less the first ranks stand out.
         similarity_top_k: How many nodes to return at most.
+        filters: What the nodes must pass, beside the filters that the retrievers have already; see
+            `RetrieveRerankRetriever`.
         merge: What makes two nodes one: the same "id" (`node_id`), or the same "text". It warns where the
             retrievers give equal texts ids of their own, which "id" keeps apart.
         on_error: "raise" raises what a retriever raises; "skip" fuses what the others found and warns with one
@@ -61,6 +64,7 @@ class HybridRetriever(BaseRetriever):
         weights: Sequence[float] | None = None,
         rrf_k: float = 60,
         similarity_top_k: int = 100,
+        filters: MetadataFilters | None = None,
         merge: Merge = "id",
         on_error: OnError = "raise",
         callback_manager: CallbackManager | None = None,
@@ -76,6 +80,8 @@ class HybridRetriever(BaseRetriever):
         self.weights = check_weights(weights, len(self.retrievers))
         self.rrf_k = check_rrf_k(rrf_k)
         self.similarity_top_k = check_count(similarity_top_k, "similarity_top_k")
+        to_condition(filters)  # a filter that cannot be used is known now, not at the first query
+        self.filters = filters
         self.merge = check_merge(merge)
         self.on_error = check_on_error(on_error)
         self._names = named(self.retrievers)
@@ -84,20 +90,16 @@ class HybridRetriever(BaseRetriever):
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         check_query(query_bundle.query_str)
-        calls = [partial(self._ask, retriever, query_bundle) for retriever in self.retrievers]
+        calls = [partial(first.find, query_bundle) for first in self._first_stages()]
         return self._fused(self._crew.ask(self._names, calls, self.on_error))
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         check_query(query_bundle.query_str)
-        calls = [partial(self._aask, retriever, query_bundle) for retriever in self.retrievers]
+        calls = [partial(first.afind, query_bundle) for first in self._first_stages()]
         return self._fused(await self._crew.aask(self._names, calls, self.on_error))
 
-    def _ask(self, retriever: BaseRetriever | Index, bundle: QueryBundle) -> list[NodeWithScore]:
-        return ask(first_stage(retriever, self.similarity_top_k), bundle, self.similarity_top_k)
-
-    async def _aask(self, retriever: BaseRetriever | Index, bundle: QueryBundle) -> list[NodeWithScore]:
-        first = first_stage(retriever, self.similarity_top_k)
-        return await aask(first, bundle, self.similarity_top_k, self._crew.arun)
+    def _first_stages(self) -> list[FirstStage]:
+        return [first_stage(each, self.similarity_top_k, self.filters, self._crew.arun) for each in self.retrievers]
 
     def _fused(self, found: Sequence[list[NodeWithScore] | None]) -> list[NodeWithScore]:
         rankings = [ranking or [] for ranking in found]

@@ -49,6 +49,14 @@ def check_nodes(nodes: Iterable[BaseNode]) -> list[BaseNode]:
     return items
 
 
+def check_document_id(ref_doc_id: object) -> None:
+    """Raise InvalidInputError if `ref_doc_id` cannot be the id of a source document."""
+    if not isinstance(ref_doc_id, str) or not ref_doc_id or ref_doc_id == NO_DOCUMENT:
+        raise InvalidInputError(
+            f"ref_doc_id must be the id of a document, got {ref_doc_id!r} ({NO_DOCUMENT!r} marks nodes without one)"
+        )
+
+
 def node_to_record(node: BaseNode) -> Record:
     """Return `node` as a record in LlamaIndex's standard layout, which other stores of LlamaIndex read too.
 
