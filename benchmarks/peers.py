@@ -1,7 +1,7 @@
 """Ours beside the stock stacks: re-ranking, indexing and the whole query, in turn, same weights, same machine.
 
     python benchmarks/peers.py CORPUS.jsonl QUERIES.jsonl [--rounds 5] [--only rerank,query,index,concurrent]
-        [--json FILE] [--table README.md]
+        [--json FILE] [--table docs/pages/benchmarks.md]
 
 The files have one JSON object a line with "text". The stock sides are what their documentation shows: LangChain's
 `HuggingFaceEmbeddings` + `langchain-chroma` + `CrossEncoderReranker(HuggingFaceCrossEncoder)`, LlamaIndex's
@@ -272,7 +272,7 @@ def row(task: str, side: str, values: Sequence[float], base: Sequence[float], mo
 
 
 def summary(raw: dict[str, Any]) -> str:
-    """Return the table of the README: a row a task, a column a side, seconds and how many times LangChain's speed."""
+    """Return the table of docs/pages/benchmarks.md: a row a task, a column a side, seconds and how many times LangChain's speed."""
     seconds = {
         task: {side: [run["seconds"] if isinstance(run, dict) else run for run in runs] for side, runs in sides.items()}
         for task, sides in raw.items()

@@ -1,4 +1,4 @@
-"""The README's code blocks and the docstrings' examples run, and print what they say they print."""
+"""Code blocks of README and docs and the docstrings' examples run, and print what they say; links lead somewhere."""
 
 from __future__ import annotations
 
@@ -14,8 +14,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+REPOSITORY = "https://github.com/retrieve-rerank/retrieve-rerank/blob/main/"
+PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")), *(ROOT / "docs").rglob("*.md")]
+BLOCKS = {
+    block: f"{page.relative_to(ROOT)}-{number}"  # a block that stands on several pages runs once
+    for page in PAGES
+    for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
+}
 MODULES = [
     "retrieve_rerank",
     "retrieve_rerank.demo",
@@ -59,15 +64,13 @@ def is_protocol(thing: type) -> bool:
     return bool(getattr(thing, "_is_protocol", False))
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=[f"block-{number}" for number in range(len(BLOCKS))])
-def test_readme_block(
-    block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, demo_paths: tuple[Path, Path]
-) -> None:
+@pytest.mark.parametrize("block", BLOCKS, ids=BLOCKS.values())
+def test_block(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, demo_paths: tuple[Path, Path]) -> None:
     """A line `#> …` says what is printed; numbers with a point may differ a little between processors."""
     monkeypatch.chdir(tmp_path)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        exec(compile(block, "README.md", "exec"), {"__name__": "__main__"})
+        exec(compile(block, BLOCKS[block], "exec"), {"__name__": "__main__"})
     promised = [line.removeprefix("#> ") for line in block.splitlines() if line.startswith("#> ")]
     lines = [line.rstrip() for line in printed.getvalue().splitlines()]
     assert [NUMBER.sub("#", line) for line in lines] == [NUMBER.sub("#", line) for line in promised]
@@ -84,3 +87,25 @@ def test_every_extra_that_an_error_names_exists() -> None:
     offered = re.findall(r"^([a-z-]+) = \[", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
     assert named
     assert named <= set(offered)
+
+
+def test_the_readme_is_short_and_its_links_work_on_the_package_index_too() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(readme.splitlines()) <= 150
+    assert [link for link in re.findall(r"\]\(([^)]+)\)", readme) if not link.startswith("https://")] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+        path, _, anchor = link.partition("#")
+        if path.startswith(REPOSITORY):
+            file = ROOT / path.removeprefix(REPOSITORY)
+        elif "://" not in path:
+            file = page.parent / path if path else page
+        else:
+            continue
+        assert file.exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}, link
