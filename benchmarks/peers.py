@@ -272,7 +272,7 @@ def row(task: str, side: str, values: Sequence[float], base: Sequence[float], mo
 
 
 def summary(raw: dict[str, Any]) -> str:
-    """Return the table of docs/pages/benchmarks.md: a row a task, a column a side, seconds and how many times LangChain's speed."""
+    """Return the table of the docs: a row a task, a column a side, seconds and how many times LangChain's speed."""
     seconds = {
         task: {side: [run["seconds"] if isinstance(run, dict) else run for run in runs] for side, runs in sides.items()}
         for task, sides in raw.items()

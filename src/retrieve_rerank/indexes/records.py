@@ -129,7 +129,7 @@ def _beyond_most_values(flat: Mapping[str, Any]) -> list[str]:
     """Return the keys to leave out, long lists first and then the last, so that Chroma can apply the rest."""
     total = sum(map(size_of, flat.values()))
     left_out = []
-    for key in sorted(list(flat)[::-1], key=lambda key: size_of(flat[key]), reverse=True):
+    for _, key in sorted(enumerate(flat), key=lambda item: (size_of(flat[item[1]]), item[0]), reverse=True):
         if total <= MOST_VALUES:
             break
         total -= size_of(flat[key])
