@@ -10,14 +10,20 @@ from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, Callba
 from langchain_core.documents import Document
 from langchain_core.runnables import Runnable
 from langchain_core.vectorstores import VectorStore
-from pydantic import ConfigDict, PrivateAttr, field_validator, model_validator
+from pydantic import ConfigDict, field_validator, model_validator
 
 from retrieve_rerank.checks import check_count, check_query
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.langchain._travel import Travelling, unpacked
 from retrieve_rerank.langchain.first_stage import AskingRetriever, FirstStage, first_stage
 from retrieve_rerank.langchain.fusion import fuse_documents
-from retrieve_rerank.retrieval.crew import Crew, OnError, check_on_error, named
+from retrieve_rerank.retrieval.first_stage import (
+    OnRetrieverError,
+    aask_all,
+    ask_all,
+    check_on_retriever_error,
+    named,
+)
 from retrieve_rerank.retrieval.fusion import Merge, check_merge, check_rrf_k, check_weights, warn_of_twins
 
 
@@ -71,9 +77,7 @@ class HybridRetriever(Travelling, AskingRetriever):
     rrf_k: float = 60
     k: int = 100
     merge: Merge = "id"
-    on_error: OnError = "raise"
-
-    _crew: Crew = PrivateAttr()
+    on_error: OnRetrieverError = "raise"
 
     @field_validator("retrievers", mode="before")
     @classmethod
@@ -107,8 +111,8 @@ class HybridRetriever(Travelling, AskingRetriever):
 
     @field_validator("on_error", mode="before")
     @classmethod
-    def _on_error(cls, value: OnError) -> OnError:
-        return check_on_error(value)
+    def _on_error(cls, value: OnRetrieverError) -> OnRetrieverError:
+        return check_on_retriever_error(value)
 
     @field_validator("weights", mode="before")
     @classmethod
@@ -119,11 +123,6 @@ class HybridRetriever(Travelling, AskingRetriever):
     def _one_weight_each(self) -> HybridRetriever:
         check_weights(self.weights, len(self.retrievers))
         return self
-
-    def model_post_init(self, context: Any, /) -> None:
-        """Make what asks the retrievers side by side."""
-        super().model_post_init(context)
-        self._crew = Crew("retrieve-rerank hybrid")
 
     def _get_relevant_documents(
         self,
@@ -139,7 +138,7 @@ class HybridRetriever(Travelling, AskingRetriever):
             for number, stage in enumerate(stages, start=1)
         ]
         names = named(self.retrievers)
-        return self._fused(self._crew.ask(names, calls, self.on_error, with_options=bool(retriever_options)), limit)
+        return self._fused(ask_all(names, calls, self.on_error, with_options=bool(retriever_options)), limit)
 
     async def _aget_relevant_documents(
         self,
@@ -155,7 +154,7 @@ class HybridRetriever(Travelling, AskingRetriever):
             for number, stage in enumerate(stages, start=1)
         ]
         names = named(self.retrievers)
-        found = await self._crew.aask(names, calls, self.on_error, with_options=bool(retriever_options))
+        found = await aask_all(names, calls, self.on_error, with_options=bool(retriever_options))
         return self._fused(found, limit)
 
     def _stages(self, query: str, k: int | None, options: dict[str, Any]) -> tuple[int, list[FirstStage]]:

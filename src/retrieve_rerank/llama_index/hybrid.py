@@ -14,7 +14,14 @@ from retrieve_rerank.checks import check_count, check_query
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.llama_index.filters import to_condition
 from retrieve_rerank.llama_index.first_stage import FirstStage, Index, check_retriever, first_stage, fuse_nodes
-from retrieve_rerank.retrieval.crew import Crew, OnError, check_on_error, named
+from retrieve_rerank.retrieval.first_stage import (
+    OnRetrieverError,
+    aask_all,
+    ask_all,
+    check_on_retriever_error,
+    named,
+    run_on_thread,
+)
 from retrieve_rerank.retrieval.fusion import Merge, check_merge, check_rrf_k, check_weights, warn_of_twins
 
 
@@ -66,7 +73,7 @@ class HybridRetriever(BaseRetriever):
         similarity_top_k: int = 100,
         filters: MetadataFilters | None = None,
         merge: Merge = "id",
-        on_error: OnError = "raise",
+        on_error: OnRetrieverError = "raise",
         callback_manager: CallbackManager | None = None,
         verbose: bool = False,
     ) -> None:
@@ -83,23 +90,25 @@ class HybridRetriever(BaseRetriever):
         to_condition(filters)  # a filter that cannot be used is known now, not at the first query
         self.filters = filters
         self.merge = check_merge(merge)
-        self.on_error = check_on_error(on_error)
+        self.on_error = check_on_retriever_error(on_error)
         self._names = named(self.retrievers)
-        self._crew = Crew("retrieve-rerank hybrid")
         super().__init__(callback_manager=callback_manager, verbose=verbose)
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         check_query(query_bundle.query_str)
         calls = [partial(first.find, query_bundle) for first in self._first_stages()]
-        return self._fused(self._crew.ask(self._names, calls, self.on_error))
+        return self._fused(ask_all(self._names, calls, self.on_error))
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         check_query(query_bundle.query_str)
         calls = [partial(first.afind, query_bundle) for first in self._first_stages()]
-        return self._fused(await self._crew.aask(self._names, calls, self.on_error))
+        return self._fused(await aask_all(self._names, calls, self.on_error))
 
     def _first_stages(self) -> list[FirstStage]:
-        return [first_stage(each, self.similarity_top_k, self.filters, self._crew.arun) for each in self.retrievers]
+        return [
+            first_stage(each, self.similarity_top_k, self.filters, partial(run_on_thread, "retrieve-rerank hybrid"))
+            for each in self.retrievers
+        ]
 
     def _fused(self, found: Sequence[list[NodeWithScore] | None]) -> list[NodeWithScore]:
         rankings = [ranking or [] for ranking in found]

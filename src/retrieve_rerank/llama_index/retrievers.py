@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from llama_index.core.base.base_retriever import BaseRetriever
@@ -28,7 +29,7 @@ from retrieve_rerank.llama_index.filters import to_condition
 from retrieve_rerank.llama_index.first_stage import FirstStage, Index, check_retriever, first_stage
 from retrieve_rerank.llama_index.postprocessor import CrossEncoderRerank
 from retrieve_rerank.llama_index.vector_store import ChromaVectorStore
-from retrieve_rerank.retrieval.crew import Crew
+from retrieve_rerank.retrieval.first_stage import run_on_thread
 from retrieve_rerank.retrieval.rerank import OnError, check_on_error
 from retrieve_rerank.types import Scorer
 
@@ -233,7 +234,6 @@ class RetrieveRerankRetriever(BaseRetriever):
             )
         self.rewrites = rewrites
         self._has_told = False
-        self._crew = Crew("retrieve-rerank first stage")
         super().__init__(callback_manager=callback_manager, verbose=verbose)
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
@@ -251,7 +251,9 @@ class RetrieveRerankRetriever(BaseRetriever):
         return await self._second_stage(start).apostprocess_nodes(candidates, query_bundle=query_bundle)
 
     def _first_stage(self) -> FirstStage:
-        return first_stage(self.retriever, self.fetch_k, self.filters, self._crew.arun)
+        return first_stage(
+            self.retriever, self.fetch_k, self.filters, partial(run_on_thread, "retrieve-rerank first stage")
+        )
 
     def _in_other_words(self, query: str) -> list[str]:
         return [] if self.rewrites is None else check_queries(self.rewrites(query), "rewrites")

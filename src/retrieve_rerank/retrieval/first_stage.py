@@ -1,103 +1,107 @@
-"""A retriever asked in whatever way it can be: one query or many, sync or async."""
+"""First stages asked in whatever way they can be: for one query or many, sync or async, one or several side by side."""
 
 from __future__ import annotations
 
+import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from concurrent.futures import ALL_COMPLETED, FIRST_EXCEPTION, Future, wait
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from retrieve_rerank.checks import check_queries
-from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.errors import DegradedWarning, InvalidInputError, RetrieveRerankError, in_one_line, warn_caller
+from retrieve_rerank.models.worker import run_beside
 from retrieve_rerank.retrieval.fusion import fuse, merge_of
 from retrieve_rerank.types import Hit, Retriever
 
 Options: TypeAlias = Mapping[str, object]
+OnRetrieverError = Literal["raise", "skip"]
+T = TypeVar("T")
+
+# What a search takes or is made with, where somebody would look for it among the first stage's options.
+_ELSEWHERE = {
+    "k": "how many hits a search returns is top_n, how many candidates it finds is fetch_k of the pipeline",
+    "fetch_k": "it is set where the pipeline is made",
+}
 
 
-class Source:
-    """A first stage: what it finds is at most `k` hits a query.
+class FirstStage:
+    """A retriever that is asked for candidates, at most `k` a query.
 
     Args:
         retriever: Anything with `retrieve(query, k)`; its `aretrieve`, `retrieve_many` and `aretrieve_many` are used
             where it has them.
-        arun: Runs a call on a thread and awaits it, for a retriever that is not async.
+        thread: What the thread is called on which a retriever that is not async is awaited.
     """
 
-    def __init__(self, retriever: Retriever, arun: Callable[..., Awaitable[Any]]) -> None:
+    def __init__(self, retriever: Retriever, thread: str = "retrieve-rerank first stage") -> None:
         self.retriever = retriever
-        self._arun = arun
+        self._thread = thread
 
     @property
     def takes_many(self) -> bool:
         """Whether it finds for many queries together."""
         return callable(getattr(self.retriever, "retrieve_many", None))
 
-    def check(self, options: Options) -> None:
-        """Raise InvalidInputError if the retriever does not take an option: a misspelt one is no fault of its code."""
-        if not options:
-            return
-        try:
-            parameters = inspect.signature(self.retriever.retrieve).parameters
-        except ValueError:  # not written in Python
-            return
-        own = list(parameters)[:2]  # query and k, whatever they are called
-        wrong = set(options) & {*own, "query", "k"}
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-            wrong |= set(options) - set(parameters)
-        if wrong:
-            takes = ", ".join(name for name in parameters if name not in own) or "none"
-            depth = "; how many candidates it finds is fetch_k of the pipeline" if "k" in wrong else ""
-            raise InvalidInputError(
-                f"{type(self.retriever).__name__} has no option {', '.join(map(repr, sorted(wrong)))} in a search; it "
-                f"takes: {takes}{depth}"
-            )
+    def retrieve(self, query: str, k: int, options: Options, rewrites: Sequence[str] = ()) -> list[Hit]:
+        """Find candidates for a query; given in other words, too, the fusion of what each of them finds.
 
-    def retrieve(self, query: str, k: int, options: Options) -> list[Hit]:
-        """Find candidates for one query."""
-        self.check(options)
-        return self.retriever.retrieve(query, k, **options)[:k]
+        Raises:
+            InvalidInputError: If the retriever does not take an option, or a rewrite cannot be used.
+        """
+        if queries := check_queries(rewrites, "rewrites"):
+            return self._fused(self.retrieve_many([query, *queries], k, options), k)
+        return self._checked(self.retriever.retrieve, options)(query, k, **options)[:k]
 
-    async def aretrieve(self, query: str, k: int, options: Options) -> list[Hit]:
+    async def aretrieve(self, query: str, k: int, options: Options, rewrites: Sequence[str] = ()) -> list[Hit]:
         """As `retrieve`, without blocking the event loop."""
-        self.check(options)
-        aretrieve = getattr(self.retriever, "aretrieve", None)
-        if aretrieve is None:
-            aretrieve = partial(self._arun, self.retriever.retrieve)
-        found: list[Hit] = await aretrieve(query, k, **options)
+        if queries := check_queries(rewrites, "rewrites"):
+            return self._fused(await self.aretrieve_many([query, *queries], k, options), k)
+        call = self._awaitable("aretrieve", "retrieve", options)
+        found: list[Hit] = await call(query, k, **options)
         return found[:k]
 
     def retrieve_many(self, queries: Sequence[str], k: int, options: Options) -> list[list[Hit]]:
         """Find candidates for each query, together where the retriever can."""
         if not self.takes_many:
             return [self.retrieve(query, k, options) for query in queries]
-        self.check(options)
         many: Callable[..., list[list[Hit]]] = getattr(self.retriever, "retrieve_many")  # noqa: B009 - not in the protocol
-        return self._one_each(queries, many(queries, k, **options), k)
+        return self._one_each(queries, self._checked(many, options)(queries, k, **options), k)
 
     async def aretrieve_many(self, queries: Sequence[str], k: int, options: Options) -> list[list[Hit]]:
         """As `retrieve_many`, without blocking the event loop."""
-        amany = getattr(self.retriever, "aretrieve_many", None)
-        if amany is None and not self.takes_many:
+        if not self.takes_many and not hasattr(self.retriever, "aretrieve_many"):
             return [await self.aretrieve(query, k, options) for query in queries]
-        self.check(options)
-        if amany is None:
-            return await self._arun(self.retrieve_many, queries, k, options)  # type: ignore[no-any-return]
-        return self._one_each(queries, await amany(queries, k, **options), k)
+        call = self._awaitable("aretrieve_many", "retrieve_many", options)
+        return self._one_each(queries, await call(queries, k, **options), k)
 
-    def retrieve_fused(self, query: str, rewrites: Sequence[str], k: int, options: Options) -> list[Hit]:
-        """Find candidates for a query, given in other words, too: the fusion of what each of them finds."""
-        queries = check_queries(rewrites, "rewrites")
-        if not queries:
-            return self.retrieve(query, k, options)
-        return fuse(self.retrieve_many([query, *queries], k, options), k=k, merge=merge_of(self.retriever))
+    def _awaitable(self, name: str, blocking: str, options: Options) -> Callable[..., Awaitable[Any]]:
+        """Return the retriever's async method, or the blocking one on a thread."""
+        if (method := getattr(self.retriever, name, None)) is not None:
+            return self._checked(method, options)
+        return partial(run_on_thread, self._thread, self._checked(getattr(self.retriever, blocking), options))
 
-    async def aretrieve_fused(self, query: str, rewrites: Sequence[str], k: int, options: Options) -> list[Hit]:
-        """As `retrieve_fused`, without blocking the event loop."""
-        queries = check_queries(rewrites, "rewrites")
-        if not queries:
-            return await self.aretrieve(query, k, options)
-        found = await self.aretrieve_many([query, *queries], k, options)
+    def _checked(self, method: Callable[..., T], options: Options) -> Callable[..., T]:
+        """Return `method`, or raise InvalidInputError where it does not take an option: no fault of its code."""
+        try:
+            parameters = inspect.signature(method).parameters if options else {}
+        except ValueError:  # not written in Python
+            return method
+        first = list(parameters)[:2]  # query and k, whatever they are called
+        wrong = set(options) & {*first, "query", "k"}
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+            wrong |= set(options) - set(parameters)
+        if wrong:
+            takes = ", ".join(name for name in parameters if name not in first) or "none"
+            hints = "".join(f"; {hint}" for name, hint in _ELSEWHERE.items() if name in wrong)
+            raise InvalidInputError(
+                f"{type(self.retriever).__name__} has no option {', '.join(map(repr, sorted(wrong)))} in a search; it "
+                f"takes: {takes}{hints}"
+            )
+        return method
+
+    def _fused(self, found: Sequence[list[Hit]], k: int) -> list[Hit]:
         return fuse(found, k=k, merge=merge_of(self.retriever))
 
     def _one_each(self, queries: Sequence[str], found: Sequence[list[Hit]], k: int) -> list[list[Hit]]:
@@ -107,3 +111,87 @@ class Source:
                 f"{len(found)} lists; expected one a query"
             )
         return [hits[:k] for hits in found]
+
+
+def ask_all(
+    names: Sequence[str], calls: Sequence[Callable[[], T]], on_error: OnRetrieverError, *, with_options: bool = False
+) -> list[T | None]:
+    """Return what each call returns; None for one that failed and is skipped.
+
+    Each call runs on a thread of its own in the caller's context, so that none waits for another. A thread ends with
+    its call; one that hangs is left alone: it takes no other call's place and, as a daemon, keeps no interpreter alive.
+
+    Args:
+        names: Of the calls, for the warning.
+        calls: What to run.
+        on_error: "raise" raises the first failure at once and lets the other calls end by themselves; "skip" warns
+            and goes on without those that failed. What the caller did wrong is never skipped.
+        with_options: Whether the calls hand options on, so that a TypeError means that one was not understood.
+
+    Raises:
+        RetrieveRerankError: If all calls failed and would be skipped.
+    """
+    futures = [run_beside("retrieve-rerank hybrid", call) for call in calls]
+    wait(futures, return_when=FIRST_EXCEPTION if on_error == "raise" else ALL_COMPLETED)
+    return _answers(names, futures, on_error, with_options=with_options)
+
+
+async def aask_all(
+    names: Sequence[str],
+    calls: Sequence[Callable[[], Coroutine[Any, Any, T]]],
+    on_error: OnRetrieverError,
+    *,
+    with_options: bool = False,
+) -> list[T | None]:
+    """As `ask_all`, for coroutine functions, without blocking the event loop; calls not waited for are cancelled."""
+    tasks = [asyncio.ensure_future(call()) for call in calls]
+    try:
+        await asyncio.wait(tasks, return_when=FIRST_EXCEPTION if on_error == "raise" else ALL_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+            task.add_done_callback(_failure)  # looked at, or asyncio would log it as never retrieved
+    return _answers(names, tasks, on_error, with_options=with_options)
+
+
+def run_on_thread(name: str, call: Callable[..., T], /, *args: Any, **kwargs: Any) -> Awaitable[T]:
+    """Run a call that blocks on a thread of that name, to be awaited. A cancelled call goes on by itself."""
+    return asyncio.wrap_future(run_beside(name, partial(call, *args, **kwargs)))
+
+
+def named(parts: Iterable[object]) -> list[str]:
+    """Return a name for each retriever: its number and its class."""
+    return [f"retriever {number} ({type(part).__name__})" for number, part in enumerate(parts, start=1)]
+
+
+def check_on_retriever_error(on_error: OnRetrieverError) -> OnRetrieverError:
+    """Return `on_error`, or raise InvalidInputError."""
+    if on_error not in get_args(OnRetrieverError):
+        raise InvalidInputError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
+    return on_error
+
+
+def _failure(done: Future[T] | asyncio.Future[T]) -> BaseException | None:
+    """Return why a call failed; None if it did not, or has not ended."""
+    return None if done.cancelled() or not done.done() else done.exception()
+
+
+def _answers(
+    names: Sequence[str],
+    calls: Sequence[Future[T] | asyncio.Task[T]],
+    on_error: OnRetrieverError,
+    *,
+    with_options: bool,
+) -> list[T | None]:
+    never_skipped = (InvalidInputError, TypeError) if with_options else InvalidInputError
+    failures = [_failure(call) for call in calls]
+    failed = [(name, failure) for name, failure in zip(names, failures, strict=True) if failure is not None]
+    for _, failure in failed:
+        if on_error == "raise" or isinstance(failure, never_skipped) or not isinstance(failure, Exception):
+            raise failure
+    if failed:
+        said = "; ".join(f"{name}: {in_one_line(failure)}" for name, failure in failed)
+        if len(failed) == len(names):
+            raise RetrieveRerankError(f"every retriever failed: {said}") from failed[0][1]
+        warn_caller(f"the result lacks what these would have found: {said}", DegradedWarning)
+    return [None if failure else call.result() for call, failure in zip(calls, failures, strict=True)]

@@ -8,8 +8,14 @@ from types import TracebackType
 
 from retrieve_rerank.checks import check_count, check_queries, check_query
 from retrieve_rerank.errors import InvalidInputError
-from retrieve_rerank.retrieval.crew import Crew, OnError, check_on_error, named
-from retrieve_rerank.retrieval.first_stage import Source
+from retrieve_rerank.retrieval.first_stage import (
+    FirstStage,
+    OnRetrieverError,
+    aask_all,
+    ask_all,
+    check_on_retriever_error,
+    named,
+)
 from retrieve_rerank.retrieval.fusion import Merge, check_merge, check_rrf_k, check_weights, fuse, warn_of_twins
 from retrieve_rerank.types import Hit, Retriever
 
@@ -49,7 +55,7 @@ class HybridRetriever:
         *,
         weights: Sequence[float] | None = None,
         rrf_k: float = 60,
-        on_error: OnError = "raise",
+        on_error: OnRetrieverError = "raise",
         merge: Merge = "id",
     ) -> None:
         if isinstance(retrievers, str) or not isinstance(retrievers, Iterable):
@@ -65,16 +71,15 @@ class HybridRetriever:
                 )
         self.weights = check_weights(weights, len(given))
         self.rrf_k = check_rrf_k(rrf_k)
-        self.on_error = check_on_error(on_error)
+        self.on_error = check_on_retriever_error(on_error)
         self.merge = check_merge(merge)
         self._names = named(given)
-        self._crew = Crew("retrieve-rerank hybrid")
-        self._sources = [Source(retriever, self._crew.arun) for retriever in given]
+        self._stages = [FirstStage(retriever, "retrieve-rerank hybrid") for retriever in given]
 
     @property
     def retrievers(self) -> tuple[Retriever, ...]:
         """What is asked, as it was given."""
-        return tuple(source.retriever for source in self._sources)
+        return tuple(stage.retriever for stage in self._stages)
 
     def retrieve(self, query: str, k: int = 100, **options: object) -> list[Hit]:
         """Find the passages that the retrievers together rank best.
@@ -92,30 +97,30 @@ class HybridRetriever:
         """
         check_query(query)
         check_count(k, "k")
-        calls = [partial(source.retrieve, query, k, options) for source in self._sources]
-        found = self._crew.ask(self._names, calls, self.on_error, with_options=bool(options))
+        calls = [partial(stage.retrieve, query, k, options) for stage in self._stages]
+        found = ask_all(self._names, calls, self.on_error, with_options=bool(options))
         return self._fused(found, k)
 
     async def aretrieve(self, query: str, k: int = 100, **options: object) -> list[Hit]:
         """As `retrieve`, without blocking the event loop, by the retrievers' own `aretrieve` where they have one."""
         check_query(query)
         check_count(k, "k")
-        calls = [partial(source.aretrieve, query, k, options) for source in self._sources]
-        found = await self._crew.aask(self._names, calls, self.on_error, with_options=bool(options))
+        calls = [partial(stage.aretrieve, query, k, options) for stage in self._stages]
+        found = await aask_all(self._names, calls, self.on_error, with_options=bool(options))
         return self._fused(found, k)
 
     def retrieve_many(self, queries: Sequence[str], k: int = 100, **options: object) -> list[list[Hit]]:
         """As `retrieve` for each query; each retriever is asked for all of them together, where it can be."""
         checked = self._checked_many(queries, k)
-        calls = [partial(source.retrieve_many, checked, k, options) for source in self._sources]
-        found = self._crew.ask(self._names, calls, self.on_error, with_options=bool(options)) if checked else []
+        calls = [partial(stage.retrieve_many, checked, k, options) for stage in self._stages]
+        found = ask_all(self._names, calls, self.on_error, with_options=bool(options)) if checked else []
         return self._fused_each(found, len(checked), k)
 
     async def aretrieve_many(self, queries: Sequence[str], k: int = 100, **options: object) -> list[list[Hit]]:
         """As `retrieve_many`, without blocking the event loop."""
         checked = self._checked_many(queries, k)
-        calls = [partial(source.aretrieve_many, checked, k, options) for source in self._sources]
-        found = await self._crew.aask(self._names, calls, self.on_error, with_options=bool(options)) if checked else []
+        calls = [partial(stage.aretrieve_many, checked, k, options) for stage in self._stages]
+        found = await aask_all(self._names, calls, self.on_error, with_options=bool(options)) if checked else []
         return self._fused_each(found, len(checked), k)
 
     def close(self) -> None:

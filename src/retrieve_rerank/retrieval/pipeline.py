@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from retrieve_rerank.checks import check_count, check_queries, check_query, check_seconds, check_threshold
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.models.ranking import Ranker, Scale, as_ranker
-from retrieve_rerank.retrieval.crew import Crew
-from retrieve_rerank.retrieval.first_stage import Options, Source
+from retrieve_rerank.retrieval.first_stage import FirstStage, Options
 from retrieve_rerank.retrieval.rerank import OnError, Reranked, SecondStage, check_on_error
 from retrieve_rerank.retrieval.saved import load_setting
 from retrieve_rerank.types import Hit, Retriever, Scorer, SearchResult, Timings
@@ -71,7 +70,7 @@ class RetrieveRerank:
         self.time_budget = check_seconds(time_budget, "time_budget")
         self.on_error = check_on_error(on_error)
         self._ranker = as_ranker(cross_encoder, scores)
-        self._source = Source(retriever, Crew("retrieve-rerank first stage").arun)
+        self._first_stage = FirstStage(retriever)
 
     @classmethod
     def load(
@@ -128,7 +127,7 @@ class RetrieveRerank:
     @property
     def retriever(self) -> Retriever:
         """The first stage, as it was given."""
-        return self._source.retriever
+        return self._first_stage.retriever
 
     @property
     def cross_encoder(self) -> Scorer:
@@ -208,10 +207,10 @@ class RetrieveRerank:
         """
         checked = _checked_many(queries, first_stage_options)
         stage = self._second_stage(top_n, score_threshold, time_budget)
-        if not (checked and self._source.takes_many):
+        if not (checked and self._first_stage.takes_many):
             return [self._one(query, (), stage, first_stage_options) for query in checked]
         start = time.perf_counter()
-        found = self._source.retrieve_many(checked, self.fetch_k, first_stage_options)
+        found = self._first_stage.retrieve_many(checked, self.fetch_k, first_stage_options)
         share = (time.perf_counter() - start) / len(checked)
         reranked = stage.run_many(checked, found, spent=share)
         return [_result(query, hits, share, done) for query, hits, done in zip(checked, found, reranked, strict=True)]
@@ -228,10 +227,10 @@ class RetrieveRerank:
         """As `search_many`, without blocking the event loop."""
         checked = _checked_many(queries, first_stage_options)
         stage = self._second_stage(top_n, score_threshold, time_budget)
-        if not (checked and self._source.takes_many):
+        if not (checked and self._first_stage.takes_many):
             return [await self._aone(query, (), stage, first_stage_options) for query in checked]
         start = time.perf_counter()
-        found = await self._source.aretrieve_many(checked, self.fetch_k, first_stage_options)
+        found = await self._first_stage.aretrieve_many(checked, self.fetch_k, first_stage_options)
         share = (time.perf_counter() - start) / len(checked)
         reranked = await stage.arun_many(checked, found, spent=share)
         return [_result(query, hits, share, done) for query, hits, done in zip(checked, found, reranked, strict=True)]
@@ -244,13 +243,13 @@ class RetrieveRerank:
 
     def _one(self, query: str, rewrites: Sequence[str], stage: SecondStage, options: Options) -> SearchResult:
         start = time.perf_counter()
-        candidates = self._source.retrieve_fused(query, rewrites, self.fetch_k, options)
+        candidates = self._first_stage.retrieve(query, self.fetch_k, options, rewrites)
         spent = time.perf_counter() - start
         return _result(query, candidates, spent, stage.run(query, candidates, spent=spent))
 
     async def _aone(self, query: str, rewrites: Sequence[str], stage: SecondStage, options: Options) -> SearchResult:
         start = time.perf_counter()
-        candidates = await self._source.aretrieve_fused(query, rewrites, self.fetch_k, options)
+        candidates = await self._first_stage.aretrieve(query, self.fetch_k, options, rewrites)
         spent = time.perf_counter() - start
         return _result(query, candidates, spent, await stage.arun(query, candidates, spent=spent))
 
