@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+Scale = Literal["logits", "probabilities"]  # of a cross-encoder's scores
 Metric = Literal["cosine", "dot", "euclidean"]
 
 

@@ -269,6 +269,10 @@ def test_a_dump_is_small_and_readable() -> None:
         "kwargs": {
             "model": "some/model",
             "top_n": 3,
+            "precision": "auto",
+            "backend": "torch",
+            "timeout": 60.0,
+            "max_concurrency": 8,
             "long_passages": "truncate",
             "max_windows": 16,
             "on_error": "raise",

@@ -25,8 +25,8 @@ from retrieve_rerank import (
     TruncationWarning,
 )
 from retrieve_rerank.models.connection import Connection, RefusedError
-from retrieve_rerank.models.endpoint import Endpoint
 from retrieve_rerank.models.server_forms import find_form
+from retrieve_rerank.models.settings import Endpoint
 from retrieve_rerank.testing import LetterEncoder, TableScorer
 from tests.core.stubs import letters, run_python
 from tests.inference_server import Refusal, inference_server
@@ -339,6 +339,12 @@ def test_a_model_travels_without_its_key_and_takes_it_from_the_environment(monke
             with pytest.raises(RemoteError, match="401"):
                 copy.score("q", ["high"])
         monkeypatch.setenv("RETRIEVE_RERANK_API_KEY", key)
+        with (
+            pickle.loads(pickled) as copy,
+            pytest.raises(RemoteError, match="not sent, .* set RETRIEVE_RERANK_ENDPOINT to it"),
+        ):
+            copy.score("q", ["high"])
+        monkeypatch.setenv("RETRIEVE_RERANK_ENDPOINT", f"{server.url}/")
         with pickle.loads(pickled) as copy:
             assert copy.score("q", ["high"]).tolist() == [3.0]
         with CrossEncoder(**model.settings) as again:  # type: ignore[arg-type]

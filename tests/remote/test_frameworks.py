@@ -76,6 +76,7 @@ def test_langchain_reranker(
     assert asyncio.run(made.acompress_documents(documents, "q")) == best
     assert KEY not in shown(made)
     monkeypatch.setenv("RETRIEVE_RERANK_API_KEY", KEY)
+    monkeypatch.setenv("RETRIEVE_RERANK_ENDPOINT", reranking.url)
     assert way(made).compress_documents(documents, "q") == best
 
 
@@ -94,6 +95,7 @@ def test_langchain_embeddings(
     assert asyncio.run(made.aembed_query("cab")) == vectors[1]
     assert KEY not in shown(made)
     monkeypatch.setenv("RETRIEVE_RERANK_API_KEY", KEY)
+    monkeypatch.setenv("RETRIEVE_RERANK_ENDPOINT", embedding.url)
     again = way(made)
     assert again.embed_documents(["abba", "cab"]) == vectors
     assert again.encoder.settings == made.encoder.settings
@@ -114,6 +116,7 @@ def test_llama_index_reranker(
     assert [node.text for node in best] == ["high", "middle"]
     assert KEY not in shown(made)
     monkeypatch.setenv("RETRIEVE_RERANK_API_KEY", KEY)
+    monkeypatch.setenv("RETRIEVE_RERANK_ENDPOINT", reranking.url)
     again = way(made)
     assert [node.score for node in again.postprocess_nodes(nodes, query_str="q")] == [node.score for node in best]
     assert again.max_concurrency == made.max_concurrency
@@ -129,6 +132,7 @@ def test_llama_index_embeddings(
     assert made.get_text_embedding("abba") == [2.0, 2.0, 0.0, 1.0]
     assert KEY not in shown(made)
     monkeypatch.setenv("RETRIEVE_RERANK_API_KEY", KEY)
+    monkeypatch.setenv("RETRIEVE_RERANK_ENDPOINT", embedding.url)
     again = way(made)
     assert again.get_query_embedding("cab") == [1.0, 1.0, 1.0, 1.0]
     assert again.encoder.settings == made.encoder.settings

@@ -17,11 +17,10 @@ from retrieve_rerank.evaluation.running import Reader, Stage
 from retrieve_rerank.evaluation.significance import bootstrap_interval
 from retrieve_rerank.evaluation.tuned import Setting
 from retrieve_rerank.models.cross_encoder import CrossEncoder
-from retrieve_rerank.models.ranking import Scale
 from retrieve_rerank.retrieval.pipeline import RetrieveRerank
 from retrieve_rerank.retrieval.rerank import described
 from retrieve_rerank.retrieval.saved import remembered
-from retrieve_rerank.types import Hit, Retriever, Scorer
+from retrieve_rerank.types import Hit, Retriever, Scale, Scorer
 
 _TIMED = 5  # questions on which the cost of a call is measured
 

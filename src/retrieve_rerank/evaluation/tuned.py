@@ -14,8 +14,8 @@ from retrieve_rerank.evaluation import choosing, exporting, tuning_words
 from retrieve_rerank.evaluation.choosing import HeldOut
 from retrieve_rerank.evaluation.evaluation import machine
 from retrieve_rerank.evaluation.results import Latency
-from retrieve_rerank.models.ranking import Scale
 from retrieve_rerank.retrieval.saved import save_setting
+from retrieve_rerank.types import Scale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

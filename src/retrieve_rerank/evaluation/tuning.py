@@ -19,8 +19,8 @@ from retrieve_rerank.evaluation.running import run
 from retrieve_rerank.evaluation.store import open_store
 from retrieve_rerank.evaluation.trying import Plan
 from retrieve_rerank.evaluation.tuned import Tuning
-from retrieve_rerank.models.ranking import Scale, scorer_name
-from retrieve_rerank.types import Retriever, Scorer
+from retrieve_rerank.models.ranking import scorer_name
+from retrieve_rerank.types import Retriever, Scale, Scorer
 
 DEPTHS = (5, 10, 15, 20, 25, 30, 40, 50, 60, 75, 100)
 

@@ -19,6 +19,7 @@ from langchain_core.runnables import (
 
 from retrieve_rerank.errors import InvalidInputError, MissingDependencyError
 from retrieve_rerank.langchain.reranker import RerankStep
+from retrieve_rerank.models.settings import reading_back
 
 # LangChain's own that hold other components, and do nothing that those do not.
 _CONTAINERS: tuple[type[Serializable], ...] = (
@@ -61,8 +62,8 @@ def load(dumped: Mapping[str, Any], *, trust_remote_code: bool = False) -> Any:
     classes = [*_classes(), *_CONTAINERS]
     known = {tuple(kind.lc_id()) for kind in classes}
     for part in _parts(dumped):
-        _check(part, known, trust_remote_code=trust_remote_code)
-    with warnings.catch_warnings():
+        _check(part, known)
+    with warnings.catch_warnings(), reading_back(["trust_remote_code"] if trust_remote_code else []):
         warnings.filterwarnings("ignore", message="The function `load` is in beta")
         return load_any(dict(dumped), allowed_objects=classes, valid_namespaces=[__name__.split(".")[0]])
 
@@ -92,12 +93,7 @@ def _parts(value: object) -> Iterator[Mapping[str, Any]]:
             yield from _parts(inner)
 
 
-def _check(part: Mapping[str, Any], known: set[tuple[str, ...]], *, trust_remote_code: bool) -> None:
-    if part.get("trust_remote_code") and not trust_remote_code:
-        raise InvalidInputError(
-            f"the dump asks to run code that comes with the checkpoint {part.get('model')!r}; if you have read that "
-            "code, use load(dumped, trust_remote_code=True)"
-        )
+def _check(part: Mapping[str, Any], known: set[tuple[str, ...]]) -> None:
     kind, name = part.get("type"), part.get("id")
     if part.get("lc") != 1 or not isinstance(name, list):
         return

@@ -18,6 +18,7 @@ from retrieve_rerank.langchain._checked import Checked
 from retrieve_rerank.langchain.vectorstore import ChromaVectorStore
 from retrieve_rerank.models.bi_encoder import BiEncoder
 from retrieve_rerank.models.cross_encoder import CrossEncoder
+from retrieve_rerank.models.settings import reading_back
 
 CLASS = "class"  # the key that tells such a mapping from any other
 _MAKERS: dict[str, type[BiEncoder] | type[CrossEncoder] | type[ChromaVectorStore]] = {
@@ -101,5 +102,5 @@ def unpacked(value: Any) -> Any:
             "components of this package can, and of vector stores only ChromaVectorStore in a directory. Load the "
             "rest, and give the object in code"
         )
-    arguments = {name: unpacked(argument) for name, argument in value.items() if name != CLASS}
-    return maker(**arguments)
+    with reading_back():
+        return maker(**{name: unpacked(argument) for name, argument in value.items() if name != CLASS})

@@ -10,17 +10,14 @@ from langchain_core.embeddings import Embeddings
 from pydantic import AliasChoices, ConfigDict, Field, PrivateAttr, field_validator
 
 from retrieve_rerank.langchain._travel import Travelling, unpacked
-from retrieve_rerank.models.backend import Backend
 from retrieve_rerank.models.bi_encoder import DEFAULT_MODEL, BiEncoder
-from retrieve_rerank.models.endpoint import KEY_VARIABLE, MAX_CONCURRENCY, TIMEOUT, Protocol
-from retrieve_rerank.models.precision import Precision
-from retrieve_rerank.types import Metric
+from retrieve_rerank.models.settings import KEY_VARIABLE, BiEncoderSettings
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class BiEncoderEmbeddings(Travelling, Embeddings):
+class BiEncoderEmbeddings(Travelling, BiEncoderSettings, Embeddings):
     """A sentence-transformers bi-encoder as LangChain embeddings.
 
     Queries and documents get the model's own saved prompts; newlines are kept; in float32, vectors equal the
@@ -51,37 +48,12 @@ class BiEncoderEmbeddings(Travelling, Embeddings):
         default=DEFAULT_MODEL,
         validation_alias=AliasChoices("model", "model_name"),
     )
-    device: str | None = None
-    precision: Precision = "auto"
-    backend: Backend = "torch"
-    revision: str | None = None
-    cache_folder: str | None = None
-    local_files_only: bool = False
-    token: str | bool | None = Field(default=None, exclude=True, repr=False)
-    trust_remote_code: bool = False
-    query_prompt: str | None = None
-    document_prompt: str | None = None
-    normalize: bool | None = None
-    truncate_dim: int | None = None
-    max_length: int | None = None
-    batch_tokens: int | None = None
-    endpoint: str | None = None
-    api_key: str | None = Field(default=None, exclude=True, repr=False)
-    protocol: Protocol | None = None
-    timeout: float = TIMEOUT
-    max_concurrency: int = MAX_CONCURRENCY
-    metric: Metric | None = None
-
     _encoder: BiEncoder = PrivateAttr()
 
-    @field_validator("model", "cache_folder", mode="before")
+    @field_validator("model", mode="before")
     @classmethod
     def _model(cls, value: object) -> object:
         return os.fspath(value) if isinstance(value, os.PathLike) else unpacked(value)
-
-    def __getstate__(self) -> dict[Any, Any]:
-        state = super().__getstate__()
-        return {**state, "__dict__": {**state["__dict__"], "token": None, "api_key": None}}  # no secret in a pickle
 
     @property
     def lc_secrets(self) -> dict[str, str]:
@@ -101,8 +73,7 @@ class BiEncoderEmbeddings(Travelling, Embeddings):
         if isinstance(self.model, BiEncoder):
             self._encoder = self.model
             return
-        settings = {name: getattr(self, name) for name in type(self).model_fields}
-        self._encoder = BiEncoder(settings.pop("model"), **settings)
+        self._encoder = self.make(BiEncoder, self.model)
         if self.endpoint is not None:  # what a server serves is no default of ours
             self.__dict__["model"] = self._encoder.model
 

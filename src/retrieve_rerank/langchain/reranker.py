@@ -10,7 +10,7 @@ from langchain_core.callbacks import Callbacks
 from langchain_core.cross_encoders import BaseCrossEncoder
 from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
-from pydantic import ConfigDict, Field, PrivateAttr, field_validator
+from pydantic import ConfigDict, PrivateAttr, field_validator
 from typing_extensions import TypedDict
 
 from retrieve_rerank.checks import check_count, check_query, check_seconds, check_threshold
@@ -25,11 +25,11 @@ from retrieve_rerank.langchain._convert import (
     to_reranked,
 )
 from retrieve_rerank.langchain._travel import Travelling, unpacked
-from retrieve_rerank.models.cross_encoder import DEFAULT_MODEL, MAX_WINDOWS, CrossEncoder, LongPassages
-from retrieve_rerank.models.endpoint import KEY_VARIABLE
-from retrieve_rerank.models.ranking import Ranker, Scale, as_ranker
+from retrieve_rerank.models.cross_encoder import DEFAULT_MODEL, CrossEncoder
+from retrieve_rerank.models.ranking import Ranker, as_ranker
+from retrieve_rerank.models.settings import KEY_VARIABLE, CrossEncoderSettings, documented
 from retrieve_rerank.retrieval.rerank import OnError, Reranked, SecondStage
-from retrieve_rerank.types import Scorer
+from retrieve_rerank.types import Scale, Scorer
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -44,7 +44,8 @@ class RerankInput(TypedDict):
     documents: Sequence[Document]
 
 
-class CrossEncoderReranker(Travelling, BaseDocumentCompressor):
+@documented(CrossEncoderSettings)
+class CrossEncoderReranker(Travelling, CrossEncoderSettings, BaseDocumentCompressor):
     """Order documents by a cross-encoder and keep the best, with their scores.
 
     Args:
@@ -54,12 +55,6 @@ class CrossEncoderReranker(Travelling, BaseDocumentCompressor):
         top_n: How many documents to keep; None keeps all.
         score_threshold: Documents whose relevance score is below are left out; 0.0 leaves out none. Documents that the
             model did not score stay.
-        long_passages: What is done with a document that is longer than the model reads: "truncate" scores its
-            beginning, "windows" the best of overlapping windows. For a model given by name, as is the next.
-        max_windows: How many windows of one document are scored at most.
-        endpoint: Address of an inference server that scores, as `retrieve_rerank.CrossEncoder` takes it; `model` is
-            then the name that the server knows it by, and may be left out. For more settings give a `CrossEncoder`.
-        api_key: Sent to the server. Never written down: a dump names the environment's RETRIEVE_RERANK_API_KEY.
         text_template: What the model reads of a document, such as "{title}. {page_content}", filled from the
             metadata, whose keys every document must have; None reads the page content.
         time_budget: Seconds that a call may take, never more than one batch over. Documents that were not scored in
@@ -69,6 +64,10 @@ class CrossEncoderReranker(Travelling, BaseDocumentCompressor):
             `DegradedWarning`. An empty query and settings that cannot be used raise in any case.
         scores: What a model that is not ours returns: "logits", or "probabilities" in [0, 1], as
             langchain-community's `HuggingFaceCrossEncoder` does for most models.
+        **settings: Every other argument is explained in `retrieve_rerank.models.settings`.
+
+    The settings of the model are for one given by name. The API key is never written down: a dump names the
+    environment's RETRIEVE_RERANK_API_KEY instead.
 
     The result holds copies, best first. Their metadata has, beside what was there, `relevance_score` (in [0, 1], means
     the same for every model), `rerank_logit`, `rerank_rank` and `retrieval_rank` (1-based), and `retrieval_score` where
@@ -103,14 +102,10 @@ class CrossEncoderReranker(Travelling, BaseDocumentCompressor):
     model: str | CrossEncoder | BaseCrossEncoder | Scorer = DEFAULT_MODEL
     top_n: int | None = 5
     score_threshold: float | None = None
-    long_passages: LongPassages = "truncate"
-    max_windows: int = MAX_WINDOWS
     text_template: str | None = None
     time_budget: float | None = None
     on_error: OnError = "raise"
     scores: Scale = "logits"
-    endpoint: str | None = None
-    api_key: str | None = Field(default=None, exclude=True, repr=False)
 
     _ranker: Ranker = PrivateAttr()
 
@@ -118,11 +113,6 @@ class CrossEncoderReranker(Travelling, BaseDocumentCompressor):
     @classmethod
     def _model(cls, value: object) -> object:
         return os.fspath(value) if isinstance(value, os.PathLike) else unpacked(value)
-
-    @field_validator("max_windows", mode="before")
-    @classmethod
-    def _max_windows(cls, value: int) -> int:
-        return check_count(value, "max_windows")
 
     @field_validator("top_n", mode="before")
     @classmethod
@@ -144,10 +134,6 @@ class CrossEncoderReranker(Travelling, BaseDocumentCompressor):
     def _text_template(cls, value: str | None) -> str | None:
         return check_template(value)
 
-    def __getstate__(self) -> dict[Any, Any]:
-        state = super().__getstate__()
-        return {**state, "__dict__": {**state["__dict__"], "api_key": None}}  # no secret in a pickle
-
     @property
     def lc_secrets(self) -> dict[str, str]:
         """What `dumpd` writes instead of the key."""
@@ -156,7 +142,7 @@ class CrossEncoderReranker(Travelling, BaseDocumentCompressor):
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Return a copy; one with another model, or another way to use it, ranks with that."""
         copied = super().model_copy(update=update, deep=deep)
-        if update and {"model", "scores", "long_passages", "max_windows", "endpoint", "api_key"} & set(update):
+        if update and {"model", "scores", *CrossEncoderSettings.model_fields} & set(update):
             copied.model_post_init(None)
         return copied
 
@@ -165,20 +151,14 @@ class CrossEncoderReranker(Travelling, BaseDocumentCompressor):
         super().model_post_init(context)
         model = self.model.cross_encoder if isinstance(self.model, LangChainCrossEncoder) else self.model
         if isinstance(model, str):
-            made = CrossEncoder(
-                model,
-                long_passages=self.long_passages,
-                max_windows=self.max_windows,
-                endpoint=self.endpoint,
-                api_key=self.api_key,
-            )
+            made = self.make(CrossEncoder, model)
             self._ranker = as_ranker(made, self.scores)
             if self.endpoint is not None:  # what a server serves is no default of ours
                 self.__dict__["model"] = made.model
             return
-        if (self.long_passages, self.max_windows, self.endpoint) != ("truncate", MAX_WINDOWS, None):
+        if given := self.changed_settings:
             raise InvalidInputError(
-                "long_passages, max_windows and endpoint can be given with a model's name only; set them where the "
+                f"{', '.join(given)} can be given with a model's name only; set them where the "
                 f"{type(model).__name__} is made"
             )
         self._ranker = as_ranker(PairScorer(model) if isinstance(model, BaseCrossEncoder) else model, self.scores)

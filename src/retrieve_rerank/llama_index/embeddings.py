@@ -19,14 +19,12 @@ from typing_extensions import Self
 from retrieve_rerank.checks import check_count
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.llama_index.serialization import Restorable
-from retrieve_rerank.models.backend import Backend
 from retrieve_rerank.models.bi_encoder import DEFAULT_MODEL, BiEncoder
-from retrieve_rerank.models.endpoint import MAX_CONCURRENCY, TIMEOUT, Protocol
-from retrieve_rerank.models.precision import Precision
-from retrieve_rerank.types import Metric
+from retrieve_rerank.models.settings import BiEncoderOptions, BiEncoderSettings, documented
 
 if TYPE_CHECKING:
     from llama_index.core.rate_limiter import BaseRateLimiter
+    from typing_extensions import Unpack
 
 _CACHED_QUERIES = "query_embeddings"  # the base class keeps texts under "embeddings"
 _LARGEST_BATCH = 2048  # the base class's own limit
@@ -34,7 +32,8 @@ _LARGEST_BATCH = 2048  # the base class's own limit
 dispatcher = get_dispatcher(__name__)
 
 
-class BiEncoderEmbedding(BaseEmbedding, Restorable):
+@documented(BiEncoderSettings)
+class BiEncoderEmbedding(BiEncoderSettings, BaseEmbedding, Restorable):
     """Embeds queries and nodes with a sentence-transformers bi-encoder.
 
     Queries get the model's query prompt, nodes its document prompt. A batch is one call of the encoder, which sorts by
@@ -44,26 +43,7 @@ class BiEncoderEmbedding(BaseEmbedding, Restorable):
     Args:
         model_name: A hub name or a folder. `model` is accepted as well.
         model: Another name for `model_name`.
-        device: As in `BiEncoder`.
-        precision: As in `BiEncoder`.
-        backend: As in `BiEncoder`.
-        revision: As in `BiEncoder`.
-        cache_folder: As in `BiEncoder`.
-        local_files_only: As in `BiEncoder`.
-        token: As in `BiEncoder`. Never dumped.
-        trust_remote_code: As in `BiEncoder`.
-        query_prompt: As in `BiEncoder`.
-        document_prompt: As in `BiEncoder`.
-        normalize: As in `BiEncoder`.
-        truncate_dim: As in `BiEncoder`.
-        max_length: As in `BiEncoder`.
-        batch_tokens: As in `BiEncoder`.
-        endpoint: As in `BiEncoder`: an inference server that computes the vectors.
-        api_key: As in `BiEncoder`. Never dumped.
-        protocol: As in `BiEncoder`.
-        timeout: As in `BiEncoder`.
-        max_concurrency: As in `BiEncoder`.
-        metric: As in `BiEncoder`.
+        **settings: Every other argument is explained in `retrieve_rerank.models.settings`.
         embed_batch_size: Nodes in one call of the encoder, at most 2048. The encoder makes its own, smaller, batches.
         callback_manager: LlamaIndex's callbacks.
         num_workers: Batches that an async call hands over at once. One model computes one batch at a time all the same.
@@ -86,26 +66,6 @@ class BiEncoderEmbedding(BaseEmbedding, Restorable):
     model_config = ConfigDict(hide_input_in_errors=True)  # there may be a key in it
 
     model_name: str = Field(frozen=True)
-    device: str | None = Field(frozen=True)
-    precision: Precision = Field(frozen=True)
-    backend: Backend = Field(frozen=True)
-    revision: str | None = Field(frozen=True)
-    cache_folder: str | None = Field(frozen=True)
-    local_files_only: bool = Field(frozen=True)
-    token: str | bool | None = Field(frozen=True, exclude=True, repr=False)
-    trust_remote_code: bool = Field(frozen=True)
-    query_prompt: str | None = Field(frozen=True)
-    document_prompt: str | None = Field(frozen=True)
-    normalize: bool | None = Field(frozen=True)
-    truncate_dim: int | None = Field(frozen=True)
-    max_length: int | None = Field(frozen=True)
-    batch_tokens: int | None = Field(frozen=True)
-    endpoint: str | None = Field(frozen=True)
-    api_key: str | None = Field(frozen=True, exclude=True, repr=False)
-    protocol: Protocol | None = Field(frozen=True)
-    timeout: float = Field(frozen=True)
-    max_concurrency: int = Field(frozen=True)
-    metric: Metric | None = Field(frozen=True)
     rate_limiter: Any = Field(default=None, exclude=True)  # older versions of the base class have no such field
 
     _encoder: BiEncoder = PrivateAttr()
@@ -115,31 +75,12 @@ class BiEncoderEmbedding(BaseEmbedding, Restorable):
         model_name: str | os.PathLike[str] | None = None,
         *,
         model: str | os.PathLike[str] | None = None,
-        device: str | None = None,
-        precision: Precision = "auto",
-        backend: Backend = "torch",
-        revision: str | None = None,
-        cache_folder: str | os.PathLike[str] | None = None,
-        local_files_only: bool = False,
-        token: str | bool | None = None,
-        trust_remote_code: bool = False,
-        query_prompt: str | None = None,
-        document_prompt: str | None = None,
-        normalize: bool | None = None,
-        truncate_dim: int | None = None,
-        max_length: int | None = None,
-        batch_tokens: int | None = None,
-        endpoint: str | None = None,
-        api_key: str | None = None,
-        protocol: Protocol | None = None,
-        timeout: float = TIMEOUT,
-        max_concurrency: int = MAX_CONCURRENCY,
-        metric: Metric | None = None,
         embed_batch_size: int = 512,
         callback_manager: CallbackManager | None = None,
         num_workers: int | None = None,
         embeddings_cache: BaseKVStore | None = None,
         rate_limiter: BaseRateLimiter | None = None,
+        **settings: Unpack[BiEncoderOptions],
     ) -> None:
         if model_name is not None and model is not None and os.fspath(model_name) != os.fspath(model):
             raise InvalidInputError(
@@ -148,39 +89,19 @@ class BiEncoderEmbedding(BaseEmbedding, Restorable):
         if check_count(embed_batch_size, "embed_batch_size") > _LARGEST_BATCH:
             raise InvalidInputError(f"embed_batch_size must be <= {_LARGEST_BATCH}, got {embed_batch_size}")
         chosen = model_name if model_name is not None else model if model is not None else DEFAULT_MODEL
-        settings: dict[str, Any] = {
-            "device": device,
-            "precision": precision,
-            "backend": backend,
-            "revision": revision,
-            "cache_folder": None if cache_folder is None else os.fspath(cache_folder),
-            "local_files_only": local_files_only,
-            "token": token,
-            "trust_remote_code": trust_remote_code,
-            "query_prompt": query_prompt,
-            "document_prompt": document_prompt,
-            "normalize": normalize,
-            "truncate_dim": truncate_dim,
-            "max_length": max_length,
-            "batch_tokens": batch_tokens,
-            "endpoint": endpoint,
-            "api_key": api_key,
-            "protocol": protocol,
-            "timeout": timeout,
-            "max_concurrency": max_concurrency,
-            "metric": metric,
+        fields: dict[str, Any] = {
+            "model_name": os.fspath(chosen),
+            "embed_batch_size": embed_batch_size,
+            "callback_manager": callback_manager or CallbackManager([]),
+            "num_workers": num_workers,
+            "embeddings_cache": embeddings_cache,
+            "rate_limiter": rate_limiter,
+            **BiEncoderSettings.of(settings).arguments,
         }
-        encoder = BiEncoder(chosen, **settings)  # checks its arguments; loads nothing yet
-        super().__init__(
-            model_name=encoder.model,
-            embed_batch_size=embed_batch_size,
-            callback_manager=callback_manager or CallbackManager([]),
-            num_workers=num_workers,
-            embeddings_cache=embeddings_cache,
-            rate_limiter=rate_limiter,
-            **settings,
-        )
-        self._encoder = encoder
+        super().__init__(**fields)
+        # What a server serves is no default of ours, and is what is written down.
+        self._encoder = self.make(BiEncoder, chosen)
+        self.__dict__["model_name"] = self._encoder.model
 
     @classmethod
     def class_name(cls) -> str:

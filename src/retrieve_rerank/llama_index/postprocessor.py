@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,26 +18,22 @@ from retrieve_rerank.checks import check_count, check_query, check_seconds, chec
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.llama_index.convert import hits_to_nodes, nodes_to_hits
 from retrieve_rerank.llama_index.serialization import Restorable
-from retrieve_rerank.models.backend import Backend
-from retrieve_rerank.models.cross_encoder import DEFAULT_MODEL, MAX_WINDOWS, CrossEncoder, LongPassages
-from retrieve_rerank.models.endpoint import MAX_CONCURRENCY, TIMEOUT, Protocol
-from retrieve_rerank.models.precision import Precision
-from retrieve_rerank.models.ranking import Ranker, Scale, ScorerRanker, as_ranker, scorer_name
+from retrieve_rerank.models.cross_encoder import DEFAULT_MODEL, CrossEncoder
+from retrieve_rerank.models.ranking import Ranker, ScorerRanker, as_ranker, check_scale, scorer_name
+from retrieve_rerank.models.settings import CrossEncoderOptions, CrossEncoderSettings, documented
 from retrieve_rerank.retrieval.rerank import OnError, Reranked, SecondStage, check_on_error, reason
-from retrieve_rerank.types import Scorer
+from retrieve_rerank.types import Scale, Scorer
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
-# What the settings of a model given by name are where they are not given.
-_DEFAULTS = {
-    name: setting.default for name, setting in inspect.signature(CrossEncoder).parameters.items() if name != "model"
-}
+_SETTINGS = CrossEncoderSettings.model_fields
 
 dispatcher = get_dispatcher(__name__)
 
 
-class CrossEncoderRerank(BaseNodePostprocessor, Restorable):
+@documented(CrossEncoderSettings)
+class CrossEncoderRerank(CrossEncoderSettings, BaseNodePostprocessor, Restorable):
     """Orders retrieved nodes by a cross-encoder and keeps the best.
 
     The nodes that come in are never modified: new `RerankedNode` objects around the same nodes go out. Nodes with equal
@@ -61,28 +56,12 @@ class CrossEncoderRerank(BaseNodePostprocessor, Restorable):
             it. "raise" raises the cause; "retrieval_order" gives the nodes in the order given, marked, with a
             `DegradedWarning`. An empty query and settings that cannot be used raise in any case.
         scores: What a scorer that is no `CrossEncoder` returns: "logits", or "probabilities" in [0, 1].
-        device: As in `CrossEncoder`; this and all below are for a model given by name.
-        precision: As in `CrossEncoder`.
-        backend: As in `CrossEncoder`.
-        revision: As in `CrossEncoder`.
-        cache_folder: As in `CrossEncoder`.
-        local_files_only: As in `CrossEncoder`.
-        token: As in `CrossEncoder`. Never dumped.
-        trust_remote_code: As in `CrossEncoder`.
-        prompt: As in `CrossEncoder`.
-        max_length: As in `CrossEncoder`.
-        batch_tokens: As in `CrossEncoder`.
-        long_passages: As in `CrossEncoder`.
-        max_windows: As in `CrossEncoder`.
-        endpoint: As in `CrossEncoder`: an inference server that scores.
-        api_key: As in `CrossEncoder`. Never dumped.
-        protocol: As in `CrossEncoder`.
-        timeout: As in `CrossEncoder`.
-        max_concurrency: As in `CrossEncoder`.
-        server_scores: As in `CrossEncoder`.
         scorer: The kind of scorer that this was made with, which `to_dict` writes down where it was no `CrossEncoder`.
             Not to be given: such a dictionary is not enough to make one of.
         callback_manager: LlamaIndex's callbacks.
+        **settings: Every other argument is explained in `retrieve_rerank.models.settings`.
+
+    The settings of the model are for one given by name.
 
     Raises:
         InvalidInputError: If an argument cannot be used, or, when called, if there is no query.
@@ -110,26 +89,6 @@ class CrossEncoderRerank(BaseNodePostprocessor, Restorable):
     on_error: OnError
     scores: Scale = Field(frozen=True)
     scorer: str | None = Field(frozen=True)
-    device: str | None = Field(frozen=True)
-    precision: Precision = Field(frozen=True)
-    backend: Backend = Field(frozen=True)
-    revision: str | None = Field(frozen=True)
-    cache_folder: str | None = Field(frozen=True)
-    local_files_only: bool = Field(frozen=True)
-    token: str | bool | None = Field(frozen=True, exclude=True, repr=False)
-    trust_remote_code: bool = Field(frozen=True)
-    prompt: str | None = Field(frozen=True)
-    max_length: int | None = Field(frozen=True)
-    batch_tokens: int | None = Field(frozen=True)
-    long_passages: LongPassages = Field(frozen=True)
-    max_windows: int = Field(frozen=True)
-    endpoint: str | None = Field(frozen=True)
-    api_key: str | None = Field(frozen=True, exclude=True, repr=False)
-    protocol: Protocol | None = Field(frozen=True)
-    timeout: float = Field(frozen=True)
-    max_concurrency: int = Field(frozen=True)
-    server_scores: Scale | None = Field(frozen=True)
-
     _ranker: Ranker = PrivateAttr()
     _spent: float = PrivateAttr(default=0.0)  # seconds of the time budget that are gone when a call begins
 
@@ -143,64 +102,29 @@ class CrossEncoderRerank(BaseNodePostprocessor, Restorable):
         time_budget: float | None = None,
         on_error: OnError = "raise",
         scores: Scale = "logits",
-        device: str | None = None,
-        precision: Precision = "auto",
-        backend: Backend = "torch",
-        revision: str | None = None,
-        cache_folder: str | os.PathLike[str] | None = None,
-        local_files_only: bool = False,
-        token: str | bool | None = None,
-        trust_remote_code: bool = False,
-        prompt: str | None = None,
-        max_length: int | None = None,
-        batch_tokens: int | None = None,
-        long_passages: LongPassages = "truncate",
-        max_windows: int = MAX_WINDOWS,
-        endpoint: str | None = None,
-        api_key: str | None = None,
-        protocol: Protocol | None = None,
-        timeout: float = TIMEOUT,
-        max_concurrency: int = MAX_CONCURRENCY,
-        server_scores: Scale | None = None,
         scorer: str | None = None,
         callback_manager: CallbackManager | None = None,
+        **settings: Unpack[CrossEncoderOptions],
     ) -> None:
-        settings: dict[str, Any] = {
-            "device": device,
-            "precision": precision,
-            "backend": backend,
-            "revision": revision,
-            "cache_folder": None if cache_folder is None else os.fspath(cache_folder),
-            "local_files_only": local_files_only,
-            "token": token,
-            "trust_remote_code": trust_remote_code,
-            "prompt": prompt,
-            "max_length": max_length,
-            "batch_tokens": batch_tokens,
-            "long_passages": long_passages,
-            "max_windows": max_windows,
-            "endpoint": endpoint,
-            "api_key": api_key,
-            "protocol": protocol,
-            "timeout": timeout,
-            "max_concurrency": max_concurrency,
-            "server_scores": server_scores,
-        }
         if scorer is not None and isinstance(model, (str, os.PathLike)):
             raise InvalidInputError(
                 f"this was written down with a {scorer} as its model, which cannot be made again; give "
                 "CrossEncoderRerank(model=…) the object"
             )
-        fields, ranker = _made(model, settings, scores)
-        fields.update(
-            time_budget=check_seconds(time_budget, "time_budget"),
-            on_error=check_on_error(on_error),
-            top_n=None if top_n is None else check_count(top_n, "top_n"),
-            score_threshold=check_threshold(score_threshold),
-            metadata_mode=_mode(metadata_mode),
-        )
-        super().__init__(callback_manager=callback_manager or CallbackManager(), **fields)
-        self._ranker = ranker
+        fields: dict[str, Any] = {
+            "callback_manager": callback_manager or CallbackManager(),
+            "model": "",
+            "scorer": None,
+            "scores": check_scale(scores),
+            "time_budget": check_seconds(time_budget, "time_budget"),
+            "on_error": check_on_error(on_error),
+            "top_n": None if top_n is None else check_count(top_n, "top_n"),
+            "score_threshold": check_threshold(score_threshold),
+            "metadata_mode": _mode(metadata_mode),
+            **CrossEncoderSettings.of(settings).arguments,
+        }
+        super().__init__(**fields)
+        self._rank_by(model, settings)
 
     @classmethod
     def class_name(cls) -> str:
@@ -212,17 +136,33 @@ class CrossEncoderRerank(BaseNodePostprocessor, Restorable):
         A model that is given by name gets the settings of this one, but for those in `update`.
         """
         copied = super().model_copy(update=update, deep=deep)
-        given = {name: value for name, value in (update or {}).items() if name in ("model", "scores", *_DEFAULTS)}
+        given = {name: value for name, value in (update or {}).items() if name in ("model", "scores", *_SETTINGS)}
         if all(value == getattr(self, name) for name, value in given.items()):
             return copied
-        scores = given.pop("scores", self.scores)
         ranker = copied._ranker.scorer if isinstance(copied._ranker, ScorerRanker) else copied._ranker  # noqa: SLF001
         model = given.pop("model", self.model if self.scorer is None else ranker)
-        if isinstance(model, (str, os.PathLike)):
-            given = {**{name: getattr(self, name) for name in _DEFAULTS}, **given}
-        fields, copied._ranker = _made(model, {**_DEFAULTS, **given}, scores)  # noqa: SLF001 - a copy of our own
-        copied.__dict__.update(fields)
+        copied._rank_by(model, {name: value for name, value in given.items() if name in _SETTINGS})  # noqa: SLF001
         return copied
+
+    def _rank_by(self, model: str | os.PathLike[str] | Scorer, given: Mapping[str, Any]) -> None:
+        """Make, or take, what ranks, and the fields that say what it is; `given` are settings of a model by name."""
+        if isinstance(model, (str, os.PathLike)):
+            encoder = self.make(CrossEncoder, model)
+            self.__dict__.update(encoder.settings, scorer=None)
+            self._ranker = as_ranker(encoder, self.scores)
+            return
+        if names := [name for name, value in given.items() if value != _SETTINGS[name].default]:
+            raise InvalidInputError(
+                f"{', '.join(names)} can be given with a model's name only; set it where the {type(model).__name__} is "
+                "made"
+            )
+        # What a CrossEncoder was made with is what is written down; of another scorer nothing is known.
+        known = type(model) is CrossEncoder
+        told = model.settings if isinstance(model, CrossEncoder) and known else {}
+        defaults = {name: setting.default for name, setting in _SETTINGS.items()}
+        kind = None if known else type(model).__name__
+        self.__dict__.update({**defaults, **told, "model": scorer_name(model), "scorer": kind})
+        self._ranker = as_ranker(model, self.scores)
 
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
@@ -290,26 +230,6 @@ def _mode(mode: MetadataMode | str) -> MetadataMode:
     except ValueError as error:
         known = ", ".join(item.value for item in MetadataMode)
         raise InvalidInputError(f"metadata_mode must be one of {known}; got {mode!r}") from error
-
-
-def _made(
-    model: str | os.PathLike[str] | Scorer, settings: Mapping[str, Any], scores: Scale
-) -> tuple[dict[str, Any], Ranker]:
-    """Return the fields that say what ranks, and what ranks."""
-    if isinstance(model, (str, os.PathLike)):
-        encoder = CrossEncoder(model, **settings)
-        return {**settings, **encoder.settings, "scorer": None, "scores": scores}, as_ranker(encoder, scores)
-    given = [name for name, value in settings.items() if value != _DEFAULTS[name]]
-    if given:
-        raise InvalidInputError(
-            f"{', '.join(given)} can be given with a model's name only; set it where the {type(model).__name__} is made"
-        )
-    ranker = as_ranker(model, scores)
-    # What a CrossEncoder was made with is what is written down; of another scorer nothing is known.
-    known = type(model) is CrossEncoder
-    told = model.settings if isinstance(model, CrossEncoder) and known else {}
-    kind = None if known else type(model).__name__
-    return {**settings, **told, "model": scorer_name(model), "scorer": kind, "scores": scores}, ranker
 
 
 def _query_of(bundle: QueryBundle | None) -> str:

@@ -9,7 +9,7 @@ from llama_index.core.schema import BaseComponent
 from pydantic import ModelWrapValidatorHandler, model_validator
 from typing_extensions import Self
 
-_SECRETS = ("token", "api_key")
+from retrieve_rerank.models.settings import reading_back
 
 
 class Restorable(BaseComponent):
@@ -26,11 +26,15 @@ class Restorable(BaseComponent):
             data = {name: value for name, value in data.items() if name != "class_name"}
         return handler(data)
 
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], **kwargs: Any) -> Self:
+        """Make a component of what `to_dict` wrote; `kwargs` are arguments of the caller, which go before it."""
+        with reading_back(kwargs):
+            return super().from_dict(dict(data), **kwargs)
+
     def __getstate__(self) -> dict[str, Any]:
         # The base class deletes what it cannot pickle from the dictionaries of the object itself: it gets a copy.
-        state = super(Restorable, self._to_pickle()).__getstate__()
-        fields = {name: None if name in _SECRETS else value for name, value in state["__dict__"].items()}
-        return {**state, "__dict__": fields}
+        return super(Restorable, self._to_pickle()).__getstate__()
 
     def _to_pickle(self) -> Self:
         return self.model_copy()

@@ -5,25 +5,26 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, cast, get_args
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import numpy.typing as npt
 from tqdm.auto import tqdm
 
-from retrieve_rerank.checks import check_count, check_prompt, check_texts
+from retrieve_rerank.checks import check_texts
 from retrieve_rerank.errors import InvalidInputError, ModelError, TruncationWarning, warn_caller
-from retrieve_rerank.models.backend import Backend
 from retrieve_rerank.models.cuts import tell
-from retrieve_rerank.models.endpoint import MAX_CONCURRENCY, TIMEOUT, Endpoint, Protocol
 from retrieve_rerank.models.model import DefaultName, Model
-from retrieve_rerank.models.precision import Precision
+from retrieve_rerank.models.settings import BiEncoderOptions, BiEncoderSettings, Endpoint, documented
 from retrieve_rerank.types import Metric
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from retrieve_rerank.models.engine import BiEngine
     from retrieve_rerank.models.loading import Checkpoint
     from retrieve_rerank.models.loop_thread import LoopThread
+    from retrieve_rerank.models.precision import Precision
     from retrieve_rerank.models.remote import RemoteBiEncoder
 
 DEFAULT_MODEL = DefaultName("sentence-transformers/multi-qa-mpnet-base-dot-v1")
@@ -33,6 +34,7 @@ _FEW = 32  # queries; more of them are a long call of their own
 _SPLIT, _SHORTEN = "Split them into shorter passages", "Shorten the queries"
 
 
+@documented(BiEncoderSettings)
 class BiEncoder(Model["BiEngine", "RemoteBiEncoder"]):
     """Encodes queries and passages with a sentence-transformers bi-encoder.
 
@@ -41,40 +43,7 @@ class BiEncoder(Model["BiEngine", "RemoteBiEncoder"]):
 
     Args:
         model: A hub name or a folder.
-        device: "cpu", "cuda", "cuda:1", "mps"; None takes the best there is.
-        precision: "auto" takes bfloat16 (or float16) where the processor or GPU computes in it, else float32.
-            Vectors always leave in float32. `precision` says what was chosen. "int8" needs another backend. It is
-            faster than float32 and coarser than all others: near neighbours change places, and a vector depends a
-            little on what is computed in the same batch.
-        backend: What computes the network: "torch", or on the processor "onnx" (ONNX Runtime: "float32", "int8") or
-            "openvino" ("float32", "bfloat16", "int8"). The checkpoint's weights are needed all the same: a file of the
-            network beside them (onnx/, openvino/) must agree with them, and where there is none, one is exported and
-            kept in `cache_folder`, or beside the hub client's cache.
-        revision: Branch, tag or commit on the hub.
-        cache_folder: Where downloads are kept; None is the hub client's default.
-        local_files_only: Never ask the hub.
-        token: Hub token for private models.
-        trust_remote_code: Run code that comes with the checkpoint. Only for repositories whose code you have read.
-        query_prompt: Text put before every query; None takes the model's saved prompt, "" takes none.
-        document_prompt: Text put before every passage; None takes the model's saved prompt, "" takes none.
-        normalize: Scale vectors to length 1 (True), leave them as they are (False), or do as the model does (None).
-            Text Embeddings Inference does not know what the model does, and scales, unless `metric` is "dot" or
-            "euclidean".
-        truncate_dim: Keep the first dimensions only, for models trained for it.
-        max_length: Tokens that are read of a text; None takes the model's own limit.
-        batch_tokens: Tokens, with padding, that are computed in one batch; None takes what suits the device. Results do
-            not depend on it, but in int8. Less takes less memory, more may keep a large GPU busier.
-        endpoint: Address of an inference server that runs the model instead, such as "http://localhost:8080": Text
-            Embeddings Inference, Infinity, vLLM, or another with OpenAI's `/embeddings`. What only concerns a model in
-            this process cannot be given with it. `model` is then the name that the server knows it by; without
-            it, the only one that it serves.
-        api_key: Sent to the server in the Authorization header, and never written down; None takes the environment's
-            RETRIEVE_RERANK_API_KEY, if there is one.
-        protocol: What the server speaks: "tei", "infinity", "vllm" or "openai"; None asks it.
-        timeout: Seconds that one answer of the server may take.
-        max_concurrency: Requests to the server that are under way at once, for all callers together.
-        metric: What a server's vectors are compared by, which no server tells; None takes "cosine" where their length
-            is 1, and asks for it where it is not.
+        **settings: Every other argument is explained in `retrieve_rerank.models.settings`.
 
     A server's saved prompts are used where it is Text Embeddings Inference, which has them; from others no prompt is
     known, and one that the model was trained with must be given. Text Embeddings Inference and vLLM say which texts
@@ -93,77 +62,9 @@ class BiEncoder(Model["BiEngine", "RemoteBiEncoder"]):
         ('cosine', True)
     """
 
-    def __init__(
-        self,
-        model: str | os.PathLike[str] = DEFAULT_MODEL,
-        *,
-        device: str | None = None,
-        precision: Precision = "auto",
-        backend: Backend = "torch",
-        revision: str | None = None,
-        cache_folder: str | os.PathLike[str] | None = None,
-        local_files_only: bool = False,
-        token: str | bool | None = None,
-        trust_remote_code: bool = False,
-        query_prompt: str | None = None,
-        document_prompt: str | None = None,
-        normalize: bool | None = None,
-        truncate_dim: int | None = None,
-        max_length: int | None = None,
-        batch_tokens: int | None = None,
-        endpoint: str | None = None,
-        api_key: str | None = None,
-        protocol: Protocol | None = None,
-        timeout: float = TIMEOUT,
-        max_concurrency: int = MAX_CONCURRENCY,
-        metric: Metric | None = None,
-    ) -> None:
-        if truncate_dim is not None:
-            check_count(truncate_dim, "truncate_dim")
-        super().__init__(
-            model,
-            device=device,
-            precision=precision,
-            backend=backend,
-            revision=revision,
-            cache_folder=cache_folder,
-            local_files_only=local_files_only,
-            token=token,
-            trust_remote_code=trust_remote_code,
-            max_length=max_length,
-            batch_tokens=batch_tokens,
-            endpoint=endpoint,
-            api_key=api_key,
-            protocol=protocol,
-            timeout=timeout,
-            max_concurrency=max_concurrency,
-        )
-        if metric is not None and (endpoint is None or metric not in get_args(Metric)):
-            raise InvalidInputError(
-                f"metric says what a server's vectors are compared by, one of {', '.join(get_args(Metric))}, and needs "
-                f"endpoint; got {metric!r}"
-            )
-        self._metric = metric
-        self._query_prompt = check_prompt(query_prompt, "query_prompt")
-        self._document_prompt = check_prompt(document_prompt, "document_prompt")
-        self._normalize = normalize
-        self._truncate_dim = truncate_dim
+    def __init__(self, model: str | os.PathLike[str] = DEFAULT_MODEL, **settings: Unpack[BiEncoderOptions]) -> None:
+        super().__init__(model, BiEncoderSettings.of(settings))
         self._facts: dict[str, str | int | float | bool] | None = None
-        if self._endpoint is not None:
-            self._remote = self._connect(self._endpoint)
-
-    @property
-    def settings(self) -> dict[str, str | int | float | bool | None]:
-        """The arguments that this model was made with, but for secrets: `BiEncoder(**settings)` makes another."""
-        told = {} if self._endpoint is None else {"metric": self._metric}
-        return {
-            **super().settings,
-            "query_prompt": self._query_prompt,
-            "document_prompt": self._document_prompt,
-            "normalize": self._normalize,
-            "truncate_dim": self._truncate_dim,
-            **told,
-        }
 
     @property
     def dimension(self) -> int:
@@ -174,7 +75,7 @@ class BiEncoder(Model["BiEngine", "RemoteBiEncoder"]):
     def metric(self) -> Metric:
         """What the model's vectors are compared by: "cosine", "dot" or "euclidean". Loads the model."""
         if self._remote is not None:
-            return self._remote.run(lambda remote: remote.metric()) if self._metric is None else self._metric
+            return self._settings["metric"] or self._remote.run(lambda remote: remote.metric())
         name = self._worker.run_soon(self._loaded).model.similarity_fn_name
         if name not in ("cosine", "dot", "euclidean"):
             raise ModelError(
@@ -322,7 +223,7 @@ class BiEncoder(Model["BiEngine", "RemoteBiEncoder"]):
         )
 
     def _prompt(self, task: str) -> str:
-        given = self._query_prompt if task == "query" else self._document_prompt
+        given: str | None = self._settings[f"{task}_prompt"]
         if given is not None:
             return given
         model = self._loaded().model
@@ -351,20 +252,20 @@ class BiEncoder(Model["BiEngine", "RemoteBiEncoder"]):
         from retrieve_rerank.models.loop_thread import LoopThread
         from retrieve_rerank.models.remote import RemoteBiEncoder
 
-        prompts = (self._query_prompt, self._document_prompt)
-        vectors = (self._normalize, self._truncate_dim, self._metric)
+        prompts = (self._settings["query_prompt"], self._settings["document_prompt"])
+        vectors = [self._settings[name] for name in ("normalize", "truncate_dim", "metric")]
         make = partial(RemoteBiEncoder, endpoint, self._wanted, prompts, *vectors)
         return LoopThread(f"retrieve-rerank {self.model}", make)
 
-    def _load(self, checkpoint: Checkpoint) -> BiEngine:
+    def _load(self, checkpoint: Checkpoint, precision: Precision) -> BiEngine:
         from retrieve_rerank.models.engine import BiEngine
         from retrieve_rerank.models.loading import load_bi_encoder
 
         self._facts = None
         return BiEngine(
             load_bi_encoder(checkpoint),
-            self._asked_precision,
-            self._max_length,
-            normalize=self._normalize,
-            truncate_dim=self._truncate_dim,
+            precision,
+            self._settings["max_length"],
+            normalize=self._settings["normalize"],
+            truncate_dim=self._settings["truncate_dim"],
         )

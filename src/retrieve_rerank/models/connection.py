@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 
 from retrieve_rerank.errors import RemoteError, in_one_line
-from retrieve_rerank.models.endpoint import Endpoint
+from retrieve_rerank.models.settings import Endpoint
 from retrieve_rerank.retrying import TRIES, pauses
 
 _CONNECT = 5.0  # seconds to wait for a connection
@@ -22,8 +22,6 @@ _LONGEST_BODY = 200  # characters of an error's body that are shown
 _PASSING = frozenset({429, 502, 503, 504})  # overloaded, or starting, or behind a proxy that is
 _BROKEN = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)
 _ADVICE = {
-    401: "Check api_key",
-    403: "Check api_key",
     404: "Check endpoint, and protocol if it is given",
     429: "Lower max_concurrency, or give the server more room",
 }
@@ -123,6 +121,8 @@ class Connection:
         """Return that it may pass, or raise that it will not."""
         status, said = response.status_code, self._said(response)
         advice = _ADVICE.get(status, "See the server's log" if status >= 500 else "")
+        if status in (401, 403):
+            advice = self.endpoint.key_advice
         if status in _PASSING:
             wait = _retry_after(response.headers.get("Retry-After", ""))
             if wait <= _LONGEST_WAIT:

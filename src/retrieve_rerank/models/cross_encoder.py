@@ -6,34 +6,33 @@ import importlib
 import os
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from retrieve_rerank.checks import check_count, check_prompt, check_query, check_texts
-from retrieve_rerank.errors import InvalidInputError, ModelError, TruncationWarning, warn_caller
-from retrieve_rerank.models.backend import Backend
-from retrieve_rerank.models.endpoint import MAX_CONCURRENCY, TIMEOUT, Endpoint, Protocol
+from retrieve_rerank.checks import check_query, check_texts
+from retrieve_rerank.errors import ModelError, TruncationWarning, warn_caller
 from retrieve_rerank.models.gathering import Gathering
 from retrieve_rerank.models.model import DefaultName, Model
-from retrieve_rerank.models.precision import Precision
-from retrieve_rerank.models.ranking import Ranker, Scale, Scoring, check_scale
+from retrieve_rerank.models.ranking import Ranker, Scoring
+from retrieve_rerank.models.settings import CrossEncoderOptions, CrossEncoderSettings, Endpoint, documented
 
 if TYPE_CHECKING:
     from langchain_core.cross_encoders import BaseCrossEncoder
+    from typing_extensions import Unpack
 
     from retrieve_rerank.models.engine import CrossEngine
     from retrieve_rerank.models.loading import Checkpoint
     from retrieve_rerank.models.loop_thread import LoopThread
+    from retrieve_rerank.models.precision import Precision
     from retrieve_rerank.models.remote import RemoteCrossEncoder
     from retrieve_rerank.models.server_forms import Served
 
-LongPassages = Literal["truncate", "windows"]
-MAX_WINDOWS = 16
 DEFAULT_MODEL = DefaultName("cross-encoder/ms-marco-MiniLM-L6-v2")
 
 
+@documented(CrossEncoderSettings)
 class CrossEncoder(Model["CrossEngine", "RemoteCrossEncoder"], Ranker):
     """Scores and ranks passages against a query with a sentence-transformers cross-encoder.
 
@@ -46,41 +45,7 @@ class CrossEncoder(Model["CrossEngine", "RemoteCrossEncoder"], Ranker):
         model: A hub name or a folder. The checkpoint must have a trained head: one label; or two, of which the
             names in its config say which one means relevant; or a language model that answers yes or no, as
             Qwen3-Reranker does. All of them give scores on one scale.
-        device: "cpu", "cuda", "cuda:1", "mps"; None takes the best there is.
-        precision: "auto" takes bfloat16 (or float16) where the processor or GPU computes in it, else float32.
-            Logits always leave in float32. `precision` says what was chosen. "int8" needs another backend. It is
-            faster than float32 and coarser than all others: near neighbours change places, and a score depends a
-            little on what is computed in the same batch.
-        backend: What computes the network: "torch", or on the processor "onnx" (ONNX Runtime: "float32", "int8") or
-            "openvino" ("float32", "bfloat16", "int8"). The checkpoint's weights are needed all the same: a file of the
-            network beside them (onnx/, openvino/) must agree with them, and where there is none, one is exported and
-            kept in `cache_folder`, or beside the hub client's cache.
-        revision: Branch, tag or commit on the hub.
-        cache_folder: Where downloads are kept; None is the hub client's default.
-        local_files_only: Never ask the hub.
-        token: Hub token for private models.
-        trust_remote_code: Run code that comes with the checkpoint. Only for repositories whose code you have read.
-        prompt: Instruction put before the pair, or where the model's chat template has its place; None takes the
-            model's saved prompt, "" takes none.
-        max_length: Tokens of query and passage together; None takes the model's own limit.
-        batch_tokens: Tokens, with padding, that are computed in one batch; None takes what suits the device. Results do
-            not depend on it, but in int8. Less takes less memory, more may keep a large GPU busier.
-        long_passages: What is done with a passage that is longer than the model reads with the query. "truncate" scores
-            its beginning; "windows" cuts it into overlapping windows at sentence borders, scores each, and keeps the
-            best. Either way the query is never cut, and what was not read is reported.
-        max_windows: How many windows of one passage are scored at most; of one that has more, as many are taken, spread
-            evenly over its text.
-        endpoint: Address of an inference server that runs the model instead, such as "http://localhost:8080": Text
-            Embeddings Inference, Infinity, vLLM, or another with `/rerank` in Cohere's form. What only concerns a model
-            in this process cannot be given with it. `model` is then the name that the server knows it by; without
-            it, the only one that it serves.
-        api_key: Sent to the server in the Authorization header, and never written down; None takes the environment's
-            RETRIEVE_RERANK_API_KEY, if there is one.
-        protocol: What the server speaks: "tei", "infinity", "vllm" or "openai"; None asks it.
-        timeout: Seconds that one answer of the server may take.
-        max_concurrency: Requests to the server that are under way at once, for all callers together.
-        server_scores: What the server's scores are: "logits", or "probabilities" in [0, 1]; None asks for logits, and
-            finds out what came. Of probabilities the logits are computed, up to where these reach 0 or 1.
+        **settings: Every other argument is explained in `retrieve_rerank.models.settings`.
 
     A server cuts what is too long: of query and passage the longer one. Text Embeddings Inference and vLLM say which
     passages they had to cut; Infinity and others do not, of which a `TruncationWarning` tells once.
@@ -98,80 +63,9 @@ class CrossEncoder(Model["CrossEngine", "RemoteCrossEncoder"], Ranker):
         ('Paris is the capital of France.', True)
     """
 
-    def __init__(
-        self,
-        model: str | os.PathLike[str] = DEFAULT_MODEL,
-        *,
-        device: str | None = None,
-        precision: Precision = "auto",
-        backend: Backend = "torch",
-        revision: str | None = None,
-        cache_folder: str | os.PathLike[str] | None = None,
-        local_files_only: bool = False,
-        token: str | bool | None = None,
-        trust_remote_code: bool = False,
-        prompt: str | None = None,
-        max_length: int | None = None,
-        batch_tokens: int | None = None,
-        long_passages: LongPassages = "truncate",
-        max_windows: int = MAX_WINDOWS,
-        endpoint: str | None = None,
-        api_key: str | None = None,
-        protocol: Protocol | None = None,
-        timeout: float = TIMEOUT,
-        max_concurrency: int = MAX_CONCURRENCY,
-        server_scores: Scale | None = None,
-    ) -> None:
-        if long_passages not in get_args(LongPassages):
-            raise InvalidInputError(
-                f"long_passages must be one of {', '.join(get_args(LongPassages))}; got {long_passages!r}"
-            )
-        super().__init__(
-            model,
-            device=device,
-            precision=precision,
-            backend=backend,
-            revision=revision,
-            cache_folder=cache_folder,
-            local_files_only=local_files_only,
-            token=token,
-            trust_remote_code=trust_remote_code,
-            max_length=max_length,
-            batch_tokens=batch_tokens,
-            endpoint=endpoint,
-            api_key=api_key,
-            protocol=protocol,
-            timeout=timeout,
-            max_concurrency=max_concurrency,
-        )
-        self._prompt = check_prompt(prompt, "prompt")
-        self._long_passages: LongPassages = long_passages
-        self._max_windows = check_count(max_windows, "max_windows")
+    def __init__(self, model: str | os.PathLike[str] = DEFAULT_MODEL, **settings: Unpack[CrossEncoderOptions]) -> None:
+        super().__init__(model, CrossEncoderSettings.of(settings))
         self._gathering = Gathering()
-        self._server_scores = None if server_scores is None else check_scale(server_scores)
-        if self._endpoint is None:
-            if server_scores is not None:
-                raise InvalidInputError("server_scores is for a server; give endpoint, too")
-            return
-        if (long_passages, max_windows) != ("truncate", MAX_WINDOWS):
-            raise InvalidInputError(
-                "long_passages='windows' and max_windows need the model's tokenizer, which the server keeps; split "
-                "long passages before they are indexed, or run the model in this process"
-            )
-        self._refuse(prompt=prompt)
-        self._remote = self._connect(self._endpoint)
-
-    @property
-    def settings(self) -> dict[str, str | int | float | bool | None]:
-        """The arguments that this model was made with, but for secrets: `CrossEncoder(**settings)` makes another."""
-        if self._endpoint is not None:
-            return {**super().settings, "server_scores": self._server_scores}
-        return {
-            **super().settings,
-            "prompt": self._prompt,
-            "long_passages": self._long_passages,
-            "max_windows": self._max_windows,
-        }
 
     @property
     def fingerprint(self) -> dict[str, str | int | float | bool]:
@@ -186,7 +80,7 @@ class CrossEncoder(Model["CrossEngine", "RemoteCrossEncoder"], Ranker):
                 "revision": served.revision,
                 "precision": served.dtype,
                 "max_length": served.max_length,
-                "server_scores": self._server_scores,
+                "server_scores": self._settings["server_scores"],
             }
             told = {name: value for name, value in known.items() if value is not None}
             return {"served_by": served.product, "model": served.model, **told}
@@ -194,7 +88,7 @@ class CrossEncoder(Model["CrossEngine", "RemoteCrossEncoder"], Ranker):
         return {
             "weights": engine.weights,
             "precision": engine.precision.name,
-            "backend": self._backend,
+            "backend": self._settings["backend"],
             "max_length": engine.max_length or 0,
             "prompt": engine.prompt,
             "max_windows": engine.max_windows or 0,
@@ -245,9 +139,9 @@ class CrossEncoder(Model["CrossEngine", "RemoteCrossEncoder"], Ranker):
 
     def __repr__(self) -> str:
         plain = super().__repr__()
-        if self._long_passages == "truncate":
+        if self._settings["long_passages"] == "truncate":
             return plain
-        return f"{plain[:-1]}, long_passages={self._long_passages!r}, max_windows={self._max_windows})"
+        return f"{plain[:-1]}, long_passages='windows', max_windows={self._settings['max_windows']})"
 
     def _score(self, scorings: Sequence[Scoring]) -> None:
         deadline = scorings[0].deadline
@@ -292,15 +186,15 @@ class CrossEncoder(Model["CrossEngine", "RemoteCrossEncoder"], Ranker):
                     f"{many} were too long for {self.model!r} at {self._endpoint.url}, which cut them; their ends were "
                     "not scored. Split them into shorter passages"
                 )
-            elif self._long_passages == "truncate":
+            elif self._settings["long_passages"] == "truncate":
                 what = (
                     f"{many} are longer than {self.model!r} reads ({limit} tokens with the query); their ends "
                     "were not scored. Split them into shorter passages, or use long_passages='windows'"
                 )
             else:
                 what = (
-                    f"{many} have more than {self._max_windows} windows for {self.model!r}; parts of them were not "
-                    "scored. Split them into shorter passages, or raise max_windows"
+                    f"{many} have more than {self._settings['max_windows']} windows for {self.model!r}; parts of "
+                    "them were not scored. Split them into shorter passages, or raise max_windows"
                 )
             warn_caller(what, TruncationWarning)
 
@@ -308,7 +202,7 @@ class CrossEncoder(Model["CrossEngine", "RemoteCrossEncoder"], Ranker):
         from retrieve_rerank.models.loop_thread import LoopThread
         from retrieve_rerank.models.remote import RemoteCrossEncoder
 
-        make = partial(RemoteCrossEncoder, endpoint, self._wanted, self._server_scores)
+        make = partial(RemoteCrossEncoder, endpoint, self._wanted, self._settings["server_scores"])
         return LoopThread(f"retrieve-rerank {self.model}", make)
 
     def _described(self, served: Served) -> str:
@@ -316,16 +210,16 @@ class CrossEncoder(Model["CrossEngine", "RemoteCrossEncoder"], Ranker):
         scale = "" if resource is None else f", gives {resource.scale}"
         return f"{super()._described(served)}{scale}"
 
-    def _load(self, checkpoint: Checkpoint) -> CrossEngine:
+    def _load(self, checkpoint: Checkpoint, precision: Precision) -> CrossEngine:
         from retrieve_rerank.models.engine import CrossEngine
         from retrieve_rerank.models.loading import load_cross_encoder
 
         return CrossEngine(
             load_cross_encoder(checkpoint),
-            self._asked_precision,
-            self._max_length,
-            prompt=self._prompt,
-            max_windows=None if self._long_passages == "truncate" else self._max_windows,
+            precision,
+            self._settings["max_length"],
+            prompt=self._settings["prompt"],
+            max_windows=None if self._settings["long_passages"] == "truncate" else self._settings["max_windows"],
         )
 
 

@@ -6,14 +6,12 @@ import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import fields
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from retrieve_rerank.checks import check_count
 from retrieve_rerank.errors import InvalidInputError, TruncationWarning, warn_caller
-from retrieve_rerank.models.backend import Backend, check_backend
-from retrieve_rerank.models.endpoint import MAX_CONCURRENCY, TIMEOUT, Endpoint, Protocol
-from retrieve_rerank.models.precision import Precision
+from retrieve_rerank.models.settings import LEFT_BEHIND, Endpoint, ModelSettings, vouched
 from retrieve_rerank.models.worker import Worker
 
 if TYPE_CHECKING:
@@ -23,25 +21,13 @@ if TYPE_CHECKING:
     from retrieve_rerank.models.limits import Limits
     from retrieve_rerank.models.loading import Checkpoint
     from retrieve_rerank.models.loop_thread import LoopThread
+    from retrieve_rerank.models.precision import Precision
     from retrieve_rerank.models.remote import RemoteModel
     from retrieve_rerank.models.server_forms import Served
 
 E = TypeVar("E", bound="Engine")
 R = TypeVar("R", bound="RemoteModel")
 
-# What a server decides, with the values that say nothing of it.
-_LOCAL_ONLY: dict[str, object] = {
-    "device": None,
-    "precision": "auto",
-    "backend": "torch",
-    "revision": None,
-    "cache_folder": None,
-    "local_files_only": False,
-    "token": None,
-    "trust_remote_code": False,
-    "max_length": None,
-    "batch_tokens": None,
-}
 _LONG = 1_000  # characters; a text that has more may be longer than a model reads
 
 
@@ -58,73 +44,31 @@ class Model(ABC, Generic[E, R]):
         model: Its name or folder; of a server that was asked for no model by name, its address.
     """
 
-    def __init__(
-        self,
-        model: str | os.PathLike[str],
-        *,
-        device: str | None,
-        precision: Precision,
-        backend: Backend,
-        revision: str | None,
-        cache_folder: str | os.PathLike[str] | None,
-        local_files_only: bool,
-        token: str | bool | None,
-        trust_remote_code: bool,
-        max_length: int | None,
-        batch_tokens: int | None,
-        endpoint: str | None,
-        api_key: str | None,
-        protocol: Protocol | None,
-        timeout: float,
-        max_concurrency: int,
-    ) -> None:
+    def __init__(self, model: str | os.PathLike[str], settings: ModelSettings) -> None:
         if not isinstance(model, (str, os.PathLike)) or not os.fspath(model).strip():
             raise InvalidInputError(f"model must be a hub name or a folder, got {model!r}")
-        if endpoint is None and (api_key, protocol, timeout, max_concurrency) != (None, None, TIMEOUT, MAX_CONCURRENCY):
-            raise InvalidInputError(
-                "api_key, protocol, timeout and max_concurrency are for a server; give endpoint, too"
-            )
-        self._endpoint = None if endpoint is None else Endpoint(endpoint, api_key, protocol, timeout, max_concurrency)
-        check_backend(backend, precision, device)
-        if max_length is not None:
-            check_count(max_length, "max_length")
-        if batch_tokens is not None:
-            check_count(batch_tokens, "batch_tokens")
         self.model = str(os.fspath(model))
+        given = vouched(self.model, settings.arguments)
+        self._endpoint: Endpoint | None = None
         self._wanted: str | None = None  # of a server; None is the only one that it serves
-        if self._endpoint is not None:
-            self._refuse(
-                device=device,
-                precision=precision,
-                backend=backend,
-                revision=revision,
-                cache_folder=cache_folder,
-                local_files_only=local_files_only,
-                token=token,
-                trust_remote_code=trust_remote_code,
-                max_length=max_length,
-                batch_tokens=batch_tokens,
+        if settings.endpoint is not None:
+            self._endpoint = Endpoint(
+                settings.endpoint,
+                settings.api_key,
+                settings.protocol,
+                settings.timeout,
+                settings.max_concurrency,
+                vouched=given,
             )
             # An address says no more than endpoint does: that is how a model without a name is written down.
             unnamed = isinstance(model, DefaultName) or self.model.startswith(("http://", "https://"))
             self._wanted = None if unnamed else self.model
             self.model = self._wanted or self._endpoint.url
-        self._settings: dict[str, Any] = {
-            "model": self.model,
-            "device": device if backend == "torch" else "cpu",
-            "revision": revision,
-            "cache_folder": None if cache_folder is None else os.fspath(cache_folder),
-            "local_files_only": local_files_only,
-            "token": token,
-            "trust_remote_code": trust_remote_code,
-        }
-        # Another backend starts from the exact network.
-        self._asked_precision: Precision = precision if backend == "torch" else "float32"
-        self._backend, self._backend_precision = backend, precision
-        self._max_length = max_length
-        self._batch_tokens = batch_tokens
+        device = {} if settings.backend == "torch" else {"device": "cpu"}
+        self._settings: dict[str, Any] = {"model": self.model, **settings.arguments, **device}
+        self._shown: dict[str, Any] = {"model": self.model, **settings.shown, **device}
         self._worker = Worker(f"retrieve-rerank {self.model}")
-        self._remote: LoopThread[R] | None = None
+        self._remote: LoopThread[R] | None = None if self._endpoint is None else self._connect(self._endpoint)
         self._unsure = True  # whether it must still be said that a server does not say what it cuts
         self._engine: E | None = None
         self._home: threading.Thread | None = None  # where the engine was loaded
@@ -133,22 +77,7 @@ class Model(ABC, Generic[E, R]):
     @property
     def settings(self) -> dict[str, str | int | float | bool | None]:
         """The arguments that this model was made with, but for secrets: `CrossEncoder(**settings)` makes another."""
-        if self._endpoint is not None:
-            return {
-                "model": self.model,
-                "endpoint": self._endpoint.url,
-                "protocol": self._endpoint.protocol,
-                "timeout": self._endpoint.timeout,
-                "max_concurrency": self._endpoint.max_concurrency,
-            }
-        shown = {name: value for name, value in self._settings.items() if name != "token"}
-        return {
-            **shown,
-            "precision": self._backend_precision,
-            "backend": self._backend,
-            "max_length": self._max_length,
-            "batch_tokens": self._batch_tokens,
-        }
+        return dict(self._shown)
 
     @property
     def loaded_precision(self) -> str | None:
@@ -206,14 +135,16 @@ class Model(ABC, Generic[E, R]):
 
     def __getstate__(self) -> dict[str, Any]:
         # The settings are the object; the thread, the loaded model and the secret stay behind.
-        state = {**self.__dict__, "_engine": None, "_home": None, "_settings": {**self._settings, "token": None}}
-        state["_endpoint"] = None if self._endpoint is None else self._endpoint.without_key()
+        state = {**self.__dict__, "_engine": None, "_home": None, "_settings": {**self._settings, **LEFT_BEHIND}}
+        state["_shown"] = {name: LEFT_BEHIND.get(name, value) for name, value in self._shown.items()}
+        state["_endpoint"] = None if self._endpoint is None else self._endpoint.pickled()
         del state["_worker"], state["_remote"]
         return state
 
     def __copy__(self) -> Self:
-        # Nobody else's: the secrets, which a pickle leaves out, go with it.
-        state = {**self.__getstate__(), "_settings": dict(self._settings), "_endpoint": self._endpoint}
+        # Nobody else's: what a pickle leaves out, secrets and trust, goes with it.
+        kept = {"_settings": dict(self._settings), "_shown": self._shown, "_endpoint": self._endpoint}
+        state = {**self.__getstate__(), **kept}
         made = object.__new__(type(self))
         made.__setstate__(state)
         return made
@@ -253,14 +184,6 @@ class Model(ABC, Generic[E, R]):
             raise TypeError("a local model has no server")  # what the callers make sure of
         return self._remote.run(_served_of)
 
-    def _refuse(self, **given: object) -> None:
-        """Raise InvalidInputError if an argument is given that a server decides."""
-        names = [name for name, value in given.items() if value != _LOCAL_ONLY.get(name)]
-        if names:
-            raise InvalidInputError(
-                f"{', '.join(names)} cannot be given together with endpoint: the server decides it. Set it there"
-            )
-
     def _tell_unsure(self, texts: Sequence[str]) -> None:
         """Warn, once, if a server may have cut one of these texts without saying so."""
         served = self._served
@@ -280,7 +203,7 @@ class Model(ABC, Generic[E, R]):
         """Return what asks the server; connects at its first call."""
 
     @abstractmethod
-    def _load(self, checkpoint: Checkpoint) -> E:
+    def _load(self, checkpoint: Checkpoint, precision: Precision) -> E:
         """Load the model; called on the worker's thread."""
 
     def _loaded(self) -> E:
@@ -291,15 +214,19 @@ class Model(ABC, Generic[E, R]):
             from retrieve_rerank.models.loading import Checkpoint  # with all of torch behind it
 
             self._engine = None
-            checkpoint = Checkpoint(**self._settings)
-            engine = self._load(checkpoint)
-            if self._batch_tokens is not None:
-                engine.token_budget = self._batch_tokens
-            if self._backend != "torch":
+            backend = self._settings["backend"]
+            checkpoint = Checkpoint(
+                **{part.name: self._settings[part.name] for part in fields(Checkpoint) if part.init}
+            )
+            # Another backend starts from the exact network.
+            engine = self._load(checkpoint, self._settings["precision"] if backend == "torch" else "float32")
+            if self._settings["batch_tokens"] is not None:
+                engine.token_budget = self._settings["batch_tokens"]
+            if backend != "torch":
                 from retrieve_rerank.models.network import replace_network
 
                 engine.precision = replace_network(
-                    engine.model, checkpoint, self._backend, self._backend_precision, engine.weights
+                    engine.model, checkpoint, backend, self._settings["precision"], engine.weights
                 )
             self._engine, self._home = engine, here
             self._limits = engine.limits

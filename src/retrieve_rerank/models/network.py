@@ -19,11 +19,12 @@ from sentence_transformers.base.modules import Transformer
 
 from retrieve_rerank.errors import InvalidInputError, ModelError, warn_caller
 from retrieve_rerank.models import onnx, openvino
-from retrieve_rerank.models.backend import Backend, Session
+from retrieve_rerank.models.backend import Session
 from retrieve_rerank.models.first_token import read_all_tokens
 from retrieve_rerank.models.loading import AnyModel, Checkpoint
 from retrieve_rerank.models.network_files import NetworkFiles, parts
 from retrieve_rerank.models.precision import Choice, Precision
+from retrieve_rerank.models.settings import Backend
 
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _OUTPUTS = {"feature-extraction": "last_hidden_state", "sequence-classification": "logits"}

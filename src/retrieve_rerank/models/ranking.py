@@ -10,7 +10,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +25,8 @@ from retrieve_rerank.checks import (
 )
 from retrieve_rerank.errors import InvalidInputError, ModelError, warn_caller
 from retrieve_rerank.models.worker import Worker, time_left
-from retrieve_rerank.types import Hit, Passage, Scorer
+from retrieve_rerank.types import Hit, Passage, Scale, Scorer
 
-Scale = Literal["logits", "probabilities"]
 Logits = npt.NDArray[np.float64]
 
 # How many texts a scorer of somebody else's is given at once where there is a time budget: few enough to stop in time.

@@ -14,10 +14,10 @@ import numpy.typing as npt
 
 from retrieve_rerank.errors import InvalidInputError, RemoteError
 from retrieve_rerank.models.connection import Connection, RefusedError
-from retrieve_rerank.models.endpoint import Endpoint
-from retrieve_rerank.models.ranking import Scale, Scoring, from_probabilities
+from retrieve_rerank.models.ranking import Scoring, from_probabilities
 from retrieve_rerank.models.server_forms import Form, Served, Task, Vectors, find_form
-from retrieve_rerank.types import Metric
+from retrieve_rerank.models.settings import Endpoint
+from retrieve_rerank.types import Metric, Scale
 
 _IN_TIME = 8  # texts in a request where there is a deadline: few enough for the first to be there in time
 _TEXTS = ("dimension", "a back-up of the bicycle")

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 
 from retrieve_rerank.checks import check_count, check_queries, check_query, check_seconds, check_threshold
 from retrieve_rerank.errors import InvalidInputError
-from retrieve_rerank.models.ranking import Ranker, Scale, as_ranker
+from retrieve_rerank.models.ranking import Ranker, as_ranker
 from retrieve_rerank.retrieval.first_stage import FirstStage, Options
 from retrieve_rerank.retrieval.rerank import OnError, Reranked, SecondStage, check_on_error
 from retrieve_rerank.retrieval.saved import load_setting
-from retrieve_rerank.types import Hit, Retriever, Scorer, SearchResult, Timings
+from retrieve_rerank.types import Hit, Retriever, Scale, Scorer, SearchResult, Timings
 
 
 class RetrieveRerank:

@@ -13,6 +13,7 @@ from typing import Any
 from retrieve_rerank.checks import check_count
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.models.cross_encoder import CrossEncoder
+from retrieve_rerank.models.settings import reading_back
 
 _FORMAT = 1
 # What of a cross-encoder decides its scores. Never whether to run a checkpoint's code, nor where files are kept.
@@ -87,7 +88,8 @@ class SavedSetting:
                 else "the setting is not to re-rank, so there is no cross-encoder"
             )
         arguments: dict[str, Any] = {name: value for name, value in self.model.items() if name in REMEMBERED}
-        return CrossEncoder(**{**arguments, **changes})
+        with reading_back(changes):
+            return CrossEncoder(**{**arguments, **changes})
 
 
 def save_setting(setting: SavedSetting, path: str | os.PathLike[str]) -> None:
