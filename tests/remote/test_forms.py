@@ -341,7 +341,7 @@ def test_a_model_travels_without_its_key_and_takes_it_from_the_environment(monke
         monkeypatch.setenv("RETRIEVE_RERANK_API_KEY", key)
         with (
             pickle.loads(pickled) as copy,
-            pytest.raises(RemoteError, match="not sent, .* set RETRIEVE_RERANK_ENDPOINT to it"),
+            pytest.raises(RemoteError, match=r"not sent, .* set RETRIEVE_RERANK_ENDPOINT to it"),
         ):
             copy.score("q", ["high"])
         monkeypatch.setenv("RETRIEVE_RERANK_ENDPOINT", f"{server.url}/")
