@@ -18,7 +18,9 @@ from retrieve_rerank.checks import check_count, check_query
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.indexes.bm25_collection import BM25Collection
 from retrieve_rerank.indexes.collection import check_ids
+from retrieve_rerank.indexes.records import Record
 from retrieve_rerank.indexes.words import Analyzer
+from retrieve_rerank.llama_index.compat import BM25_RETRIEVER, in_place_of
 from retrieve_rerank.llama_index.convert import (
     DOCUMENT_KEY,
     NO_DOCUMENT,
@@ -27,7 +29,7 @@ from retrieve_rerank.llama_index.convert import (
     node_to_record,
     record_to_node,
 )
-from retrieve_rerank.llama_index.filters import to_condition
+from retrieve_rerank.llama_index.filters import Condition, to_condition
 
 
 class Stemmer(Protocol):
@@ -41,7 +43,7 @@ class BM25Retriever(BaseRetriever):
     """Nodes found by the words of their text, with BM25. Needs the extra `hybrid`, and neither a model nor an LLM.
 
     The nodes come back as they were stored: text, metadata, relationships and hash. Nodes with none of the query's
-    words are not found.
+    words are not found. An empty query is one for the nodes that pass the filters, in no order.
 
     Args:
         nodes: What to store, beside what is in the directory already.
@@ -52,8 +54,11 @@ class BM25Retriever(BaseRetriever):
             many as it needs.
         filters: What the nodes must pass; see `ChromaVectorStore`.
         tokenizer: Turns a text into words instead; then nothing else is done to them. It is not saved.
+        stemmer: PyStemmer's stemmer of the language, as the language says already.
         callback_manager: LlamaIndex's callbacks.
-        objects: Index nodes whose objects are searched in turn when they are found.
+        objects: Index nodes whose objects are searched in turn when they are found. Those of stored index nodes are,
+            too; of these only nodes are saved, and other objects must be given again when a saved index is opened.
+        object_map: The same as objects by the `index_id` of their index nodes.
         verbose: Whether LlamaIndex prints which of these it enters.
 
     Raises:
@@ -69,27 +74,35 @@ class BM25Retriever(BaseRetriever):
         ['Paris is the capital of France.']
     """
 
+    @in_place_of(BM25_RETRIEVER)
     def __init__(
         self,
-        nodes: Sequence[BaseNode] = (),
+        nodes: Sequence[BaseNode] | None = None,
         *,
         path: str | os.PathLike[str] | None = None,
         language: str | None = "en",
         similarity_top_k: int = 2,
         filters: MetadataFilters | None = None,
         tokenizer: Callable[[str], list[str]] | None = None,
+        stemmer: Stemmer | None = None,
         callback_manager: CallbackManager | None = None,
         objects: list[IndexNode] | None = None,
+        object_map: dict[str, Any] | None = None,
         verbose: bool = False,
     ) -> None:
+        items = check_nodes(() if nodes is None else nodes)
+        if stemmer is not None:
+            _check_stemmer(stemmer, language, items)
         to_condition(filters)  # a filter that cannot be used is known now, not at the first query
         self.similarity_top_k = check_count(similarity_top_k, "similarity_top_k")
         self.filters = filters
         self._collection = BM25Collection(path, language, tokenizer=tokenizer)
-        super().__init__(callback_manager=callback_manager, objects=objects, verbose=verbose)
-        self.add_nodes(nodes)
+        self._objects: dict[str, Any] = {}  # by the ids of the index nodes that have them
+        super().__init__(callback_manager=callback_manager, objects=objects, object_map=object_map, verbose=verbose)
+        self.add_nodes(items)
 
     @classmethod
+    @in_place_of(BM25_RETRIEVER)
     def from_defaults(
         cls,
         index: BaseIndex[Any] | None = None,
@@ -106,18 +119,18 @@ class BM25Retriever(BaseRetriever):
         *,
         path: str | os.PathLike[str] | None = None,
     ) -> BM25Retriever:
-        """Return a retriever with nodes in it, given in one of three ways. Takes the arguments of LlamaIndex's own.
+        """Return a retriever with nodes in it, given in one of three ways; all else is as for the class.
 
         Args:
             index: An index whose document store has the nodes.
             nodes: The nodes.
             docstore: A document store with the nodes.
-            stemmer: PyStemmer's stemmer of the language, as the language says already.
+            stemmer: As for the class.
             language: As for the class.
             similarity_top_k: As for the class.
             verbose: As for the class.
-            skip_stemming: Not offered; `language=None` takes words as they are.
-            token_pattern: Not offered; `tokenizer` cuts texts as you like.
+            skip_stemming: Not offered.
+            token_pattern: Not offered.
             filters: As for the class.
             tokenizer: As for the class.
             path: As for the class.
@@ -127,13 +140,6 @@ class BM25Retriever(BaseRetriever):
         """
         if sum(source is not None for source in (index, nodes, docstore)) != 1:
             raise InvalidInputError("give exactly one of index, nodes and docstore; to open a saved index, use path")
-        if skip_stemming:
-            raise InvalidInputError("skip_stemming is not offered; language=None takes all words as they are")
-        if token_pattern != r"(?u)\b\w\w+\b":
-            raise InvalidInputError(
-                f"token_pattern {token_pattern!r} is not offered; give tokenizer=re.compile(token_pattern).findall, "
-                "which cuts texts so, without stop words and stemming"
-            )
         if nodes is None:
             store = docstore if index is None else index.docstore
             nodes = list(store.docs.values()) if store is not None else []
@@ -142,25 +148,28 @@ class BM25Retriever(BaseRetriever):
                     "the document store has no nodes. An index on a vector store that keeps the text, such as "
                     "ChromaVectorStore, has them there: give nodes=vector_store.get_nodes()"
                 )
-        items = check_nodes(nodes)
-        if stemmer is not None:
-            _check_stemmer(stemmer, language, items)
         return cls(
-            items,
+            nodes,
             path=path,
             language=language,
             similarity_top_k=similarity_top_k,
             filters=filters,
             tokenizer=tokenizer,
+            stemmer=stemmer,
             verbose=verbose,
         )
 
     def add_nodes(self, nodes: Sequence[BaseNode]) -> list[str]:
         """Store nodes and return their ids; nodes whose ids are stored are replaced, of equal ids the last wins."""
         items = check_nodes(nodes)
-        records = [node_to_record(node) for node in items]  # all are checked before any is stored
+        objects = {node.node_id: node.obj for node in items if isinstance(node, IndexNode) and node.obj is not None}
+        # All are checked before any is stored.
+        records = [node_to_record(_without_object(node)) for node in items]
         for _ in self._collection.add(records):
             pass
+        for node in items:
+            self._objects.pop(node.node_id, None)
+        self._objects |= objects
         self._save()
         return [node.node_id for node in items]
 
@@ -181,29 +190,41 @@ class BM25Retriever(BaseRetriever):
 
     def get_nodes(self, node_ids: Sequence[str] | None = None) -> list[BaseNode]:
         """Return nodes by id, in the order asked for, or all; ids that are not stored are left out."""
-        return list(map(record_to_node, self._collection.read(None if node_ids is None else check_ids(node_ids))))
+        return list(map(self._node, self._collection.read(None if node_ids is None else check_ids(node_ids))))
 
     def close(self) -> None:
         """Release the index. One without a path is gone."""
         self._collection.close()
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        condition = to_condition(self.filters)
-        found = self._collection.search(
-            [check_query(query_bundle.query_str)],
-            check_count(self.similarity_top_k, "similarity_top_k"),
-            where=condition.where,
-            where_document=condition.where_document,
-        )[0]
-        nodes = map(record_to_node, map(found.columns.record, found.slots))
+        condition, k = to_condition(self.filters), check_count(self.similarity_top_k, "similarity_top_k")
+        options: dict[str, Any] = {"where": condition.where, "where_document": condition.where_document}
+        if query_bundle.query_str == "" and condition != Condition():
+            matching = self._collection.read(**options)[:k]
+            return [NodeWithScore(node=self._node(record)) for record in matching]
+        found = self._collection.search([check_query(query_bundle.query_str)], k, **options)[0]
+        nodes = map(self._node, map(found.columns.record, found.slots))
         return [NodeWithScore(node=node, score=score) for node, score in zip(nodes, found.scores, strict=True)]
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         return await self._collection.worker.arun(self._retrieve, query_bundle)
 
+    def _node(self, record: Record) -> BaseNode:
+        node = record_to_node(record)
+        if isinstance(node, IndexNode):
+            node.obj = self._objects.get(node.node_id, node.obj)
+        return node
+
     def _save(self) -> None:
         if self._collection.path is not None:
             self._collection.save()
+
+
+def _without_object(node: BaseNode) -> BaseNode:
+    """Return an index node without an object that has no form in JSON; any other node as it is."""
+    if isinstance(node, IndexNode) and not isinstance(node.obj, BaseNode):
+        return node.model_copy(update={"obj": None})
+    return node
 
 
 def _check_stemmer(stemmer: Stemmer, language: str | None, nodes: Iterable[BaseNode]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +35,6 @@ _DOCUMENT_KEYS = (DOCUMENT_KEY, "doc_id", "ref_doc_id")
 _TYPES: dict[str, type[BaseNode]] = {
     kind.class_name(): kind for kind in (Document, ImageNode, IndexNode, Node, TextNode)
 }
-_POSITION = "position"
 
 
 def check_nodes(nodes: Iterable[BaseNode]) -> list[BaseNode]:
@@ -148,7 +147,7 @@ def nodes_to_hits(nodes: Sequence[NodeWithScore], mode: MetadataMode) -> list[Hi
         text = item.node.get_content(metadata_mode=mode)
         hits.append(
             Hit(
-                Passage(item.node.node_id or str(position), text, {_POSITION: position}),
+                Passage(item.node.node_id or str(position), text),
                 rank=position + 1,
                 score=math.nan,
                 retrieval_rank=rank,
@@ -165,7 +164,7 @@ def hits_to_nodes(
     """Return ranked hits as new objects around the nodes that `nodes_to_hits` made them of."""
     return [
         RerankedNode(
-            node=nodes[hit.passage.metadata[_POSITION]].node,
+            node=nodes[cast(int, hit.index)].node,
             # The first stage's score is on another scale than the relevances beside it.
             score=None if hit.logit is None else hit.score,
             logit=hit.logit,

@@ -23,17 +23,18 @@ from llama_index.core.vector_stores.types import (
 )
 
 from retrieve_rerank.checks import check_count
-from retrieve_rerank.errors import InvalidInputError, warn_caller
+from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.indexes.adoption import adopt_at_opening, prove
 from retrieve_rerank.indexes.client import connect
 from retrieve_rerank.indexes.collection import ChromaCollection, check_ids
-from retrieve_rerank.indexes.fingerprint import SPACES, Identity, check_identity, needs_proof
+from retrieve_rerank.indexes.fingerprint import Identity, check_identity, needs_proof
 from retrieve_rerank.indexes.health import check
 from retrieve_rerank.indexes.mmr import PREFETCH_FACTOR, check_diversity, diverse
 from retrieve_rerank.indexes.nearest import Found
 from retrieve_rerank.indexes.repairing import repair
 from retrieve_rerank.indexes.reports import IndexCheck, RepairReport
 from retrieve_rerank.indexes.server import RETRY_SECONDS
+from retrieve_rerank.llama_index.compat import asked_metric
 from retrieve_rerank.llama_index.convert import (
     DOCUMENT_KEY,
     NO_DOCUMENT,
@@ -165,7 +166,7 @@ class ChromaVectorStore(BasePydanticVectorStore, Restorable):
             client = connect(host, 8000 if port is None else port, ssl=ssl, headers=headers)
         elif port is not None or ssl or headers:
             raise InvalidInputError("port, ssl and headers are a server's: give host, too")
-        metric = _asked_metric(collection_kwargs, metric)
+        metric = asked_metric(collection_kwargs, metric)
         if embed_model is not None and not isinstance(embed_model, BaseEmbedding):
             raise InvalidInputError(f"embed_model must be a LlamaIndex embedding, got {type(embed_model).__name__}")
         encoder = embed_model.encoder if isinstance(embed_model, BiEncoderEmbedding) else None
@@ -559,31 +560,6 @@ def _check_collection(collection: object) -> None:
             f"chroma_collection must be a chromadb.Collection, got {type(collection).__name__}; make one with "
             "client.get_or_create_collection(name), or give collection_name and persist_dir"
         )
-
-
-def _asked_metric(collection_kwargs: Mapping[str, Any] | None, metric: Metric | None) -> Metric | None:
-    """Return the metric that is asked for in the incumbent's way, or in ours."""
-    if not collection_kwargs:
-        return metric
-    metadata, configuration = (collection_kwargs.get(name) or {} for name in ("metadata", "configuration"))
-    hnsw = configuration.get("hnsw") or {}
-    space = hnsw.get("space") or metadata.get("hnsw:space")
-    unused = [f"{name!r}" for name in collection_kwargs if name not in ("metadata", "configuration")]
-    unused += [f"'metadata'[{name!r}]" for name in metadata if name != "hnsw:space"]
-    unused += [f"'configuration'[{name!r}]" for name in configuration if name != "hnsw"]
-    unused += [f"'configuration'['hnsw'][{name!r}]" for name in hnsw if name != "space"]
-    if unused:
-        warn_caller(
-            f"of collection_kwargs only the space is taken, and not {', '.join(unused)}. To have more, make the "
-            "collection with Chroma's own client first, and give it as chroma_collection",
-            UserWarning,
-        )
-    asked = metric if space is None else next((name for name, other in SPACES.items() if other == space), None)
-    if space is not None and asked is None:
-        raise InvalidInputError(f"the space must be one of {', '.join(SPACES.values())}; got {space!r}")
-    if metric is not None and asked != metric:
-        raise InvalidInputError(f"metric={metric!r} and the space {space!r} of collection_kwargs differ; give one")
-    return asked
 
 
 class _Encoder:
