@@ -30,6 +30,7 @@ _DEPTHS = ("similarity_top_k", "_similarity_top_k", "top_k", "_top_k", "_choice_
 _BOUNDS = ("_image_similarity_top_k", "_max_top_k", "_empty_query_top_k", "_hybrid_top_k", "_sparse_top_k")
 _FILTERS = ("filters", "_filters", "_extra_filters")
 _WHOLE = ("SummaryIndexRetriever", "TreeAllLeafRetriever", "TreeRootRetriever", "EmptyIndexRetriever")  # find all
+_MOST_INNER = 1_000  # longer lists are passages, which are not looked through at every call
 _KNOWN = ("llama_index.core.", "retrieve_rerank.")  # whose retrievers find nothing but what those in them find
 
 
@@ -207,9 +208,11 @@ class _Setting:
             return self.copies[id(retriever)]
         copied = self.copies[id(retriever)] = copy.copy(retriever)
         filtered, deep = self._filtered(copied), self._deepened(copied)
-        inner = [name for name, value in vars(copied).items() if self._holds_retrievers(value)]
-        for name in inner:
-            vars(copied)[name] = self._followed(vars(copied)[name])
+        inner = False
+        for name, value in list(vars(copied).items()):
+            followed = self._followed(value)
+            if followed is not value:
+                vars(copied)[name], inner = followed, True
         if self.filters is not None and not filtered and not (inner and _only_asks(copied)):
             raise InvalidInputError(
                 f"it cannot be shown that filters arrive at a {type(copied).__name__}: it has no filters that could be "
@@ -256,25 +259,22 @@ class _Setting:
                 return True
         return False
 
-    def _holds_retrievers(self, value: object) -> bool:
-        items = list(value.values()) if isinstance(value, dict) else value
-        if self.filters is not None and isinstance(items, (list, BaseQueryEngine)):
-            engines = items if isinstance(items, list) else [items]
-            if any(isinstance(item, BaseQueryEngine) for item in engines):
-                raise InvalidInputError(
-                    "a query engine is among what would be searched, and takes no filters; leave it out, or give it "
-                    "filters where it is made"
-                )
-        if isinstance(items, (list, tuple)):
-            return any(isinstance(item, BaseRetriever) for item in items)
-        return isinstance(items, BaseRetriever)
-
     def _followed(self, value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: self._followed(item) for name, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return type(value)(map(self._followed, value))
-        return self.applied(value) if isinstance(value, BaseRetriever) else value
+        """Return a value with all retrievers in it replaced by their copies; one without any as it is."""
+        if isinstance(value, BaseRetriever):
+            return self.applied(value)
+        if self.filters is not None and isinstance(value, BaseQueryEngine):
+            raise InvalidInputError(
+                "a query engine is among what would be searched, and takes no filters; leave it out, or give it "
+                "filters where it is made"
+            )
+        if type(value) not in (dict, list, tuple) or len(value) > _MOST_INNER:
+            return value
+        items = list(value.values()) if isinstance(value, dict) else list(value)
+        followed = list(map(self._followed, items))
+        if all(new is old for new, old in zip(followed, items, strict=True)):
+            return value
+        return dict(zip(value, followed, strict=True)) if isinstance(value, dict) else type(value)(followed)
 
 
 def both_filters(own: MetadataFilters | None, asked: MetadataFilters | None) -> MetadataFilters | None:
