@@ -36,7 +36,7 @@ import numpy.typing as npt
 from common import add_model_options, first_stages, models
 from retrieve_rerank import BiEncoder, CrossEncoder, Retriever, RetrieveRerank, TruncationWarning
 from retrieve_rerank.evaluation import Dataset, Evaluation, Setting, Tuning, evaluate, load_dataset, tune
-from retrieve_rerank.evaluation.tuning import DEPTHS
+from retrieve_rerank.evaluation.tune import DEPTHS
 
 NDCG = ir_measures.nDCG @ 10
 SPLITS = 100

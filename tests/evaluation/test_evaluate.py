@@ -13,7 +13,7 @@ import pytest
 
 from retrieve_rerank import BiEncoder, ChromaIndex, CrossEncoder, Hit, InvalidInputError, Passage, RetrieveRerank
 from retrieve_rerank.evaluation import Dataset, Evaluation, evaluate
-from retrieve_rerank.evaluation.measuring import _latency
+from retrieve_rerank.evaluation.measuring import latency as latency_of
 from tests.core.stubs import LetterEncoder, TableScorer
 from tests.evaluation.stubs import TEXTS, Shelf, dataset, logits
 
@@ -317,9 +317,9 @@ def test_latency_is_that_of_each_stage_without_the_first_question() -> None:
 
 def test_percentiles_by_hand() -> None:
     times = [99.0, *(float(number) for number in range(21))]  # the first is left out
-    latency = _latency(times, estimated=True)
+    latency = latency_of(times, estimated=True)
     assert (latency.p50, latency.p95, latency.estimated) == (10.0, 19.0, True)
-    assert _latency([2.5]).p95 == 2.5
+    assert latency_of([2.5]).p95 == 2.5
 
 
 def test_a_deeper_pipeline_is_not_given_for_free_what_a_shallower_one_paid() -> None:

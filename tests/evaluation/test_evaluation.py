@@ -12,7 +12,7 @@ import pytest
 
 from retrieve_rerank import InvalidInputError, RetrieveRerank
 from retrieve_rerank.evaluation import Dataset, Evaluation, Latency, System, evaluate
-from retrieve_rerank.evaluation.presenting import shown_time
+from retrieve_rerank.evaluation.words import shown_time
 from tests.core.stubs import TableScorer
 from tests.evaluation.stubs import TEXTS, Shelf, dataset, logits
 
@@ -144,7 +144,7 @@ def test_ids_with_white_space_survive_the_columns(tmp_path: Path) -> None:
         "q%25 0 a%E2%80%83b%09c 2",
     ]
     first = path.read_text(encoding="utf-8").split("\n")[:2]
-    assert first == ["first%20question Q0 my%2520notes.txt 1 -1 shelf", "first%20question Q0 my%20notes.txt 2 -2 shelf"]
+    assert first == ["first%20question Q0 my%2520notes.txt 1 3 shelf", "first%20question Q0 my%20notes.txt 2 2 shelf"]
     command = [sys.executable, "-m", "ir_measures", str(tmp_path / "qrels.txt"), str(path), "RR@10"]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "RR@10\t0.5000\n"
 

@@ -50,7 +50,7 @@ def test_texts_are_kept_of_what_is_shown_only() -> None:
         ("{}", "format None, expected 1"),
         ('{"format": 2}', "format 2, expected 1.*write it anew with Evaluation.to_json"),
         ('{"format": 1}', "is no evaluation: it has no systems"),
-        ('{"format": 1, "systems": []}', "is not a whole evaluation: KeyError 'dataset'"),
+        ('{"format": 1, "systems": []}', "is not a whole evaluation: dataset: Field required"),
     ],
 )
 def test_another_file_is_refused(tmp_path: Path, content: str, said: str) -> None:
@@ -64,6 +64,13 @@ def test_a_missing_file_is_said(tmp_path: Path) -> None:
         Evaluation.from_json(tmp_path / "nothing.json")
 
 
+@pytest.mark.parametrize("deep", ["[" * 100_000, '{"format": 1, "systems": ' + "[" * 100_000, '{"a":' * 50_000])
+def test_a_file_that_is_nested_too_deep_is_refused(tmp_path: Path, deep: str) -> None:
+    (tmp_path / "file.json").write_text(deep)
+    with pytest.raises(InvalidInputError, match=r"file\.json cannot be read as an evaluation"):
+        Evaluation.from_json(tmp_path / "file.json")
+
+
 def damaged(content: dict[str, Any], *path: str | int, value: Any) -> dict[str, Any]:
     place: Any = content
     for step in path[:-1]:
@@ -75,15 +82,14 @@ def damaged(content: dict[str, Any], *path: str | int, value: Any) -> dict[str, 
 @pytest.mark.parametrize(
     ("path", "value", "said"),
     [
-        (("systems", 0, "means", "nDCG@10"), "high", "'high' is no number"),
-        (("systems", 0, "means", "nDCG@10"), True, "True is no number"),
-        (("systems", 0, "fetch_k"), 1.5, "1.5 is no whole number"),
+        (("systems", 0, "means", "nDCG@10"), "high", "systems.0.means.nDCG@10: Input should be a valid number.*'high'"),
+        (("systems", 0, "fetch_k"), 1.5, "systems.0.fetch_k: Input should be a valid integer"),
         (("systems", 1, "baseline"), "another", "no system is called 'another'"),
         (("systems", 0, "run"), {}, "has other questions than the judgements"),
-        (("systems", 0, "run"), ["q"], "AttributeError"),
-        (("systems", 0, "run", "q"), "a", "'a' is no list"),
+        (("systems", 0, "run"), ["q"], "systems.0.run: Input should be a valid"),
+        (("systems", 0, "run", "q"), "a", "systems.0.run.q: Input should be a valid tuple"),
         (("systems", 0, "per_query"), {}, "KeyError 'nDCG@10'"),
-        (("comparisons", 0, "system"), None, "None is no string"),
+        (("comparisons", 0, "system"), None, "comparisons.0.system: Input should be a valid string"),
         (("systems",), [], "no system is called 'first stage of search'"),
         (("measures",), [], "IndexError"),
         (("judgements",), {}, "other questions"),

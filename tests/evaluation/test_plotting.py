@@ -9,7 +9,6 @@ import pytest
 
 from retrieve_rerank import MissingDependencyError
 from retrieve_rerank.evaluation import Dataset, evaluate
-from retrieve_rerank.evaluation.plotting import _side_by_side
 from tests.core.stubs import run_python
 from tests.evaluation import reports
 from tests.evaluation.stubs import Shelf
@@ -49,10 +48,6 @@ def test_a_tuning_is_drawn_with_all_its_settings_and_the_chosen_one() -> None:
     assert sorted(drawn) == sorted(setting.quality for setting in tuning.settings)
     chosen = axes.lines[-1]
     assert (chosen.get_xdata()[0], chosen.get_ydata()[0]) == (tuning.chosen.latency.p95, tuning.chosen.quality)
-
-
-def test_systems_of_one_latency_stand_side_by_side() -> None:
-    assert _side_by_side([1.0, 0.001, 1.01, 0.99]) == pytest.approx([1.0, 1.0, 1.15, 1 / 1.15])
 
 
 def test_it_draws_where_it_is_told() -> None:

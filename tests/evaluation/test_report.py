@@ -13,10 +13,8 @@ import pytest
 
 from retrieve_rerank import CrossEncoder, Hit, RetrieveRerank
 from retrieve_rerank.evaluation import Dataset, Evaluation, evaluate, tune
-from retrieve_rerank.evaluation.examples import examples
-from retrieve_rerank.evaluation.report.axes import Axis, axis_around
-from retrieve_rerank.evaluation.report.depth import depths
-from retrieve_rerank.evaluation.report.scores import above
+from retrieve_rerank.evaluation.charts import Axis, axis_around, depths
+from retrieve_rerank.evaluation.measuring import examples
 from tests.core.stubs import TableScorer
 from tests.evaluation import reports
 from tests.evaluation.stubs import Shelf, dataset, logits
@@ -160,21 +158,6 @@ def test_a_question_without_relevant_candidates_says_so(tmp_path: Path) -> None:
     assert "b (1 → 3)." in said
 
 
-def test_pairs_in_order_are_counted_by_hand() -> None:
-    """One: a, d relevant, c, e not: a first of 4 (2 of 2 pairs), d last (0 of 2). Two: b above both others."""
-    evaluation = search({"one": "aced", "two": "befc"}, "abcefd", 4)
-    assert above(evaluation, evaluation["search"]) == pytest.approx((2 / 4 + 1) / 2)
-    nothing = search({"one": "ce", "two": "ef"}, "abcdef", 2)
-    assert above(nothing, nothing["search"]) is None
-
-
-def test_scores_are_split_by_what_is_known_of_the_passages(tmp_path: Path) -> None:
-    said = page_of(search({"one": "caef", "two": "bef"}, "abcdef", 4), tmp_path).said("scores")
-    assert "relevant: 2, median −0.5" in said
-    assert "judged not relevant: 1, median −2.0" in said
-    assert "unjudged: 4, median −4.5" in said
-
-
 def test_truncation_is_split_by_relevance_and_by_question(tmp_path: Path, tiny_cross_encoder: Path) -> None:
     """The tiny cross-encoder reads 64 tokens; the relevant passage of one question and no other text is longer."""
     texts = {"a": "long " * 200, "b": "short", "c": "other"}
@@ -187,8 +170,6 @@ def test_truncation_is_split_by_relevance_and_by_question(tmp_path: Path, tiny_c
     assert evaluation["search"].run["q1"][rank - 1] == "a"
     said = page_of(evaluation, tmp_path).said("unread")
     assert "relevant 50.0% of 2 others 0.0% of 3" in said
-    assert "a relevant candidate was cut (1)" in said
-    assert "none was (1)" in said
     untouched = page_of(reports.ordinary(), tmp_path).said("unread")
     assert untouched.endswith("Nothing: every candidate was read to its end.")
 

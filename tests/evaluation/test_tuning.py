@@ -25,7 +25,7 @@ from retrieve_rerank import (
 from retrieve_rerank.evaluation import Dataset, Setting, Tuning, evaluate, tune
 from retrieve_rerank.evaluation.measuring import measure
 from retrieve_rerank.evaluation.running import Stage
-from retrieve_rerank.evaluation.trying import Plan
+from retrieve_rerank.evaluation.tune import Grid
 from tests.core.stubs import TableScorer
 from tests.evaluation.stubs import TEXTS, Shelf, dataset, logits
 
@@ -174,7 +174,7 @@ def test_from_a_cache_nothing_is_read_again(tmp_path: Path) -> None:
 
 def test_seconds_of_a_shallower_setting() -> None:
     """Each question: 0.1 s to retrieve; a call costs 0.5 s and each pair 0.2 s: shares of 0.25 s in a call for ten."""
-    plan = Plan({"shelf": Shelf(LISTS)}, {"table": TableScorer({})}, [2, 10])
+    plan = Grid({"shelf": Shelf(LISTS)}, {"table": TableScorer({})}, [2, 10])
     for (_, _, depth), stage in plan.reranked.items():
         assert isinstance(stage.first, Stage)
         stage.first.seconds = [9.0, 0.1, 0.1]  # the first loads

@@ -44,7 +44,7 @@ from retrieve_rerank.cli.texts import with_examples
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from retrieve_rerank.evaluation.evaluation import Evaluation
+    from retrieve_rerank.evaluation.results import Evaluation
     from retrieve_rerank.retrieval.pipeline import RetrieveRerank
     from retrieve_rerank.types import Retriever
 
@@ -96,7 +96,7 @@ def evaluate(
 ) -> None:
     """Measure whether re-ranking helps."""
     from retrieve_rerank._files import write_text
-    from retrieve_rerank.evaluation.running import evaluate as run
+    from retrieve_rerank.evaluation.measuring import evaluate as run
 
     check_outputs(html, markdown, save, cache, folder=runs, inputs=[dataset, queries, qrels], index=index)
     measures, names = check_measures(measure), check_first_stages(first_stage)

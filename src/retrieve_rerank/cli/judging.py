@@ -106,7 +106,7 @@ def prepared(source: Source, models: Models, names: list[str], *, weak: int | No
     Raises:
         InvalidInputError: If the options do not go together, or a file cannot be used.
     """
-    from retrieve_rerank.evaluation.reading import load_dataset
+    from retrieve_rerank.evaluation.files import load_dataset
     from retrieve_rerank.indexes.words import language_name
 
     _check(source, weak)
@@ -177,7 +177,7 @@ def _here(file: Path | None) -> Path | None:
 
 def _judged(library: Library, encoder: BiEncoder, queries: Path, qrels: Path) -> Dataset:
     from retrieve_rerank.evaluation.dataset import Dataset
-    from retrieve_rerank.evaluation.reading import load_judgements, load_queries
+    from retrieve_rerank.evaluation.files import load_judgements, load_queries
 
     with library.open_vectors(encoder) as index:
         passages = list(all_passages(index))

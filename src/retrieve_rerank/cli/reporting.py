@@ -31,7 +31,7 @@ def report(
 ) -> None:
     """Make a page or Markdown of a saved evaluation."""
     from retrieve_rerank._files import write_text
-    from retrieve_rerank.evaluation.evaluation import Evaluation
+    from retrieve_rerank.evaluation.results import Evaluation
 
     check_outputs(html, markdown, inputs=[file])
     evaluation = Evaluation.from_json(file)

@@ -9,13 +9,13 @@ from rich.table import Table
 from rich.text import Text
 
 from retrieve_rerank.cli.texts import clean, one_line
-from retrieve_rerank.evaluation.presenting import shown_latency
+from retrieve_rerank.evaluation.words import shown_latency
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from retrieve_rerank.evaluation.evaluation import Evaluation
-    from retrieve_rerank.evaluation.tuned import Tuning
+    from retrieve_rerank.evaluation.choosing import Tuning
+    from retrieve_rerank.evaluation.results import Evaluation
     from retrieve_rerank.types import Hit, SearchResult
 
 _SNIPPET = 240  # characters of a text

@@ -45,7 +45,7 @@ from retrieve_rerank.cli.streams import files_first, for_people, guarded, put, s
 from retrieve_rerank.cli.texts import with_examples
 
 if TYPE_CHECKING:
-    from retrieve_rerank.evaluation.tuned import Setting, Tuning
+    from retrieve_rerank.evaluation.choosing import Setting, Tuning
     from retrieve_rerank.models.cross_encoder import CrossEncoder
 
 HELP = with_examples(
@@ -106,8 +106,8 @@ def tune(
     debug: Debug = False,
 ) -> None:
     """Find the setting to search with."""
-    from retrieve_rerank.evaluation.tuning import DEPTHS
-    from retrieve_rerank.evaluation.tuning import tune as run
+    from retrieve_rerank.evaluation.tune import DEPTHS
+    from retrieve_rerank.evaluation.tune import tune as run
 
     check_outputs(save, html, cache, inputs=[dataset, queries, qrels], index=index)
     (name,) = check_measures([measure])

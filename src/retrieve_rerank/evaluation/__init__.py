@@ -3,16 +3,14 @@
 `load_dataset` reads questions with judgements, `evaluate` runs your pipelines on them, and the `Evaluation` answers.
 """
 
-from retrieve_rerank.evaluation.choosing import HeldOut
+from retrieve_rerank.evaluation import results
+from retrieve_rerank.evaluation.choosing import HeldOut, Setting, Tuning
 from retrieve_rerank.evaluation.dataset import Dataset
-from retrieve_rerank.evaluation.evaluation import Evaluation
+from retrieve_rerank.evaluation.files import StoredRun, load_dataset, load_run
+from retrieve_rerank.evaluation.measuring import evaluate
 from retrieve_rerank.evaluation.questions import sample_questions
-from retrieve_rerank.evaluation.reading import load_dataset
-from retrieve_rerank.evaluation.results import Comparison, Latency, System
-from retrieve_rerank.evaluation.running import evaluate
-from retrieve_rerank.evaluation.runs import StoredRun, load_run
-from retrieve_rerank.evaluation.tuned import Setting, Tuning
-from retrieve_rerank.evaluation.tuning import tune
+from retrieve_rerank.evaluation.results import Comparison, Evaluation, Latency, System
+from retrieve_rerank.evaluation.tune import tune
 
 __all__ = [
     "Comparison",
@@ -30,3 +28,12 @@ __all__ = [
     "sample_questions",
     "tune",
 ]
+
+
+def _presenter() -> results.Presenter:
+    from retrieve_rerank.evaluation import page  # only who looks pays for it
+
+    return page
+
+
+results.present_with(_presenter)

@@ -1,19 +1,22 @@
-"""Which setting to take: not the one that was luckiest, but a good one that is no slower than it must be."""
+"""What `tune` found, and which setting to take: not the luckiest, but a good one that is no slower than it must be."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
+from retrieve_rerank import __version__
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.evaluation.dataset import counted
-
-if TYPE_CHECKING:
-    from retrieve_rerank.evaluation.tuned import Setting
+from retrieve_rerank.evaluation.results import Latency, Presented, machine, write_json
+from retrieve_rerank.evaluation.significance import mean
+from retrieve_rerank.retrieval.saved import SavedSetting, save_setting
+from retrieve_rerank.types import Scale
 
 Array = npt.NDArray[np.float64]
 
@@ -23,11 +26,48 @@ _FEWEST = 10  # questions that can be split
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """A setting, and why it was taken."""
+class Setting:
+    """One way to search: a first stage, how deep it is re-ranked, and by what.
 
-    setting: Setting
-    reason: str
+    Attributes:
+        first_stage: Name of the first stage.
+        fetch_k: How many candidates it is asked for. Without re-ranking, the deepest that was tried.
+        cross_encoder: Name of the cross-encoder; None is no re-ranking.
+        model: What the cross-encoder was made from: a hub name or a folder, or the name of its class.
+        precision: What it computes in, where that is known.
+        quality: Mean of the measure over the questions.
+        low: Lower end of the 95 % interval of `quality` (bootstrap over questions, percentiles).
+        high: Upper end.
+        pairs: Pairs of question and passage that the cross-encoder reads a question, on average.
+        latency: Seconds a question, first stage and re-ranking together.
+        per_query: Value of the measure by question.
+
+    Example:
+        >>> from retrieve_rerank.evaluation import Latency, Setting
+        >>> setting = Setting("BM25", 20, "mini", "some/model", "float32", 0.41, 0.36, 0.46, 20.0,
+        ...                   Latency(0.08, 0.11, estimated=True), {"q1": 0.41})
+        >>> setting.name
+        'BM25 → mini, 20 deep'
+    """
+
+    first_stage: str
+    fetch_k: int
+    cross_encoder: str | None
+    model: str | None
+    precision: str | None
+    quality: float
+    low: float
+    high: float
+    pairs: float
+    latency: Latency
+    per_query: Mapping[str, float]
+
+    @property
+    def name(self) -> str:
+        """What tables call it; unique in a tuning."""
+        if self.cross_encoder is None:
+            return f"{self.first_stage}, not re-ranked"
+        return f"{self.first_stage} → {self.cross_encoder}, {self.fetch_k} deep"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,23 +107,182 @@ class HeldOut:
     reached: float = 0.0
 
 
-def frontier(settings: Sequence[Setting]) -> tuple[Setting, ...]:
-    """Return what nothing beats in quality without taking longer at p95; the fastest first."""
-    best: list[Setting] = []
-    for setting in sorted(settings, key=lambda one: (one.latency.p95, -one.quality)):
-        if not best or setting.quality > best[-1].quality:
-            best.append(setting)
-    return tuple(best)
+@dataclass(frozen=True, slots=True, repr=False)
+class Tuning(Presented):
+    """What `tune` found: every setting that was tried, the one to take, and why.
+
+    Attributes:
+        dataset: Name of the dataset.
+        weak: How its judgements were made, where no person judged.
+        measure: Name of the measure that `quality` of a setting is.
+        settings: All that was tried, each first stage without re-ranking among them.
+        chosen: The setting to take.
+        reason: Why that one, in a sentence.
+        latency_budget: Seconds that nineteen of twenty questions may take, as asked for; None is no limit.
+        quality: Mean of the measure that is wanted, as asked for; None is the best there is.
+        depths: Depths that were tried.
+        ceiling: By first stage and depth, the mean that a perfect re-ranking would reach.
+        held_out: What choosing on one half of the questions is worth on the other; None where there are too few.
+        notes: What the numbers do not say by themselves.
+        questions: Number of questions.
+        passages: Number of passages of the dataset.
+        resamples: Of the bootstrap.
+        seed: Of the bootstrap and the splits.
+        seconds: How long the tuning took. A score from the cache counts as what it took when it was made.
+        seconds_alone: How long it would have taken to run each setting by itself, added up in the same way.
+        models: What `CrossEncoder(**arguments)` makes each cross-encoder from, by name; empty for one of another kind.
+        scores: What a cross-encoder of another kind returns.
+        machine: Processor, cores, versions.
+
+    Example:
+        >>> from retrieve_rerank import BM25Index
+        >>> from retrieve_rerank.evaluation import Dataset, tune
+        >>> from retrieve_rerank.testing import TableScorer
+        >>> texts = {"p1": "Paris is in France.", "p2": "Paris is the capital of France."}
+        >>> index = BM25Index()
+        >>> dataset = Dataset("toy", texts, {"q1": "Paris"}, {"q1": {"p2": 1}})
+        >>> report = index.add(dataset.passages)
+        >>> scorer = TableScorer({texts["p1"]: -1.0, texts["p2"]: 2.0})
+        >>> tuning = tune({"words": index}, {"table": scorer}, dataset, depths=[1, 2])
+        >>> [(setting.name, round(setting.quality, 2)) for setting in tuning.settings]
+        [('words, not re-ranked', 0.63), ('words → table, 1 deep', 0.0), ('words → table, 2 deep', 1.0)]
+        >>> print(tuning.code().splitlines()[-1])
+        search = RetrieveRerank(words, table, fetch_k=2)
+    """
+
+    dataset: str
+    weak: str | None
+    measure: str
+    settings: tuple[Setting, ...]
+    chosen: Setting
+    reason: str
+    latency_budget: float | None
+    quality: float | None
+    depths: tuple[int, ...]
+    ceiling: Mapping[str, Mapping[int, float]]
+    held_out: HeldOut | None
+    notes: tuple[str, ...]
+    questions: int
+    passages: int
+    resamples: int
+    seed: int
+    seconds: float
+    seconds_alone: float
+    models: Mapping[str, Mapping[str, str | int | float | bool | None]] = field(default_factory=dict)
+    scores: Scale = "logits"
+    machine: Mapping[str, str | int] = field(default_factory=machine)
+
+    @property
+    def frontier(self) -> tuple[Setting, ...]:
+        """The settings that nothing beats in quality without taking longer at p95; the fastest first."""
+        best: list[Setting] = []
+        for setting in sorted(self.settings, key=lambda one: (one.latency.p95, -one.quality)):
+            if not best or setting.quality > best[-1].quality:
+                best.append(setting)
+        return tuple(best)
+
+    @property
+    def first_stages(self) -> tuple[str, ...]:
+        """Names of the first stages."""
+        return tuple(dict.fromkeys(setting.first_stage for setting in self.settings))
+
+    @property
+    def cross_encoders(self) -> tuple[str, ...]:
+        """Names of the cross-encoders."""
+        names = dict.fromkeys(setting.cross_encoder for setting in self.settings)
+        return tuple(name for name in names if name is not None)
+
+    @property
+    def met(self) -> bool:
+        """Whether the chosen setting keeps to the budget and reaches the quality that were asked for."""
+        in_time = self.latency_budget is None or self.chosen.latency.p95 <= self.latency_budget
+        return in_time and (self.quality is None or self.chosen.quality >= self.quality)
+
+    def curve(self, first_stage: str, cross_encoder: str) -> tuple[Setting, ...]:
+        """Return the settings of a first stage and a cross-encoder, the shallowest first.
+
+        Raises:
+            InvalidInputError: If there are none.
+        """
+        wanted = (first_stage, cross_encoder)
+        found = [setting for setting in self.settings if (setting.first_stage, setting.cross_encoder) == wanted]
+        if not found:
+            raise InvalidInputError(
+                f"{first_stage!r} with {cross_encoder!r} was not tried; there are the first stages "
+                f"{list(self.first_stages)} and the cross-encoders {list(self.cross_encoders)}"
+            )
+        return tuple(sorted(found, key=lambda setting: setting.fetch_k))
+
+    def choose(self, latency_budget: float | None = None, quality: float | None = None) -> Setting:
+        """Return the setting to take for another budget or another quality.
+
+        Args:
+            latency_budget: Seconds that nineteen of twenty questions may take.
+            quality: Mean of the measure that is enough: the fastest setting that reaches it.
+
+        Raises:
+            InvalidInputError: If no setting meets what is asked for; the message says what comes closest.
+        """
+        return choose(self.settings, latency_budget, quality)[0]
+
+    def code(self, setting: Setting | None = None) -> str:
+        """Return Python code that makes the pipeline of a setting; None takes the chosen one.
+
+        The first stage, and a cross-encoder that is no `CrossEncoder`, are variables of their names in it.
+        """
+        wanted = self.chosen if setting is None else setting
+        first = _variable(wanted.first_stage)
+        head = f"# {wanted.name}: {self.measure} {wanted.quality:.3f} on {self.dataset}\n"
+        if wanted.cross_encoder is None:
+            # As deep as it was measured: what a hybrid finds first depends on how deep it looks.
+            call = f"{first}.retrieve(query, k={wanted.fetch_k})[:10]"
+            return f"{head}# It does not re-rank: the first stage by itself.\nhits = {call}\n"
+        arguments = self.models.get(wanted.cross_encoder)
+        if arguments:
+            imports = "from retrieve_rerank import CrossEncoder, RetrieveRerank\n\n"
+            model = f"CrossEncoder({', '.join(f'{name}={value!r}' for name, value in arguments.items())})"
+        else:
+            imports, model = "from retrieve_rerank import RetrieveRerank\n\n", _variable(wanted.cross_encoder)
+        scale = "" if arguments or self.scores == "logits" else f", scores={self.scores!r}"
+        return f"{imports}{head}search = RetrieveRerank({first}, {model}, fetch_k={wanted.fetch_k}{scale})\n"
+
+    def save(self, path: str | os.PathLike[str], setting: Setting | None = None) -> None:
+        """Write a setting as a JSON file that `RetrieveRerank.load` and `load_setting` read; None: the chosen one."""
+        wanted = self.chosen if setting is None else setting
+        saved = SavedSetting(
+            first_stage=wanted.first_stage,
+            fetch_k=wanted.fetch_k,
+            cross_encoder=wanted.cross_encoder,
+            model=None if wanted.cross_encoder is None else self.models.get(wanted.cross_encoder) or None,
+            measured={
+                "dataset": self.dataset,
+                "weak": self.weak,
+                "measure": self.measure,
+                "questions": self.questions,
+                "quality": wanted.quality,
+                "low": wanted.low,
+                "high": wanted.high,
+                "p50": wanted.latency.p50,
+                "p95": wanted.latency.p95,
+                "pairs": wanted.pairs,
+                "retrieve-rerank": __version__,
+            },
+        )
+        save_setting(saved, path)
+
+    def to_json(self, path: str | os.PathLike[str]) -> None:
+        """Write everything, values per question included, as one JSON object, in UTF-8."""
+        write_json({"answer": self.answer, **asdict(self)}, path, "the tuning")
 
 
-def choose(settings: Sequence[Setting], latency_budget: float | None, quality: float | None) -> Choice:
-    """Return the setting to take.
+def choose(settings: Sequence[Setting], latency_budget: float | None, quality: float | None) -> tuple[Setting, str]:
+    """Return the setting to take, and why.
 
     Raises:
         InvalidInputError: If none meets the budget or the quality.
     """
     fast = _fast_enough(settings, latency_budget)
-    means = _table(fast).mean(axis=0)
+    means = _means(_table(fast))
     best = fast[int(means.argmax())]
     if quality is not None and best.quality < quality:
         raise InvalidInputError(
@@ -93,17 +292,17 @@ def choose(settings: Sequence[Setting], latency_budget: float | None, quality: f
     setting = fast[_pick(means, fast, quality)]
     among = f"of the {counted(len(fast), 'setting')}{_within(latency_budget)}"
     if quality is not None:
-        return Choice(setting, f"It is the fastest {among} that reaches {quality:g}.")
+        return setting, f"It is the fastest {among} that reaches {quality:g}."
     if setting is best:
-        return Choice(setting, f"It is the best {among}, and none within {TOLERANCE:g} of it is faster at p95.")
-    return Choice(
+        return setting, f"It is the best {among}, and none within {TOLERANCE:g} of it is faster at p95."
+    return (
         setting,
         f"It is the fastest at p95 {among} within {TOLERANCE:g} of the best, {best.name!r} with {best.quality:.3f}: so "
         "small a difference is no reason to wait.",
     )
 
 
-def closest(settings: Sequence[Setting], latency_budget: float | None, quality: float | None) -> Choice:
+def closest(settings: Sequence[Setting], latency_budget: float | None, quality: float | None) -> tuple[Setting, str]:
     """As `choose`; where none meets what is asked for, return the setting that comes closest, and say so."""
     try:
         return choose(settings, latency_budget, quality)
@@ -111,7 +310,7 @@ def closest(settings: Sequence[Setting], latency_budget: float | None, quality: 
         fastest = min(settings, key=lambda setting: setting.latency.p95)
         slow = latency_budget is not None and fastest.latency.p95 > latency_budget
         setting = fastest if slow else max(_fast_enough(settings, latency_budget), key=lambda one: one.quality)
-        return Choice(setting, f"Not what was asked for, {error}: it comes closest.")
+        return setting, f"Not what was asked for, {error}: it comes closest."
 
 
 def check(
@@ -128,7 +327,7 @@ def check(
     taken, tuned, held_out, best = [], [], [], []
     for _ in range(SPLITS):
         order = random.permutation(len(table))
-        here, there = table[order[: len(table) // 2]].mean(axis=0), table[order[len(table) // 2 :]].mean(axis=0)
+        here, there = _means(table[order[: len(table) // 2]]), _means(table[order[len(table) // 2 :]])
         pick = _pick(here, fast, quality)
         taken.append(fast[pick] is chosen)
         tuned.append(here[pick])
@@ -173,5 +372,15 @@ def _within(latency_budget: float | None) -> str:
 
 
 def _table(settings: Sequence[Setting]) -> Array:
-    """Return the values, array (questions, settings)."""
-    return np.array([[setting.per_query[query] for setting in settings] for query in sorted(settings[0].per_query)])
+    """Return the values, array (questions, settings); NaN where the measure has none."""
+    queries = sorted({query for setting in settings for query in setting.per_query})
+    return np.array([[setting.per_query.get(query, np.nan) for setting in settings] for query in queries])
+
+
+def _means(table: Array) -> Array:
+    """Return the settings' means; one without any value is the worst."""
+    return np.nan_to_num(mean(table))
+
+
+def _variable(name: str) -> str:
+    return re.sub(r"\W|^(?=\d)", "_", name)

@@ -12,6 +12,11 @@ from retrieve_rerank.checks import check_count
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.types import Passage
 
+WEAK = (
+    "The questions are weak: {weak}. They show whether a system is broken and roughly which of two is better; they do "
+    "not show how large the gain is on questions that people ask, since their words come from the passages themselves "
+    "and any other passage that answers counts as not relevant."
+)
 _MOST_RELEVANT = 100_000  # what computes the measures keeps a count for each grade
 
 

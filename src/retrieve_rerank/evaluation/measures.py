@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from retrieve_rerank.errors import InvalidInputError, require
 
@@ -41,7 +43,7 @@ def check_measures(measures: Sequence[str], judgements: Judgements | None = None
             raise InvalidInputError(f"{name!r} is a count, not a measure that has a mean over questions")
         try:  # now, not after an hour of scoring
             trial = {"1": {"a": max(1, highest), "b": 0}}  # numbers, as in `per_query`
-            list(ir_measures.iter_calc([measure], trial, {"1": {"b": -1, "a": -2}}))
+            list(ir_measures.iter_calc([measure], trial, {"1": {"b": 2, "a": 1}}))
         except Exception as error:  # whatever the program behind the measure throws
             grades = f", where a grade is {highest} (ERR and nDCG of exp-log2 take 4 at most)" if highest > 4 else ""
             raise InvalidInputError(f"ir-measures cannot compute {name!r} here{grades}: {error!r}") from error
@@ -56,27 +58,52 @@ def cutoff(measure: str) -> int | None:
 
 
 def per_query(measures: Sequence[str], judgements: Judgements, run: Run) -> dict[str, dict[str, float]]:
-    """Return the value of each measure for each judged question.
+    """Return the value of each measure for each judged question that it has one for.
+
+    A question for which nothing was found has a measure's worst value. A measure such as Accuracy, which compares the
+    relevant passages found with the others found, has none where there are not both.
 
     Args:
         measures: Names that `check_measures` returned.
         judgements: Relevance by question and passage.
         run: Passage ids by question, best first, without repeats.
+
+    Raises:
+        InvalidInputError: If ir-measures fails.
     """
-    parsed = {name: ir_measures.parse_measure(name) for name in measures}
     qrels, scored, queries = {}, {}, {}
     for number, (query, scores) in enumerate(judgements.items(), start=1):
         # Numbers stand for ids: what computes ERR takes no others for questions, and none with white space.
-        queries[str(number)] = query
+        queries[query] = str(number)
         ids = {passage: str(n) for n, passage in enumerate(dict.fromkeys([*run.get(query, ()), *scores]), start=1)}
         # What computes them counts levels from 0, and writes beside its memory where all of a question's are below -1.
         qrels[str(number)] = {ids[passage]: max(score, -1) for passage, score in scores.items()}
         # A question without hits is left out: some measures divide by the number of hits, and all count what is missing
-        # as their worst. The rank is the score, so equal scores cannot reorder what was ranked.
-        if run.get(query):
-            scored[str(number)] = {ids[passage]: -float(rank) for rank, passage in enumerate(run[query], start=1)}
-    values: dict[str, dict[str, float]] = {name: dict.fromkeys(judgements, 0.0) for name in measures}
-    names = {measure: name for name, measure in parsed.items()}
-    for result in ir_measures.iter_calc(list(parsed.values()), qrels, scored):
-        values[names[result.measure]][queries[result.query_id]] = float(result.value)
+        # as their worst. The place from the end is the score, so equal scores cannot reorder what was ranked, and
+        # Compat, for which what was not found has the score 0, takes nothing found for worse than that.
+        if found := run.get(query):
+            scored[str(number)] = {ids[passage]: float(len(found) - place) for place, passage in enumerate(found)}
+    values: dict[str, dict[str, float]] = {}
+    for name in measures:
+        # One at a time: among others, ir-measures gives what has no value the value 0.
+        try:
+            found_values = _values(ir_measures.parse_measure(name), qrels, scored)
+        except Exception as error:  # whatever the program behind the measure throws
+            raise InvalidInputError(f"ir-measures cannot compute {name!r} of these rankings: {error!r}") from error
+        values[name] = {query: found_values[number] for query, number in queries.items() if number in found_values}
     return values
+
+
+def _values(
+    measure: Any, qrels: Mapping[str, Mapping[str, int]], run: Mapping[str, Mapping[str, float]]
+) -> dict[str, float]:
+    """Return the values of one measure, without those that are no numbers."""
+    try:
+        found = {one.query_id: float(one.value) for one in ir_measures.iter_calc([measure], qrels, run)}
+    except ZeroDivisionError:  # of a question for which it is not defined, and the others' are lost with it
+        if len(qrels) == 1:
+            return {}
+        found = {}
+        for query, scores in qrels.items():
+            found.update(_values(measure, {query: scores}, {query: run[query]} if query in run else {}))
+    return {query: value for query, value in found.items() if not math.isnan(value)}

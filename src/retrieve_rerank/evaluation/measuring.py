@@ -1,27 +1,113 @@
-"""From what the rows found to numbers: measures, differences, and what a reader of them should know."""
+"""From pipelines to an evaluation: what their rows found as measures, differences, notes and examples."""
 
 from __future__ import annotations
 
 import inspect
 import math
+import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from contextlib import nullcontext
+from dataclasses import dataclass
 
 import numpy as np
 
+from retrieve_rerank.checks import check_count
+from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.evaluation.dataset import Dataset, counted
-from retrieve_rerank.evaluation.measures import cutoff, per_query
+from retrieve_rerank.evaluation.measures import check_measures, cutoff, per_query
 from retrieve_rerank.evaluation.questions import holds
-from retrieve_rerank.evaluation.results import SIGNIFICANT, TIE, Comparison, Latency, System
-from retrieve_rerank.evaluation.significance import bootstrap_interval, holm, randomisation_p
-
-if TYPE_CHECKING:
-    from retrieve_rerank.evaluation.running import Stage
-    from retrieve_rerank.types import Hit, Retriever
+from retrieve_rerank.evaluation.results import SIGNIFICANT, TIE, Comparison, Evaluation, Latency, System
+from retrieve_rerank.evaluation.running import Stage, plan_stages, run
+from retrieve_rerank.evaluation.significance import bootstrap_interval, holm, mean, randomisation_p
+from retrieve_rerank.evaluation.store import open_store
+from retrieve_rerank.retrieval.pipeline import RetrieveRerank
+from retrieve_rerank.types import Hit, Retriever
 
 _TOP = 10  # where unjudged passages are counted
 _UNUSED = ("score_threshold", "time_budget")  # settings of a pipeline that cut what is measured here
 _FEW = 30  # questions, below which only large differences can show
+SHOWN = 10  # ranks of each side
+_EXAMPLES = 5  # questions that gained, and that lost
+_LONGEST_TEXT = 240  # characters of a text that are kept
+
+
+def evaluate(
+    pipelines: Mapping[str, RetrieveRerank | Retriever],
+    dataset: Dataset,
+    measures: Sequence[str] = ("nDCG@10", "RR@10", "R@100"),
+    *,
+    fetch_k: int = 100,
+    resamples: int = 10_000,
+    seed: int = 0,
+    cache: str | os.PathLike[str] | None = None,
+    show_progress: bool = False,
+) -> Evaluation:
+    """Measure what each pipeline's first stage finds, what re-ranking makes of it, and what that costs.
+
+    All candidates are ranked and measured: `top_n`, `score_threshold`, `time_budget` and `on_error` of a pipeline are
+    for its users and have no effect here, and errors come out. Only what the first stage found is ranked; relevant
+    passages that it missed stay missed. A first stage that several pipelines share (the same object, the same
+    `fetch_k`) is asked once, and a cross-encoder that they share reads each pair of question and text once. Each
+    question is searched on its own, as a user's is; the first one, which includes loading, is left out of the latency.
+
+    In some datasets, such as ArguAna and Quora, the questions are passages, and would find themselves: as in BEIR, a
+    passage that has a question's id, and holds its text, is left out of what is found for it, unless it is judged for
+    it. A note says so.
+
+    Args:
+        pipelines: `RetrieveRerank` objects, or first stages alone, by name. For each `RetrieveRerank` there are two
+            rows: its first stage, and under its name the re-ranked result. They must search the dataset's passages.
+        dataset: Questions with judgements; `dataset.sample(n)` takes fewer questions.
+        measures: Names of ir-measures. The first one decides the answer.
+        fetch_k: Depth of first stages that are given alone.
+        resamples: Of the bootstrap and of the randomisation test.
+        seed: Of both.
+        cache: An SQLite file that keeps every score, by the cross-encoder's `fingerprint`, question and text; made if
+            missing. Broken off and run again, or run with a further pipeline, an evaluation reads only what is new.
+        show_progress: Show a bar on stderr.
+
+    Returns:
+        The results per question, means, differences with intervals and p-values, and the answer.
+
+    Raises:
+        InvalidInputError: If an argument cannot be used; measures are checked before anything is searched.
+
+    Example:
+        >>> from retrieve_rerank import BiEncoder, ChromaIndex, CrossEncoder, RetrieveRerank
+        >>> from retrieve_rerank.evaluation import Dataset, evaluate
+        >>> texts = {"p1": "Paris is the capital of France.", "p2": "Rome is the capital of Italy."}
+        >>> dataset = Dataset("toy", texts, {"q1": "What is the capital of Italy?"}, {"q1": {"p2": 1}})
+        >>> with ChromaIndex(BiEncoder(bi_encoder_path)) as index, CrossEncoder(cross_encoder_path) as model:
+        ...     report = index.add(dataset.passages)
+        ...     evaluation = evaluate({"re-ranked": RetrieveRerank(index, model, fetch_k=2)}, dataset)
+        >>> [system.name for system in evaluation.systems]
+        ['first stage of re-ranked', 're-ranked']
+        >>> evaluation["re-ranked"].means["RR@10"]
+        1.0
+    """
+    if not isinstance(dataset, Dataset):
+        raise InvalidInputError(f"dataset must be a Dataset, as load_dataset returns, got {type(dataset).__name__}")
+    names = check_measures(measures, dataset.judgements)
+    check_count(resamples, "resamples")
+    plan = plan_stages(pipelines, check_count(fetch_k, "fetch_k"))
+    with nullcontext() if cache is None else open_store(cache) as store:
+        run(plan, dataset, store, show_progress=show_progress)
+    systems = [measure(stage, dataset, names) for stage in plan]
+    queries = {query: dataset.queries[query] for query in sorted(dataset.judgements)}
+    return Evaluation(
+        dataset=dataset.name,
+        weak=dataset.weak,
+        measures=names,
+        judgements=dataset.judgements,
+        systems=tuple(systems),
+        comparisons=tuple(compare(systems, names, resamples=resamples, seed=seed)),
+        notes=(*dataset.notes, *notes(plan, systems, names, dataset)),
+        passages=len(dataset.passages),
+        resamples=resamples,
+        seed=seed,
+        queries=queries,
+        texts=texts_of(plan, systems, names[0], dataset),
+    )
 
 
 def measure(stage: Stage, dataset: Dataset, measures: Sequence[str]) -> System:
@@ -30,6 +116,13 @@ def measure(stage: Stage, dataset: Dataset, measures: Sequence[str]) -> System:
     run = {query: tuple(hit.passage.id for hit in stage.hits[query]) for query in sorted(judgements)}
     values = per_query(measures, judgements, run)
     first = stage.first
+    cut = {query: tuple(rank for rank, hit in enumerate(stage.hits[query], start=1) if hit.truncated) for query in run}
+    ceiling = {}
+    if first is None:
+        reached = list(dict.fromkeys((f"R@{stage.fetch_k}", *measures)))
+        best = per_query(reached, judgements, perfect(run, judgements))
+        ceiling = {name: mean_of(known) for name, known in best.items()}
+    both = [a + b for a, b in zip(first.seconds, stage.seconds, strict=True)] if first is not None else []
     return System(
         name=stage.name,
         baseline=None if first is None else first.name,
@@ -37,33 +130,35 @@ def measure(stage: Stage, dataset: Dataset, measures: Sequence[str]) -> System:
         fetch_k=stage.fetch_k,
         run=run,
         per_query=values,
-        means=_means(values),
-        ceiling=_ceiling(run, judgements, measures, stage.fetch_k) if first is None else {},
+        means={name: mean_of(known) for name, known in values.items()},
+        ceiling=ceiling,
         unjudged={query: sum(passage not in judgements[query] for passage in ids[:_TOP]) for query, ids in run.items()},
-        retrieve=_latency((stage if first is None else first).seconds),
-        rerank=None if first is None else _latency(stage.seconds, estimated=stage.estimated),
+        retrieve=latency((stage if first is None else first).seconds),
+        rerank=None if first is None else latency(stage.seconds, estimated=stage.estimated),
         pairs=stage.pairs,
         truncated=stage.truncated,
         scores={
             query: tuple(_score(hit.score if first is None else hit.logit) for hit in stage.hits[query])
             for query in run
         },
-        cut={} if first is None else {query: ranks for query in run if (ranks := _cut(stage.hits[query]))},
-        total=None if first is None else _latency(_sums(first.seconds, stage.seconds), estimated=stage.estimated),
+        cut={} if first is None else {query: ranks for query, ranks in cut.items() if ranks},
+        total=None if first is None else latency(both, estimated=stage.estimated),
     )
 
 
 def compare(systems: Sequence[System], measures: Sequence[str], *, resamples: int, seed: int) -> list[Comparison]:
-    """Compare every re-ranked system with its own first stage on every measure."""
+    """Compare every re-ranked system with its own first stage on every measure, where both have a value."""
     by_name = {system.name: system for system in systems}
     pairs = [(system, by_name[system.baseline]) for system in systems if system.baseline is not None]
     comparisons = []
     for name in measures if pairs else ():
-        queries = sorted(systems[0].per_query[name])
         differences = np.array(
             [
-                [system.per_query[name][query] - baseline.per_query[name][query] for system, baseline in pairs]
-                for query in queries
+                [
+                    system.per_query[name].get(query, np.nan) - baseline.per_query[name].get(query, np.nan)
+                    for system, baseline in pairs
+                ]
+                for query in sorted(systems[0].run)
             ]
         )
         intervals = bootstrap_interval(differences, resamples=resamples, seed=seed)
@@ -71,20 +166,19 @@ def compare(systems: Sequence[System], measures: Sequence[str], *, resamples: in
         for (system, baseline), column, (low, high), p, p_holm in zip(
             pairs, differences.T, intervals, p_values, holm(p_values), strict=True
         ):
-            wins, losses = int((column > TIE).sum()), int((column < -TIE).sum())
             comparisons.append(
                 Comparison(
                     system=system.name,
                     baseline=baseline.name,
                     measure=name,
-                    difference=float(column.mean()),
+                    difference=float(mean(column)),
                     low=float(low),
                     high=float(high),
                     p=p,
                     p_holm=p_holm,
-                    wins=wins,
-                    ties=len(queries) - wins - losses,
-                    losses=losses,
+                    wins=int((column > TIE).sum()),
+                    ties=int((abs(column) <= TIE).sum()),
+                    losses=int((column < -TIE).sum()),
                 )
             )
     return comparisons
@@ -105,6 +199,12 @@ def notes(
     if themselves := len({query for stage in stages for query in stage.themselves}):
         found = "question is a passage" if themselves == 1 else "questions are passages"
         said.append(f"{themselves} {found} and found itself, not judged for it: left out, as in BEIR.")
+    for name in measures:
+        if missing := {query for system in systems for query in system.run.keys() - system.per_query[name].keys()}:
+            said += [
+                f"{name} has no value for {counted(len(missing), 'question')} of some system, as ir-measures defines "
+                "it: each mean is of the others, and changes are of those that have a value before and after."
+            ]
     known = {passage.id for passage in dataset.passages}
     by_name = {system.name: system for system in systems}
     for stage, system in zip(stages, systems, strict=True):
@@ -166,22 +266,14 @@ def _gives_away(hits: Sequence[Hit], query: str, dataset: Dataset) -> bool:
     return any(relevance.get(hit.passage.id, 0) > 0 and holds(hit.passage.text, question) for hit in hits)
 
 
-def _means(values: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    return {name: sum(by_query.values()) / len(by_query) for name, by_query in values.items()}
+def mean_of(values: Mapping[str, float]) -> float:
+    """Return the mean of the questions that have a value; NaN, as ir-measures has it, where none has."""
+    return sum(values.values()) / len(values) if values else math.nan
 
 
-def _ceiling(
-    run: Mapping[str, Sequence[str]],
-    judgements: Mapping[str, Mapping[str, int]],
-    measures: Sequence[str],
-    fetch_k: int,
-) -> dict[str, float]:
+def perfect(run: Mapping[str, Sequence[str]], judgements: Mapping[str, Mapping[str, int]]) -> dict[str, list[str]]:
     """Return what no re-ranking of these candidates can exceed. What the first stage missed stays missed."""
-    perfect = {}
-    for query, ids in run.items():
-        relevance = judgements[query]
-        perfect[query] = sorted(ids, key=lambda passage: -relevance.get(passage, 0))
-    return _means(per_query(list(dict.fromkeys((f"R@{fetch_k}", *measures))), judgements, perfect))
+    return {query: sorted(ids, key=lambda passage: -judgements[query].get(passage, 0)) for query, ids in run.items()}
 
 
 def _score(score: float | None) -> float | None:
@@ -189,14 +281,65 @@ def _score(score: float | None) -> float | None:
     return None if score is None or not math.isfinite(score) else float(f"{score:.6g}")
 
 
-def _cut(hits: Sequence[Hit]) -> tuple[int, ...]:
-    return tuple(rank for rank, hit in enumerate(hits, start=1) if hit.truncated)
-
-
-def _latency(seconds: Sequence[float], *, estimated: bool = False) -> Latency:
-    p50, p95 = np.percentile(seconds[1:] or seconds, [50, 95])  # the first includes loading
+def latency(seconds: Sequence[float], *, estimated: bool = False) -> Latency:
+    """Return the latency of the seconds by question, without the first, which includes loading."""
+    p50, p95 = np.percentile(seconds[1:] or seconds, [50, 95])
     return Latency(float(p50), float(p95), estimated)
 
 
-def _sums(retrieve: Sequence[float], rerank: Sequence[float]) -> list[float]:
-    return [a + b for a, b in zip(retrieve, rerank, strict=True)]
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A question with its value before and after re-ranking."""
+
+    query: str
+    before: float
+    after: float
+
+    @property
+    def change(self) -> float:
+        """After minus before."""
+        return self.after - self.before
+
+
+def examples(system: System, baseline: System, measure: str) -> tuple[list[Example], list[Example]]:
+    """Return the questions that gained most and those that lost most, the largest change first."""
+    before, after = baseline.per_query[measure], system.per_query[measure]
+    every = [Example(query, before[query], after[query]) for query in sorted(before.keys() & after.keys())]
+    gained = sorted((one for one in every if one.change > TIE), key=lambda one: -one.change)
+    lost = sorted((one for one in every if one.change < -TIE), key=lambda one: one.change)
+    return gained[:_EXAMPLES], lost[:_EXAMPLES]
+
+
+def missed(system: System, query: str, judgements: Mapping[str, int]) -> list[str]:
+    """Return the relevant passages of a question that are not among the candidates, the most relevant first."""
+    found = set(system.run[query])
+    relevant = sorted((-relevance, passage) for passage, relevance in judgements.items() if relevance > 0)
+    return [passage for _, passage in relevant if passage not in found]
+
+
+def texts_of(stages: Sequence[Stage], systems: Sequence[System], measure: str, dataset: Dataset) -> dict[str, str]:
+    """Return the starts of the passages that are shown with the examples, by id."""
+    by_name = {system.name: (system, stage) for system, stage in zip(systems, stages, strict=True)}
+    texts: dict[str, str] = {}
+    absent: set[str] = set()
+    for system, stage in by_name.values():
+        if system.baseline is None:
+            continue
+        baseline, first = by_name[system.baseline]
+        for one in (one for side in examples(system, baseline, measure) for one in side):
+            shown = {*system.run[one.query][:SHOWN], *baseline.run[one.query][:SHOWN]}
+            for hit in (*first.hits[one.query], *stage.hits[one.query]):
+                if hit.passage.id in shown:
+                    texts.setdefault(hit.passage.id, _start(hit.passage.text))
+            absent.update(missed(system, one.query, dataset.judgements[one.query])[:SHOWN])
+    if absent:
+        texts = {
+            **{passage.id: _start(passage.text) for passage in dataset.passages if passage.id in absent},
+            **texts,
+        }
+    return texts
+
+
+def _start(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 1] + "…"

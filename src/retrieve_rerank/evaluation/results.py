@@ -1,15 +1,107 @@
-"""What was measured: one record a system, one a comparison."""
+"""What an evaluation found, and its files: one record a system, one a comparison, and the whole of them.
+
+This is data. What shows it, in words, as a page or drawn, stands above it and is loaded at its first use: see
+`present_with`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+import json
+import os
+import platform
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+from urllib.parse import quote
+
+from retrieve_rerank import __version__
+from retrieve_rerank._files import write_text
+from retrieve_rerank.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Verdict = Literal["helps", "hurts", "no clear difference"]
 
 SIGNIFICANT = 0.05
 TIE = 1e-9  # differences up to it are none
+_FORMAT = 1  # of the JSON file
+
+
+class Presenter(Protocol):
+    """What shows an `Evaluation` or a `Tuning`."""
+
+    def answer(self, result: Any) -> str: ...
+    def short(self, result: Any) -> str: ...
+    def markdown(self, result: Any) -> str: ...
+    def fragment(self, result: Any) -> str: ...
+    def page(self, result: Any, tuning: Any = None) -> str: ...
+    def draw(self, result: Any, ax: Axes | None) -> Axes: ...
+
+
+_door: list[Callable[[], Presenter]] = []
+
+
+def present_with(load: Callable[[], Presenter]) -> None:
+    """Say what loads the presenter. The package does, so that nothing here imports what is above."""
+    _door[:] = [load]
+
+
+class Presented:
+    """What an `Evaluation` and a `Tuning` show of themselves."""
+
+    __slots__ = ()
+
+    @property
+    def answer(self) -> str:
+        """One sentence: what to do, by how much it helps, and at what cost."""
+        return _door[0]().answer(self)
+
+    def __repr__(self) -> str:
+        return _door[0]().short(self)
+
+    def _repr_html_(self) -> str:
+        return _door[0]().fragment(self)
+
+    def to_html(self, path: str | os.PathLike[str]) -> None:
+        """Write a report as one HTML file that loads nothing from outside."""
+        write_text(_door[0]().page(self), path, "the report")
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw quality against seconds a question with matplotlib.
+
+        Args:
+            ax: Where; None takes a new figure.
+
+        Returns:
+            The axes that were drawn on.
+
+        Raises:
+            MissingDependencyError: If matplotlib is not installed.
+        """
+        return _door[0]().draw(self, ax)
+
+
+def write_json(content: Mapping[str, object], path: str | os.PathLike[str], what: str) -> None:
+    """Write one JSON object, a line a member, in UTF-8."""
+    members = (f"{json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}" for name, value in content.items())
+    write_text("{\n" + ",\n".join(members) + "\n}\n", path, what)
+
+
+def machine() -> dict[str, str | int]:
+    """Return what the latencies were measured on and with."""
+    packages = ("ir-measures", "numpy", "sentence-transformers", "torch")
+    return {
+        "processor": platform.machine(),
+        "cores": os.cpu_count() or 0,
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "retrieve-rerank": __version__,
+        **{name: version(name) for name in packages},
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,3 +227,202 @@ class Comparison:
         if self.p_holm >= SIGNIFICANT:
             return "no clear difference"
         return "helps" if self.difference > 0 else "hurts"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Evaluation(Presented):
+    """What `evaluate` found: results per question first, then means, differences and the answer.
+
+    Indexing by name gives a row: `evaluation["my pipeline"].means["nDCG@10"]`.
+
+    Attributes:
+        dataset: Name of the dataset.
+        weak: How its judgements were made, where no person judged.
+        measures: Names of the measures; the first one decides the answer.
+        judgements: Relevance by question and passage, of the questions that were evaluated.
+        systems: The rows: first stages, each before what re-ranks it.
+        comparisons: Each re-ranked system against its own first stage, on each measure.
+        notes: What the numbers do not say by themselves.
+        passages: Number of passages of the dataset.
+        resamples: Of the bootstrap and the randomisation test.
+        seed: Of both.
+        machine: Processor, cores, versions.
+        queries: Text by question, of the questions that were evaluated.
+        texts: The starts of passages by id, of those that `to_html` shows.
+
+    Example:
+        >>> from retrieve_rerank import Hit, Passage
+        >>> from retrieve_rerank.evaluation import Dataset, evaluate
+        >>> class Shelf:
+        ...     def retrieve(self, query, k):
+        ...         return [Hit(Passage("p1", "Paris is a city."), rank=1, score=1.0)]
+        >>> dataset = Dataset("toy", {"p1": "Paris is a city."}, {"q1": "what is Paris?"}, {"q1": {"p1": 1}})
+        >>> evaluation = evaluate({"shelf": Shelf()}, dataset)
+        >>> evaluation
+        <Evaluation of 1 system on 'toy', 1 question: nothing was re-ranked>
+        >>> print(evaluation.answer)
+        Nothing was re-ranked on toy; the best first stage is 'shelf' with nDCG@10 1.000.
+    """
+
+    dataset: str
+    weak: str | None
+    measures: tuple[str, ...]
+    judgements: Mapping[str, Mapping[str, int]]
+    systems: tuple[System, ...]
+    comparisons: tuple[Comparison, ...]
+    notes: tuple[str, ...]
+    passages: int
+    resamples: int
+    seed: int
+    machine: Mapping[str, str | int] = field(default_factory=machine)
+    queries: Mapping[str, str] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> System:
+        for system in self.systems:
+            if system.name == name:
+                return system
+        raise KeyError(f"no system is called {name!r}; there are {[system.name for system in self.systems]}")
+
+    def comparison(self, name: str, measure: str | None = None) -> Comparison:
+        """Return how a re-ranked system differs from its first stage on a measure; None takes the first measure.
+
+        Raises:
+            InvalidInputError: If there is no such comparison.
+        """
+        wanted = self.measures[0] if measure is None else measure
+        for comparison in self.comparisons:
+            if (comparison.system, comparison.measure) == (name, wanted):
+                return comparison
+        there = sorted({comparison.system for comparison in self.comparisons})
+        raise InvalidInputError(
+            f"{name!r} is not compared on {wanted!r}; compared are {there} on {list(self.measures)}"
+        )
+
+    def to_markdown(self) -> str:
+        """Return the answer, the table and the notes as Markdown."""
+        return _door[0]().markdown(self)
+
+    def to_html(self, path: str | os.PathLike[str], tuning: Presented | None = None) -> None:
+        """Write a report as one HTML file that loads nothing from outside.
+
+        The answer, the table (sorted by a click), quality against latency, what re-ranking changes, how deep to
+        re-rank, the questions that gained and lost most with both rankings, truncation, machine and versions.
+
+        Args:
+            path: The file.
+            tuning: What `tune` found on the same data: the setting to paste, and what it was chosen from.
+        """
+        write_text(_door[0]().page(self, tuning), path, "the report")
+
+    def to_json(self, path: str | os.PathLike[str]) -> None:
+        """Write everything, values per question included, as one JSON object, in UTF-8; `from_json` reads it."""
+        write_json({"format": _FORMAT, "answer": self.answer, **asdict(self)}, path, "the evaluation")
+
+    @staticmethod
+    def from_json(path: str | os.PathLike[str]) -> Evaluation:
+        """Read what `to_json` wrote.
+
+        Raises:
+            InvalidInputError: If the file is missing, is something else, or is of another version's format.
+        """
+        return _read_evaluation(Path(path))
+
+    def to_runs(self, folder: str | os.PathLike[str]) -> list[Path]:
+        """Write TREC run files, one a system, and `qrels.txt`; return the paths of the runs, in the systems' order.
+
+        `ir_measures FOLDER/qrels.txt RUN nDCG@10` computes the same numbers from them. The folder is made if missing.
+        TREC files are columns between white space: white space and `%` in ids are written as in URLs (`%20`).
+        """
+        return _write_runs(self.judgements, self.systems, Path(folder))
+
+
+def _read_evaluation(path: Path) -> Evaluation:
+    from pydantic import TypeAdapter, ValidationError  # only who reads pays for it
+
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InvalidInputError(f"{path} cannot be read as an evaluation: {error}") from error
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != _FORMAT:
+        raise InvalidInputError(
+            f"{path} is not an evaluation that this version reads (format {found!r:.40}, expected {_FORMAT}); "
+            "write it anew with Evaluation.to_json"
+        )
+    if "systems" not in content:
+        raise InvalidInputError(
+            f"{path} is no evaluation: it has no systems. Evaluation.to_json (retrieve-rerank evaluate --save) writes "
+            "one; a setting that was tuned is another file"
+        )
+    try:
+        evaluation = TypeAdapter(Evaluation).validate_python(content)
+        _check(evaluation)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise InvalidInputError(
+            f"{path} is not a whole evaluation: {place}: {first['msg']}, got {first['input']!r:.40}"
+        ) from error
+    except (LookupError, ValueError) as error:
+        raise InvalidInputError(f"{path} is not a whole evaluation: {type(error).__name__} {error}") from error
+    return evaluation
+
+
+def _check(evaluation: Evaluation) -> None:
+    """Raise where one part names what another lacks: now, and not when a report is half written."""
+    questions = set(evaluation.judgements)
+    for system in evaluation.systems:
+        measured = [system.per_query[name] for name in evaluation.measures]  # some have no value for some questions
+        if set(system.run) != questions or any(not values.keys() <= questions for values in measured):
+            raise ValueError(f"system {system.name!r} has other questions than the judgements")
+        if system.baseline is not None:
+            found = evaluation[system.baseline].run
+            if any(set(ids) != set(found[query]) for query, ids in system.run.items()):
+                raise ValueError(f"system {system.name!r} ranks other passages than its first stage")
+            for measure in evaluation.measures:
+                evaluation.comparison(system.name, measure)
+    evaluation.to_markdown()
+
+
+def _write_runs(judgements: Mapping[str, Mapping[str, int]], systems: Sequence[System], folder: Path) -> list[Path]:
+    """Write `qrels.txt` and a run a system; return the runs' paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    qrels = [
+        f"{_column(query)} 0 {_column(passage)} {max(relevance, -1)}"  # as they were measured
+        for query, scores in judgements.items()
+        for passage, relevance in scores.items()
+    ]
+    _write_lines(qrels, folder / "qrels.txt")
+    paths: list[Path] = []
+    for system in systems:
+        tag = _free_name(system.name, {path.stem.casefold() for path in paths})
+        # The place from the end is the score: equal scores cannot reorder what was ranked, and a measure that reads the
+        # scores themselves takes a passage of a score above 0 for one that was found.
+        lines = [
+            f"{_column(query)} Q0 {_column(passage)} {rank} {len(ids) - rank + 1} {tag}"
+            for query, ids in system.run.items()
+            for rank, passage in enumerate(ids, start=1)
+        ]
+        paths.append(folder / f"{tag}.run")
+        _write_lines(lines, paths[-1])
+    return paths
+
+
+def _column(identifier: str) -> str:
+    """Return an id that holds no white space."""
+    return "".join(quote(mark) if mark.isspace() or mark == "%" else mark for mark in identifier)
+
+
+def _free_name(name: str, taken: set[str]) -> str:
+    """Return a file name, safe on every system, that is not taken."""
+    tag = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.") or "system"
+    return next(
+        free
+        for number in range(1, len(taken) + 2)
+        if (free := tag if number == 1 else f"{tag}-{number}").casefold() not in taken
+    )
+
+
+def _write_lines(lines: Sequence[str], path: Path) -> None:
+    write_text("".join(f"{line}\n" for line in lines), path, "the run")

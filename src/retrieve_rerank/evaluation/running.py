@@ -1,108 +1,22 @@
-"""Run pipelines over a dataset's questions, no work twice, and measure what they found."""
+"""Run pipelines over a dataset's questions, no work twice."""
 
 from __future__ import annotations
 
-import os
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 from tqdm.auto import tqdm
 
-from retrieve_rerank.checks import check_count
 from retrieve_rerank.errors import InvalidInputError, TruncationWarning
 from retrieve_rerank.evaluation.dataset import Dataset
-from retrieve_rerank.evaluation.evaluation import Evaluation
-from retrieve_rerank.evaluation.examples import texts_of
-from retrieve_rerank.evaluation.measures import check_measures
-from retrieve_rerank.evaluation.measuring import compare, measure, notes
-from retrieve_rerank.evaluation.runs import StoredRun
-from retrieve_rerank.evaluation.store import Score, ScoreStore, key_of, open_store
+from retrieve_rerank.evaluation.files import StoredRun
+from retrieve_rerank.evaluation.store import Score, ScoreStore, key_of
 from retrieve_rerank.models.cross_encoder import CrossEncoder
 from retrieve_rerank.models.ranking import Ranker, ScorerRanker
 from retrieve_rerank.retrieval.pipeline import RetrieveRerank
 from retrieve_rerank.types import Hit, Retriever
-
-
-def evaluate(
-    pipelines: Mapping[str, RetrieveRerank | Retriever],
-    dataset: Dataset,
-    measures: Sequence[str] = ("nDCG@10", "RR@10", "R@100"),
-    *,
-    fetch_k: int = 100,
-    resamples: int = 10_000,
-    seed: int = 0,
-    cache: str | os.PathLike[str] | None = None,
-    show_progress: bool = False,
-) -> Evaluation:
-    """Measure what each pipeline's first stage finds, what re-ranking makes of it, and what that costs.
-
-    All candidates are ranked and measured: `top_n`, `score_threshold`, `time_budget` and `on_error` of a pipeline are
-    for its users and have no effect here, and errors come out. Only what the first stage found is ranked; relevant
-    passages that it missed stay missed. A first stage that several pipelines share (the same object, the same
-    `fetch_k`) is asked once, and a cross-encoder that they share reads each pair of question and text once. Each
-    question is searched on its own, as a user's is; the first one, which includes loading, is left out of the latency.
-
-    In some datasets, such as ArguAna and Quora, the questions are passages, and would find themselves: as in BEIR, a
-    passage that has a question's id, and holds its text, is left out of what is found for it, unless it is judged for
-    it. A note says so.
-
-    Args:
-        pipelines: `RetrieveRerank` objects, or first stages alone, by name. For each `RetrieveRerank` there are two
-            rows: its first stage, and under its name the re-ranked result. They must search the dataset's passages.
-        dataset: Questions with judgements; `dataset.sample(n)` takes fewer questions.
-        measures: Names of ir-measures. The first one decides the answer.
-        fetch_k: Depth of first stages that are given alone.
-        resamples: Of the bootstrap and of the randomisation test.
-        seed: Of both.
-        cache: An SQLite file that keeps every score, by the cross-encoder's `fingerprint`, question and text; made if
-            missing. Broken off and run again, or run with a further pipeline, an evaluation reads only what is new.
-        show_progress: Show a bar on stderr.
-
-    Returns:
-        The results per question, means, differences with intervals and p-values, and the answer.
-
-    Raises:
-        InvalidInputError: If an argument cannot be used; measures are checked before anything is searched.
-
-    Example:
-        >>> from retrieve_rerank import BiEncoder, ChromaIndex, CrossEncoder, RetrieveRerank
-        >>> from retrieve_rerank.evaluation import Dataset, evaluate
-        >>> texts = {"p1": "Paris is the capital of France.", "p2": "Rome is the capital of Italy."}
-        >>> dataset = Dataset("toy", texts, {"q1": "What is the capital of Italy?"}, {"q1": {"p2": 1}})
-        >>> with ChromaIndex(BiEncoder(bi_encoder_path)) as index, CrossEncoder(cross_encoder_path) as model:
-        ...     report = index.add(dataset.passages)
-        ...     evaluation = evaluate({"re-ranked": RetrieveRerank(index, model, fetch_k=2)}, dataset)
-        >>> [system.name for system in evaluation.systems]
-        ['first stage of re-ranked', 're-ranked']
-        >>> evaluation["re-ranked"].means["RR@10"]
-        1.0
-    """
-    if not isinstance(dataset, Dataset):
-        raise InvalidInputError(f"dataset must be a Dataset, as load_dataset returns, got {type(dataset).__name__}")
-    names = check_measures(measures, dataset.judgements)
-    check_count(resamples, "resamples")
-    plan = _plan(pipelines, check_count(fetch_k, "fetch_k"))
-    with nullcontext() if cache is None else open_store(cache) as store:
-        run(plan, dataset, store, show_progress=show_progress)
-    systems = [measure(stage, dataset, names) for stage in plan]
-    queries = {query: dataset.queries[query] for query in sorted(dataset.judgements)}
-    return Evaluation(
-        dataset=dataset.name,
-        weak=dataset.weak,
-        measures=names,
-        judgements=dataset.judgements,
-        systems=tuple(systems),
-        comparisons=tuple(compare(systems, names, resamples=resamples, seed=seed)),
-        notes=(*dataset.notes, *notes(plan, systems, names, dataset)),
-        passages=len(dataset.passages),
-        resamples=resamples,
-        seed=seed,
-        queries=queries,
-        texts=texts_of(plan, systems, names[0], dataset),
-    )
 
 
 @dataclass(slots=True)
@@ -183,7 +97,7 @@ def _scored(hit: Hit, score: Score) -> Hit:
     return replace(hit, logit=score.logit, truncated=score.truncated)
 
 
-def _plan(pipelines: Mapping[str, RetrieveRerank | Retriever], fetch_k: int) -> list[Stage]:
+def plan_stages(pipelines: Mapping[str, RetrieveRerank | Retriever], fetch_k: int) -> list[Stage]:
     """Return the rows: each first stage before what re-ranks it, no first stage twice."""
     _check_pipelines(pipelines)
     firsts: dict[tuple[int, int], Stage] = {}

@@ -14,11 +14,20 @@ _CELLS = 4_000_000  # of the random matrix that is held at once
 _EQUAL = 1e-12  # what rounding may do to a mean of measures, which lie in [0, 1]
 
 
+def mean(values: Array, axis: int = 0) -> Array:
+    """Return means of the values that are there; NaN, where a measure has no value, is left out, and of none is NaN."""
+    if not np.isnan(values).any():
+        return np.asarray(values.mean(axis=axis))
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.nansum(values, axis=axis) / (~np.isnan(values)).sum(axis=axis))
+
+
 def bootstrap_interval(differences: Array, *, resamples: int, seed: int) -> Array:
     """Return 95 % intervals of mean differences, by the percentiles of a paired bootstrap over questions.
 
     Args:
-        differences: Array (questions, comparisons). All comparisons see the same resampled questions.
+        differences: Array (questions, comparisons), NaN where there is no value. All comparisons see the same resampled
+            questions.
         resamples: How often the questions are drawn anew, with replacement.
         seed: Of the draws.
 
@@ -30,8 +39,9 @@ def bootstrap_interval(differences: Array, *, resamples: int, seed: int) -> Arra
     means = []
     for rows in _chunks(resamples, n):
         drawn = random.integers(0, n, size=(rows, n))
-        means.append(np.stack([column[drawn].mean(axis=1) for column in differences.T], axis=1))
-    return np.asarray(np.percentile(np.concatenate(means), [2.5, 97.5], axis=0).T)
+        means.append(np.stack([mean(column[drawn], axis=1) for column in differences.T], axis=1))
+    known = [column[~np.isnan(column)] for column in np.concatenate(means).T]
+    return np.array([np.percentile(column, [2.5, 97.5]) if column.size else (np.nan, np.nan) for column in known])
 
 
 def randomisation_p(differences: Array, *, resamples: int, seed: int) -> Array:
@@ -42,7 +52,7 @@ def randomisation_p(differences: Array, *, resamples: int, seed: int) -> Array:
     are no more than `resamples`, else of random ones, the seen one among them, so that it is never 0.
 
     Args:
-        differences: Array (questions, comparisons).
+        differences: Array (questions, comparisons), NaN where there is no value.
         resamples: Number of random sign patterns.
         seed: Of the patterns.
 
@@ -50,6 +60,7 @@ def randomisation_p(differences: Array, *, resamples: int, seed: int) -> Array:
         Array (comparisons,).
     """
     n = len(differences)
+    differences = np.nan_to_num(differences)  # 0 has no sign to change
     seen = np.abs(differences.mean(axis=0)) - _EQUAL
     if n < 60 and 2**n <= resamples:
         signs = np.array(list(itertools.product((1.0, -1.0), repeat=n)))

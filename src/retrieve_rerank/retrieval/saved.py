@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from retrieve_rerank._files import write_text
 from retrieve_rerank.checks import check_count
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.models.cross_encoder import CrossEncoder
@@ -95,7 +96,7 @@ class SavedSetting:
 def save_setting(setting: SavedSetting, path: str | os.PathLike[str]) -> None:
     """Write a setting as one JSON object, in UTF-8."""
     content = json.dumps({"format": _FORMAT, **asdict(setting)}, ensure_ascii=False, indent=1)
-    Path(path).write_text(content + "\n", encoding="utf-8")
+    write_text(content + "\n", path, "the setting")
 
 
 def load_setting(path: str | os.PathLike[str]) -> SavedSetting:

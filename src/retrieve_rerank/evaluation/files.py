@@ -1,16 +1,18 @@
-"""Test collections from files: the BEIR layout and TREC judgements."""
+"""Test collections and rankings from files: the BEIR layout, TREC judgements and TREC runs."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from urllib.parse import unquote
 
+from retrieve_rerank.checks import check_count
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.evaluation.dataset import Dataset
-from retrieve_rerank.evaluation.lines import columns, known_id, lines
-from retrieve_rerank.types import Passage
+from retrieve_rerank.types import Hit, Passage
 
 
 def load_dataset(
@@ -63,7 +65,7 @@ def load_dataset(
 def _records(file: Path) -> Iterator[tuple[str, str, dict[str, object]]]:
     """Yield the records of a file of JSON lines, each with its place and its id; no id twice."""
     seen: dict[str, str] = {}
-    for place, line in lines(file):
+    for place, line in _lines(file):
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
@@ -130,8 +132,8 @@ def load_judgements(file: Path, queries: Container[str], passages: Iterable[Pass
     ids = {passage.id for passage in passages}
     judgements: dict[str, dict[str, int]] = {}
     first = True
-    for place, line in lines(file):
-        cells = columns(line)
+    for place, line in _lines(file):
+        cells = _columns(line)
         if len(cells) not in (3, 4):
             raise InvalidInputError(
                 f"{place} must have 3 columns (question, passage, relevance) or 4 (question, anything, passage, "
@@ -139,7 +141,7 @@ def load_judgements(file: Path, queries: Container[str], passages: Iterable[Pass
             )
         query, passage, score = cells[0], cells[-2], _whole(cells[-1])
         if "\t" not in line:  # between tabs, ids hold white space as it is
-            query, passage = known_id(query, queries), known_id(passage, ids)
+            query, passage = _known_id(query, queries), _known_id(passage, ids)
         if score is None and first and _is_name(cells[-1]):
             first = False  # a header
             continue
@@ -171,3 +173,141 @@ def _is_name(cell: str) -> bool:
     except ValueError:
         return not any(character.isdigit() for character in cell)
     return False
+
+
+class StoredRun:
+    r"""A first stage that returns what a run file says, for the questions of a dataset. Made by `load_run`.
+
+    A question that the run does not hold finds nothing. Questions of the same text are told apart by their ids where
+    `evaluate` or `tune` asks the run itself; inside a hybrid, and on Ray, only the text is known. Latency of this stage
+    means nothing.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from retrieve_rerank.evaluation import Dataset, evaluate, load_run
+        >>> dataset = Dataset("toy", {"p1": "Paris is a city.", "p2": "Bread."}, {"q1": "Paris?"}, {"q1": {"p1": 1}})
+        >>> with TemporaryDirectory() as folder:
+        ...     file = Path(folder) / "bm25.run"
+        ...     _ = file.write_text("q1 Q0 p2 1 7.5 bm25\nq1 Q0 p1 2 3.25 bm25\n")
+        ...     run = load_run(file, dataset)
+        >>> evaluate({"bm25": run}, dataset)["bm25"].means["RR@10"]
+        0.5
+    """
+
+    def __init__(self, name: str, hits: Mapping[str, Sequence[Hit]], queries: Mapping[str, str]) -> None:
+        self._name = name
+        self._hits = hits
+        self._queries = queries
+        self._ids: dict[str, list[str]] = {}
+        for identifier, text in queries.items():
+            self._ids.setdefault(text, []).append(identifier)
+
+    def retrieve(self, query: str, k: int = 100) -> list[Hit]:
+        """Return the first `k` hits that the run holds for the text of a question.
+
+        Raises:
+            InvalidInputError: If several questions have this text, and the run ranks differently for them.
+        """
+        check_count(k, "k")
+        found = {
+            identifier: self._hits[identifier] for identifier in self._ids.get(query, ()) if identifier in self._hits
+        }
+        if len({tuple(hit.passage.id for hit in hits) for hits in found.values()}) > 1:
+            raise InvalidInputError(
+                f"questions {', '.join(map(repr, found))} have the same text, and the run {self._name} ranks "
+                "differently for them; evaluate the run itself, which is asked by id, or leave all but one of them out"
+            )
+        return list(next(iter(found.values()), ()))[:k]
+
+    def retrieve_of(self, identifier: str, query: str, k: int = 100) -> list[Hit]:
+        """Return the first `k` hits that the run holds for a question, given its id and its text."""
+        if self._queries.get(identifier) != query:
+            return self.retrieve(query, k)  # of a dataset with other ids
+        return list(self._hits.get(identifier, ()))[: check_count(k, "k")]
+
+    def __repr__(self) -> str:
+        return f"StoredRun({self._name!r})"
+
+
+def load_run(file: str | os.PathLike[str], dataset: Dataset) -> StoredRun:
+    """Read a TREC run file as a first stage, to measure another system's results or to re-rank them.
+
+    Args:
+        file: Lines of question id, anything, passage id, rank, score and tag. As in trec_eval, the score decides; equal
+            scores keep the order of the file. Ids may be written as `Evaluation.to_runs` does, "a b" as a%20b.
+        dataset: Holds the questions' and passages' texts. Questions of the run that it lacks are left out.
+
+    Raises:
+        InvalidInputError: If the file is missing, a line cannot be used or names a passage that the dataset lacks, or
+            no question of the run is in the dataset.
+    """
+    path = Path(file)
+    passages = {passage.id: passage for passage in dataset.passages}
+    found: dict[str, list[tuple[float, Passage]]] = {}
+    for place, line in _lines(path):
+        cells = _columns(line)
+        if len(cells) != 6:
+            raise InvalidInputError(
+                f"{place} must have 6 columns (question, anything, passage, rank, score, tag), got {len(cells)}: "
+                f"{line[:80]!r}"
+            )
+        query, passage = _known_id(cells[0], dataset.queries), _known_id(cells[2], passages)
+        score = _score(cells[4])
+        if score is None:
+            raise InvalidInputError(f"{place} has a score that is no number: {cells[4]!r}")
+        if query not in dataset.queries:
+            continue
+        if passage not in passages:
+            raise InvalidInputError(f"{place} names passage {passage!r}, which dataset {dataset.name!r} lacks")
+        found.setdefault(query, []).append((score, passages[passage]))
+    if not found:
+        raise InvalidInputError(f"{path} holds no question of dataset {dataset.name!r}; ids must match as strings")
+    return StoredRun(path.name, {query: _hits(scored) for query, scored in found.items()}, dataset.queries)
+
+
+def _hits(scored: Sequence[tuple[float, Passage]]) -> list[Hit]:
+    ordered = sorted(scored, key=lambda pair: -pair[0])
+    return [
+        Hit(passage, rank=rank, score=score, retrieval_rank=rank, retrieval_score=score)
+        for rank, (score, passage) in enumerate(ordered, start=1)
+    ]
+
+
+def _score(cell: str) -> float | None:
+    try:
+        number = float(cell)
+    except ValueError:
+        return None
+    return None if math.isnan(number) else number
+
+
+def _lines(file: Path) -> Iterator[tuple[str, str]]:
+    """Yield the lines of a UTF-8 file that are not blank, each with its place.
+
+    Raises:
+        InvalidInputError: If the file is missing or a line is not UTF-8.
+    """
+    if not file.is_file():
+        raise InvalidInputError(f"{file} is missing")
+    # "\n" only: a text may hold U+2028 and the like. A file from a spreadsheet begins with a BOM.
+    with file.open("rb") as raw:
+        for number, line in enumerate(raw, start=1):
+            place = f"{file}, line {number}"
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise InvalidInputError(f"{place} is not UTF-8: {error}") from error
+            if text.strip():
+                yield place, text.rstrip("\r\n")
+
+
+def _columns(line: str) -> list[str]:
+    """Return the cells of a line. Between tabs, cells may hold spaces; else any white space ends a cell, as in TREC."""
+    return [cell.strip() for cell in line.split("\t")] if "\t" in line else line.split()
+
+
+def _known_id(identifier: str, ids: Container[str]) -> str:
+    """Return an id of a TREC file as the dataset has it: in it, `to_runs` writes white space and % as URLs do."""
+    plain = unquote(identifier)
+    return plain if plain in ids else identifier

@@ -1,29 +1,25 @@
-"""An evaluation in words, in Markdown and in HTML."""
+"""An evaluation or a tuning in words: the answer, the tables, the notes, and an evaluation as Markdown."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING
 
-from retrieve_rerank.evaluation.dataset import counted
-from retrieve_rerank.evaluation.results import Comparison, Latency, System
-from retrieve_rerank.view import escaped
+from retrieve_rerank.evaluation.choosing import Tuning
+from retrieve_rerank.evaluation.dataset import WEAK, counted
+from retrieve_rerank.evaluation.results import Comparison, Evaluation, Latency, System
 
-if TYPE_CHECKING:
-    from retrieve_rerank.evaluation.evaluation import Evaluation
-
-WEAK = (
-    "The questions are weak: {weak}. They show whether a system is broken and roughly which of two is better; they do "
-    "not show how large the gain is on questions that people ask, since their words come from the passages themselves "
-    "and any other passage that answers counts as not relevant."
-)
 _METHOD = (
     "Intervals: 95 %, paired bootstrap over questions. p: paired randomisation test, two-sided, corrected by Holm's "
     "method for the number of re-ranked systems; {resamples} resamples, seed {seed}. Ceiling: what a perfect "
     "re-ranking of the same candidates would reach. ≈: in part from times measured earlier, for another pipeline or "
     "from the cache."
+)
+_TUNING_METHOD = (
+    "{questions}, {passages}. Every first stage was asked at every depth, and each pair of question and passage was "
+    "scored once. Intervals: 95 %, bootstrap over questions, {resamples} resamples, seed {seed}. Ceiling: what a "
+    "perfect re-ranking of the same candidates would reach."
 )
 
 
@@ -35,8 +31,12 @@ class Cell:
     value: float | str | None = None
 
 
-def answer(evaluation: Evaluation) -> str:
-    """Return one sentence: whether re-ranking helps, by how much, at what cost."""
+def answer(result: Evaluation | Tuning) -> str:
+    """Return one sentence: whether re-ranking helps, or which setting to take, by how much, and at what cost."""
+    return _tuning_answer(result) if isinstance(result, Tuning) else _evaluation_answer(result)
+
+
+def _evaluation_answer(evaluation: Evaluation) -> str:
     summary, found = answer_parts(evaluation)
     each = "; ".join(f"{one.system!r} {_verdict(one)}: {said}" for one, said in found)
     return f"{summary}: {each}." if found else f"{summary}."
@@ -47,7 +47,7 @@ def answer_parts(evaluation: Evaluation) -> tuple[str, list[tuple[Comparison, st
     name = evaluation.measures[0]
     where = f"on {evaluation.dataset}"
     weak = " (weak questions, made from the passages themselves)" if evaluation.weak else ""
-    compared = [comparison for comparison in evaluation.comparisons if comparison.measure == name]
+    compared = _on_first_measure(evaluation)
     if not compared:
         best = max(evaluation.systems, key=lambda system: system.means[name])
         found = f"the best first stage is {best.name!r} with {name} {best.means[name]:.3f}"
@@ -63,46 +63,71 @@ def answer_parts(evaluation: Evaluation) -> tuple[str, list[tuple[Comparison, st
     return summary, [(one, f"{_change(evaluation, one)}{_cost(evaluation, one)}") for one in compared]
 
 
-def short(evaluation: Evaluation) -> str:
-    """Return the representation on one line."""
-    name = evaluation.measures[0]
-    compared = [comparison for comparison in evaluation.comparisons if comparison.measure == name]
-    found = "; ".join(
-        f"{comparison.system!r} {_verdict(comparison)}, {name} {comparison.difference:+.3f}" for comparison in compared
+def _tuning_answer(tuning: Tuning) -> str:
+    chosen, measure = tuning.chosen, tuning.measure
+    unmet = "" if tuning.met else "Nothing meets what was asked for; this comes closest. "
+    where = (
+        f"{unmet}On {tuning.dataset}{' (weak questions, made from the passages themselves)' if tuning.weak else ''}, "
+    )
+    reached = f"{measure} {chosen.quality:.3f} [{chosen.low:.3f}, {chosen.high:.3f}]"
+    cost = f"{shown_latency(chosen.latency)} a question (p50 / p95), over {counted(tuning.questions, 'question')}"
+    if chosen.cross_encoder is None:
+        others = [setting for setting in tuning.settings if setting.cross_encoder is not None]
+        best = max(others, key=lambda setting: setting.quality)
+        return (
+            f"{where}search with {chosen.first_stage!r} and do not re-rank: {reached}, {cost}; the best re-ranked "
+            f"setting, {best.name!r}, reaches {best.quality:.3f} at a p95 of {shown_time(best.latency.p95)}."
+        )
+    plain = max(
+        (setting for setting in tuning.settings if setting.cross_encoder is None), key=lambda setting: setting.quality
     )
     return (
-        f"<Evaluation of {counted(len(evaluation.systems), 'system')} on {evaluation.dataset!r}, "
-        f"{counted(len(evaluation.judgements), 'question')}: {found or 'nothing was re-ranked'}>"
+        f"{where}re-rank the first {chosen.fetch_k} of {chosen.first_stage!r} by {chosen.cross_encoder!r}: {reached}, "
+        f"{cost}; the best first stage by itself, {plain.first_stage!r}, reaches {plain.quality:.3f}."
+    )
+
+
+def short(result: Evaluation | Tuning) -> str:
+    """Return the representation on one line."""
+    if isinstance(result, Tuning):
+        chosen = result.chosen
+        return (
+            f"<Tuning of {counted(len(result.settings), 'setting')} on {result.dataset!r}, "
+            f"{counted(result.questions, 'question')}: {chosen.name}; {result.measure} {chosen.quality:.3f}, "
+            f"p95 {shown_time(chosen.latency.p95)}>"
+        )
+    name = result.measures[0]
+    found = "; ".join(
+        f"{one.system!r} {_verdict(one)}, {name} {one.difference:+.3f}" for one in _on_first_measure(result)
+    )
+    return (
+        f"<Evaluation of {counted(len(result.systems), 'system')} on {result.dataset!r}, "
+        f"{counted(len(result.judgements), 'question')}: {found or 'nothing was re-ranked'}>"
     )
 
 
 def markdown(evaluation: Evaluation) -> str:
-    """Return the answer, the table and the notes."""
+    """Return the answer, the table and the notes; whatever a name or a note holds is text, and nothing else."""
     columns, rows = table(evaluation)
-    lines = [columns, ["---"] * len(columns), *([cell.text for cell in row] for row in rows)]
-    shown = "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
-    said = "\n".join(f"- {note}" for note in _notes(evaluation))
-    return f"{evaluation.answer}\n\n{shown}\n\n{said}\n"
+    lines = [columns, *([cell.text for cell in row] for row in rows)]
+    head, *shown = ["| " + " | ".join(map(_literal, line)) + " |" for line in lines]
+    said = [f"- {_line(note)}" for note in notes(evaluation)]
+    return "\n".join([_line(answer(evaluation)), "", head, "| --- " * len(columns) + "|", *shown, "", *said, ""])
 
 
-def html(evaluation: Evaluation) -> str:
-    """Return the same as one element, with nothing to load."""
-    columns, rows = table(evaluation)
-    head = "".join(f"<th>{escaped(column)}</th>" for column in columns)
-    body = "".join(
-        "<tr>"
-        + "".join(
-            f"<td style='text-align:{'left' if place == 0 else 'right'}'>{escaped(cell.text)}</td>"
-            for place, cell in enumerate(row)
-        )
-        + "</tr>"
-        for row in rows
-    )
-    said = "".join(f"<li>{escaped(note)}</li>" for note in _notes(evaluation))
-    return (
-        f"<div><p><strong>{escaped(evaluation.answer)}</strong></p><div style='overflow-x:auto'><table>"
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div><ul>{said}</ul></div>"
-    )
+def _literal(text: str) -> str:
+    """Return text that Markdown shows as it is, on one line: no tag, no link or image, no code, no border of a cell."""
+    text = re.sub(r"([\\`*|])", r"\\\1", escape(" ".join(text.split()), quote=False))
+    return text.replace("](", "]\\(").replace("][", "]\\[")
+
+
+def _line(text: str) -> str:
+    """Return text that begins no heading, list or fence either."""
+    return re.sub(r"^(\d*)([#+=~.)-])", r"\1\\\2", _literal(text))
+
+
+def _on_first_measure(evaluation: Evaluation) -> list[Comparison]:
+    return [one for one in evaluation.comparisons if one.measure == evaluation.measures[0]]
 
 
 def _verdict(comparison: Comparison) -> str:
@@ -126,7 +151,7 @@ def _cost(evaluation: Evaluation, comparison: Comparison) -> str:
 def table(evaluation: Evaluation) -> tuple[list[str], list[list[Cell]]]:
     """Return the head and the rows of the table."""
     first = evaluation.measures[0]
-    changes = {comparison.system: comparison for comparison in evaluation.comparisons if comparison.measure == first}
+    changes = {comparison.system: comparison for comparison in _on_first_measure(evaluation)}
     columns = [
         "system",
         *evaluation.measures,
@@ -170,7 +195,11 @@ def difference(change: Comparison) -> str:
     return f"{change.difference:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
 
 
-def _notes(evaluation: Evaluation) -> Sequence[str]:
+def notes(result: Evaluation | Tuning) -> list[str]:
+    """Return what the numbers do not say by themselves, how they were measured, and on what."""
+    if isinstance(result, Tuning):
+        return [result.reason, *result.notes]
+    evaluation = result
     machine = ", ".join(f"{name} {value}" for name, value in evaluation.machine.items())
     systems = [f"{names}: {description}" for description, names in described(evaluation).items()]
     weak = [WEAK.format(weak=evaluation.weak)] if evaluation.weak else []
@@ -189,9 +218,12 @@ def size(evaluation: Evaluation) -> str:
     return f"{counted(len(evaluation.judgements), 'question')}, {counted(evaluation.passages, 'passage')}"
 
 
-def method(evaluation: Evaluation) -> str:
+def method(result: Evaluation | Tuning) -> str:
     """Return how the numbers come about."""
-    return _METHOD.format(resamples=evaluation.resamples, seed=evaluation.seed)
+    if isinstance(result, Evaluation):
+        return _METHOD.format(resamples=result.resamples, seed=result.seed)
+    questions, passages = counted(result.questions, "question"), counted(result.passages, "passage")
+    return _TUNING_METHOD.format(questions=questions, passages=passages, resamples=result.resamples, seed=result.seed)
 
 
 def described(evaluation: Evaluation) -> dict[str, str]:
@@ -212,7 +244,3 @@ def shown_time(seconds: float) -> str:
     if seconds < 0.001:
         return f"{seconds * 1e6:.0f} µs"
     return f"{seconds * 1e3:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
-
-
-def _cell(text: str) -> str:
-    return escape(text, quote=False).replace("|", "\\|").replace("\n", " ")

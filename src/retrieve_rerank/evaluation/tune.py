@@ -1,0 +1,374 @@
+"""Try first stages, depths and cross-encoders on a dataset, and say which setting to take."""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from numbers import Real
+from pathlib import Path
+
+import numpy as np
+
+from retrieve_rerank.checks import check_count, check_seconds
+from retrieve_rerank.errors import InvalidInputError, TruncationWarning
+from retrieve_rerank.evaluation.choosing import HeldOut, Setting, Tuning, check, closest
+from retrieve_rerank.evaluation.dataset import WEAK, Dataset
+from retrieve_rerank.evaluation.measures import check_measures, per_query
+from retrieve_rerank.evaluation.measuring import latency, mean_of, perfect
+from retrieve_rerank.evaluation.measuring import measure as measured
+from retrieve_rerank.evaluation.measuring import notes as notes_on
+from retrieve_rerank.evaluation.running import Reader, Stage, run
+from retrieve_rerank.evaluation.significance import bootstrap_interval, mean
+from retrieve_rerank.evaluation.store import open_store
+from retrieve_rerank.models.cross_encoder import CrossEncoder
+from retrieve_rerank.models.ranking import scorer_name
+from retrieve_rerank.retrieval.pipeline import RetrieveRerank
+from retrieve_rerank.retrieval.rerank import described
+from retrieve_rerank.retrieval.saved import remembered
+from retrieve_rerank.types import Hit, Retriever, Scale, Scorer
+
+DEPTHS = (5, 10, 15, 20, 25, 30, 40, 50, 60, 75, 100)
+_TIMED = 5  # questions on which the cost of a call is measured
+_UNSURE = 0.01  # of the measure: what the choice may lose on other questions before a reader is told
+_CUT = 0.01  # share of the pairs that were not read to the end, below which nothing is said
+
+
+def tune(
+    first_stages: Mapping[str, Retriever] | Retriever,
+    cross_encoders: Mapping[str, Scorer] | Scorer,
+    dataset: Dataset,
+    *,
+    measure: str = "nDCG@10",
+    depths: Sequence[int] = DEPTHS,
+    latency_budget: float | None = None,
+    quality: float | None = None,
+    scores: Scale = "logits",
+    cache: str | os.PathLike[str] | None = None,
+    resamples: int = 10_000,
+    seed: int = 0,
+    show_progress: bool = False,
+) -> Tuning:
+    """Find the setting to search with: which first stage, how deep it is re-ranked, by which cross-encoder, or not.
+
+    Every first stage is asked at every depth, as a search of that depth asks it, and each pair of question and text is
+    read once by each cross-encoder: what is read for the deepest candidates serves all shallower ones. A setting's
+    quality is exactly what `evaluate` gives a pipeline of that `fetch_k`. Each first stage without re-ranking is a
+    setting, too, since re-ranking can hurt.
+
+    Args:
+        first_stages: Retrievers by name, or one. They must search the dataset's passages.
+        cross_encoders: Cross-encoders by name, or one. The same model in two precisions is two of them.
+        dataset: Questions with judgements, best a hundred or more; `dataset.sample(n)` takes fewer.
+        measure: Name of a measure of ir-measures.
+        depths: Values of `fetch_k` to try.
+        latency_budget: Seconds that nineteen of twenty questions may take, on this machine, first stage and re-ranking
+            together; None is no limit.
+        quality: Mean of the measure that is enough: the fastest setting that reaches it is taken. None takes the best.
+        scores: What those of the cross-encoders that are no `CrossEncoder` return: "logits", or "probabilities".
+        cache: An SQLite file that keeps every score, as for `evaluate`, which may share it.
+        resamples: Of the bootstrap.
+        seed: Of the bootstrap and of the splits of the questions in halves.
+        show_progress: Show a bar on stderr.
+
+    Returns:
+        All settings with their quality and latency, the one to take and why, and what choosing it this way is worth on
+        questions that it was not chosen on.
+
+    Raises:
+        InvalidInputError: If an argument cannot be used. That no setting meets the budget or the quality is a result:
+            the one that comes closest is chosen, `reason` says so, and `met` is False.
+
+    Example:
+        >>> from retrieve_rerank import BM25Index, CrossEncoder
+        >>> from retrieve_rerank.evaluation import Dataset, tune
+        >>> texts = {"p1": "Paris is the capital of France.", "p2": "Rome is the capital of Italy."}
+        >>> dataset = Dataset("toy", texts, {"q1": "the capital of Italy"}, {"q1": {"p2": 1}})
+        >>> index = BM25Index()
+        >>> report = index.add(dataset.passages)
+        >>> with CrossEncoder(cross_encoder_path) as model:
+        ...     tuning = tune({"words": index}, {"demo": model}, dataset, depths=[1, 2])
+        >>> tuning.chosen.name
+        'words, not re-ranked'
+    """
+    start = time.perf_counter()
+    if not isinstance(dataset, Dataset):
+        raise InvalidInputError(f"dataset must be a Dataset, as load_dataset returns, got {type(dataset).__name__}")
+    (name,) = check_measures([measure], dataset.judgements)
+    check_count(resamples, "resamples")
+    check_seconds(latency_budget, "latency_budget")
+    _check_quality(quality)
+    grid = Grid(_firsts(first_stages), _models(cross_encoders), _depths(depths), scores)
+    with nullcontext() if cache is None else open_store(cache) as store:
+        began = time.perf_counter()
+        run(grid.stages, dataset, store, show_progress=show_progress)
+        running = time.perf_counter() - began
+    costs = grid.call_seconds(dataset)
+    settings = grid.settings(costs, dataset, name, resamples=resamples, seed=seed)
+    chosen, reason = closest(settings, latency_budget, quality)
+    held_out = check(settings, chosen, latency_budget, quality, seed=seed)
+    return Tuning(
+        dataset=dataset.name,
+        weak=dataset.weak,
+        measure=name,
+        settings=tuple(settings),
+        chosen=chosen,
+        reason=reason,
+        latency_budget=latency_budget,
+        quality=quality,
+        depths=grid.depths,
+        ceiling=grid.ceiling(dataset, name),
+        held_out=held_out,
+        notes=_notes(grid, dataset, name, chosen, held_out),
+        questions=len(dataset.judgements),
+        passages=len(dataset.passages),
+        resamples=resamples,
+        seed=seed,
+        models=grid.models,
+        scores=scores,
+        seconds=time.perf_counter() - start - running + grid.seconds,
+        seconds_alone=grid.seconds_alone(costs),
+    )
+
+
+class Grid:
+    """The rows to run: every first stage at every depth, and what each cross-encoder makes of it.
+
+    Attributes:
+        depths: The deepest last.
+        firsts: First stages by name and depth.
+        reranked: What becomes of them, by first stage, cross-encoder and depth.
+        rankers: The cross-encoders by name.
+    """
+
+    def __init__(
+        self,
+        firsts: Mapping[str, Retriever],
+        models: Mapping[str, Scorer],
+        depths: Sequence[int],
+        scores: Scale = "logits",
+    ) -> None:
+        self.depths = tuple(sorted(set(depths)))
+        # The deepest first: what is read for it serves the others, and is read in the fewest calls.
+        self.firsts = {
+            (name, depth): Stage(f"{name}, {depth} deep", retriever, depth)
+            for depth in reversed(self.depths)
+            for name, retriever in firsts.items()
+        }
+        self.reranked: dict[tuple[str, str, int], Stage] = {}
+        searches: dict[str, RetrieveRerank] = {}
+        for model, scorer in models.items():
+            for (name, depth), first in self.firsts.items():
+                scale = "logits" if isinstance(scorer, CrossEncoder) else scores
+                searches[model] = RetrieveRerank(first.retriever, scorer, fetch_k=depth, scores=scale)
+                title = f"{first.name} → {model}"
+                self.reranked[name, model, depth] = Stage(title, first.retriever, depth, searches[model], first)
+        self.rankers = {model: search.ranker for model, search in searches.items()}
+
+    @property
+    def stages(self) -> list[Stage]:
+        """All rows, in the order that they run in."""
+        return [*self.firsts.values(), *self.reranked.values()]
+
+    @property
+    def models(self) -> dict[str, dict[str, str | int | float | bool | None]]:
+        """What `CrossEncoder(**arguments)` makes each cross-encoder from; empty for one of another kind."""
+        return {
+            name: remembered(ranker) if isinstance(ranker, CrossEncoder) else {}
+            for name, ranker in self.rankers.items()
+        }
+
+    @property
+    def readers(self) -> dict[str, Reader]:
+        """What has read, by the name of the cross-encoder; filled by running."""
+        return {model: stage.reader for (_, model, _), stage in self.reranked.items() if stage.reader is not None}
+
+    @property
+    def seconds(self) -> float:
+        """What running took; scores from the cache count as what they took when they were made."""
+        distinct = {id(reader): reader.seconds for reader in self.readers.values()}
+        return sum(sum(stage.seconds) for stage in self.firsts.values()) + sum(distinct.values())
+
+    @property
+    def rows(self) -> dict[tuple[str, str | None, int], Stage]:
+        """The rows that are settings, by first stage, cross-encoder and depth; the shallowest first."""
+        deepest = self.depths[-1]
+        rows: dict[tuple[str, str | None, int], Stage] = {
+            (name, None, depth): stage for (name, depth), stage in self.firsts.items() if depth == deepest
+        }
+        # Sorting keeps the order in which first stages and cross-encoders were given.
+        rows.update(sorted(self.reranked.items(), key=lambda row: row[0][2]))
+        return rows
+
+    def seconds_alone(self, costs: Mapping[str, float]) -> float:
+        """Return what running every setting by itself would take, given what a call of each cross-encoder costs."""
+        return sum(sum(self._seconds(*key, costs)) for key in self.rows)
+
+    def call_seconds(self, dataset: Dataset) -> dict[str, float]:
+        """Return what a call of each cross-encoder costs beside its pairs, as calls for single pairs show.
+
+        It is 0 where all scores came from the cache: the model is not loaded for it.
+        """
+        return {model: self._call_seconds(model, reader, dataset) for model, reader in self.readers.items()}
+
+    def settings(
+        self, costs: Mapping[str, float], dataset: Dataset, measure: str, *, resamples: int, seed: int
+    ) -> list[Setting]:
+        """Return what the rows, which have run, say of each setting."""
+        rows = self.rows
+        values = [per_query([measure], dataset.judgements, _run(stage.hits))[measure] for stage in rows.values()]
+        table = np.array([[one.get(query, np.nan) for one in values] for query in sorted(dataset.judgements)])
+        intervals = bootstrap_interval(table, resamples=resamples, seed=seed)
+        settings = []
+        means = np.nan_to_num(mean(table))  # a measure without any value tells nothing for a setting
+        for ((name, model, depth), stage), one, quality, (low, high) in zip(
+            rows.items(), values, means, intervals, strict=True
+        ):
+            seconds = self._seconds(name, model, depth, costs)
+            made, precision = (None, None) if model is None else described(self.rankers[model])
+            settings.append(
+                Setting(
+                    first_stage=name,
+                    fetch_k=depth,
+                    cross_encoder=model,
+                    model=made,
+                    precision=precision,
+                    quality=float(quality),
+                    low=float(low),
+                    high=float(high),
+                    pairs=stage.pairs / len(stage.seconds),
+                    latency=latency(seconds, estimated=stage.estimated),
+                    per_query=one,
+                )
+            )
+        return settings
+
+    def ceiling(self, dataset: Dataset, measure: str) -> dict[str, dict[int, float]]:
+        """Return the mean that a perfect re-ranking would reach, by first stage and depth."""
+        found: dict[str, dict[int, float]] = {}
+        for (name, depth), stage in reversed(self.firsts.items()):
+            best = perfect(_run(stage.hits), dataset.judgements)
+            found.setdefault(name, {})[depth] = mean_of(per_query([measure], dataset.judgements, best)[measure])
+        return found
+
+    def _seconds(self, name: str, model: str | None, depth: int, costs: Mapping[str, float]) -> list[float]:
+        """Return the seconds of both stages by question.
+
+        A pair's seconds hold its share of the cost of the call for the deepest pool: of fewer pairs, a part is missing.
+        """
+        if model is None:
+            return self.firsts[name, depth].seconds
+        stage, deepest = self.reranked[name, model, depth], self.reranked[name, model, self.depths[-1]]
+        call = costs[model] * (1 - stage.pairs / max(1, deepest.pairs))
+        return [a + b + call for a, b in zip(self.firsts[name, depth].seconds, stage.seconds, strict=True)]
+
+    def _call_seconds(self, model: str, reader: Reader, dataset: Dataset) -> float:
+        if not reader.fresh:
+            return 0.0
+        firsts = list(self.firsts.values())
+        found = {query: [hit for first in firsts for hit in first.hits[query][:1]] for query in dataset.judgements}
+        taken = []
+        for query in [query for query in sorted(found) if found[query]][: _TIMED + 1]:
+            start = time.perf_counter()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", TruncationWarning)  # it was read before
+                self.rankers[model].rank(dataset.queries[query], found[query][:1])
+            taken.append(time.perf_counter() - start)
+        single = statistics.median(taken[1:] or taken)  # the first warms up
+        # A pair of a call for many holds its share of that call's cost, too: cost / many.
+        many = reader.pairs / len(firsts[0].seconds)
+        return max(0.0, (single - reader.seconds / reader.pairs) / (1 - 1 / many)) if many > 1 else 0.0
+
+
+def _run(hits: Mapping[str, Sequence[Hit]]) -> dict[str, list[str]]:
+    return {query: [hit.passage.id for hit in found] for query, found in hits.items()}
+
+
+def _notes(grid: Grid, dataset: Dataset, measure: str, chosen: Setting, held_out: HeldOut | None) -> tuple[str, ...]:
+    """Return what the numbers do not say by themselves."""
+    deepest = grid.depths[-1]
+    firsts = [stage for (_, depth), stage in grid.firsts.items() if depth == deepest]
+    rows = [measured(stage, dataset, [measure]) for stage in firsts]
+    said = [*dataset.notes, *notes_on(firsts, rows, [measure], dataset)]
+    if dataset.weak:
+        said.append(WEAK.format(weak=dataset.weak))
+    if held_out is None:
+        said.append("The questions are too few to check the choice on some that it was not made on.")
+    else:
+        said += _notes_on_choice(held_out)
+    if chosen.cross_encoder is not None and chosen.fetch_k == deepest:
+        said.append(f"The deepest that was tried is chosen: try deeper than {deepest}.")
+    for (name, model, depth), stage in grid.reranked.items():
+        if depth == deepest and stage.truncated > _CUT * stage.pairs:
+            share = stage.truncated / stage.pairs
+            said.append(f"{model!r} did not read {share:.0%} of what {name!r} found to the end.")
+    said.append(
+        "≈: computed from the times of the pairs, which were read for the deepest candidates, and the cost of a call."
+    )
+    said += [
+        f"All scores of {model!r} came from the cache: its times are those of when they were made, maybe on another "
+        "machine, and hold nothing of a call's own cost."
+        for model, reader in grid.readers.items()
+        if reader.pairs and not reader.fresh
+    ]
+    return tuple(said)
+
+
+def _notes_on_choice(held_out: HeldOut) -> list[str]:
+    splits = f"means of {held_out.splits} random splits"
+    same = f"It was the setting chosen here in {held_out.agreement:.0%}."
+    if held_out.target is not None:  # the fastest that is good enough was wanted, and not the best
+        return [
+            f"Chosen on one half of the questions, the setting taken reached {held_out.quality:.3f} on the other half "
+            f"({splits}), and the {held_out.target:g} that was asked for in {held_out.reached:.0%} of them. {same}"
+        ]
+    said = [
+        f"Chosen on one half of the questions, the setting taken reached {held_out.quality:.3f} on the other half, "
+        f"{held_out.regret:.3f} below the best one there ({splits}; nine of ten were at most {held_out.spread:.3f} "
+        f"below). {same}"
+    ]
+    if held_out.regret > _UNSURE:
+        said.append("So these questions are too few to tell the best settings apart: more would.")
+    return said
+
+
+def _firsts(given: Mapping[str, Retriever] | Retriever) -> dict[str, Retriever]:
+    firsts = dict(given) if isinstance(given, Mapping) else {type(given).__name__: given}
+    for name, retriever in firsts.items():
+        _check_name(name, "first stage")
+        if not callable(getattr(retriever, "retrieve", None)):
+            raise InvalidInputError(
+                f"first stage {name!r} must have retrieve(query, k), as ChromaIndex has; got {type(retriever).__name__}"
+            )
+    if not firsts:
+        raise InvalidInputError("first_stages must hold a retriever, got none")
+    return firsts
+
+
+def _models(given: Mapping[str, Scorer] | Scorer) -> dict[str, Scorer]:
+    models = dict(given) if isinstance(given, Mapping) else {Path(scorer_name(given)).name: given}
+    for name in models:
+        _check_name(name, "cross-encoder")
+    if not models:
+        raise InvalidInputError("cross_encoders must hold a cross-encoder, got none; evaluate measures first stages")
+    return models
+
+
+def _check_name(name: object, of: str) -> None:
+    if not isinstance(name, str) or not name.strip():
+        raise InvalidInputError(f"the name of a {of} must be a string with something in it, got {name!r}")
+
+
+def _check_quality(quality: object) -> None:
+    if quality is not None and (isinstance(quality, bool) or not isinstance(quality, Real) or not quality < math.inf):
+        raise InvalidInputError(f"quality must be a number, the mean of the measure that is enough; got {quality!r}")
+
+
+def _depths(given: Sequence[int]) -> list[int]:
+    if isinstance(given, (str, int)) or not isinstance(given, Sequence) or not given:
+        raise InvalidInputError(f"depths must be a list of whole numbers, such as [10, 20, 50], got {given!r}")
+    return [check_count(depth, "each of depths") for depth in given]
