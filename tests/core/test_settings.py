@@ -1,0 +1,63 @@
+"""The settings of the models: said once, and the same for type checkers, editors, `help` and checks."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retrieve_rerank import BiEncoder, CrossEncoder, InvalidInputError
+from retrieve_rerank.models.settings import (
+    BiEncoderOptions,
+    BiEncoderSettings,
+    CrossEncoderOptions,
+    CrossEncoderSettings,
+    ModelSettings,
+)
+
+KINDS = [(BiEncoder, BiEncoderSettings, BiEncoderOptions), (CrossEncoder, CrossEncoderSettings, CrossEncoderOptions)]
+
+
+@pytest.mark.parametrize(("kind", "settings", "options"), KINDS)
+def test_every_setting_is_typed_shown_and_explained(kind: type, settings: type[ModelSettings], options: type) -> None:
+    parameters = inspect.signature(kind).parameters
+    assert list(parameters) == ["model", *settings.model_fields]
+    assert set(settings.model_fields) == set(options.__annotations__)
+    for name, field in settings.model_fields.items():
+        assert parameters[name].default == field.default
+        assert f"    {name}: {(field.description or '?')[:20]}" in (kind.__doc__ or "")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"max_length": 0}, "max_length must be >= 1, got 0"),
+        ({"batch_tokens": "5"}, "batch_tokens must be a whole number >= 1, got '5'"),
+        ({"max_length": True}, "max_length must be a whole number"),
+        ({"precision": "int3"}, "precision must be 'auto', .* got 'int3'"),
+        ({"precision": "int8"}, "precision='int8' needs backend='onnx' or backend='openvino'"),
+        ({"backend": "onnx", "device": "cuda"}, "runs on the processor here, got device='cuda'"),
+        ({"device": 3}, "device: .* got int"),
+        ({"timeout": 3}, "timeout can be given for a server only"),
+        ({"endpoint": "http://localhost", "timeout": None}, "timeout must be a number of seconds above 0, got None"),
+        ({"endpoint": "http://localhost", "device": "cpu"}, "device cannot be given together with endpoint"),
+    ],
+)
+def test_what_is_wrong_is_said(wrong: dict[str, Any], says: str) -> None:
+    for kind in (BiEncoder, CrossEncoder):
+        with pytest.raises(InvalidInputError, match=says):
+            kind("some/model", **wrong)
+
+
+def test_an_unknown_argument_is_named() -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'max_lenght'"):
+        BiEncoder("some/model", max_lenght=3)  # type: ignore[call-arg]
+
+
+def test_paths_and_torchs_devices_are_taken_by_their_names(tmp_path: Path) -> None:
+    import torch
+
+    told = CrossEncoder(tmp_path, cache_folder=tmp_path, device=torch.device("cpu")).settings  # type: ignore[arg-type]
+    assert (told["model"], told["cache_folder"], told["device"]) == (str(tmp_path), str(tmp_path), "cpu")
