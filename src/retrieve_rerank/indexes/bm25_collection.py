@@ -26,8 +26,7 @@ import numpy.typing as npt
 from retrieve_rerank.checks import check_count
 from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, RetrieveRerankError, require, warn_caller
 from retrieve_rerank.indexes.bm25_files import Columns, Content, IndexFolder
-from retrieve_rerank.indexes.clauses import Where
-from retrieve_rerank.indexes.matching import Matches, matcher
+from retrieve_rerank.indexes.filters import Matches, Where, matcher
 from retrieve_rerank.indexes.postings import Floats, Postings, Scorer, best
 from retrieve_rerank.indexes.records import Record
 from retrieve_rerank.indexes.words import Analyzer, Tokenizer, Vocabulary

@@ -18,10 +18,10 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from retrieve_rerank.checks import check_count, check_encodable, check_texts
+from retrieve_rerank.checks import check_count, check_texts
 from retrieve_rerank.errors import InvalidInputError, RetrieveRerankError, warn_caller
-from retrieve_rerank.indexes.clauses import Where, exact
 from retrieve_rerank.indexes.client import translated
+from retrieve_rerank.indexes.filters import Where, chroma_filters
 from retrieve_rerank.indexes.nearest import (
     READ_CHUNK,
     TEXTS,
@@ -148,7 +148,7 @@ class ChromaCollection(OpenedCollection):
         limit: int | None,
         offset: int | None,
     ) -> list[Record]:
-        options = {**_filters(where, where_document), "include": [*TEXTS]}
+        options = {**chroma_filters(where, where_document), "include": [*TEXTS]}
         rows: list[Record] = []
         if ids is None:
             while limit is None or len(rows) < limit:
@@ -190,7 +190,7 @@ class ChromaCollection(OpenedCollection):
 
     def delete(self, ids: Sequence[str] | None = None, *, where: Where | None = None) -> None:
         """Delete by id and/or by filter; ids that are not stored are no error."""
-        condition = _filters(where, None)["where"]
+        condition = chroma_filters(where, None)["where"]
         if ids is None:
             if condition:
                 with self.writing():
@@ -212,7 +212,7 @@ class ChromaCollection(OpenedCollection):
     def ids(self, *, where: Where | None = None, limit: int | None = None) -> list[str]:
         """Return the ids of the records that fit a filter, or all."""
         with self.reading():
-            return list(self.handle.get(where=_filters(where, None)["where"], limit=limit, include=[])["ids"])
+            return list(self.handle.get(where=chroma_filters(where, None)["where"], limit=limit, include=[])["ids"])
 
     def count(self) -> int:
         """Return the number of records."""
@@ -281,7 +281,7 @@ class ChromaCollection(OpenedCollection):
         return Asked(
             array,
             limit,
-            _filters(where, where_document),
+            chroma_filters(where, where_document),
             ids,
             self.search_breadth,
             ("embeddings",) if with_vectors else (),
@@ -346,34 +346,6 @@ def check_ids(ids: Sequence[str]) -> list[str]:
     if "" in wanted:
         raise InvalidInputError(f"ids[{wanted.index('')}] is empty; an id must have at least one character")
     return wanted
-
-
-def _filters(where: Where | None, where_document: Where | None) -> dict[str, Any]:
-    for name, value in (("where", where), ("where_document", where_document)):
-        if value is not None and not isinstance(value, Mapping):
-            raise InvalidInputError(f"{name} must be a mapping such as {{'source': 'atlas'}}, got {value!r}")
-    _check_text_filter(where_document)
-    # An empty one is no filter.
-    return {
-        "where": exact(where) if where else None,
-        "where_document": dict(where_document) if where_document else None,
-    }
-
-
-def _check_text_filter(part: object) -> None:
-    """Raise InvalidInputError if a text that is looked for holds what Chroma does not read as it stands."""
-    if isinstance(part, str):
-        check_encodable(part, "where_document")
-        if "\x00" in part:  # {"$contains": "\x00"} would find everything
-            raise InvalidInputError(
-                f"where_document looks for {part!r}, and Chroma reads a text up to the first NUL only"
-            )
-    elif isinstance(part, Mapping):
-        for value in part.values():
-            _check_text_filter(value)
-    elif isinstance(part, (list, tuple)):
-        for value in part:
-            _check_text_filter(value)
 
 
 def batches_of(records: Iterable[Record], limit: int) -> Iterator[list[Record]]:

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from retrieve_rerank.checks import check_queries, check_query
-from retrieve_rerank.indexes.clauses import Where
 from retrieve_rerank.indexes.collection import ChromaCollection
+from retrieve_rerank.indexes.filters import Where
 from retrieve_rerank.indexes.mmr import check_mmr, diverse
 from retrieve_rerank.indexes.nearest import Found
 from retrieve_rerank.types import Encoder, Hit

@@ -14,7 +14,7 @@ from langchain_core.runnables import RunnableConfig
 
 from retrieve_rerank.checks import check_query
 from retrieve_rerank.errors import InvalidInputError
-from retrieve_rerank.indexes.clauses import Where
+from retrieve_rerank.indexes.filters import Where
 from retrieve_rerank.indexes.mmr import check_mmr, diverse
 from retrieve_rerank.indexes.nearest import Found
 from retrieve_rerank.langchain._search import ChromaSearch

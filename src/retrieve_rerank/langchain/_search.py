@@ -11,8 +11,8 @@ from langchain_core.vectorstores import VectorStore
 
 from retrieve_rerank.checks import check_count, check_queries, check_query
 from retrieve_rerank.errors import InvalidInputError
-from retrieve_rerank.indexes.clauses import Where
 from retrieve_rerank.indexes.collection import ChromaCollection
+from retrieve_rerank.indexes.filters import Where
 from retrieve_rerank.indexes.mmr import check_diversity, most_diverse, similarity_of
 from retrieve_rerank.indexes.nearest import Found, Vectors
 from retrieve_rerank.langchain._convert import to_document

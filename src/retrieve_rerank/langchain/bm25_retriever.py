@@ -17,8 +17,8 @@ from pydantic import ConfigDict, Field, field_validator
 from retrieve_rerank.checks import check_count, check_query
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.indexes.bm25_collection import BM25Collection
-from retrieve_rerank.indexes.clauses import Where
 from retrieve_rerank.indexes.collection import check_ids
+from retrieve_rerank.indexes.filters import Where
 from retrieve_rerank.langchain._checked import Checked
 from retrieve_rerank.langchain._convert import checked_documents, new_records, to_document, with_metadata
 

@@ -14,7 +14,7 @@ from langchain_core.runnables import RunnableConfig
 from pydantic import ConfigDict, field_validator
 
 from retrieve_rerank.checks import check_count, check_query
-from retrieve_rerank.indexes.clauses import Where
+from retrieve_rerank.indexes.filters import Where
 from retrieve_rerank.indexes.mmr import check_diversity
 from retrieve_rerank.indexes.nearest import Found
 from retrieve_rerank.langchain._convert import to_document, with_metadata

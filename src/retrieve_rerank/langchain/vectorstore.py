@@ -13,8 +13,8 @@ from langchain_core.embeddings import Embeddings
 
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.indexes.adoption import adopt_at_opening
-from retrieve_rerank.indexes.clauses import Where
 from retrieve_rerank.indexes.collection import ChromaCollection, batches_of
+from retrieve_rerank.indexes.filters import Where
 from retrieve_rerank.indexes.health import check
 from retrieve_rerank.indexes.repairing import repair
 from retrieve_rerank.indexes.reports import IndexCheck, RepairReport

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from llama_index.core.vector_stores import FilterCondition, FilterOperator, MetadataFilter, MetadataFilters
 
 from retrieve_rerank.errors import InvalidInputError
-from retrieve_rerank.indexes.clauses import TEXT_KEY, Scalar, Where, joined
+from retrieve_rerank.indexes.filters import TEXT_KEY, Scalar, Where, joined
 
 _COMPARE = {
     FilterOperator.GT: "$gt",
