@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from langchain_core.documents import Document
 from llama_index.core.schema import TextNode
 
-from retrieve_rerank import CrossEncoder, RetrieveRerank, load_setting
+from retrieve_rerank import CrossEncoder, RetrieveRerank, SavedSetting, load_setting
 from retrieve_rerank.evaluation import Dataset, tune
 from retrieve_rerank.indexes.bm25 import BM25Index
 from retrieve_rerank.langchain import BM25Retriever as LangChainBM25
 from retrieve_rerank.langchain import RetrieveRerankRetriever as LangChainRetriever
 from retrieve_rerank.llama_index import BM25Retriever as LlamaIndexBM25
 from retrieve_rerank.llama_index import RetrieveRerankRetriever as LlamaIndexRetriever
+from retrieve_rerank.retrieval.saved import save_setting
+from tests.core.stubs import run_python
 
 TEXTS = {str(number): f"bread {'capital ' * (number % 4)}paris {'word ' * number}" for number in range(12)}
 
@@ -42,3 +45,24 @@ def test_one_file_for_all(tiny_cross_encoder: Path, tmp_path: Path) -> None:
     words = LlamaIndexBM25.from_defaults(nodes=nodes, similarity_top_k=20)
     llama_index = LlamaIndexRetriever(words, setting.make_cross_encoder(), fetch_k=setting.fetch_k, top_n=7)
     assert [node.node_id for node in llama_index.retrieve(query)] == [hit.passage.id for hit in expected]
+
+
+@pytest.mark.parametrize("limit", [0, 40, 200])
+def test_a_full_disk_leaves_the_old_file_as_it_was(tmp_path: Path, limit: int) -> None:
+    file = tmp_path / "setting.json"
+    save_setting(SavedSetting("words", 20, "mini", {"model": "a" * 300}), file)
+    before = file.read_bytes()
+    script = f"""
+        import resource, signal, sys
+        from retrieve_rerank.retrieval.saved import SavedSetting, save_setting
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        setting = SavedSetting("words", 30, "mini", {{"model": "b" * 300}})
+        resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+        try:
+            save_setting(setting, sys.argv[1])
+        except OSError as error:
+            print("OSError")
+    """
+    assert run_python(script, str(file), warnings="ignore").strip() == "OSError"
+    assert file.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["setting.json"]

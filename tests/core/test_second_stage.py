@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import math
 import pickle
@@ -350,3 +351,47 @@ def test_a_warning_names_the_line_of_the_caller() -> None:
     with pytest.warns(DegradedWarning) as warned:
         degraded.search("q")
     assert warned[0].filename == __file__
+
+
+# One passage found twice
+
+
+async def test_candidates_of_one_id_and_text_are_one() -> None:
+    """A first stage that asks several questions finds a passage once for each of them."""
+
+    def hit(name: str, text: str, rank: int | None, score: float | None = None) -> Hit:
+        return Hit(Passage(name, text), 1, 0.5, retrieval_rank=rank, retrieval_score=score)
+
+    given = [
+        hit("1", "a", 3, 0.3),
+        hit("2", "d", None),
+        hit("1", "a", 1, 0.9),  # the best of them is kept, in the place of the first
+        hit("1", "b", 2),  # another text of that id is another passage, as is another id of that text
+        hit("3", "d", 5),
+        hit("2", "d", 4),
+        hit("1", "a", 1, 0.2),
+    ]
+    scorer = TableScorer(TABLE)
+    for merging in (
+        stage(scorer),
+        stage(scorer, time_budget=30),
+        stage(Failing(ValueError()), on_error="retrieval_order"),
+    ):
+        failing = merging.on_error != "raise"
+        with pytest.warns(DegradedWarning) if failing else contextlib.nullcontext():
+            runs = [
+                merging.run("q", given),
+                await merging.arun("q", given),
+                *merging.run_many(["q"], [given], spent=0.0),
+            ]
+        for run in runs:
+            assert run.candidates == 4
+            found = {hit.passage.id + hit.passage.text: (hit.index, hit.retrieval_rank) for hit in run.hits}
+            assert found == {"1a": (2, 1), "2d": (5, 4), "1b": (3, 2), "3d": (4, 5)}
+            assert names(run.hits) == ("adbd" if failing else "ddba")
+    assert scorer.asked[0] == ("q", ["a", "d", "b"])
+
+
+def test_what_is_given_to_rank_comes_back_one_for_one() -> None:
+    twice = [Passage("1", "a"), Passage("1", "a")]
+    assert [hit.index for hit in as_ranker(TableScorer(TABLE)).rank("q", twice)] == [0, 1]

@@ -94,9 +94,9 @@ class SavedSetting:
 
 
 def save_setting(setting: SavedSetting, path: str | os.PathLike[str]) -> None:
-    """Write a setting as one JSON object, in UTF-8."""
+    """Write a setting as one JSON object, in UTF-8; what was there before stays until the new file is whole."""
     content = json.dumps({"format": _FORMAT, **asdict(setting)}, ensure_ascii=False, indent=1)
-    write_text(content + "\n", path, "the setting")
+    write_text(f"{content}\n", path, "the setting")
 
 
 def load_setting(path: str | os.PathLike[str]) -> SavedSetting:
