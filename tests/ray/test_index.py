@@ -20,6 +20,7 @@ from retrieve_rerank import (
     InvalidInputError,
     Passage,
     RemoteError,
+    RetrieveRerankError,
     TruncationWarning,
 )
 from retrieve_rerank.indexes.records import Record
@@ -208,6 +209,12 @@ def test_what_cannot_work_says_so_before_anything_is_encoded(
         index(passages(3), encoder, **where)
     with pytest.raises(RemoteError, match=r"cannot open the Chroma server at 127\.0\.0\.1"):
         index(passages(3), encoder, host="127.0.0.1", port=free_port())
+
+    def no_encoder() -> Traced:
+        raise MemoryError("too little for the model")
+
+    with pytest.raises(RetrieveRerankError, match="MemoryError: too little for the model"):
+        index(passages(3), no_encoder, **where)
     encoder.lock = threading.Lock()
     with pytest.raises(InvalidInputError, match="cannot be sent to the workers"):
         index(passages(3), encoder, **where)

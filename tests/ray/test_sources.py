@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from retrieve_rerank import InvalidInputError, Passage, RetrieveRerankError
-from tests.ray.stubs import passages
+from tests.ray.stubs import Traced, passages, vector
 
 pytest.importorskip("ray.data")
 
@@ -17,8 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import ray
 
-from retrieve_rerank.ray.pool import blocks
-from retrieve_rerank.ray.sources import Passages, to_dataset, to_passages
+from retrieve_rerank.ray.encoding import Passages, blocks_of, encode, to_dataset, to_passages
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -27,7 +26,7 @@ GIVEN = [*passages(5), Passage("odd", "a\nb", {"big": 2**70, "nan": float("inf")
 
 def read(given: Passages) -> list[Passage]:
     found = []
-    for block in blocks(to_dataset(given)):
+    for block in blocks_of(to_dataset(given)):
         some, failures = to_passages(block)
         assert failures == {}
         found += some
@@ -57,16 +56,15 @@ def test_files_of_json_lines_come_through_word_for_word(tmp_path: Path) -> None:
     assert read(str(tmp_path / "a.jsonl")) == sorted(GIVEN[:2], key=lambda passage: passage.id)
 
 
-def test_parquet_files_that_differ_are_refused(tmp_path: Path) -> None:
-    """Ray looks at some of them, and drops what only others have: here the metadata."""
+def test_each_parquet_file_is_read_by_its_own_columns(tmp_path: Path) -> None:
+    """A reader that looks at some of them drops what only others have: here the metadata."""
     for number in range(20):
-        columns = {"id": [str(number)], "text": ["a"], **({"metadata": ['{"n": 1}']} if number == 19 else {})}
+        columns = {"id": [f"{number:02d}"], "text": ["a"], **({"metadata": ['{"n": 1}']} if number == 19 else {})}
         pyarrow.parquet.write_table(pa.table(columns), tmp_path / f"{number:02d}.parquet")
-    with pytest.raises(InvalidInputError, match=r"00\.parquet has the columns .* and .*19\.parquet has"):
-        to_dataset(tmp_path)
+    assert [passage.metadata for passage in read(tmp_path)] == [{}] * 19 + [{"n": 1}]
     (tmp_path / "20.parquet").write_bytes(b"no parquet")
-    with pytest.raises(InvalidInputError, match="cannot read the Parquet files"):
-        to_dataset(tmp_path)
+    with pytest.raises(RetrieveRerankError, match=r"20\.parquet cannot be read"):
+        read(tmp_path)
 
 
 @pytest.mark.parametrize("broken", ["half of a gzip", "not UTF-8"])
@@ -115,9 +113,22 @@ def test_what_is_no_source_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="there is no"):
         to_dataset(tmp_path / "none.jsonl")
     (tmp_path / "a.txt").write_text("a")
-    with pytest.raises(InvalidInputError, match="all end in"):
+    with pytest.raises(InvalidInputError, match="expected files that end in"):
         to_dataset(tmp_path)
     with pytest.raises(InvalidInputError, match="iterable of Passage"):
         to_dataset(Passage("1", "a"))
     dataset = ray.data.from_items([{"id": "1"}])
     assert to_dataset(dataset) is dataset
+
+
+def test_encoded_passages_are_written_and_read_as_parquet_by_ray(tmp_path: Path) -> None:
+    (tmp_path / "trace").mkdir()
+    encoder = Traced(tmp_path / "trace")
+    encode(GIVEN, encoder, concurrency=1).write_parquet(str(tmp_path / "vectors"))
+    rows = ray.data.read_parquet(str(tmp_path / "vectors")).take_all()
+    assert {row["id"]: list(row["vector"]) for row in rows} == {
+        passage.id: pytest.approx(vector(passage.text)) for passage in GIVEN
+    }
+    assert read(tmp_path / "vectors") == expected()
+    with pytest.raises(Exception, match="passages 'p' to 'p' could not be encoded: RuntimeError: the model failed"):
+        encode([Passage("p", "stop")], encoder, concurrency=1).take_all()

@@ -19,7 +19,7 @@ from tests.ray.stubs import Traced, encoded, passages
 pytest.importorskip("ray.data")
 
 from retrieve_rerank.ray import index_store
-from retrieve_rerank.ray.indexing import Texts
+from retrieve_rerank.ray.indexing import _Texts
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -65,7 +65,7 @@ class Mute:
 
 
 def test_a_store_that_cannot_be_asked_gets_everything() -> None:
-    sink = Texts(Mute)
+    sink = _Texts(Mute)
     assert [sink.store(list(passages(3))).added for _ in range(2)] == [3, 3]
 
 
@@ -83,5 +83,5 @@ def test_metadata_are_compared_as_they_are() -> None:
         made.append(Asked())
         return made[0]
 
-    assert Texts(make).store(passages) == AddReport(updated=1, unchanged=1)
+    assert _Texts(make).store(passages) == AddReport(updated=1, unchanged=1)
     assert list(made[0].texts) == ["1"]

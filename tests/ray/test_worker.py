@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pytest
 
-from retrieve_rerank import AddReport, ModelError, Passage, RemoteError
+from retrieve_rerank import AddReport, Passage, RemoteError
 
 pytest.importorskip("ray.data")
 
+import pyarrow as pa
 import ray
 
-from retrieve_rerank.ray.outcome import Outcome
-from retrieve_rerank.ray.sources import to_table
-from retrieve_rerank.ray.worker import Attempts, Storing, key_of
+from retrieve_rerank.ray.encoding import to_table
+from retrieve_rerank.ray.indexing import _Attempts, _key, _Worker
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -24,12 +27,13 @@ class Sink:
         return AddReport(added=len(passages))
 
 
-def outcome(worker: Storing) -> Outcome:
-    return Outcome.from_json(worker(TABLE)["outcome"][0].as_py())[0]
+def outcome(worker: _Worker, table: pa.Table = TABLE) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(worker(table)["outcome"][0].as_py())
+    return found
 
 
 def test_a_batch_whose_worker_was_lost_five_times_is_given_up() -> None:
-    attempts = ray.remote(Attempts).options(num_cpus=0).remote()
+    attempts = ray.remote(_Attempts).options(num_cpus=0).remote()
     batches: list[bytes] = []
 
     class Dying(Sink):
@@ -46,48 +50,37 @@ def test_a_batch_whose_worker_was_lost_five_times_is_given_up() -> None:
             def remote(batch: bytes) -> None:
                 batches.append(batch)
 
-    worker = Storing(Dying, Losing)
+    worker = _Worker(Dying, Losing)
     for _ in range(5):
         with pytest.raises(KeyboardInterrupt):
             worker(TABLE)
     given_up = outcome(worker)
-    assert list(given_up.failures) == ["1", "2"]
-    assert "lost 5 times" in given_up.failures["1"]
+    assert list(given_up["failures"]) == ["1", "2"]
+    assert "lost 5 times" in given_up["failures"]["1"]
     assert len(set(batches)) == 1
 
 
 def test_a_batch_that_was_done_may_come_again() -> None:
-    attempts = ray.remote(Attempts).options(num_cpus=0).remote()
-    worker = Storing(Sink, attempts)
-    assert [outcome(worker).report.added for _ in range(7)] == [2] * 7
-
-
-def test_a_sink_that_cannot_be_opened_is_an_error_of_all() -> None:
-    def make() -> Sink:
-        raise ModelError("no such model")
-
-    attempts = ray.remote(Attempts).options(num_cpus=0).remote()
-    fault = outcome(Storing(make, attempts)).fault
-    assert fault is not None
-    with pytest.raises(ModelError, match="no such model"):
-        raise fault.error()
+    attempts = ray.remote(_Attempts).options(num_cpus=0).remote()
+    worker = _Worker(Sink, attempts)
+    assert [outcome(worker)["report"]["added"] for _ in range(7)] == [2] * 7
 
 
 def test_a_batch_that_loading_the_model_kills_the_worker_at_is_given_up() -> None:
     """Else Ray would start workers for it for ever."""
-    attempts = ray.remote(Attempts).options(num_cpus=0).remote()
+    attempts = ray.remote(_Attempts).options(num_cpus=0).remote()
 
     def make() -> Sink:
         raise KeyboardInterrupt
 
     for _ in range(5):
         with pytest.raises(KeyboardInterrupt):
-            Storing(make, attempts)(TABLE)
-    assert list(outcome(Storing(make, attempts)).failures) == ["1", "2"]
+            _Worker(make, attempts)(TABLE)
+    assert list(outcome(_Worker(make, attempts))["failures"]) == ["1", "2"]
 
 
 def test_one_that_fails_keeps_out_no_other() -> None:
-    attempts = ray.remote(Attempts).options(num_cpus=0).remote()
+    attempts = ray.remote(_Attempts).options(num_cpus=0).remote()
     stored: list[str] = []
     calls = 0
 
@@ -102,16 +95,16 @@ def test_one_that_fails_keeps_out_no_other() -> None:
             return super().store(passages)
 
     table = to_table(Passage(str(number), "text") for number in range(500))
-    done = Outcome.from_json(Storing(Picky, attempts)(table)["outcome"][0].as_py())[0]
-    assert done.failures == {number: f"RuntimeError: cannot encode {number}" for number in ("77", "300")}
-    assert done.report == AddReport(added=498)
+    done = outcome(_Worker(Picky, attempts), table)
+    assert done["failures"] == {number: f"RuntimeError: cannot encode {number}" for number in ("77", "300")}
+    assert done["report"]["added"] == 498
     assert sorted(stored, key=int) == [str(number) for number in range(500) if number not in (77, 300)]
     assert calls < 50
 
 
 @pytest.mark.parametrize(("error", "most"), [(RemoteError("away"), 1), (RuntimeError("all fail"), 30)])
 def test_where_all_fail_it_does_not_go_on_for_long(error: Exception, most: int) -> None:
-    attempts = ray.remote(Attempts).options(num_cpus=0).remote()
+    attempts = ray.remote(_Attempts).options(num_cpus=0).remote()
     calls = 0
 
     class Failing(Sink):
@@ -121,14 +114,14 @@ def test_where_all_fail_it_does_not_go_on_for_long(error: Exception, most: int) 
             raise error
 
     table = to_table(Passage(str(number), "text") for number in range(500))
-    done = Outcome.from_json(Storing(Failing, attempts)(table)["outcome"][0].as_py())[0]
-    assert len(done.failures) == 500
+    done = outcome(_Worker(Failing, attempts), table)
+    assert len(done["failures"]) == 500
     assert calls <= most
 
 
 def test_an_id_that_a_batch_has_twice_is_told() -> None:
     """Its rows may come from two files, in either order: only the driver finds out which is the last."""
-    attempts = ray.remote(Attempts).options(num_cpus=0).remote()
+    attempts = ray.remote(_Attempts).options(num_cpus=0).remote()
     table = to_table([Passage("1", "new"), Passage("2", "b"), Passage("1", "old")])
-    keys = Storing(Sink, attempts)(table)["keys"][0].as_py()
-    assert [keys[start : start + 8] for start in (0, 8, 16)] == [key_of("1"), key_of("2"), key_of("1")]
+    keys = _Worker(Sink, attempts)(table)["keys"][0].as_py()
+    assert [keys[start : start + 8] for start in (0, 8, 16)] == [_key("1"), _key("2"), _key("1")]

@@ -1,4 +1,4 @@
-"""Many machines: passages encoded and indexed, and pipelines evaluated, on a Ray cluster.
+"""Many machines: passages encoded and indexed on a Ray cluster.
 
 Everything runs on the cluster that `ray.init` connected to; without it Ray starts one on this machine. Each worker
 loads its model once. This package must be installed on every node, or be named in the cluster's runtime environment.
@@ -10,17 +10,6 @@ require("ray", extra="ray")
 require("pyarrow", extra="ray")  # which Ray alone does without
 
 from retrieve_rerank.ray.encoding import encode  # noqa: E402
-from retrieve_rerank.ray.evaluating import evaluate  # noqa: E402
-from retrieve_rerank.ray.indexing import index, index_store  # noqa: E402
-from retrieve_rerank.ray.outcome import PassagesFailedError  # noqa: E402
-from retrieve_rerank.ray.parquet import load_parquet, write_parquet  # noqa: E402
+from retrieve_rerank.ray.indexing import PassagesFailedError, index, index_store  # noqa: E402
 
-__all__ = [
-    "PassagesFailedError",
-    "encode",
-    "evaluate",
-    "index",
-    "index_store",
-    "load_parquet",
-    "write_parquet",
-]
+__all__ = ["PassagesFailedError", "encode", "index", "index_store"]
