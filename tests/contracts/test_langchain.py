@@ -13,7 +13,7 @@ from retrieve_rerank.langchain import (
     HybridRetriever,
     RetrieveRerankRetriever,
 )
-from retrieve_rerank.langchain._convert import to_reranked
+from retrieve_rerank.langchain.convert import to_reranked
 from retrieve_rerank.testing import (
     EncoderEmbeddings,
     LangChainRerankerContract,

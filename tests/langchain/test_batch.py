@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import threading
 import time
@@ -18,7 +17,7 @@ from langchain_core.documents import Document
 from langchain_core.runnables import RunnableConfig
 from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
-from retrieve_rerank import BiEncoder, ChromaIndex, InvalidInputError, Passage
+from retrieve_rerank import BiEncoder, ChromaIndex, CrossEncoder, InvalidInputError, Passage
 from retrieve_rerank.langchain import (
     BiEncoderEmbeddings,
     ChromaRetriever,
@@ -27,42 +26,13 @@ from retrieve_rerank.langchain import (
     HybridRetriever,
     RetrieveRerankRetriever,
 )
+from retrieve_rerank.models.engine import CrossEngine
 from tests.core.stubs import LetterEncoder
 from tests.langchain.stubs import ListRetriever, TableCrossEncoder, WordEmbeddings
 
 TEXTS = ["a a a", "a a b", "c", "b b a"]
 SCORES = {"a a a": -1.0, "a a b": 2.0, "c": 4.0, "b b a": 1.0}
 QUERIES = ["a", "b", "c", "a b"]
-
-
-class Counted:
-    """How often a store's encoder and its collection were asked, and for how many queries."""
-
-    def __init__(self, store: ChromaVectorStore, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.encoded: list[int] = []
-        self.searched: list[int] = []
-        encode, query = store._encoder.encode_queries, store.collection.query  # type: ignore[union-attr]
-
-        def counted_encode(texts: Sequence[str]) -> Any:
-            self.encoded.append(len(texts))
-            return encode(texts)
-
-        async def counted_aencode(texts: Sequence[str]) -> Any:
-            return counted_encode(texts)
-
-        def counted_query(vectors: Any, *arguments: Any, **options: Any) -> Any:
-            self.searched.append(len(vectors))
-            return query(vectors, *arguments, **options)
-
-        monkeypatch.setattr(store._encoder, "encode_queries", counted_encode)
-        monkeypatch.setattr(store._encoder, "aencode_queries", counted_aencode)
-        monkeypatch.setattr(store.collection, "query", counted_query)
-
-    def take(self) -> tuple[list[int], list[int]]:
-        counts = (list(self.encoded), list(self.searched))
-        self.encoded.clear()
-        self.searched.clear()
-        return counts
 
 
 @pytest.fixture
@@ -82,6 +52,10 @@ def ids(documents: list[Document]) -> list[str | None]:
     return [document.id for document in documents]
 
 
+def told(documents: list[Document]) -> list[tuple[str | None, dict[str, Any]]]:
+    return [(document.id, document.metadata) for document in documents]
+
+
 async def both(retriever: Any, queries: list[Any], *arguments: Any, **options: Any) -> list[Any]:
     return [retriever.batch(queries, *arguments, **options), await retriever.abatch(queries, *arguments, **options)]
 
@@ -89,53 +63,41 @@ async def both(retriever: Any, queries: list[Any], *arguments: Any, **options: A
 # batch
 
 
-@pytest.mark.parametrize("kind", ["first stage", "both stages", "both stages over a retriever", "with config"])
-async def test_a_batch_is_one_encoding_and_one_search(
-    store: ChromaVectorStore, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    retriever: Any = {
-        "first stage": ChromaRetriever(vectorstore=store),
-        "both stages": pipeline(store),
-        "both stages over a retriever": pipeline(ChromaRetriever(vectorstore=store, k=1)),
-        "with config": ChromaRetriever(vectorstore=store).with_config(tags=["x"]),
-    }[kind]
+async def test_a_batch_gives_what_each_query_gives(store: ChromaVectorStore) -> None:
     options: list[dict[str, Any]] = [{}, {"filter": {"n": {"$gt": 0}}}, {"where_document": {"$contains": "b"}}]
-    options += [{"k": 2}] if kind == "first stage" else [{"lambda_mult": 0.3}]
-    if kind.startswith("both stages"):
-        options += [{"top_n": 1, "fetch_k": 3, "score_threshold": 0.1, "time_budget": 60, "on_error": "raise"}]
-    for option in options:
-        expected = [retriever.invoke(query, **option) for query in QUERIES]
-        counted = Counted(store, monkeypatch)
-        assert retriever.batch(QUERIES, **option) == expected
-        assert counted.take() == ([4], [4])
-        assert await retriever.abatch(QUERIES, **option) == expected
-        assert counted.take() == ([4], [4])
-        monkeypatch.undo()
+    both_stages = {"top_n": 1, "fetch_k": 3, "score_threshold": 0.1, "time_budget": 60, "on_error": "raise"}
+    for retriever, more in (
+        (ChromaRetriever(vectorstore=store), {"k": 2}),
+        (pipeline(store), {"lambda_mult": 0.3}),
+        (pipeline(ChromaRetriever(vectorstore=store, k=1)), both_stages),
+    ):
+        for option in [*options, more]:
+            expected = [retriever.invoke(query, **option) for query in QUERIES]
+            for results in await both(retriever, QUERIES, **option):
+                assert [told(found) for found in results] == [told(found) for found in expected]
+    assert await both(pipeline(store), []) == [[], []]
 
 
-async def test_equal_queries_are_searched_once_and_answered_each(
-    store: ChromaVectorStore, monkeypatch: pytest.MonkeyPatch
+def test_the_queries_of_a_batch_meet_in_the_models_batches(
+    tiny_bi_encoder: Any, tiny_cross_encoder: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    retriever = ChromaRetriever(vectorstore=store)
-    counted = Counted(store, monkeypatch)
-    for one, two, three in await both(retriever, ["a", "b", "a"], k=1):
-        assert one == three != two
-        one[0].metadata["mine"] = True
-        assert "mine" not in three[0].metadata
-    assert counted.take() == ([2, 2], [2, 2])
-    assert await both(retriever, []) == [[], []]
-    assert counted.take() == ([], [])
+    """LangChain's threads ask one by one; the cross-encoder scores the pairs of those that wait together."""
+    rounds: list[int] = []
+    score = CrossEngine.score
 
+    def counting(self: CrossEngine, scorings: Sequence[Any]) -> None:
+        rounds.append(len(scorings))
+        time.sleep(0.02)
+        score(self, scorings)
 
-async def test_embeddings_that_are_not_ours_embed_query_by_query(store: ChromaVectorStore) -> None:
-    embeddings: Any = store.embeddings
-    asked: list[str] = []
-    embed = type(embeddings).embed_query
-    store._encoder.embeddings = type(  # type: ignore[union-attr]
-        "Asked", (WordEmbeddings,), {"embed_query": lambda self, text: asked.append(text) or embed(self, text)}
-    )()
-    await both(ChromaRetriever(vectorstore=store), QUERIES)
-    assert sorted(asked) == sorted(QUERIES * 2)
+    with BiEncoder(tiny_bi_encoder) as encoder, CrossEncoder(tiny_cross_encoder) as cross_encoder:
+        store = ChromaVectorStore.from_texts(TEXTS, BiEncoderEmbeddings(model=encoder))
+        retriever = RetrieveRerankRetriever(base_retriever=store, reranker=cross_encoder)
+        expected = [ids(retriever.invoke(query)) for query in QUERIES * 4]
+        monkeypatch.setattr(CrossEngine, "score", counting)
+        assert [ids(found) for found in retriever.batch(QUERIES * 4)] == expected
+    assert sum(rounds) == 4 * len(QUERIES)
+    assert len(rounds) < 2 * len(QUERIES)
 
 
 class _Runs(BaseCallbackHandler):
@@ -152,19 +114,6 @@ class _Runs(BaseCallbackHandler):
 
     def on_retriever_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         self.failed[run_id] = error
-
-
-@pytest.mark.parametrize("call", ["batch", "abatch"])
-async def test_every_query_is_a_run_of_its_own(store: ChromaVectorStore, call: str) -> None:
-    handler = _Runs()
-    configs: Any = [{"callbacks": [handler], "tags": [query]} for query in QUERIES]
-    retriever = ChromaRetriever(vectorstore=store)
-    results = await both(retriever, QUERIES, configs) if call == "abatch" else [retriever.batch(QUERIES, configs)]
-    expected = {query: ids(documents) for query, documents in zip(QUERIES, results[0], strict=True)}
-    assert len(handler.started) == len(QUERIES) * len(results)
-    for run_id, (name, query, parent, tags) in handler.started.items():
-        assert (name, parent, tags) == ("ChromaRetriever", None, [query])
-        assert handler.ended[run_id] == expected[query]
 
 
 async def test_both_stages_of_every_query_are_runs(store: ChromaVectorStore) -> None:
@@ -227,48 +176,11 @@ async def test_options_of_both_stages_in_a_batch(store: ChromaVectorStore) -> No
         assert results == [retriever.invoke(query, **options) for query in QUERIES]
 
 
-async def test_a_cancelled_query_does_not_take_the_others_with_it(
-    store: ChromaVectorStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ready = asyncio.Event()
-
-    async def wait(texts: Sequence[str]) -> Any:
-        await ready.wait()
-        return np.ones((len(texts), 4), np.float32)
-
-    monkeypatch.setattr(store._encoder, "aencode_queries", wait)
-    retriever = ChromaRetriever(vectorstore=store)
-    together = retriever.together(["a", "b"], {})
-    first, second = (asyncio.create_task(retriever.ainvoke(query, together=together)) for query in "ab")
-    await asyncio.sleep(0.01)
-    first.cancel()
-    await asyncio.sleep(0.01)
-    ready.set()
-    assert len(await second) == 4
-    assert first.cancelled()
-
-
-def test_the_real_encoder_gets_all_queries_in_one_call(tiny_bi_encoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    with BiEncoder(tiny_bi_encoder) as encoder:
-        retriever = ChromaRetriever.from_texts(TEXTS, BiEncoderEmbeddings(model=encoder))
-        expected = [ids(retriever.invoke(query)) for query in QUERIES]
-        calls: list[tuple[int, str]] = []
-        encode = BiEncoder.encode_queries
-
-        def counting(self: BiEncoder, texts: Sequence[str]) -> Any:
-            calls.append((len(texts), threading.current_thread().name))
-            return encode(self, texts)
-
-        monkeypatch.setattr(BiEncoder, "encode_queries", counting)
-        assert [ids(found) for found in retriever.batch(QUERIES)] == expected
-        assert [count for count, _ in calls] == [4]
-
-
 # A query in other words
 
 
 async def test_rewrites_are_fused_and_scored_against_the_query(
-    store: ChromaVectorStore, monkeypatch: pytest.MonkeyPatch
+    store: ChromaVectorStore,
 ) -> None:
     retriever = pipeline(store, fetch_k=3)
     single = ChromaRetriever(vectorstore=store, k=3)
@@ -276,12 +188,10 @@ async def test_rewrites_are_fused_and_scored_against_the_query(
         retrievers=[ListRetriever(documents=single.invoke(query), k=3) for query in ("a", "b", "c")]
     ).invoke("q", k=3)
     by_id = {document.id: document.metadata for document in expected}
-    counted = Counted(store, monkeypatch)
     handler = _Runs()
     config: Any = {"callbacks": [handler]}
     found = [retriever.invoke("a", config, rewrites=["b", "c"])]
     found.append(await retriever.ainvoke("a", config, rewrites=["b", "c"]))
-    assert counted.take() == ([3, 3], [3, 3])
     for documents in found:
         assert sorted(by_id) == sorted(ids(documents))
         for document in documents:
@@ -398,24 +308,6 @@ def test_options_that_cannot_be_used(store: ChromaVectorStore, options: dict[str
         ChromaRetriever(vectorstore=store, **options)
     with pytest.raises(InvalidInputError, match=f"{next(iter(options))} must be"):
         ChromaRetriever(vectorstore=store).invoke("a", **options)
-
-
-async def test_a_time_budget_is_charged_a_querys_share_of_the_common_search(store: ChromaVectorStore) -> None:
-    """And not that it waited until all the others were embedded."""
-
-    class Slow(WordEmbeddings):
-        def embed_query(self, text: str) -> list[float]:
-            with one_at_a_time:
-                time.sleep(0.1)
-            return super().embed_query(text)
-
-    one_at_a_time = threading.Lock()
-    slow = ChromaVectorStore.from_texts(TEXTS, Slow())
-    queries = [f"a{' b' * number}" for number in range(10)]
-    budgeted = pipeline(slow, time_budget=0.8)
-    for found in itertools.chain.from_iterable(await both(budgeted, queries)):
-        assert all(document.metadata["relevance_score"] is not None for document in found)
-    slow.close()
 
 
 async def test_queries_of_other_embeddings_are_embedded_side_by_side(tmp_path: Path) -> None:

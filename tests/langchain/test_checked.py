@@ -20,7 +20,7 @@ from retrieve_rerank.langchain import (
 
 CALLS: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (CrossEncoderReranker, {"model": "x", "top_n": 0}, "^CrossEncoderReranker: top_n must be >= 1, got 0$"),
-    (CrossEncoderReranker, {"model": "x", "tpo_n": 3}, "no argument 'tpo_n': it takes model, top_n, "),
+    (CrossEncoderReranker, {"model": "x", "tpo_n": 3}, "no argument 'tpo_n': it takes .*model, top_n, "),
     (BM25Retriever, {"k": 0}, "^BM25Retriever: k must be >= 1, got 0$"),
     (HybridRetriever, {"retrievers": []}, "^HybridRetriever: retrievers is empty; give at least one$"),
     (HybridRetriever, {"retrievers": [BM25Retriever()], "c": 60}, "no argument 'c': it is called rrf_k"),
@@ -45,7 +45,7 @@ def test_what_was_given_is_not_shown() -> None:
     with pytest.raises(InvalidInputError) as raised:
         BiEncoderEmbeddings(model="x", api_key=["s3cret"])  # type: ignore[arg-type]
     assert "s3cret" not in str(raised.value)
-    assert "got list" in str(raised.value)
+    assert "api_key" in str(raised.value)
 
 
 def test_a_folder_for_the_cache_may_be_a_path(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from retrieve_rerank.langchain import (
     CrossEncoderReranker,
     RetrieveRerankRetriever,
 )
-from retrieve_rerank.langchain._stores import similarity_of
+from retrieve_rerank.langchain.compat import similarity_of
 from retrieve_rerank.langchain.first_stage import first_stage
 from retrieve_rerank.testing import TableScorer
 from tests.langchain.stubs import ListRetriever, WordEmbeddings
@@ -207,12 +207,12 @@ def test_a_stores_retriever_stays_what_it_is() -> None:
     base = in_memory().as_retriever(search_kwargs={"k": 1, "filter": lambda found: found.metadata["odd"] == 1})
     stage = first_stage(base, 4, {})
     assert names(stage.invoke("a", None)) == ["1", "3"]  # type: ignore[arg-type]
-    asked: Any = stage.asked
+    asked: Any = stage.runnable.runnable  # type: ignore[attr-defined]
     assert asked.get_name() == "VectorStoreRetriever"
     assert asked.tags == base.tags == ["InMemoryVectorStore", "WordEmbeddings"]
     assert base.search_kwargs["k"] == 1
     named = base.model_copy(update={"name": "mine", "metadata": {"team": "search"}})
-    asked = first_stage(named, 4, {}).asked
+    asked = first_stage(named, 4, {}).runnable.runnable  # type: ignore[attr-defined]
     assert (asked.get_name(), asked.metadata) == ("mine", {"team": "search"})
 
 
@@ -221,7 +221,7 @@ def test_a_retriever_class_of_its_own_is_asked_as_it_is() -> None:
         def _get_relevant_documents(self, query: str, *, run_manager: Any, **kwargs: Any) -> list[Document]:
             return [Document("mine", metadata={"name": "m", "retrieval_score": 0.9})]
 
-    assert [(document.page_content, *scores([document])) for document in invoke(Mine(vectorstore=in_memory()))] == [
+    assert [(document.page_content, *scores([document])) for document in invoke(Mine(vectorstore=in_memory()), 1)] == [
         ("mine", None)
     ]
 
@@ -287,9 +287,9 @@ class Scored(BaseRetriever):
 
 
 def test_a_retriever_says_where_its_scores_are() -> None:
-    assert scores(invoke(Scored(found=[7.5, 3]))) == [7.5, 3.0]
-    assert scores(invoke(Scored(found=[None, "high", math.nan]))) == [None] * 3
-    assert scores(invoke(Scored(found=[True, 10**400]))) == [None] * 2
+    assert scores(invoke(Scored(found=[7.5, 3]), 2)) == [7.5, 3.0]
+    assert scores(invoke(Scored(found=[None, "high", math.nan]), 3)) == [None] * 3
+    assert scores(invoke(Scored(found=[True, 10**400]), 2)) == [None] * 2
     found = scores(invoke(Scored(found=[np.float32(7.5), np.int64(3), Fraction(1, 2), np.float32("inf")])))
     assert found == [7.5, 3.0, 0.5, None]
     assert {type(score) for score in found[:3]} == {float}
@@ -325,10 +325,10 @@ async def test_elasticsearch_retrievers_scores_are_the_servers() -> None:
         # A document cannot say its own score: what is stored lies elsewhere.
         server.stored = {id_: {"text": f"text {id_}", "_score": 99.0, "retrieval_score": 99.0} for id_ in "123"}
         client = Elasticsearch(server.url)
-        found = invoke(ElasticsearchRetriever("index", hits, content_field="text", client=client))
+        found = invoke(ElasticsearchRetriever("index", hits, content_field="text", client=client), 3)
         client.close()
         aclient = AsyncElasticsearch(server.url)
-        afound = await ainvoke(AsyncElasticsearchRetriever("index", hits, content_field="text", client=aclient))
+        afound = await ainvoke(AsyncElasticsearchRetriever("index", hits, content_field="text", client=aclient), 3)
         await aclient.close()
     assert scores(found) == scores(afound) == [2.5, 0.5, None]
     assert [document.metadata["_id"] for document in found] == ["1", "2", "3"]
@@ -406,14 +406,15 @@ async def test_mmr_chooses_from_more_than_are_asked_for() -> None:
 )
 def test_the_pool_of_mmr_is_as_many_times_larger_as_it_was_but_bounded(given: dict[str, Any], pool: int) -> None:
     diverse = faiss().as_retriever(search_type="mmr", search_kwargs=given)
-    assert first_stage(diverse, 100, {}).options == {"k": 100, "fetch_k": pool}
+    asked: Any = first_stage(diverse, 100, {}).runnable
+    assert asked.runnable.search_kwargs == {**given, "k": 100, "fetch_k": pool}
 
 
 async def test_the_pool_of_our_own_retriever_grows_with_the_depth() -> None:
     """With a pool of its own it would choose 100 out of 100."""
     store = ChromaVectorStore(embedding_function=WordEmbeddings())
     diverse = ChromaRetriever(vectorstore=store, k=4, fetch_k=16, lambda_mult=0.1)
-    asked = first_stage(diverse, 100, {}).asked
+    asked: Any = first_stage(diverse, 100, {}).runnable.runnable  # type: ignore[attr-defined]
     assert isinstance(asked, ChromaRetriever)
     assert (asked.k, asked.fetch_k, diverse.fetch_k) == (100, 400, 16)
     store.add_texts(["a a"] * 6 + ["a b", "a c"], [{"name": str(n)} for n in range(8)])

@@ -373,8 +373,7 @@ async def test_what_is_merged_by_text_is_one_for_rewrites_too() -> None:
     hybrid = HybridRetriever(
         retrievers=[ByQuery(name_of_it="d", queries="a"), ByQuery(name_of_it="w", queries="ab")], merge="text"
     )
-    retriever = RetrieveRerankRetriever(
-        base_retriever=hybrid, reranker=CrossEncoderReranker(model=TableCrossEncoder({"the text": 1.0}))
-    )
+    reranker = CrossEncoderReranker(model=TableCrossEncoder({"the text": 1.0}))
+    retriever = RetrieveRerankRetriever(base_retriever=hybrid, reranker=reranker, fetch_k=1)
     assert [document.id for document in retriever.invoke("a", rewrites=["b"])] == ["d"]
     assert [document.id for document in await retriever.ainvoke("a", rewrites=["b"])] == ["d"]

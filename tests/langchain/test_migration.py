@@ -29,7 +29,7 @@ from retrieve_rerank.langchain import (
     CrossEncoderReranker,
     HybridRetriever,
     RetrieveRerankRetriever,
-    _incumbent,
+    compat,
 )
 from tests.chroma_server import ChromaServer
 from tests.langchain.stubs import WordEmbeddings
@@ -240,7 +240,7 @@ def test_a_server_is_named_as_there(chroma_server: ChromaServer) -> None:
     ],
 )
 def test_a_place_that_is_named_badly(options: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_incumbent, "connect", lambda *_, **__: object())
+    monkeypatch.setattr(compat, "connect", lambda *_, **__: object())
     with pytest.raises(InvalidInputError, match=message):
         ChromaVectorStore(embedding_function=WordEmbeddings(), **options)
 

@@ -77,7 +77,7 @@ def test_made_from_texts_and_documents_and_changed() -> None:
         ChromaRetriever(vectorstore=store(), k=1),
         InMemoryVectorStore.from_texts(TEXTS, WordEmbeddings(), ids=["0", "1", "2", "3"]),
         ListRetriever(documents=[Document(text, id=str(number)) for number, text in enumerate(TEXTS)], k=1),
-        RunnableLambda(lambda _: [Document(text, id=str(number)) for number, text in enumerate(TEXTS)]),
+        RunnableLambda(lambda _, k=4: [Document(text, id=str(number)) for number, text in enumerate(TEXTS)][:k]),
     ],
     ids=["store", "store's retriever", "mmr", "ours", "in memory", "retriever with k", "runnable"],
 )
@@ -252,7 +252,7 @@ def test_an_option_that_a_retriever_names_itself_reaches_it() -> None:
         def _get_relevant_documents(self, query: str, *, run_manager: Any, model: str = "", **rest: Any) -> Any:
             return [Document("c", id=f"{model} {sorted(rest)}")]
 
-    assert ids(pipeline(Named()).invoke("a", model="m", anything=1)) == ["m ['anything']"]
+    assert ids(pipeline(Named(), fetch_k=1).invoke("a", model="m", anything=1)) == ["m ['anything']"]
 
 
 def test_made_with_all_settings() -> None:
@@ -305,6 +305,7 @@ def test_fallbacks_that_leave_their_scores_elsewhere() -> None:
     class Scored(Down):
         score_key: ClassVar[str] = "bm25"
         broken: bool = False
+        k: int = 1
 
         def _get_relevant_documents(self, query: str, *, run_manager: Any) -> list[Document]:
             if self.broken:

@@ -15,7 +15,7 @@ from retrieve_rerank.indexes.collection import ChromaCollection
 from retrieve_rerank.indexes.filters import Where
 from retrieve_rerank.indexes.mmr import check_diversity, most_diverse, similarity_of
 from retrieve_rerank.indexes.nearest import Found, Vectors
-from retrieve_rerank.langchain._convert import to_document
+from retrieve_rerank.langchain.convert import to_document
 from retrieve_rerank.types import Encoder, Metric
 
 

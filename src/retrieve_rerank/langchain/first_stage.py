@@ -1,13 +1,24 @@
-"""Any LangChain retriever or vector store as a first stage that keeps its scores."""
+"""Any LangChain runnable that finds documents, made ready for one call: asked for enough, its options within it.
+
+A first stage may be wrapped and composed of others: bindings, retries, fallbacks, branches, sequences, configurables,
+retrievers that ask retrievers or a vector store. What finds the documents lies inside, and LangChain hands a call's
+options to the outermost part only, which may drop them without a word. So the parts are followed, and each that finds
+is replaced, in copies, by one that is asked for `fetch_k` documents and has the options. What cannot be shown to take
+an option is not called with it: a filter that is dropped shows one tenant another's documents.
+"""
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, TypeAlias
+from functools import singledispatch
+from types import FunctionType, MethodType
+from typing import Any, ClassVar, TypeAlias, cast
 
 from langchain_core.callbacks import (
     AsyncCallbackManagerForRetrieverRun,
@@ -16,24 +27,33 @@ from langchain_core.callbacks import (
 )
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
-from langchain_core.runnables import Runnable, RunnableConfig, RunnableSequence, RunnableWithFallbacks
+from langchain_core.runnables import (
+    Runnable,
+    RunnableBranch,
+    RunnableConfig,
+    RunnableLambda,
+    RunnableSequence,
+    RunnableWithFallbacks,
+)
 from langchain_core.runnables.base import RunnableBindingBase
-from langchain_core.runnables.config import run_in_executor
+from langchain_core.runnables.config import merge_configs, run_in_executor
+from langchain_core.runnables.configurable import DynamicRunnable
 from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
+from pydantic import BaseModel, PrivateAttr
 
-from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.checks import check_queries
+from retrieve_rerank.errors import InvalidInputError, warn_caller
 from retrieve_rerank.indexes.mmr import wider_pool
-from retrieve_rerank.langchain._convert import as_candidates, finite, with_metadata
-from retrieve_rerank.langchain._stores import Sense, falling, prepared, similarity_of
-from retrieve_rerank.langchain.chroma_retriever import ChromaRetriever
-from retrieve_rerank.langchain.vectorstore import ChromaVectorStore
-from retrieve_rerank.retrieval.fusion import Merge, merge_of
+from retrieve_rerank.langchain.compat import Sense, falling, heeded, loads, prepared, score_key_of, similarity_of
+from retrieve_rerank.langchain.convert import as_candidates, documents_of, with_marks
+from retrieve_rerank.retrieval.fusion import Merge, fuse_by, merge_of
 
 Base: TypeAlias = Runnable[str, list[Document]] | VectorStore
 
 _OURS = "retrieval_score"
-# Where retrievers of other libraries leave the score of each document, in its metadata. Larger is better in all.
-_SCORE_KEYS = {"ElasticsearchRetriever": "_score", "AsyncElasticsearchRetriever": "_score"}
+_DEEPEST = 20  # how far parts are followed
+_MOST = 1000  # how much of what a function may reach is looked at
+_DEPTHS = ("k", "top_k")  # the fields of a retriever that say how many documents it returns
 
 # What a component of ours is made with, or takes itself at a call: never an option of somebody else's store, which may
 # drop what it does not know.
@@ -54,15 +74,15 @@ _OUR_SETTINGS = {
     "time_budget",
     "top_n",
 }
-_NO_OPTIONS = {"self", "query", "run_manager"}
-_UNTOLD = {"together"}  # between our own retrievers
-
 
 _handed_on: ContextVar[RunnableConfig] = ContextVar("retrieve-rerank: what the caller configures", default={})  # noqa: B039 - never changed
 
 
 class AskingRetriever(BaseRetriever):
     """A retriever that asks others, and hands on to them what its caller configures, as LangChain's own do."""
+
+    _told: set[str] = PrivateAttr(default_factory=set)  # of what could not be asked for enough
+    _made: dict[int, tuple[VectorStore, BaseRetriever]] = PrivateAttr(default_factory=dict)
 
     def invoke(self, input: str, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
         """Return the documents for a query."""
@@ -74,13 +94,23 @@ class AskingRetriever(BaseRetriever):
         with _handing_on(config):
             return await super().ainvoke(input, config, **kwargs)
 
+    def _first_stage(self, base: Base, fetch_k: int, options: dict[str, Any]) -> FirstStage:
+        if isinstance(base, VectorStore):  # its retriever is made once
+            store, retriever = self._made.get(id(base), (None, None))
+            if store is not base or retriever is None:
+                retriever = retriever_of(base)
+                self._made[id(base)] = (base, retriever)
+            base = retriever
+        return first_stage(base, fetch_k, options, self._told)
+
 
 @contextmanager
 def _handing_on(config: RunnableConfig | None) -> Iterator[None]:
-    # Not all of it: a run's name and its tags are its own, and callbacks come by its manager.
-    handed: RunnableConfig = {}
+    # Not all of it: a run's name and its tags are its own, and callbacks come by its manager. What an outer retriever
+    # was told holds within it, also where those in between do not hand it on.
+    handed: RunnableConfig = {**_handed_on.get()}
     if config is not None and config.get("configurable"):
-        handed["configurable"] = config["configurable"]
+        handed["configurable"] = {**handed.get("configurable", {}), **config["configurable"]}
     if config is not None and config.get("max_concurrency") is not None:
         handed["max_concurrency"] = config["max_concurrency"]
     token = _handed_on.set(handed)
@@ -95,160 +125,287 @@ class FirstStage:
     """A first stage made ready for one call.
 
     Attributes:
-        asked: What finds the documents.
-        options: For its `invoke`.
+        runnable: A copy that finds the documents, with the depth and the options in it.
         fetch_k: How many documents are wanted.
-        score_key: The metadata key under which it leaves each document's score; None where it leaves none.
-        fused: Whether it writes each document's `retrieval_ranks`.
+        name: What errors and warnings call it.
+        marked: Whether what it finds carries its score and ranks under this package's keys.
         merge: What makes two of its documents one passage.
-        blocks: Whether it has no async method of its own: LangChain's drops options that a call has, or fails.
+        short: The names of what cannot be asked for `fetch_k` and found fewer, once it was asked.
+        told: The warnings that were given; each is given once.
         config: What the caller configures.
     """
 
-    asked: Runnable[str, list[Document]]
-    options: dict[str, Any]
+    runnable: Runnable[str, list[Document]]
     fetch_k: int
-    score_key: str | None = None
-    fused: bool = False
-    merge: Merge = "id"
-    blocks: bool = False
+    name: str
+    marked: bool
+    merge: Merge
+    short: list[str]
+    told: set[str]
     config: RunnableConfig = field(default_factory=_handed_on.get)
 
-    def invoke(self, query: str, callbacks: BaseCallbackManager) -> list[Document]:
-        """Return copies of the candidates, best first, marked with their ranks."""
-        return self.candidates(self.asked.invoke(query, self.configured(callbacks), **self.options))
+    def invoke(self, query: str, callbacks: BaseCallbackManager, rewrites: Sequence[str] = ()) -> list[Document]:
+        """Return the candidates, best first, marked with their ranks.
 
-    async def ainvoke(self, query: str, callbacks: BaseCallbackManager) -> list[Document]:
+        Args:
+            query: What is looked for.
+            callbacks: Of the run that this is a part of.
+            rewrites: The query in other words; what all of them find is fused.
+        """
+        config: RunnableConfig = {**self.config, "callbacks": callbacks}
+        if not check_queries(rewrites, "rewrites"):
+            return self._candidates(self.runnable.invoke(query, config))
+        return self._fused(self.runnable.batch([query, *rewrites], config))
+
+    async def ainvoke(self, query: str, callbacks: BaseCallbackManager, rewrites: Sequence[str] = ()) -> list[Document]:
         """As `invoke`, by the first stage's own async method."""
-        return self.candidates(await self.afound(query, self.configured(callbacks), self.options))
+        config: RunnableConfig = {**self.config, "callbacks": callbacks}
+        if not check_queries(rewrites, "rewrites"):
+            return self._candidates(await self.runnable.ainvoke(query, config))
+        return self._fused(await self.runnable.abatch([query, *rewrites], config))
 
-    async def abatch(self, queries: list[str], callbacks: BaseCallbackManager) -> list[list[Document]]:
-        """Return what it finds for each query, not yet marked."""
-        config = self.configured(callbacks)
-        if self.blocks and self.options:
-            return await run_in_executor(config, self.asked.batch, queries, config, **self.options)
-        return await self.asked.abatch(queries, config, **self.options)
+    def _fused(self, found: Sequence[list[Document]]) -> list[Document]:
+        rankings = [self._candidates(documents) for documents in found]
+        weights = [1.0] * len(rankings)
+        return fuse_documents(rankings, weights=weights, rrf_k=60, k=self.fetch_k, merge=self.merge)
 
-    async def afound(self, query: str, config: RunnableConfig | None, options: dict[str, Any]) -> list[Document]:
-        """Return what it finds, not yet marked; on a thread where its async method would not take the options."""
-        if self.blocks and options:
-            return await run_in_executor(config, self.asked.invoke, query, config, **options)
-        return await self.asked.ainvoke(query, config, **options)
-
-    def configured(self, callbacks: BaseCallbackManager) -> RunnableConfig:
-        """Return the configuration of a run under `callbacks`."""
-        return {**self.config, "callbacks": callbacks}
-
-    def candidates(self, found: list[Document]) -> list[Document]:
-        """Return copies of what it found, marked with their ranks."""
-        return as_candidates(found[: self.fetch_k], score_key=self.score_key, fused=self.fused)
+    def _candidates(self, found: object) -> list[Document]:
+        documents = documents_of(found, self.name)
+        if self.short and len(documents) < self.fetch_k and self.name not in self.told:
+            self.told.add(self.name)
+            warn_caller(
+                f"{self.name} found {len(documents)} documents of the {self.fetch_k} that are looked for, and "
+                f"{' and '.join(dict.fromkeys(self.short))} cannot be asked for more from here, having no k: the best "
+                f"may be missing. Set its own depth; where that is enough, set fetch_k={len(documents)} or k",
+                UserWarning,
+            )
+        return as_candidates(documents, score_key=_OURS if self.marked else None, fused=self.marked)[: self.fetch_k]
 
 
-def first_stage(base: Base, fetch_k: int, options: dict[str, Any]) -> FirstStage:
+def fuse_documents(
+    rankings: Sequence[Sequence[Document]], *, weights: Sequence[float], rrf_k: float, k: int, merge: Merge
+) -> list[Document]:
+    """Return copies of the best documents of several rankings, with the fused score and all ranks in their metadata.
+
+    Documents without an id are one where their texts are equal, whatever `merge` says.
+    """
+
+    def key(document: Document) -> Hashable:
+        return ("id", document.id) if merge == "id" and document.id else ("text", document.page_content)
+
+    return [
+        with_marks(found.item, {_OURS: found.score, "retrieval_rank": rank, "retrieval_ranks": list(found.ranks)})
+        for rank, found in enumerate(fuse_by(rankings, key, weights=weights, rrf_k=rrf_k, k=k), start=1)
+    ]
+
+
+def first_stage(base: Base, fetch_k: int, options: dict[str, Any], told: set[str] | None = None) -> FirstStage:
     """Return `base`, which is never modified, made ready to find `fetch_k` documents.
 
     A retriever that leaves each document's score in the metadata says so by a class attribute `score_key`, the key's
     name; of a class that does not, what stored documents say of themselves is not taken for a score.
 
     Args:
-        base: Any LangChain retriever or vector store, also behind `with_config`, `bind`, `with_retry` and
-            `with_fallbacks`. Of another runnable, such as `retriever | function`, the depth cannot be set, and the
-            scores are not known.
-        fetch_k: How many documents it is asked for, where it can be told.
-        options: Further options of the call, for `base`.
+        base: Any LangChain retriever, vector store, or runnable that finds documents, wrapped and composed in any way.
+            Where others process what a retriever found, its scores are not known.
+        fetch_k: How many documents each that finds is asked for, where it can be told.
+        options: Further options of the call, for all that find.
+        told: The warnings that were given before.
 
     Raises:
-        InvalidInputError: If `base` does not take one of the options, or would drop it without a word.
+        InvalidInputError: If something that finds does not take one of the options, or would drop it without a word.
     """
-    if isinstance(base, RunnableBindingBase):  # what with_config, bind and with_retry make
-        _check_options(base.bound, base.kwargs)
-        inner = first_stage(base.bound, fetch_k, options)
-        return replace(inner, asked=base.model_copy(update={"bound": inner.asked}))
-    if isinstance(base, RunnableWithFallbacks):
-        first, *others = [_Alternative(first_stage(runnable, fetch_k, options)) for runnable in base.runnables]
-        asked = base.model_copy(update={"runnable": first, "fallbacks": others})
-        return FirstStage(asked, {}, fetch_k, _OURS, fused=True)  # as each of them leaves what it knows
-    if isinstance(base, ChromaVectorStore):
-        base = ChromaRetriever(vectorstore=base)
-    elif isinstance(base, VectorStore):
-        base = VectorStoreRetriever(vectorstore=base)
-    _check_options(base, options)
-    if isinstance(base, VectorStoreRetriever):
-        depth = {"k": fetch_k}
-        if base.search_type == "mmr":
-            pool, chosen = base.search_kwargs.get("fetch_k") or 20, base.search_kwargs.get("k") or 4  # LangChain's own
-            depth["fetch_k"] = wider_pool(pool, chosen, fetch_k)
-        if type(base) is VectorStoreRetriever:
-            base = ScoredStoreRetriever.of(base)
-        return FirstStage(base, {**depth, **options}, fetch_k, _score_key(base))
-    if isinstance(base, BaseRetriever) and "k" in type(base).model_fields:
-        base = _deepened(base, fetch_k)
-        if "k" in _parameters(base):  # which a k that was bound would override
-            options = {"k": fetch_k, **options}
+    short: list[str] = []
+    wanted = _Wanted(fetch_k, options, _handed_on.get(), marked=True, short=short)
+    ready = _ready(retriever_of(base) if isinstance(base, VectorStore) else base, wanted)
     return FirstStage(
-        base,
-        options,
-        fetch_k,
-        _score_key(base),
-        fused=getattr(type(base), "fuses", False) is True,
-        merge=merge_of(base),
-        blocks=isinstance(base, BaseRetriever)
-        and type(base)._aget_relevant_documents is BaseRetriever._aget_relevant_documents,  # noqa: SLF001
+        runnable=ready.runnable,
+        fetch_k=fetch_k,
+        name=type(base).__name__,
+        marked=ready.marked,
+        merge=ready.merge,
+        short=short,
+        told=set() if told is None else told,
     )
 
 
-def _deepened(base: BaseRetriever, k: int) -> BaseRetriever:
-    update = {"k": k}
-    if isinstance(base, ChromaRetriever) and base.fetch_k is not None:
-        update["fetch_k"] = wider_pool(base.fetch_k, base.k, k)
-    return base.model_copy(update=update)
+@singledispatch
+def retriever_of(store: VectorStore) -> BaseRetriever:
+    """Return a retriever that asks a vector store; a kind of store may register one of its own."""
+    return VectorStoreRetriever(vectorstore=store)
 
 
-class _Alternative(Runnable[str, list[Document]]):
-    """One of several first stages of which the first that does not fail counts, each with options of its own."""
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What is wanted of a part of the first stage; `fetch_k` is None where only the options count."""
 
-    def __init__(self, stage: FirstStage) -> None:
-        self.stage = stage
-
-    def invoke(self, input: str, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
-        return self.stage.candidates(self.stage.asked.invoke(input, config, **{**kwargs, **self.stage.options}))
-
-    async def ainvoke(self, input: str, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
-        return self.stage.candidates(await self.stage.afound(input, config, {**kwargs, **self.stage.options}))
+    fetch_k: int | None
+    options: Mapping[str, Any]
+    config: RunnableConfig
+    marked: bool  # whether its documents are the candidates themselves
+    short: list[str]
 
 
-def _check_options(asked: object, options: Mapping[str, Any]) -> None:
-    """Raise InvalidInputError for options that a retriever does not take, which LangChain may drop without a word."""
-    if isinstance(asked, RunnableWithFallbacks):
-        for runnable in asked.runnables:
-            _check_options(runnable, options)
-    elif isinstance(asked, RunnableBindingBase):
-        _check_options(asked.bound, options)
-    elif isinstance(asked, RunnableSequence):
-        _check_options(asked.first, options)  # which alone gets them
-    if not options or not isinstance(asked, BaseRetriever):
-        return
-    parameters = _parameters(asked).values()
-    takes = {item.name for item in parameters if item.kind is not item.VAR_KEYWORD} - _NO_OPTIONS
-    takes_any = any(item.kind is item.VAR_KEYWORD for item in parameters)
-    wrong = set(options) - takes
-    if takes_any:
-        wrong &= _OUR_SETTINGS
-    if not wrong:
-        return
-    kind, names = type(asked).__name__, ", ".join(map(repr, sorted(wrong)))
-    if takes_any:
-        raise InvalidInputError(
-            f"{names}: no option of a call that reaches {kind}; set it where the component that has it is made"
-        )
-    if not takes:
-        raise InvalidInputError(f"{kind} takes no options at invoke, got {names}; set them on the retriever itself")
-    told = ", ".join(map(repr, sorted(takes - _UNTOLD)))
-    raise InvalidInputError(f"{kind} has no option {names} at invoke; it takes {told}")
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    runnable: Runnable[Any, Any]
+    marked: bool = False
+    merge: Merge = "id"
 
 
-def _parameters(retriever: BaseRetriever) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(type(retriever)._get_relevant_documents).parameters  # noqa: SLF001
+def _ready(base: Runnable[Any, Any], wanted: _Wanted) -> _Ready:
+    """Return a copy of a runnable that finds documents, with all that is wanted in it."""
+    if isinstance(base, DynamicRunnable):  # what configurable_fields and configurable_alternatives make
+        chosen, config = base.prepare(wanted.config)
+        configurable: RunnableConfig = {"configurable": config.get("configurable", {})}
+        inner = _ready(chosen, replace(wanted, config=configurable))
+        return replace(inner, runnable=inner.runnable.with_config(merge_configs(base.config, configurable)))
+    if isinstance(base, RunnableBindingBase):  # what with_config, bind and with_retry make
+        config = base._merge_configs(wanted.config)  # noqa: SLF001 - as its own invoke does
+        options = {**base.kwargs, **wanted.options}
+        inner = _ready(base.bound, replace(wanted, options=options, config=config))
+        return replace(inner, runnable=base.model_copy(update={"bound": inner.runnable, "kwargs": {}}))
+    if isinstance(base, RunnableWithFallbacks):
+        first, *others = [_ready(each, wanted).runnable for each in base.runnables]
+        return _Ready(base.model_copy(update={"runnable": first, "fallbacks": others}), wanted.marked)
+    if isinstance(base, RunnableBranch):
+        branches = [(condition, _ready(each, wanted).runnable) for condition, each in base.branches]
+        default = _ready(base.default, wanted).runnable
+        return _Ready(base.model_copy(update={"branches": branches, "default": default}), wanted.marked)
+    if isinstance(base, RunnableSequence) and any(map(_finds, base.steps)):
+        return _sequence(base, wanted)
+    if isinstance(base, AskingRetriever) or (isinstance(base, BaseRetriever) and not _asks_others(base)):
+        return _retriever(base, wanted)
+    if isinstance(base, RunnableLambda):
+        asked = getattr(getattr(base, "func", None), "__self__", None)
+        if isinstance(asked, Runnable) and base.func.__name__ == "invoke":
+            return _ready(asked, wanted)
+    elif _finds(base):
+        return _composite(base, wanted)
+    return _unknown(base, wanted)
+
+
+def _sequence(base: RunnableSequence[Any, Any], wanted: _Wanted) -> _Ready:
+    """The last step that finds is asked for enough, as what comes before it only makes its query."""
+    steps = list(base.steps)
+    finding = [position for position, step in enumerate(steps) if _finds(step)]
+    ready = _Ready(base)
+    for position in finding:
+        is_last = position == finding[-1]
+        marked = wanted.marked and position == len(steps) - 1
+        ready = _ready(steps[position], replace(wanted, marked=marked, fetch_k=wanted.fetch_k if is_last else None))
+        steps[position] = ready.runnable
+    first, *middle, last = steps
+    return replace(ready, runnable=base.model_copy(update={"first": first, "middle": middle, "last": last}))
+
+
+def _composite(base: Runnable[Any, Any], wanted: _Wanted) -> _Ready:
+    """Make a runnable or retriever ready that asks others: by those that it asks, whose scores are not its own."""
+    inside = replace(wanted, marked=False)
+
+    def changed(part: Any) -> Any:
+        if isinstance(part, Mapping):
+            return {name: changed(item) for name, item in part.items()}
+        if isinstance(part, (list, tuple)):
+            return type(part)(map(changed, part))
+        return _ready(part, inside).runnable if isinstance(part, Runnable) and _finds(part) else part
+
+    parts = _parts(base)
+    copied = _with_parts(base, {name: changed(part) for name, part in parts.items() if _finds(part)})
+    if isinstance(copied, BaseRetriever):
+        if _finds(parts, stores_only=True):  # which it asks itself, too
+            return _retriever(copied, wanted)
+        # An option that it names itself it hands on: else it would hand on its default in the place of what was given.
+        named = inspect.signature(type(copied)._get_relevant_documents).parameters  # noqa: SLF001
+        options = {name: value for name, value in wanted.options.items() if name in named}
+        return _Ready(_Asked(copied, options) if options else copied)
+    return _unknown(copied, wanted) if _finds(parts, stores_only=True) else _Ready(copied)
+
+
+def _retriever(base: BaseRetriever, wanted: _Wanted) -> _Ready:
+    """Make a retriever ready that finds documents itself."""
+    options = {name: value for name, value in wanted.options.items() if name != "k"}  # a k may have been bound
+    kind, update, searches = type(base), dict[str, Any](), _searches(base)
+    untaken, short = _untaken(base, options), None
+    if untaken and (searches is None or not _hands_on_search_kwargs(kind) or not _OUR_SETTINGS.isdisjoint(untaken)):
+        raise _refused(base, untaken)
+    if wanted.fetch_k is not None:
+        update |= _deeper(base, wanted.fetch_k)
+        if "k" in inspect.signature(kind._get_relevant_documents).parameters:  # noqa: SLF001
+            options["k"] = wanted.fetch_k
+        elif not update and (searches is None or not _reads_search_kwargs(kind)):
+            short = wanted
+    if searches is not None:
+        store, search_kwargs, search_type = searches
+        kept = {**search_kwargs, **{name: options.pop(name) for name in untaken}}
+        if wanted.fetch_k is not None:
+            kept |= _depth(search_type, kept, wanted.fetch_k)
+        kept = prepared(store, {**kept, **options}, search_type)
+        update["search_kwargs"] = {name: value for name, value in kept.items() if name not in options}
+    copied = base.model_copy(update=update) if update else base
+    if kind is VectorStoreRetriever and wanted.marked:
+        copied = ScoredStoreRetriever.of(cast("VectorStoreRetriever", copied))
+    marks = (score_key_of(copied), getattr(kind, "fuses", False) is True) if wanted.marked else None
+    asked = _Asked(copied, options, marks, short) if options or marks or short else copied
+    return _Ready(asked, wanted.marked, merge_of(base))
+
+
+def _unknown(base: Runnable[Any, Any], wanted: _Wanted) -> _Ready:
+    """Make ready what nothing is known of, such as a function: it gets what its parameters name, and nothing else."""
+    options = {name: value for name, value in wanted.options.items() if name != "k"}
+    if untaken := _untaken(base, options):
+        raise _refused(base, untaken)
+    short = None
+    if wanted.fetch_k is not None:
+        if not _untaken(base, {"k": wanted.fetch_k}):
+            options["k"] = wanted.fetch_k
+        else:
+            short = wanted
+    return _Ready(_Asked(base, options, (None, False) if wanted.marked else None, short), wanted.marked)
+
+
+class _Asked(Runnable[Any, list[Document]]):
+    """Something that finds documents, asked with options of its own: those of a call do not go before them.
+
+    Args:
+        runnable: What finds.
+        options: For its `invoke`.
+        marks: Where it leaves scores, and whether it leaves `retrieval_ranks`, if its documents are the candidates.
+        short: What was wanted of it, if it cannot be asked for that many documents.
+    """
+
+    def __init__(
+        self,
+        runnable: Runnable[Any, Any],
+        options: Mapping[str, Any],
+        marks: tuple[str | None, bool] | None = None,
+        short: _Wanted | None = None,
+    ) -> None:
+        self.runnable = runnable
+        self.options = options
+        self.marks = marks
+        self.short = short
+        # LangChain's own async method drops options, or fails on them.
+        self.blocks = isinstance(runnable, BaseRetriever) and len(_functions(runnable)) == 1 and bool(options)
+
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
+        return self._marked(self.runnable.invoke(input, config, **{**kwargs, **self.options}))
+
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
+        options = {**kwargs, **self.options}
+        if self.blocks:
+            return self._marked(await run_in_executor(config, self.runnable.invoke, input, config, **options))
+        return self._marked(await self.runnable.ainvoke(input, config, **options))
+
+    def _marked(self, found: Any) -> list[Document]:
+        name = type(self.runnable).__name__
+        documents = documents_of(found, name)
+        if self.short is not None and 0 < len(documents) < (self.short.fetch_k or 0):
+            self.short.short.append(name)
+        if self.marks is None:
+            return documents
+        score_key, fused = self.marks
+        return as_candidates(documents, score_key=score_key, fused=fused)
 
 
 class ScoredStoreRetriever(VectorStoreRetriever):
@@ -265,7 +422,7 @@ class ScoredStoreRetriever(VectorStoreRetriever):
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **kwargs: Any
     ) -> list[Document]:
-        options, store = prepared(self.vectorstore, self.search_kwargs | kwargs, self.search_type), self.vectorstore
+        options, store = self.search_kwargs | kwargs, self.vectorstore
         if self.search_type == "similarity_score_threshold":
             return _scored(store.similarity_search_with_relevance_scores(query, **options))
         similarity = similarity_of(store, options) if self.search_type == "similarity" else None
@@ -274,12 +431,13 @@ class ScoredStoreRetriever(VectorStoreRetriever):
                 return _scored(store.similarity_search_with_score(query, **options), similarity)
             except NotImplementedError:
                 pass
-        return _unscored(super()._get_relevant_documents(query, run_manager=run_manager, **options))
+        found = super()._get_relevant_documents(query, run_manager=run_manager, **options)
+        return [with_marks(document, {}) for document in found]
 
     async def _aget_relevant_documents(
         self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **kwargs: Any
     ) -> list[Document]:
-        options, store = prepared(self.vectorstore, self.search_kwargs | kwargs, self.search_type), self.vectorstore
+        options, store = self.search_kwargs | kwargs, self.vectorstore
         if self.search_type == "similarity_score_threshold":
             return _scored(await store.asimilarity_search_with_relevance_scores(query, **options))
         similarity = None
@@ -290,31 +448,163 @@ class ScoredStoreRetriever(VectorStoreRetriever):
                 return _scored(await store.asimilarity_search_with_score(query, **options), similarity)
             except NotImplementedError:
                 pass
-        return _unscored(await super()._aget_relevant_documents(query, run_manager=run_manager, **options))
-
-
-def _score_key(retriever: object) -> str | None:
-    declared = getattr(type(retriever), "score_key", None)
-    if isinstance(declared, str):
-        return declared
-    return next((_SCORE_KEYS[c.__name__] for c in type(retriever).__mro__ if c.__name__ in _SCORE_KEYS), None)
+        found = await super()._aget_relevant_documents(query, run_manager=run_manager, **options)
+        return [with_marks(document, {}) for document in found]
 
 
 def _scored(found: list[tuple[Document, float]], similarity: Sense = float) -> list[Document]:
     scores = [float(similarity(float(score))) for _, score in found]
-    if not falling(scores):  # whatever they are, larger is not better
-        return _unscored(document for document, _ in found)
-    return [_with_score(document, score) for (document, _), score in zip(found, scores, strict=True)]
+    larger_is_better = falling(scores)
+    return [
+        with_marks(document, {_OURS: score} if larger_is_better else {})
+        for (document, _), score in zip(found, scores, strict=True)
+    ]
 
 
-def _unscored(documents: Iterable[Document]) -> list[Document]:
-    return [_with_score(document, None) for document in documents]
+# What a part is, what it takes, and what it is asked with
 
 
-def _with_score(document: Document, score: object) -> Document:
-    """Return a copy with this score, or, if it is no number, without any."""
-    number = finite(score)
-    if number is not None:
-        return with_metadata(document, {_OURS: number})
-    metadata = {key: value for key, value in document.metadata.items() if key != _OURS}
-    return document.model_copy(update={"metadata": metadata})
+def _parts(value: object) -> dict[str, Any]:
+    """Return what an object holds, also behind pydantic's private attributes."""
+    return {**getattr(value, "__dict__", {}), **(getattr(value, "__pydantic_private__", None) or {})}
+
+
+def _with_parts(value: Runnable[Any, Any], parts: Mapping[str, Any]) -> Runnable[Any, Any]:
+    if not isinstance(value, BaseModel):
+        copied = copy.copy(value)
+        copied.__dict__.update(parts)
+        return copied
+    private = {name for name in parts if name in (value.__pydantic_private__ or {})}
+    made = value.model_copy(update={name: part for name, part in parts.items() if name not in private})
+    if made.__pydantic_private__ is not None:
+        made.__pydantic_private__.update({name: parts[name] for name in private})
+    return made
+
+
+def _finds(value: object, *, stores_only: bool = False, seen: tuple[int, ...] = ()) -> bool:
+    """Whether an object is, or holds, a retriever or a vector store; with `stores_only`, outside other retrievers."""
+    if isinstance(value, VectorStore) or (isinstance(value, BaseRetriever) and not stores_only):
+        return True
+    if id(value) in seen or len(seen) > _DEEPEST:
+        return False
+    inside: Iterable[Any] = ()
+    if isinstance(value, Mapping):
+        inside = value.values()
+    elif isinstance(value, (list, tuple)):
+        inside = value
+    elif isinstance(value, RunnableLambda) and not stores_only:
+        inside = itertools.chain.from_iterable(map(_looks_at, _functions(value)))
+    elif isinstance(value, Runnable) and not stores_only:
+        inside = _parts(value).values()
+    return any(_finds(item, stores_only=stores_only, seen=(*seen, id(value))) for item in inside)
+
+
+def _looks_at(function: object) -> Iterator[object]:
+    """Yield what a function may reach, also by functions that it calls."""
+    following, followed = [function], set[int]()
+    while following and len(followed) < _MOST:
+        item = following.pop()
+        if id(item) in followed:
+            continue
+        followed.add(id(item))
+        if isinstance(item, MethodType):
+            following += [item.__self__, item.__func__]
+        elif isinstance(item, FunctionType):
+            closure = inspect.getclosurevars(item)
+            following += [*closure.nonlocals.values(), *closure.globals.values()]
+        else:
+            yield item
+
+
+def _asks_others(base: BaseRetriever) -> bool:
+    return any(_finds(part) for part in _parts(base).values() if not isinstance(part, VectorStore))
+
+
+def _searches(base: BaseRetriever) -> tuple[VectorStore, Mapping[str, Any], str] | None:
+    """Return the store that a retriever searches, with which options, and how; None if it does not say."""
+    parts = _parts(base)
+    stores = [part for part in parts.values() if isinstance(part, VectorStore)]
+    search_kwargs, search_type = parts.get("search_kwargs"), parts.get("search_type", "similarity")
+    if len(stores) != 1 or not isinstance(search_kwargs, Mapping):
+        return None
+    return stores[0], search_kwargs, str(getattr(search_type, "value", search_type))
+
+
+def _depth(search_type: str, search_kwargs: Mapping[str, Any], fetch_k: int) -> dict[str, int]:
+    if search_type != "mmr":
+        return {"k": fetch_k}
+    pool, chosen = search_kwargs.get("fetch_k") or 20, search_kwargs.get("k") or 4  # LangChain's own
+    return {"k": fetch_k, "fetch_k": wider_pool(pool, chosen, fetch_k)}
+
+
+def _deeper(base: BaseRetriever, fetch_k: int) -> dict[str, Any]:
+    """Return the fields with which a copy of a retriever returns `fetch_k` documents."""
+    deeper = getattr(base, "deeper", None)
+    if callable(deeper):
+        return cast("dict[str, Any]", deeper(fetch_k))
+    return {name: fetch_k for name in _DEPTHS if name in type(base).model_fields}
+
+
+def _functions(asked: object) -> list[Callable[..., Any]]:
+    """Return the functions of a retriever or a RunnableLambda that find; for async ones only if they are their own."""
+    if isinstance(asked, BaseRetriever):
+        sync, own = type(asked)._get_relevant_documents, type(asked)._aget_relevant_documents  # noqa: SLF001
+        return [sync] if own.__module__ == BaseRetriever.__module__ else [sync, own]
+    if isinstance(asked, RunnableLambda):
+        return [getattr(asked, name) for name in ("func", "afunc") if hasattr(asked, name)]
+    return []
+
+
+def _untaken(asked: object, options: Mapping[str, Any]) -> list[str]:
+    """Return the options that something does not take, or takes and never looks at."""
+    functions = [heeded(function) for function in _functions(asked)]
+    takes_others = isinstance(asked, BaseRetriever)  # who says with **kwargs that it hands them on
+    return [
+        name
+        for name in options
+        if not functions
+        or any(
+            name not in names and (others is None or not takes_others or name in _OUR_SETTINGS)
+            for names, others in functions
+        )
+    ]
+
+
+def _refused(asked: object, untaken: list[str]) -> InvalidInputError:
+    kind, names = type(asked).__name__, ", ".join(map(repr, sorted(untaken)))
+    functions = [heeded(function) for function in _functions(asked)]
+    takes = set[str]().union(*(named for named, _ in functions))
+    if not isinstance(asked, BaseRetriever):
+        return InvalidInputError(
+            f"{names} cannot be shown to reach what {kind} searches: set it on the retriever within, put that "
+            f"retriever in the place of the {kind}, or give its function a parameter of this name"
+        )
+    if functions and all(others is not None for _, others in functions):
+        return InvalidInputError(
+            f"{names}: no option of a call that reaches {kind}; set it where the component that has it is made"
+        )
+    if not takes:
+        return InvalidInputError(f"{kind} takes no options at invoke, got {names}; set them on the retriever itself")
+    told = ", ".join(map(repr, sorted(takes)))
+    return InvalidInputError(f"{kind} has no option {names} at invoke; it takes {told}")
+
+
+def _hands_on_search_kwargs(kind: type[BaseRetriever]) -> bool:
+    """Whether what a retriever's class searches with is its `search_kwargs`, as its code shows."""
+    for name in ("_get_relevant_documents", "_aget_relevant_documents"):
+        for class_ in kind.__mro__:
+            method = class_.__dict__.get(name)
+            if method is None or (loads(method, "super") and loads(method, name)):
+                continue
+            if class_ is BaseRetriever or loads(method, "search_kwargs") or loads(method, "_get_relevant_documents"):
+                break
+            return False
+    return True
+
+
+def _reads_search_kwargs(kind: type[BaseRetriever]) -> bool:
+    """Whether a retriever's class looks at its `search_kwargs` at all."""
+    if issubclass(kind, VectorStoreRetriever):
+        return _hands_on_search_kwargs(kind)
+    methods = [method for class_ in kind.__mro__ for method in vars(class_).values() if inspect.isfunction(method)]
+    return any(loads(method, "search_kwargs") for method in methods)

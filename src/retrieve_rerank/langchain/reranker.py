@@ -15,7 +15,8 @@ from typing_extensions import TypedDict
 
 from retrieve_rerank.checks import check_count, check_query, check_seconds, check_threshold
 from retrieve_rerank.errors import InvalidInputError
-from retrieve_rerank.langchain._convert import (
+from retrieve_rerank.langchain._travel import Travelling, unpacked
+from retrieve_rerank.langchain.convert import (
     LangChainCrossEncoder,
     PairScorer,
     check_template,
@@ -24,12 +25,11 @@ from retrieve_rerank.langchain._convert import (
     to_hits,
     to_reranked,
 )
-from retrieve_rerank.langchain._travel import Travelling, unpacked
 from retrieve_rerank.models.cross_encoder import DEFAULT_MODEL, CrossEncoder
 from retrieve_rerank.models.ranking import Ranker, as_ranker
 from retrieve_rerank.models.settings import KEY_VARIABLE, CrossEncoderSettings, documented
 from retrieve_rerank.retrieval.rerank import OnError, Reranked, SecondStage
-from retrieve_rerank.types import Scale, Scorer
+from retrieve_rerank.types import Hit, Scale, Scorer
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -172,13 +172,13 @@ class CrossEncoderReranker(Travelling, CrossEncoderSettings, BaseDocumentCompres
             InvalidInputError: If the query is empty or an item is not a document.
             ModelError: If the model cannot be loaded or gives unusable scores.
         """
-        return self.as_runnable().invoke({"query": query, "documents": documents}, {"callbacks": callbacks})
+        return self.step().invoke({"query": query, "documents": documents}, {"callbacks": callbacks})
 
     async def acompress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> Sequence[Document]:
         """As `compress_documents`, without blocking the event loop."""
-        return await self.as_runnable().ainvoke({"query": query, "documents": documents}, {"callbacks": callbacks})
+        return await self.step().ainvoke({"query": query, "documents": documents}, {"callbacks": callbacks})
 
     def as_runnable(
         self,
@@ -196,13 +196,34 @@ class CrossEncoderReranker(Travelling, CrossEncoderSettings, BaseDocumentCompres
             time_budget: As for the class.
             on_error: As for the class.
         """
-        return RerankStep(reranker=self).changed(
-            top_n=top_n, score_threshold=score_threshold, time_budget=time_budget, on_error=on_error
-        )
+        options = {"top_n": top_n, "score_threshold": score_threshold, "time_budget": time_budget, "on_error": on_error}
+        given = {name: value for name, value in options.items() if value is not None}
+        if not given:
+            return self.step()
+        self.second_stage(**given)  # whose checks say now what cannot be used
+        return RerankStep(reranker=self.model_copy(update=given))
 
-    def second_stage(self) -> SecondStage:
-        """Return how this re-ranker ranks, without LangChain."""
-        return SecondStage(self._ranker, self.top_n, self.score_threshold, self.time_budget, self.on_error)
+    def step(self) -> RerankStep:
+        """Return what runs a re-ranking as a run of its own."""
+        return RerankStep.model_construct(reranker=self)
+
+    def second_stage(self, **options: Any) -> SecondStage:
+        """Return how this re-ranker ranks, without LangChain.
+
+        Args:
+            **options: Those of `as_runnable`, instead of the re-ranker's own; None keeps that.
+
+        Raises:
+            InvalidInputError: If there is no such option, or its value cannot be used.
+        """
+        if unknown := sorted(set(options) - set(_OPTIONS)):
+            raise InvalidInputError(
+                f"re-ranking has no option {', '.join(map(repr, unknown))} of a call; it takes {', '.join(_OPTIONS)}. "
+                "Set others where the re-ranker is made"
+            )
+        own = {name: getattr(self, name) for name in _OPTIONS}
+        given = {name: value for name, value in options.items() if value is not None}
+        return SecondStage(self._ranker, **{**own, **given})
 
 
 class RerankStep(RunnableSerializable[RerankInput, list[Document]]):
@@ -220,69 +241,62 @@ class RerankStep(RunnableSerializable[RerankInput, list[Document]]):
         return super().get_name(suffix, name=name or self.name or type(self.reranker).__name__)
 
     def invoke(
-        self, input: RerankInput, config: RunnableConfig | None = None, *, spent: float = 0.0, **options: Any
+        self,
+        input: RerankInput,
+        config: RunnableConfig | None = None,
+        *,
+        stage: SecondStage | None = None,
+        spent: float = 0.0,
+        **options: Any,
     ) -> list[Document]:
         """Return copies of the best documents.
 
         Args:
             input: The query and the documents.
             config: LangChain's.
+            stage: How they are ranked; None is how the re-ranker and the options say.
             spent: Seconds of the time budget that are gone already.
             **options: Those of `as_runnable`, for this call; another one raises.
         """
         # The run ends with the facts beside the documents: they are known at its end only.
-        rerank: Any = self.changed(**options)._rerank  # noqa: SLF001 - a copy of its own
-        outputs: Any = self._call_with_config(rerank, input, config, spent=spent)
+        rerank: Any = self._rerank
+        stage = stage or self.reranker.second_stage(**options)
+        outputs: Any = self._call_with_config(rerank, input, config, stage=stage, spent=spent)
         return cast("list[Document]", outputs["documents"])
 
     async def ainvoke(
-        self, input: RerankInput, config: RunnableConfig | None = None, *, spent: float = 0.0, **options: Any
+        self,
+        input: RerankInput,
+        config: RunnableConfig | None = None,
+        *,
+        stage: SecondStage | None = None,
+        spent: float = 0.0,
+        **options: Any,
     ) -> list[Document]:
         """As `invoke`, without blocking the event loop."""
-        rerank: Any = self.changed(**options)._arerank  # noqa: SLF001
-        outputs: Any = await self._acall_with_config(rerank, input, config, spent=spent)
+        rerank: Any = self._arerank
+        stage = stage or self.reranker.second_stage(**options)
+        outputs: Any = await self._acall_with_config(rerank, input, config, stage=stage, spent=spent)
         return cast("list[Document]", outputs["documents"])
 
-    def changed(self, **options: Any) -> RerankStep:
-        """Return this step with options of `as_runnable` instead of the re-ranker's own; None keeps that.
+    def _rerank(self, job: RerankInput, *, stage: SecondStage, spent: float) -> dict[str, Any]:
+        documents, hits = self._prepare(job)
+        return _outputs(documents, stage.run(job["query"], hits, spent=spent))
 
-        Raises:
-            InvalidInputError: If there is no such option, or its value cannot be used.
-        """
-        if unknown := sorted(set(options) - set(_OPTIONS)):
-            raise InvalidInputError(
-                f"re-ranking has no option {', '.join(map(repr, unknown))} of a call; it takes {', '.join(_OPTIONS)}. "
-                "Set others where the re-ranker is made"
-            )
-        given = {name: value for name, value in options.items() if value is not None}
-        if not given:
-            return self
-        reranker = self.reranker.model_copy(update=given)
-        reranker.second_stage()  # whose checks say now what cannot be used
-        return self.model_copy(update={"reranker": reranker})
+    async def _arerank(self, job: RerankInput, *, stage: SecondStage, spent: float) -> dict[str, Any]:
+        documents, hits = self._prepare(job)
+        return _outputs(documents, await stage.arun(job["query"], hits, spent=spent))
 
-    def _rerank(self, job: RerankInput, *, spent: float) -> dict[str, Any]:
-        documents, texts = self._prepare(job)
-        return _outputs(
-            documents, self.reranker.second_stage().run(job["query"], to_hits(documents, texts), spent=spent)
-        )
-
-    async def _arerank(self, job: RerankInput, *, spent: float) -> dict[str, Any]:
-        documents, texts = self._prepare(job)
-        return _outputs(
-            documents, await self.reranker.second_stage().arun(job["query"], to_hits(documents, texts), spent=spent)
-        )
-
-    def _prepare(self, job: RerankInput) -> tuple[list[Document], list[str]]:
+    def _prepare(self, job: RerankInput) -> tuple[list[Document], list[Hit]]:
         if not isinstance(job, Mapping) or not {"query", "documents"} <= set(job):
             raise InvalidInputError(f"expected a mapping with 'query' and 'documents', got {job!r:.200}")
         check_query(job["query"])
         documents = checked_documents(job["documents"])
-        return documents, [render(document, self.reranker.text_template) for document in documents]
+        return documents, to_hits(documents, [render(document, self.reranker.text_template) for document in documents])
 
 
 def _outputs(documents: list[Document], reranked: Reranked) -> dict[str, Any]:
     return {
-        "documents": [to_reranked(documents[int(hit.passage.id)], hit, reranked.degraded) for hit in reranked.hits],
+        "documents": [to_reranked(documents[hit.index or 0], hit, reranked.degraded) for hit in reranked.hits],
         **reranked.facts(),
     }

@@ -1,30 +1,269 @@
-"""Both stages in a row, as a LangChain retriever."""
+"""The dense first stage, and both stages in a row, as LangChain retrievers."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
-from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.embeddings import Embeddings
+from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
+from langchain_core.runnables import Runnable
 from langchain_core.vectorstores import VectorStore
 from pydantic import ConfigDict, field_validator
 
 from retrieve_rerank.checks import check_count, check_query, check_seconds, check_threshold
 from retrieve_rerank.errors import InvalidInputError
-from retrieve_rerank.langchain._dense import Together
+from retrieve_rerank.indexes.collection import ChromaCollection
+from retrieve_rerank.indexes.filters import Where
+from retrieve_rerank.indexes.mmr import check_diversity, check_mmr, diverse, wider_pool
+from retrieve_rerank.indexes.nearest import Found
 from retrieve_rerank.langchain._travel import Travelling, unpacked
-from retrieve_rerank.langchain.chroma_retriever import ChromaRetriever
-from retrieve_rerank.langchain.first_stage import AskingRetriever, FirstStage, first_stage
-from retrieve_rerank.langchain.fusion import afind, find
-from retrieve_rerank.langchain.reranker import CrossEncoderReranker
-from retrieve_rerank.retrieval.rerank import OnError
+from retrieve_rerank.langchain.convert import to_document
+from retrieve_rerank.langchain.first_stage import AskingRetriever, FirstStage, retriever_of
+from retrieve_rerank.langchain.reranker import CrossEncoderReranker, RerankInput, RerankStep
+from retrieve_rerank.langchain.vectorstore import ChromaVectorStore
+from retrieve_rerank.retrieval.rerank import OnError, SecondStage
 from retrieve_rerank.types import Scorer
 
-_OPTIONS = ("top_n", "fetch_k", "score_threshold", "time_budget", "on_error", "rewrites")  # of a call, for itself
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class ChromaRetriever(Travelling, BaseRetriever):
+    """The dense first stage: many candidates from a `ChromaVectorStore`, with their scores.
+
+    Args:
+        vectorstore: Where the documents are.
+        k: How many documents at most; `invoke(query, k=…)` overrides it for one call.
+        filter: Chroma's filter on metadata; `invoke(query, filter=…)` overrides it.
+        score_threshold: Documents whose retrieval score is below are left out. It is a similarity on the metric's own
+            scale: cosine in [-1, 1], a dot product, or 1 / (1 + distance).
+        lambda_mult: Find documents that are near to the query and unlike one another, by maximal marginal relevance:
+            the weight of nearness against novelty in [0, 1], both by the collection's metric. The order is that in
+            which they were chosen. `invoke(query, lambda_mult=…)` overrides it.
+        fetch_k: How many of the nearest to choose from, where `lambda_mult` is given; None is 4 * `k`.
+
+    The documents are copies whose metadata has `retrieval_score` (larger is better) and `retrieval_rank` (1-based).
+
+    Example:
+        >>> from retrieve_rerank.langchain import BiEncoderEmbeddings, ChromaRetriever
+        >>> retriever = ChromaRetriever.from_texts(
+        ...     ["Paris is the capital of France.", "Bread is baked."],
+        ...     BiEncoderEmbeddings(model=str(bi_encoder_path)),
+        ...     k=1,
+        ... )
+        >>> retriever.invoke("capital of France")[0].page_content
+        'Paris is the capital of France.'
+    """
+
+    holds: ClassVar[tuple[str, ...]] = ("vectorstore",)
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+    score_key: ClassVar[str] = "retrieval_score"  # see `first_stage`
+
+    vectorstore: ChromaVectorStore
+    k: int = 100
+    filter: Mapping[str, Any] | None = None
+    score_threshold: float | None = None
+    lambda_mult: float | None = None
+    fetch_k: int | None = None
+
+    @field_validator("vectorstore", mode="before")
+    @classmethod
+    def _vectorstore(cls, value: object) -> object:
+        return unpacked(value)
+
+    @field_validator("k", mode="before")
+    @classmethod
+    def _k(cls, value: int) -> int:
+        return check_count(value, "k")
+
+    @field_validator("fetch_k", mode="before")
+    @classmethod
+    def _fetch_k(cls, value: int | None) -> int | None:
+        return None if value is None else check_count(value, "fetch_k")
+
+    @field_validator("lambda_mult", mode="before")
+    @classmethod
+    def _lambda_mult(cls, value: float | None) -> float | None:
+        return None if value is None else check_diversity(value, "lambda_mult")
+
+    @classmethod
+    def from_texts(
+        cls,
+        texts: Iterable[str],
+        embedding: Embeddings,
+        metadatas: Iterable[dict[str, Any]] | None = None,
+        *,
+        ids: Iterable[str | None] | None = None,
+        k: int = 100,
+        filter: Where | None = None,
+        score_threshold: float | None = None,
+        lambda_mult: float | None = None,
+        fetch_k: int | None = None,
+        **store_options: Any,
+    ) -> ChromaRetriever:
+        """Return a retriever over a new store with texts in it.
+
+        Args:
+            texts: What to store.
+            embedding: Any LangChain embeddings.
+            metadatas: One a text.
+            ids: One a text; a text without one gets a random one.
+            k: As for the class.
+            filter: As for the class.
+            score_threshold: As for the class.
+            lambda_mult: As for the class.
+            fetch_k: As for the class.
+            **store_options: For `ChromaVectorStore.from_texts`, such as `persist_directory`.
+        """
+        store = ChromaVectorStore.from_texts(texts, embedding, metadatas, ids=ids, **store_options)
+        return cls(
+            vectorstore=store,
+            k=k,
+            filter=filter,
+            score_threshold=score_threshold,
+            lambda_mult=lambda_mult,
+            fetch_k=fetch_k,
+        )
+
+    @classmethod
+    def from_documents(
+        cls,
+        documents: list[Document],
+        embedding: Embeddings,
+        *,
+        k: int = 100,
+        filter: Where | None = None,
+        score_threshold: float | None = None,
+        lambda_mult: float | None = None,
+        fetch_k: int | None = None,
+        **store_options: Any,
+    ) -> ChromaRetriever:
+        """Return a retriever over a new store with documents in it; see `from_texts`."""
+        store = ChromaVectorStore.from_documents(documents, embedding, **store_options)
+        return cls(
+            vectorstore=store,
+            k=k,
+            filter=filter,
+            score_threshold=score_threshold,
+            lambda_mult=lambda_mult,
+            fetch_k=fetch_k,
+        )
+
+    def add_documents(self, documents: list[Document], **options: Any) -> list[str]:
+        """Store documents; see `ChromaVectorStore.add_texts`. Returns their ids."""
+        return self.vectorstore.add_documents(documents, **options)
+
+    def delete(self, ids: list[str]) -> None:
+        """Delete documents by id; ids that are not stored are no error."""
+        self.vectorstore.delete(ids)
+
+    def deeper(self, fetch_k: int) -> dict[str, Any]:
+        """Return the fields with which a copy of this one returns `fetch_k` documents, as diverse as they were."""
+        pool = self.fetch_k and wider_pool(self.fetch_k, self.k, fetch_k)
+        return {"k": fetch_k, "fetch_k": pool}
+
+    def _get_relevant_documents(
+        self,
+        query: str,
+        *,
+        run_manager: CallbackManagerForRetrieverRun,
+        k: int | None = None,
+        filter: Where | None = None,
+        where_document: Where | None = None,
+        score_threshold: float | None = None,
+        lambda_mult: float | None = None,
+        fetch_k: int | None = None,
+    ) -> list[Document]:
+        search = self._search(k, filter, where_document, score_threshold, lambda_mult, fetch_k)
+        vectors = self.vectorstore.embed_queries([check_query(query)])
+        return search.documents(self.vectorstore.collection.query(vectors, search.limit, **search.options)[0])
+
+    async def _aget_relevant_documents(
+        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **options: Any
+    ) -> list[Document]:
+        search = self._search(**options)
+        vectors = await self.vectorstore.aembed_queries([check_query(query)])
+        collection = self.vectorstore.collection
+        found = (await collection.aquery(vectors, search.limit, **search.options))[0]
+        return await collection.worker.arun(search.documents, found)
+
+    def _search(
+        self,
+        k: int | None = None,
+        filter: Where | None = None,
+        where_document: Where | None = None,
+        score_threshold: float | None = None,
+        lambda_mult: float | None = None,
+        fetch_k: int | None = None,
+    ) -> _DenseSearch:
+        k = check_count(self.k if k is None else k, "k")
+        diversity = self.lambda_mult if lambda_mult is None else check_diversity(lambda_mult, "lambda_mult")
+        pool = self.fetch_k if fetch_k is None else check_count(fetch_k, "fetch_k")
+        # As in LangChain, a fetch_k below k is no error, and means nothing without lambda_mult.
+        return _DenseSearch(
+            collection=self.vectorstore.collection,
+            k=k,
+            limit=check_mmr(diversity, None if pool is None or diversity is None else max(pool, k), k),
+            options={
+                "where": self.filter if filter is None else filter,
+                "where_document": where_document,
+                "with_vectors": diversity is not None,
+            },
+            diversity=diversity,
+            threshold=self.score_threshold if score_threshold is None else score_threshold,
+        )
+
+    def _get_ls_params(self, **kwargs: Any) -> LangSmithRetrieverParams:
+        params = super()._get_ls_params(**kwargs)
+        params["ls_vector_store_provider"] = "Chroma"
+        if self.vectorstore.embeddings is not None:
+            params["ls_embedding_provider"] = type(self.vectorstore.embeddings).__name__
+        return params
+
+
+@retriever_of.register
+def _(store: ChromaVectorStore) -> ChromaRetriever:
+    return ChromaRetriever(vectorstore=store)
+
+
+@dataclass(frozen=True, slots=True)
+class _DenseSearch:
+    """What a call asks of a collection, and what becomes of what it found.
+
+    Attributes:
+        collection: Where the documents are.
+        k: How many to return at most.
+        limit: How many to fetch.
+        options: Of the query, beside its vectors and the limit.
+        diversity: Weight of nearness against novelty in [0, 1]; None looks at nearness only.
+        threshold: The least retrieval score.
+    """
+
+    collection: ChromaCollection
+    k: int
+    limit: int
+    options: dict[str, Any]
+    diversity: float | None
+    threshold: float | None
+
+    def documents(self, found: list[Found]) -> list[Document]:
+        """Return what was found, with scores and ranks."""
+        if self.diversity is not None:
+            found = diverse(self.collection, found, self.k, self.diversity)
+        scored = [(self.collection.similarity(item.distance), item.record) for item in found]
+        return [
+            to_document(record, {"retrieval_score": score, "retrieval_rank": rank})
+            for rank, (score, record) in enumerate(scored, start=1)
+            if self.threshold is None or score >= self.threshold
+        ]
 
 
 class RetrieveRerankRetriever(Travelling, AskingRetriever):
@@ -36,8 +275,8 @@ class RetrieveRerankRetriever(Travelling, AskingRetriever):
             runnable, such as `retriever | function`, the depth cannot be set, and the scores are not known.
         reranker: A `CrossEncoderReranker`, or anything that it takes as its `model`.
         fetch_k: How many candidates; `invoke(query, fetch_k=…)` overrides it for one call.
-        top_n: How many documents to return at most; `invoke(query, top_n=…)` overrides it. The re-ranker's own `top_n`
-            is not used.
+        top_n: How many documents to return at most; None returns all. Not given, it is the re-ranker's own, which is 5
+            unless it was given. `invoke(query, top_n=…)` overrides it.
         score_threshold: Documents whose relevance score is below are left out; None takes the re-ranker's own.
         time_budget: Seconds that the whole search may take: what the first stage leaves is the re-ranker's, whose own
             budget is not used then. The first stage is never cut off. None takes the re-ranker's own, for the
@@ -48,7 +287,6 @@ class RetrieveRerankRetriever(Travelling, AskingRetriever):
     `invoke(query, rewrites=[…])` gives the query in other words, too: the first stage looks for each of them, and what
     they find is fused (see `retrieve_rerank.fuse`; documents without ids by their text). The query itself decides the
     re-ranking.
-    `batch` searches all queries in one go where the first stage is a `ChromaVectorStore` or a `ChromaRetriever`.
 
     Other options of `invoke` go to the first stage: a filter in the store's own language and by its own name, such as
     `filter=…`, or `expr=…` for Milvus. The first stage and the re-ranking are traced as runs under the retriever's run.
@@ -77,7 +315,7 @@ class RetrieveRerankRetriever(Travelling, AskingRetriever):
     base_retriever: Runnable[str, list[Document]] | VectorStore
     reranker: CrossEncoderReranker
     fetch_k: int = 100
-    top_n: int = 5
+    top_n: int | None = 5
     score_threshold: float | None = None
     time_budget: float | None = None
     on_error: OnError | None = None
@@ -98,10 +336,15 @@ class RetrieveRerankRetriever(Travelling, AskingRetriever):
         model = os.fspath(value) if isinstance(value, os.PathLike) else value
         return CrossEncoderReranker(model=model) if isinstance(model, (str, Scorer)) else model
 
-    @field_validator("fetch_k", "top_n", mode="before")
+    @field_validator("fetch_k", mode="before")
     @classmethod
-    def _count(cls, value: int) -> int:
-        return check_count(value, "fetch_k and top_n")
+    def _fetch_k(cls, value: int) -> int:
+        return check_count(value, "fetch_k")
+
+    @field_validator("top_n", mode="before")
+    @classmethod
+    def _top_n(cls, value: int | None) -> int | None:
+        return None if value is None else check_count(value, "top_n")
 
     @field_validator("score_threshold")
     @classmethod
@@ -113,30 +356,22 @@ class RetrieveRerankRetriever(Travelling, AskingRetriever):
     def _time_budget(cls, value: float | None) -> float | None:
         return check_seconds(value, "time_budget")
 
-    def batch(
-        self,
-        inputs: list[str],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
-        *,
-        return_exceptions: bool = False,
-        **kwargs: Any,
-    ) -> list[list[Document]]:
-        """As `invoke` for each query, each a run of its own; see the class for what is done in one go."""
-        return super().batch(
-            inputs, config, return_exceptions=return_exceptions, **self._together(inputs, kwargs, config)
-        )
+    def model_post_init(self, context: Any, /) -> None:
+        """Take the re-ranker's own `top_n` where none was given."""
+        super().model_post_init(context)
+        if "top_n" not in self.model_fields_set:
+            self.__dict__["top_n"] = self.reranker.top_n
 
-    async def abatch(
-        self,
-        inputs: list[str],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
-        *,
-        return_exceptions: bool = False,
-        **kwargs: Any,
-    ) -> list[list[Document]]:
-        """As `batch`, without blocking the event loop."""
-        options = self._together(inputs, kwargs, config)
-        return await super().abatch(inputs, config, return_exceptions=return_exceptions, **options)
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy; one with another re-ranker takes its `top_n` where none was given."""
+        copied = super().model_copy(update=update, deep=deep)
+        if "top_n" not in copied.model_fields_set:
+            copied.__dict__["top_n"] = copied.reranker.top_n
+        return copied
+
+    def deeper(self, fetch_k: int) -> dict[str, Any]:
+        """Return the fields with which a copy of this one returns `fetch_k` documents."""
+        return {"top_n": fetch_k, "fetch_k": max(fetch_k, self.fetch_k)}
 
     def _get_relevant_documents(
         self,
@@ -151,15 +386,12 @@ class RetrieveRerankRetriever(Travelling, AskingRetriever):
         rewrites: Sequence[str] = (),
         **first_stage_options: Any,
     ) -> list[Document]:
-        check_query(query)
-        stage = self._first_stage(fetch_k, first_stage_options)
-        rerank = self._second_stage(top_n, score_threshold, time_budget, on_error)
+        search = self._search(fetch_k, first_stage_options, top_n, score_threshold, time_budget, on_error)
         start = time.perf_counter()
-        candidates = find(stage, query, rewrites, run_manager.get_child("retrieve"))
-        return rerank.invoke(
-            {"query": query, "documents": candidates},
-            {"callbacks": run_manager.get_child("rerank")},
-            spent=self._spent(start, time_budget, first_stage_options.get("together")),
+        candidates = search.first_stage.invoke(check_query(query), run_manager.get_child("retrieve"), rewrites)
+        job: RerankInput = {"query": query, "documents": candidates}
+        return search.step.invoke(
+            job, {"callbacks": run_manager.get_child("rerank")}, stage=search.stage, spent=search.spent(start)
         )
 
     async def _aget_relevant_documents(
@@ -175,58 +407,59 @@ class RetrieveRerankRetriever(Travelling, AskingRetriever):
         rewrites: Sequence[str] = (),
         **first_stage_options: Any,
     ) -> list[Document]:
-        check_query(query)
-        stage = self._first_stage(fetch_k, first_stage_options)
-        rerank = self._second_stage(top_n, score_threshold, time_budget, on_error)
+        search = self._search(fetch_k, first_stage_options, top_n, score_threshold, time_budget, on_error)
         start = time.perf_counter()
-        candidates = await afind(stage, query, rewrites, run_manager.get_child("retrieve"))
-        return await rerank.ainvoke(
-            {"query": query, "documents": candidates},
-            {"callbacks": run_manager.get_child("rerank")},
-            spent=self._spent(start, time_budget, first_stage_options.get("together")),
+        candidates = await search.first_stage.ainvoke(check_query(query), run_manager.get_child("retrieve"), rewrites)
+        job: RerankInput = {"query": query, "documents": candidates}
+        return await search.step.ainvoke(
+            job, {"callbacks": run_manager.get_child("rerank")}, stage=search.stage, spent=search.spent(start)
         )
 
-    def _second_stage(
+    def _search(
         self,
+        fetch_k: int | None,
+        first_stage_options: dict[str, Any],
         top_n: int | None,
         score_threshold: float | None,
         time_budget: float | None,
         on_error: OnError | None,
-    ) -> Runnable[Any, list[Document]]:
-        return self.reranker.as_runnable(
-            top_n=self.top_n if top_n is None else top_n,
+    ) -> _Search:
+        if "k" in first_stage_options:
+            raise InvalidInputError(
+                "there is no option 'k' here: fetch_k is how many candidates are looked for, and top_n how many "
+                "documents are returned"
+            )
+        limit = self.fetch_k if fetch_k is None else check_count(fetch_k, "fetch_k")
+        budget = self.time_budget if time_budget is None else time_budget
+        stage = self.reranker.second_stage(
             score_threshold=self.score_threshold if score_threshold is None else score_threshold,
-            time_budget=self.time_budget if time_budget is None else time_budget,
+            time_budget=budget,
             on_error=self.on_error if on_error is None else on_error,
         )
+        return _Search(
+            self._first_stage(self.base_retriever, limit, first_stage_options),
+            self.reranker.step(),
+            replace(stage, top_n=self.top_n if top_n is None else top_n),
+            budget is not None,
+        )
 
-    def _spent(self, start: float, time_budget: float | None, together: Together | None) -> float:
-        """Return the seconds since `start` if they count: the re-ranker's own budget is for the re-ranking alone.
 
-        Of a search that was for many queries, a query's share counts, and not that it waited for the others.
-        """
-        if self.time_budget is None and time_budget is None:
-            return 0.0
-        return time.perf_counter() - start if together is None else together.share
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """Both stages, ready for a call.
 
-    def _together(
-        self,
-        queries: list[str],
-        options: dict[str, Any],
-        config: RunnableConfig | list[RunnableConfig] | None,
-    ) -> dict[str, Any]:
-        """Return the options with a search of all queries among them, where the first stage can do that."""
-        if options.get("rewrites"):  # these are what is searched in one go
-            return options
-        try:
-            others = {name: value for name, value in options.items() if name not in _OPTIONS}
-            stage = self._first_stage(options.get("fetch_k"), others)
-        except InvalidInputError:  # raised again for each query
-            return options
-        if not isinstance(stage.asked, ChromaRetriever):
-            return options
-        return {**options, "together": stage.asked.together(queries, stage.options, config)}
+    Attributes:
+        first_stage: What finds the candidates.
+        step: What ranks them.
+        stage: How, in this call.
+        budgeted: Whether the time budget is the whole search's; a re-ranker's own is for the re-ranking alone.
+    """
 
-    def _first_stage(self, fetch_k: int | None, options: dict[str, Any]) -> FirstStage:
-        limit = self.fetch_k if fetch_k is None else check_count(fetch_k, "fetch_k")
-        return first_stage(self.base_retriever, limit, options)
+    first_stage: FirstStage
+    step: RerankStep
+    stage: SecondStage
+    budgeted: bool
+
+    def spent(self, start: float) -> float:
+        """Return the seconds of the time budget that are gone."""
+        return time.perf_counter() - start if self.budgeted else 0.0

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
+from langchain_core.vectorstores import VectorStoreRetriever
 
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.indexes.adoption import adopt_at_opening
@@ -19,15 +20,15 @@ from retrieve_rerank.indexes.health import check
 from retrieve_rerank.indexes.repairing import repair
 from retrieve_rerank.indexes.reports import IndexCheck, RepairReport
 from retrieve_rerank.indexes.server import RETRY_SECONDS
-from retrieve_rerank.langchain._convert import (
+from retrieve_rerank.langchain._search import ChromaSearch, refuse
+from retrieve_rerank.langchain.compat import DEFAULT_NAME, asked_space, client_for, tell_what_was_made
+from retrieve_rerank.langchain.convert import (
     EmbeddingsEncoder,
     aencode_documents,
     new_records,
     to_document,
     to_encoder,
 )
-from retrieve_rerank.langchain._incumbent import DEFAULT_NAME, asked_space, client_for, tell_what_was_made
-from retrieve_rerank.langchain._search import ChromaSearch, refuse
 from retrieve_rerank.models.cuts import told_once
 from retrieve_rerank.models.worker import Worker
 from retrieve_rerank.types import Encoder, Metric
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     import chromadb
     from chromadb.api import ClientAPI
 
+_SEARCH_OPTIONS = ("k", "filter", "where_document", "fetch_k", "lambda_mult", "score_threshold")
 _KEPT = ("documents", "metadatas")  # what `get` returns unless told
 
 
@@ -307,6 +309,18 @@ class ChromaVectorStore(ChromaSearch):
         return repair(self.collection, self._needed_encoder(), samples=samples, show_progress=show_progress)
 
     # Making
+
+    def as_retriever(self, **kwargs: Any) -> VectorStoreRetriever:
+        """Return LangChain's retriever over this store.
+
+        Args:
+            **kwargs: Its fields, such as `search_type`, `search_kwargs` and `tags`; and options of a search, such as
+                `k` and `filter`, which go into its `search_kwargs`.
+        """
+        options = {name: kwargs.pop(name) for name in set(kwargs) - set(VectorStoreRetriever.model_fields)}
+        refuse({name: value for name, value in options.items() if name not in _SEARCH_OPTIONS})
+        search_kwargs = {**(kwargs.pop("search_kwargs", None) or {}), **options}
+        return super().as_retriever(search_kwargs=search_kwargs, **kwargs)
 
     @classmethod
     def from_texts(

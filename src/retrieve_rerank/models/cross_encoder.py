@@ -127,7 +127,7 @@ class CrossEncoder(Model["CrossEngine", "RemoteCrossEncoder"], Ranker):
             MissingDependencyError: If langchain-core is not installed.
         """
         # By name: the core imports no framework, and this door is opened by the framework's users only.
-        adapter = importlib.import_module("retrieve_rerank.langchain")._convert.LangChainCrossEncoder(self)  # noqa: SLF001
+        adapter = importlib.import_module("retrieve_rerank.langchain").convert.LangChainCrossEncoder(self)
         return cast("BaseCrossEncoder", adapter)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from langchain_core.documents import Document  # noqa: E402
 from langchain_core.embeddings import Embeddings  # noqa: E402
 from langchain_core.load import dumpd, load  # noqa: E402
 
-from retrieve_rerank.langchain._convert import RERANK_KEYS, RETRIEVAL_KEYS  # noqa: E402
+from retrieve_rerank.langchain.convert import RERANK_KEYS, RETRIEVAL_KEYS  # noqa: E402
 from retrieve_rerank.testing.reranker import RerankerContract  # noqa: E402
 from retrieve_rerank.testing.retriever import RetrieverContract  # noqa: E402
 from retrieve_rerank.testing.running import Answer  # noqa: E402

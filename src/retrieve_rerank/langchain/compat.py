@@ -1,4 +1,4 @@
-"""What is known of other libraries' vector stores: which way their scores run, and how a filter is kept from starving.
+"""What other libraries mean: the arguments of the components that these take the place of, and their stores' scores.
 
 LangChain's `similarity_search_with_score` is a distance in one store and a similarity in the next, and the relevance
 scores made of it are wrong in some. What a store says of itself decides here. No store is imported: they are told by
@@ -7,19 +7,139 @@ the names of their classes.
 
 from __future__ import annotations
 
+import dis
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from itertools import pairwise
-from typing import Any, TypeAlias
+from types import CodeType
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from langchain_core.vectorstores import VectorStore
 
-from retrieve_rerank.errors import InvalidInputError
-from retrieve_rerank.indexes.collection import to_similarity
-from retrieve_rerank.indexes.fingerprint import Identity
+from retrieve_rerank.errors import InvalidInputError, warn_caller
+from retrieve_rerank.indexes.client import connect
+from retrieve_rerank.indexes.collection import ChromaCollection, to_similarity
+from retrieve_rerank.indexes.fingerprint import SPACES, Identity
+from retrieve_rerank.types import Metric
+
+if TYPE_CHECKING:
+    from chromadb.api import ClientAPI
 
 Sense: TypeAlias = Callable[[float], float]
+
+DEFAULT_NAME = "passages"
+_THEIR_DEFAULT_NAME = "langchain"
+
+
+def client_for(
+    client: ClientAPI | None,
+    host: str | None,
+    port: int | str | None,
+    *,
+    ssl: bool,
+    headers: dict[str, str] | None,
+    tenant: str | None,
+    database: str | None,
+    cloud_key: str | None,
+) -> ClientAPI | None:
+    """Return a client of the server that is named, or the one that was given.
+
+    Raises:
+        InvalidInputError: If more than one is named, or what Chroma Cloud needs is missing.
+        RemoteError: If the server cannot be reached.
+    """
+    if host is None and cloud_key is None:
+        if any(value is not None for value in (port, headers, tenant, database)) or ssl:
+            raise InvalidInputError("port, ssl, headers, tenant and database are a server's: give host, too")
+        return client
+    if client is not None or (host is not None and cloud_key is not None):
+        raise InvalidInputError("give one of client, host and chroma_cloud_api_key")
+    if cloud_key is None:
+        return connect(host or "", port or 8000, ssl=ssl, headers=headers, tenant=tenant, database=database)
+    if not tenant or not database:
+        raise InvalidInputError("chroma_cloud_api_key needs tenant and database, too")
+    import chromadb
+
+    return chromadb.CloudClient(tenant=tenant, database=database, api_key=cloud_key)
+
+
+def asked_space(
+    metadata: Mapping[str, Any] | None, configuration: Mapping[str, Any] | None
+) -> tuple[Metric | None, list[str]]:
+    """Return the metric that was asked for in Chroma's ways, and what else was."""
+    hnsw = (configuration or {}).get("hnsw") or {}
+    others = {
+        "collection_metadata": [key for key in metadata or {} if key != "hnsw:space"],
+        "collection_configuration": [key for key in configuration or {} if key != "hnsw"],
+        "collection_configuration['hnsw']": [key for key in hnsw if key != "space"],
+    }
+    unused = [f"{name}[{key!r}]" for name, keys in others.items() for key in keys]
+    space = hnsw.get("space") or (metadata or {}).get("hnsw:space")
+    if space is None:
+        return None, unused
+    for metric, name in SPACES.items():
+        if name == space:
+            return metric, unused
+    raise InvalidInputError(f"the space must be one of {', '.join(SPACES.values())}; got {space!r}")
+
+
+def tell_what_was_made(collection: ChromaCollection, unused: list[str]) -> None:
+    """Warn of a collection that was made, where langchain-chroma would have made or opened another.
+
+    Args:
+        collection: As it was opened.
+        unused: What was asked for and is not taken over.
+    """
+    if unused and collection.made:
+        warn_caller(
+            f"collection {collection.name!r} was made without {', '.join(unused)}: of these arguments only the space "
+            "is taken over. To have more, make the collection with Chroma's own client first; it is opened as it is",
+            UserWarning,
+        )
+    if collection.name == DEFAULT_NAME and _THEIR_DEFAULT_NAME in collection.beside:
+        warn_caller(
+            f"a new, empty collection {DEFAULT_NAME!r} was made beside {_THEIR_DEFAULT_NAME!r}, which is the default "
+            f"name of langchain-chroma: pass collection_name={_THEIR_DEFAULT_NAME!r} to go on with that one",
+            UserWarning,
+        )
+
+
+# What other people's code takes
+
+# Parameters of searches that are no options.
+_NO_OPTIONS = {"self", "query", "input", "config", "run_manager"}
+
+
+def heeded(function: Callable[..., Any]) -> tuple[set[str], str | None]:
+    """Return the options that a function names and heeds, and the name under which it heeds any other."""
+    names, others = set(), None
+    for item in inspect.signature(function).parameters.values():
+        if item.kind is item.VAR_KEYWORD:
+            others = item.name if loads(function, item.name) else None
+        elif item.name not in _NO_OPTIONS and loads(function, item.name):
+            names.add(item.name)
+    return names, others
+
+
+def loads(function: Callable[..., Any], name: str) -> bool:
+    """Whether a function's code looks at a parameter, a global or an attribute of this name; True if it has no code."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return code is None or name in _loaded(code)
+
+
+@lru_cache(maxsize=1024)
+def _loaded(code: CodeType) -> frozenset[str]:
+    steps = [step.argval for step in dis.get_instructions(code) if "LOAD" in step.opname]
+    names = (name for value in steps for name in (value if isinstance(value, tuple) else (value,)))
+    return frozenset(name for name in names if isinstance(name, str))
+
+
+# Other vector stores
+
+# Where retrievers of other libraries leave the score of each document, in its metadata. Larger is better in all.
+_SCORE_KEYS = {"ElasticsearchRetriever": "_score", "AsyncElasticsearchRetriever": "_score"}
 
 # The names that stores give to their filter; many drop a name that is not theirs without a word.
 _FILTERS = ("filter", "filters", "where", "where_document", "expr", "pre_filter", "metadata_filter")
@@ -71,7 +191,7 @@ def prepared(store: VectorStore, options: Mapping[str, Any], search_type: str) -
     known = {
         name
         for search in _SEARCHES
-        for name in inspect.signature(getattr(store, search, _nothing)).parameters
+        for name in inspect.signature(getattr(store, search, lambda: None)).parameters
         if name in _FILTERS
     }
     given = [name for name in _FILTERS if options.get(name) is not None]
@@ -80,6 +200,10 @@ def prepared(store: VectorStore, options: Mapping[str, Any], search_type: str) -
             raise InvalidInputError(
                 f"{type(store).__name__} has no option {name!r}; its filter is given as {' or '.join(sorted(known))}"
             )
+        search = "max_marginal_relevance_search" if search_type == "mmr" else "similarity_search"
+        names, others = heeded(getattr(type(store), search))
+        if name not in names and others is None:
+            raise InvalidInputError(f"{type(store).__name__} has no option {name!r}: its {search} drops it")
     if given:
         for class_ in type(store).__mro__:
             if class_.__name__ in _UNSTARVED:
@@ -87,8 +211,12 @@ def prepared(store: VectorStore, options: Mapping[str, Any], search_type: str) -
     return dict(options)
 
 
-def _nothing() -> None:
-    """Stand for a method that a store lacks."""
+def score_key_of(retriever: object) -> str | None:
+    """Return the metadata key under which a retriever leaves the score of each document; None if it does not say."""
+    declared = getattr(type(retriever), "score_key", None)
+    if isinstance(declared, str):
+        return declared
+    return next((_SCORE_KEYS[c.__name__] for c in type(retriever).__mro__ if c.__name__ in _SCORE_KEYS), None)
 
 
 def _same(score: float) -> float:
@@ -135,8 +263,7 @@ def _faiss(store: Any, options: Mapping[str, Any]) -> Sense | None:
 def _qdrant(store: Any, options: Mapping[str, Any]) -> Sense | None:
     if getattr(store, "retrieval_mode", "dense") != "dense":  # dot products of sparse vectors, or fused ranks
         return _same
-    distance = (store.distance if hasattr(store, "distance") else store.distance_strategy).lower()
-    return {"cosine": _same, "dot": _same, "euclid": _inverse, "manhattan": _inverse}.get(distance)
+    return {"cosine": _same, "dot": _same, "euclid": _inverse, "manhattan": _inverse}.get(store.distance.lower())
 
 
 def _milvus(store: Any, options: Mapping[str, Any]) -> Sense | None:
@@ -168,11 +295,9 @@ _SENSES: dict[str, Callable[[Any, Mapping[str, Any]], Sense | None]] = {
     "FAISS": _faiss,
     "InMemoryVectorStore": _always_same,
     "QdrantVectorStore": _qdrant,
-    "Qdrant": _qdrant,
     "Milvus": _milvus,
     "LanceDB": _lancedb,
     "ElasticsearchStore": _elasticsearch,
-    "AsyncElasticsearchStore": _elasticsearch,
     "OpenSearchVectorSearch": _always_same,
 }
 

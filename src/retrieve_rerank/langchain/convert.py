@@ -28,14 +28,44 @@ from retrieve_rerank.types import Encoder, Hit, Metric, Passage
 
 Vectors = npt.NDArray[np.float32]
 
-# What a re-ranking writes into a document's metadata, and the next one replaces.
-_SCORE_KEYS = ("relevance_score", "rerank_logit", "rerank_rank")
-RERANK_KEYS = (*_SCORE_KEYS, "rerank_window", "rerank_truncated", "rerank_degraded")
-# What a first stage writes there.
-RETRIEVAL_KEYS = ("retrieval_score", "retrieval_rank", "retrieval_ranks")
+# What a first stage writes into a document's metadata, and the next search replaces; and what a re-ranking does.
+RETRIEVAL_KEYS = frozenset({"retrieval_score", "retrieval_rank", "retrieval_ranks"})
+RERANK_KEYS = frozenset(
+    {"relevance_score", "rerank_logit", "rerank_rank", "rerank_window", "rerank_truncated", "rerank_degraded"}
+)
 
 # The names under which embedding classes keep what they embed with.
 _MODEL_NAMES = ("model_name", "model", "model_id", "deployment", "repo_id")
+
+
+class RetrievedDocument(Document):
+    """A document as a search of this package returns it.
+
+    What the search wrote into the metadata says how the document was found, and is no part of what it is: LangChain's
+    retrievers that ask for several queries tell documents apart by `==`, and would return one document once a query.
+    """
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Document):
+            return NotImplemented
+        return _what_it_is(self) == _what_it_is(other)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _plain, (self.page_content, self.metadata, self.id)
+
+
+# Whatever writes down the name of a document's class, as `dumpd` and LangGraph's checkpoints do, writes a Document.
+RetrievedDocument.__name__ = RetrievedDocument.__qualname__ = Document.__name__
+RetrievedDocument.__module__ = Document.__module__
+
+
+def _what_it_is(document: Document) -> tuple[str | None, str, dict[str, Any]]:
+    own = {key: value for key, value in document.metadata.items() if key not in RETRIEVAL_KEYS | RERANK_KEYS}
+    return document.id, document.page_content, own
+
+
+def _plain(page_content: str, metadata: dict[str, Any], id_: str | None) -> Document:
+    return Document(page_content, metadata=metadata, id=id_)
 
 
 class EmbeddingsEncoder:
@@ -146,7 +176,7 @@ def to_encoder(embeddings: Embeddings) -> Encoder:
 
 
 def to_hits(documents: Sequence[Document], texts: Sequence[str]) -> list[Hit]:
-    """Return documents as hits of a first stage; their position is their id, so that none is lost or merged.
+    """Return documents as hits of a first stage.
 
     Args:
         documents: In the first stage's order.
@@ -157,9 +187,9 @@ def to_hits(documents: Sequence[Document], texts: Sequence[str]) -> list[Hit]:
         rank, score = document.metadata.get("retrieval_rank"), document.metadata.get("retrieval_score")
         hits.append(
             Hit(
-                Passage(str(position), text),
+                Passage(f"\0{position}" if document.id is None else document.id, text),  # without ids, none are one
                 rank=position + 1,
-                score=float("nan"),
+                score=math.nan,
                 retrieval_rank=rank if isinstance(rank, int) else position + 1,
                 retrieval_score=finite(score),
             )
@@ -178,8 +208,22 @@ def finite(score: object) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def documents_of(found: object, name: str) -> list[Document]:
+    """Return what a first stage found as a list, or raise InvalidInputError if it is no documents.
+
+    Args:
+        found: Any iterable of documents.
+        name: What the error calls the first stage.
+    """
+    if found is None or isinstance(found, (str, Mapping, Document)) or not isinstance(found, Iterable):
+        raise InvalidInputError(f"{name} must return a list of documents, and returned {type(found).__name__}")
+    return checked_documents(found)
+
+
 def as_candidates(documents: Sequence[Document], *, score_key: str | None, fused: bool = False) -> list[Document]:
     """Return a first stage's documents, marked with their ranks in it and free of an earlier search's scores.
+
+    One that comes more than once, by its id and its text, is one candidate, with its best rank.
 
     Args:
         documents: In the first stage's order.
@@ -187,14 +231,19 @@ def as_candidates(documents: Sequence[Document], *, score_key: str | None, fused
             document says of itself is no score.
         fused: Whether the stage wrote their `retrieval_ranks`.
     """
-    old = {*RERANK_KEYS, *RETRIEVAL_KEYS} - ({"retrieval_ranks"} if fused else set())
-    marked = []
-    for rank, document in enumerate(checked_documents(documents), start=1):
-        metadata = {key: value for key, value in document.metadata.items() if key not in old}
+    kept = {"retrieval_ranks"} if fused else set[str]()
+    seen: set[tuple[str, str]] = set()
+    marked: list[Document] = []
+    for document in documents:
+        if document.id is not None:
+            if (document.id, document.page_content) in seen:
+                continue
+            seen.add((document.id, document.page_content))
+        marks: dict[str, Any] = {key: document.metadata[key] for key in kept & document.metadata.keys()}
         score = None if score_key is None else finite(document.metadata.get(score_key))
         if score is not None:
-            metadata["retrieval_score"] = score
-        marked.append(document.model_copy(update={"metadata": {**metadata, "retrieval_rank": rank}}))
+            marks["retrieval_score"] = score
+        marked.append(with_marks(document, {**marks, "retrieval_rank": len(marked) + 1}))
     return marked
 
 
@@ -221,19 +270,27 @@ def to_reranked(document: Document, hit: Hit, degraded: str | None = None) -> Do
         scores["rerank_truncated"] = True
     if degraded is not None:
         scores["rerank_degraded"] = degraded
-    kept = {key: value for key, value in document.metadata.items() if key not in RERANK_KEYS}
-    return document.model_copy(update={"metadata": {**kept, **scores}})
+    kept = {key: document.metadata[key] for key in RETRIEVAL_KEYS & document.metadata.keys()}
+    return with_marks(document, {**kept, **scores})
 
 
-def with_metadata(document: Document, extra: Mapping[str, Any]) -> Document:
-    """Return a copy of `document` with more metadata; id, type and text stay."""
-    return document.model_copy(update={"metadata": {**document.metadata, **extra}})
+def with_marks(document: Document, marks: Mapping[str, Any]) -> Document:
+    """Return a copy of a document with what a search has to say of it, in the place of what an earlier one said."""
+    metadata = {key: value for key, value in document.metadata.items() if key not in RETRIEVAL_KEYS | RERANK_KEYS}
+    metadata |= marks
+    if isinstance(document, RetrievedDocument) and metadata == document.metadata:
+        return document
+    if type(document) is Document:
+        return RetrievedDocument(page_content=document.page_content, metadata=metadata, id=document.id)
+    return document.model_copy(update={"metadata": metadata})
 
 
-def to_document(record: Record) -> Document:
-    """Return a stored record as a document."""
+def to_document(record: Record, marks: Mapping[str, Any] | None = None) -> Document:
+    """Return a stored record as a document, with what a search has to say of it if it was found by one."""
     passage = record.passage
-    return Document(page_content=passage.text, metadata=dict(passage.metadata), id=passage.id)
+    if marks is None:
+        return Document(passage.text, metadata=dict(passage.metadata), id=passage.id)
+    return RetrievedDocument(page_content=passage.text, metadata={**passage.metadata, **marks}, id=passage.id)
 
 
 def new_records(
@@ -256,6 +313,8 @@ def new_records(
         id_: Any = rest.pop(0) if ids is not None else None
         if not isinstance(text, str):
             raise InvalidInputError(f"texts[{position}] must be a string, got {type(text).__name__}")
+        if metadata and "retrieval_rank" in metadata:  # what a search of this package returned is stored as it was
+            metadata = {key: value for key, value in metadata.items() if key not in RETRIEVAL_KEYS | RERANK_KEYS}
         passage = Passage(str(uuid.uuid4()) if id_ is None else id_, text, metadata or {})
         made.append(passage.id)
         yield to_record(passage)

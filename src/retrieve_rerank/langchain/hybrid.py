@@ -15,8 +15,7 @@ from pydantic import ConfigDict, field_validator, model_validator
 from retrieve_rerank.checks import check_count, check_query
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.langchain._travel import Travelling, unpacked
-from retrieve_rerank.langchain.first_stage import AskingRetriever, FirstStage, first_stage
-from retrieve_rerank.langchain.fusion import fuse_documents
+from retrieve_rerank.langchain.first_stage import AskingRetriever, FirstStage, fuse_documents
 from retrieve_rerank.retrieval.first_stage import (
     OnRetrieverError,
     aask_all,
@@ -160,7 +159,7 @@ class HybridRetriever(Travelling, AskingRetriever):
     def _stages(self, query: str, k: int | None, options: dict[str, Any]) -> tuple[int, list[FirstStage]]:
         check_query(query)
         limit = self.k if k is None else check_count(k, "k")
-        return limit, [first_stage(retriever, limit, options) for retriever in self.retrievers]
+        return limit, [self._first_stage(retriever, limit, options) for retriever in self.retrievers]
 
     def _fused(self, found: Sequence[list[Document] | None], limit: int) -> list[Document]:
         rankings = [ranking or [] for ranking in found]

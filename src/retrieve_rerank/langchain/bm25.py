@@ -20,7 +20,7 @@ from retrieve_rerank.indexes.bm25_collection import BM25Collection
 from retrieve_rerank.indexes.collection import check_ids
 from retrieve_rerank.indexes.filters import Where
 from retrieve_rerank.langchain._checked import Checked
-from retrieve_rerank.langchain._convert import checked_documents, new_records, to_document, with_metadata
+from retrieve_rerank.langchain.convert import checked_documents, new_records, to_document
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -242,10 +242,10 @@ class BM25Retriever(Checked, BaseRetriever):
             where=self.filter if filter is None else filter,
             where_document=where_document,
         )[0]
-        documents = map(to_document, map(found.columns.record, found.slots))
+        records = map(found.columns.record, found.slots)
         return [
-            with_metadata(document, {"retrieval_score": score, "retrieval_rank": rank})
-            for rank, (document, score) in enumerate(zip(documents, found.scores, strict=True), start=1)
+            to_document(record, {"retrieval_score": score, "retrieval_rank": rank})
+            for rank, (record, score) in enumerate(zip(records, found.scores, strict=True), start=1)
         ]
 
     def _store(
