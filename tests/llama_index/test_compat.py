@@ -9,11 +9,19 @@ import pytest
 from llama_index.core.schema import BaseNode, IndexNode, NodeWithScore, QueryBundle, TextNode
 from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
 from llama_index.core.vector_stores.types import VectorStoreQuery
+from llama_index.embeddings.huggingface import HuggingFaceEmbedding
+from llama_index.postprocessor.sbert_rerank import SentenceTransformerRerank
 from llama_index.vector_stores.chroma import ChromaVectorStore as TheirStore
 
 from retrieve_rerank import InvalidInputError
-from retrieve_rerank.llama_index import BM25Retriever, ChromaRetriever, ChromaVectorStore
-from retrieve_rerank.llama_index.compat import BM25_RETRIEVER
+from retrieve_rerank.llama_index import (
+    BiEncoderEmbedding,
+    BM25Retriever,
+    ChromaRetriever,
+    ChromaVectorStore,
+    CrossEncoderRerank,
+)
+from retrieve_rerank.llama_index.compat import BM25_RETRIEVER, HUGGING_FACE_EMBEDDING, SENTENCE_TRANSFORMER_RERANK
 from tests.llama_index.stubs import ListRetriever, WordEmbedding, scored, text_node
 
 # Of llama-index-retrievers-bm25 0.6, which cannot be installed beside this package's stemmer.
@@ -49,6 +57,23 @@ def test_every_parameter_of_the_bm25_retriever_is_taken_or_says_what_to_write(do
             assert name in parameters(door)
     with pytest.raises(TypeError, match="spelt_wrongly"):
         door(nodes=[text_node("a")], spelt_wrongly=1)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "arguments"),
+    [
+        (HuggingFaceEmbedding, BiEncoderEmbedding, HUGGING_FACE_EMBEDDING),
+        (SentenceTransformerRerank, CrossEncoderRerank, SENTENCE_TRANSFORMER_RERANK),
+    ],
+)
+def test_every_parameter_of_the_models_is_taken_or_says_what_to_write(theirs: Any, ours: Any, arguments: Any) -> None:
+    for name in parameters(theirs.__init__) - {"model_kwargs"}:
+        if name in arguments:
+            with pytest.raises(InvalidInputError, match=f"{name} is not offered: "):
+                ours("some/model", **{name: "something"})
+            assert ours("some/model", **{name: arguments[name][0]})
+        else:
+            assert name in parameters(ours)
 
 
 def test_positional_arguments_that_are_not_taken_are_told_too() -> None:

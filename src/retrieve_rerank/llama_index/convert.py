@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +19,12 @@ from llama_index.core.schema import (
     NodeWithScore,
     TextNode,
 )
-from pydantic_core import to_jsonable_python
 
 from retrieve_rerank.checks import check_encodable
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.indexes.records import NODE_KEY, Record, to_record
 from retrieve_rerank.llama_index.nodes import FusedNode, RerankedNode
+from retrieve_rerank.llama_index.serialization import to_json
 from retrieve_rerank.types import Hit, Passage
 
 TYPE_KEY = "_node_type"
@@ -66,10 +66,10 @@ def node_to_record(node: BaseNode) -> Record:
         InvalidInputError: If the node cannot be stored, naming it and the key.
     """
     what = f"node {node.node_id!r}"
-    metadata = {key: _jsonable(value, f"metadata[{key!r}] of {what}") for key, value in node.metadata.items()}
+    metadata = {key: to_json(value, f"metadata[{key!r}] of {what}") for key, value in node.metadata.items()}
     text = node.get_content(metadata_mode=MetadataMode.NONE)
     check_encodable(text, f"the text of {what}")
-    content = _jsonable(node, what)
+    content = to_json(node, what)
     # The text is stored once, as the record's own; so is the vector.
     content.update(embedding=None, metadata=metadata)
     if "text" in content:
@@ -178,20 +178,3 @@ def hits_to_nodes(
         )
         for hit in hits
     ]
-
-
-def _jsonable(value: object, what: str) -> Any:
-    try:
-        return to_jsonable_python(value, by_alias=False, fallback=_scalar)
-    except (ValueError, TypeError) as error:
-        raise InvalidInputError(
-            f"{what} cannot be stored: {error}. Metadata are text, numbers, booleans, None, dates, and lists and "
-            "mappings of these"
-        ) from error
-
-
-def _scalar(value: object) -> object:
-    # numpy's scalars are the one foreign kind that metadata often holds.
-    if isinstance(value, np.generic):
-        return value.item()
-    raise TypeError(f"a {type(value).__name__} has no form in JSON")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
@@ -16,11 +18,13 @@ from llama_index.core.instrumentation.events.embedding import EmbeddingEndEvent,
 from llama_index.core.storage.kvstore.types import BaseKVStore
 from typing_extensions import Self
 
-from retrieve_rerank.checks import check_count
+from retrieve_rerank.checks import check_count, check_texts
 from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.llama_index.compat import HUGGING_FACE_EMBEDDING, in_place_of
 from retrieve_rerank.llama_index.serialization import Restorable
 from retrieve_rerank.models.bi_encoder import DEFAULT_MODEL, BiEncoder
 from retrieve_rerank.models.settings import BiEncoderOptions, BiEncoderSettings, documented
+from retrieve_rerank.models.worker import run_beside
 
 if TYPE_CHECKING:
     from llama_index.core.rate_limiter import BaseRateLimiter
@@ -70,6 +74,7 @@ class BiEncoderEmbedding(BiEncoderSettings, BaseEmbedding, Restorable):
 
     _encoder: BiEncoder = PrivateAttr()
 
+    @in_place_of(HUGGING_FACE_EMBEDDING)
     def __init__(
         self,
         model_name: str | os.PathLike[str] | None = None,
@@ -121,52 +126,44 @@ class BiEncoderEmbedding(BiEncoderSettings, BaseEmbedding, Restorable):
         return self._encoder
 
     def get_query_embedding(self, query: str) -> Embedding:
-        """Embed a query, with the model's query prompt.
-
-        The base class's own method would look the query up among the cached texts, and find the vector of an equal
-        text: the wrong one where queries and texts have different prompts.
-        """
-        with self._reported(query) as found:
-            cache = self.embeddings_cache
-            cached = None if cache is None else cache.get(key=query, collection=_CACHED_QUERIES)
-            if cached:
-                found.append(next(iter(cached.values())))
-                return found[0]
-            if self.rate_limiter is not None:
-                self.rate_limiter.acquire()
-            found.append(self._get_query_embedding(query))
-            if cache is not None:
-                cache.put(key=query, val={str(uuid.uuid4()): found[0]}, collection=_CACHED_QUERIES)
-            return found[0]
+        """Embed a query, with the model's query prompt."""
+        return self.get_query_embeddings([query])[0]
 
     async def aget_query_embedding(self, query: str) -> Embedding:
         """As `get_query_embedding`, without blocking the event loop."""
-        with self._reported(query) as found:
-            cache = self.embeddings_cache
-            cached = None if cache is None else await cache.aget(key=query, collection=_CACHED_QUERIES)
-            if cached:
-                found.append(next(iter(cached.values())))
-                return found[0]
-            if self.rate_limiter is not None:
-                await self.rate_limiter.async_acquire()
-            found.append(await self._aget_query_embedding(query))
-            if cache is not None:
-                await cache.aput(key=query, val={str(uuid.uuid4()): found[0]}, collection=_CACHED_QUERIES)
-            return found[0]
+        return (await self.aget_query_embeddings([query]))[0]
 
     def get_query_embeddings(self, queries: Sequence[str]) -> list[Embedding]:
-        """Embed queries in one call of the encoder; one by one where there is a cache or a rate limiter."""
-        if self.embeddings_cache is not None or self.rate_limiter is not None or not queries:
-            return [self.get_query_embedding(query) for query in queries]
-        with self._reported(*queries) as found:
-            found += self._encoder.encode_queries(queries).tolist()
+        """Embed queries, in one call of the encoder, but for those that the cache has.
+
+        The base class's own method would look a query up among the cached texts, and find the vector of an equal text:
+        the wrong one where queries and texts have different prompts.
+        """
+        queries = check_texts(queries, "queries")
+        if not queries:
+            return []
+        with self._reported(queries) as found:
+            cache = self.embeddings_cache
+            stored = {} if cache is None else {query: cache.get(query, _CACHED_QUERIES) for query in queries}
+            known: dict[str, Embedding] = {
+                query: next(iter(value.values())) for query, value in stored.items() if value
+            }
+            if missing := [query for query in dict.fromkeys(queries) if query not in known]:
+                if self.rate_limiter is not None:
+                    self.rate_limiter.acquire()
+                known.update(zip(missing, self._encoder.encode_queries(missing).tolist(), strict=True))
+            if cache is not None:
+                for query in missing:
+                    cache.put(query, {str(uuid.uuid4()): known[query]}, _CACHED_QUERIES)
+            found += [known[query] for query in queries]
             return found
 
     async def aget_query_embeddings(self, queries: Sequence[str]) -> list[Embedding]:
         """As `get_query_embeddings`, without blocking the event loop."""
         if self.embeddings_cache is not None or self.rate_limiter is not None or not queries:
-            return [await self.aget_query_embedding(query) for query in queries]
-        with self._reported(*queries) as found:
+            call = partial(self.get_query_embeddings, queries)
+            return await asyncio.wrap_future(run_beside("retrieve-rerank embedding", call))
+        with self._reported(queries) as found:
             found += (await self._encoder.aencode_queries(queries)).tolist()
             return found
 
@@ -195,7 +192,7 @@ class BiEncoderEmbedding(BiEncoderSettings, BaseEmbedding, Restorable):
         return cast("list[Embedding]", (await self._encoder.aencode_documents(texts)).tolist())
 
     @contextmanager
-    def _reported(self, *queries: str) -> Iterator[list[Embedding]]:
+    def _reported(self, queries: Sequence[str]) -> Iterator[list[Embedding]]:
         """Emit the base class's events around the block, which puts the vectors into the yielded list."""
         found: list[Embedding] = []
         model = self.to_payload()

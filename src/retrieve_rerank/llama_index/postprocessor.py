@@ -16,6 +16,7 @@ from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 
 from retrieve_rerank.checks import check_count, check_query, check_seconds, check_threshold
 from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.llama_index.compat import SENTENCE_TRANSFORMER_RERANK, in_place_of
 from retrieve_rerank.llama_index.convert import hits_to_nodes, nodes_to_hits
 from retrieve_rerank.llama_index.serialization import Restorable
 from retrieve_rerank.models.cross_encoder import DEFAULT_MODEL, CrossEncoder
@@ -92,6 +93,7 @@ class CrossEncoderRerank(CrossEncoderSettings, BaseNodePostprocessor, Restorable
     _ranker: Ranker = PrivateAttr()
     _spent: float = PrivateAttr(default=0.0)  # seconds of the time budget that are gone when a call begins
 
+    @in_place_of(SENTENCE_TRANSFORMER_RERANK)
     def __init__(
         self,
         model: str | os.PathLike[str] | Scorer = DEFAULT_MODEL,

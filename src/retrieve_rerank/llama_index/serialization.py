@@ -1,14 +1,17 @@
-"""Components that can be read back from what they were written down as, and pickled."""
+"""Components that can be read back from what they were written down as, and pickled; and values as JSON has them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from llama_index.core.schema import BaseComponent
 from pydantic import ModelWrapValidatorHandler, model_validator
+from pydantic_core import to_jsonable_python
 from typing_extensions import Self
 
+from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.models.settings import reading_back
 
 
@@ -38,3 +41,21 @@ class Restorable(BaseComponent):
 
     def _to_pickle(self) -> Self:
         return self.model_copy()
+
+
+def to_json(value: object, what: str) -> Any:
+    """Return a value in what JSON has, or raise InvalidInputError that names it as `what`."""
+    try:
+        return to_jsonable_python(value, by_alias=False, fallback=_scalar)
+    except (ValueError, TypeError) as error:
+        raise InvalidInputError(
+            f"{what} cannot be stored: {error}. Metadata are text, numbers, booleans, None, dates, and lists and "
+            "mappings of these"
+        ) from error
+
+
+def _scalar(value: object) -> object:
+    # numpy's scalars are the one foreign kind that metadata often holds.
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"a {type(value).__name__} has no form in JSON")
