@@ -16,6 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+import tenacity
 
 from retrieve_rerank.models import connection
 from tests.inference_server import KEY
@@ -28,7 +29,7 @@ _INSTALL, _START = 600, 240  # seconds
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let tries follow one another at once."""
-    monkeypatch.setattr(connection, "pauses", lambda: iter([0.01] * (connection.TRIES - 1)))
+    monkeypatch.setattr(connection, "_BACKOFF", tenacity.wait_fixed(0.01))
 
 
 @pytest.fixture(scope="session")

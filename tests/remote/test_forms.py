@@ -25,7 +25,7 @@ from retrieve_rerank import (
     TruncationWarning,
 )
 from retrieve_rerank.models.connection import Connection, RefusedError
-from retrieve_rerank.models.server_forms import find_form
+from retrieve_rerank.models.server import find_server
 from retrieve_rerank.models.settings import Endpoint
 from retrieve_rerank.testing import LetterEncoder, TableScorer
 from tests.core.stubs import letters, run_python
@@ -51,7 +51,7 @@ class Unit(LetterEncoder):
     ("form", "scale"),
     [
         *((form, "logits") for form in ("tei", "infinity", "vllm", "identity")),
-        *((form, "probabilities") for form in ("old vllm", "openai")),
+        ("openai", "probabilities"),
     ],
 )
 def test_logits_come_out_whatever_comes_in(form: str, scale: str) -> None:
@@ -63,6 +63,17 @@ def test_logits_come_out_whatever_comes_in(form: str, scale: str) -> None:
             # A sigmoid in float32 has reached 1 by 30: the best that can be said is that it is far up.
             assert scores[3] == 30.0 if scale == "logits" else scores[3] > 16
             assert f"gives {scale}" in repr(model)
+
+
+def test_scores_that_may_not_be_what_was_asked_for_are_told_of_once() -> None:
+    """Old versions of vLLM pass every score through a sigmoid, whatever they are asked."""
+    with (
+        inference_server("old vllm", scorer=TableScorer(TABLE)) as server,
+        CrossEncoder(endpoint=server.url) as model,
+    ):
+        with pytest.warns(UserWarning, match=r"lies in \[0, 1\].*give server_scores='probabilities'"):
+            model.score("q", TEXTS)
+        np.testing.assert_allclose(model.score("q", TEXTS)[2], 0.5)
 
 
 def test_what_the_scores_are_can_be_said() -> None:
@@ -197,14 +208,14 @@ def test_a_text_may_be_empty() -> None:
 @pytest.mark.parametrize("form", ["tei", "vllm"])
 def test_what_a_server_cut_is_known(form: str) -> None:
     texts = ["high", LONG, "low", f"{LONG} again", *(f"text {number}" for number in range(40))]
-    cut = {f"{'word ' * 16}".strip(): 1.0}
-    scorer = TableScorer(dict.fromkeys(texts, 0.5) | cut)
+    cut = {f"{'word ' * 16}".strip(): 1.5}
+    scorer = TableScorer(dict.fromkeys(texts, 2.5) | cut)
     with inference_server(form, scorer=scorer, words=20) as server, CrossEncoder(endpoint=server.url) as model:
         with pytest.warns(TruncationWarning, match="2 of 44 passages were too long for"):
             hits = model.rank("q", texts)
         assert {hit.passage.text for hit in hits if hit.truncated} == {LONG, f"{LONG} again"}
-        assert {hit.logit for hit in hits if hit.truncated} == {1.0}
-        assert {hit.logit for hit in hits if not hit.truncated} == {0.5}
+        assert {hit.logit for hit in hits if hit.truncated} == {1.5}
+        assert {hit.logit for hit in hits if not hit.truncated} == {2.5}
 
 
 @pytest.mark.parametrize("form", ["tei", "vllm"])
@@ -295,19 +306,6 @@ def test_a_metric_that_looks_at_lengths_gets_them(metric: Any) -> None:
     with inference_server("tei", task="embed") as server, BiEncoder(endpoint=server.url, metric=metric) as encoder:
         length = float(np.linalg.norm(encoder.encode_documents(["aab"])))
         assert length == pytest.approx(1.0 if metric == "cosine" else float(np.linalg.norm(letters("aab"))))
-
-
-def test_saved_prompts_of_text_embeddings_inference_are_used() -> None:
-    prompts = {"query": "query: ", "passage": "passage: "}
-    with inference_server("tei", task="embed", encoder=Unit(), prompts=prompts) as server:
-        with BiEncoder(endpoint=server.url) as encoder:
-            np.testing.assert_allclose(encoder.encode_queries(["ab"]), Unit().encode_queries(["query: ab"]), atol=1e-6)
-            np.testing.assert_allclose(
-                encoder.encode_documents(["ab"]), Unit().encode_documents(["passage: ab"]), atol=1e-6
-            )
-            assert encoder.fingerprint["document_prompt_name"] == "passage"
-        with BiEncoder(endpoint=server.url, query_prompt="", document_prompt="") as encoder:
-            np.testing.assert_allclose(encoder.encode_queries(["ab"]), Unit().encode_queries(["ab"]), atol=1e-6)
 
 
 def test_a_server_that_changes_its_model_under_us_is_noticed() -> None:
@@ -477,11 +475,11 @@ class Answering(Connection):
 async def test_what_a_server_lists_of_a_model_is_infinitys_only_in_a_list() -> None:
     rows = [{"id": "m", "object": "model", "capabilities": {"completion_chat": False, "vision": False}}]
     there = Answering(Endpoint("http://localhost"), {"/v1/models": {"data": rows}})
-    form = await find_form(there, "m", "embed")
+    form = await find_server(there, "m", "embed")
     assert form.served.model == "m"
     rows[0]["capabilities"] = ["rerank"]  # type: ignore[assignment]
-    with pytest.raises(ModelError, match="for rerank only"):
-        await find_form(there, "m", "embed")
+    with pytest.raises(ModelError, match="is something else; expected a bi-encoder"):
+        await find_server(there, "m", "embed")
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 501])
@@ -489,9 +487,9 @@ async def test_a_server_need_not_list_what_it_has(status: int) -> None:
     """A key may be good for embeddings and not for the list."""
     told = Endpoint("http://localhost", protocol="openai", api_key="key")
     answers = {"/v1/models": status, "/models": status}
-    assert (await find_form(Answering(told, answers), "m", "embed")).served.model == "m"
+    assert (await find_server(Answering(told, answers), "m", "embed")).served.model == "m"
     with pytest.raises(RemoteError):
-        await find_form(Answering(Endpoint("http://localhost", api_key="key"), answers), "m", "embed")
+        await find_server(Answering(Endpoint("http://localhost", api_key="key"), answers), "m", "embed")
 
 
 @pytest.mark.parametrize("url", ["HTTPS://a.example", "https://a.example"])

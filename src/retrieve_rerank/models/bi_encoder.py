@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from retrieve_rerank.models.loading import Checkpoint
     from retrieve_rerank.models.loop_thread import LoopThread
     from retrieve_rerank.models.precision import Precision
-    from retrieve_rerank.models.remote import RemoteBiEncoder
+    from retrieve_rerank.models.server import RemoteBiEncoder
 
 DEFAULT_MODEL = DefaultName("sentence-transformers/multi-qa-mpnet-base-dot-v1")
 _DOCUMENT_PROMPTS = ("document", "passage", "corpus")  # the names that sentence-transformers looks for, in its order
@@ -45,9 +45,8 @@ class BiEncoder(Model["BiEngine", "RemoteBiEncoder"]):
         model: A hub name or a folder.
         **settings: Every other argument is explained in `retrieve_rerank.models.settings`.
 
-    A server's saved prompts are used where it is Text Embeddings Inference, which has them; from others no prompt is
-    known, and one that the model was trained with must be given. Text Embeddings Inference and vLLM say which texts
-    they had to cut; Infinity and others do not, of which a `TruncationWarning` tells once.
+    Text Embeddings Inference and vLLM say which texts they had to cut; Infinity and others do not, of which a
+    `TruncationWarning` tells once.
 
     Raises:
         ModelError: At the first use, if the checkpoint cannot be loaded or is not a bi-encoder.
@@ -250,7 +249,7 @@ class BiEncoder(Model["BiEngine", "RemoteBiEncoder"]):
 
     def _connect(self, endpoint: Endpoint) -> LoopThread[RemoteBiEncoder]:
         from retrieve_rerank.models.loop_thread import LoopThread
-        from retrieve_rerank.models.remote import RemoteBiEncoder
+        from retrieve_rerank.models.server import RemoteBiEncoder
 
         prompts = (self._settings["query_prompt"], self._settings["document_prompt"])
         vectors = [self._settings[name] for name in ("normalize", "truncate_dim", "metric")]

@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from retrieve_rerank.models.loading import Checkpoint
     from retrieve_rerank.models.loop_thread import LoopThread
     from retrieve_rerank.models.precision import Precision
-    from retrieve_rerank.models.remote import RemoteCrossEncoder
-    from retrieve_rerank.models.server_forms import Served
+    from retrieve_rerank.models.server import RemoteCrossEncoder, Served
 
 DEFAULT_MODEL = DefaultName("cross-encoder/ms-marco-MiniLM-L6-v2")
 
@@ -200,7 +199,7 @@ class CrossEncoder(Model["CrossEngine", "RemoteCrossEncoder"], Ranker):
 
     def _connect(self, endpoint: Endpoint) -> LoopThread[RemoteCrossEncoder]:
         from retrieve_rerank.models.loop_thread import LoopThread
-        from retrieve_rerank.models.remote import RemoteCrossEncoder
+        from retrieve_rerank.models.server import RemoteCrossEncoder
 
         make = partial(RemoteCrossEncoder, endpoint, self._wanted, self._settings["server_scores"])
         return LoopThread(f"retrieve-rerank {self.model}", make)

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from retrieve_rerank.models.loading import Checkpoint
     from retrieve_rerank.models.loop_thread import LoopThread
     from retrieve_rerank.models.precision import Precision
-    from retrieve_rerank.models.remote import RemoteModel
-    from retrieve_rerank.models.server_forms import Served
+    from retrieve_rerank.models.server import RemoteModel, Served
 
 E = TypeVar("E", bound="Engine")
 R = TypeVar("R", bound="RemoteModel")
@@ -248,4 +247,4 @@ class Model(ABC, Generic[E, R]):
 
 
 async def _served_of(remote: RemoteModel) -> Served:
-    return (await remote.form()).served
+    return (await remote.server()).served

@@ -342,7 +342,8 @@ class BiEncoderSettings(ModelSettings):
     """What a bi-encoder can be told."""
 
     query_prompt: _Prompt = _setting(default=None)
-    """Text put before every query; None takes the model's saved prompt, "" takes none."""
+    """Text put before every query; None takes the model's saved prompt, "" takes none. No saved prompt is known of a
+    model at a server: one that it was trained with must be given."""
     document_prompt: _Prompt = _setting(default=None)
     """Text put before every passage; None takes the model's saved prompt, "" takes none."""
     normalize: bool | None = _setting(default=None)
@@ -369,8 +370,9 @@ class CrossEncoderSettings(ModelSettings):
     """How many windows of one passage are scored at most; of one that has more, as many are taken, spread evenly over
     its text."""
     server_scores: Annotated[Scale | None, _SERVED] = _setting(default=None)
-    """What the server's scores are: "logits", or "probabilities" in [0, 1]; None asks for logits, and finds out what
-    came. Of probabilities the logits are computed, up to where these reach 0 or 1."""
+    """What the server's scores are: "logits", or "probabilities" in [0, 1]; None is logits, for which all kinds are
+    asked but "openai", whose standard has probabilities only. Of these the logits are computed, up to where they reach
+    0 or 1."""
 
 
 @dataclass(frozen=True, slots=True)
