@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,47 +17,7 @@ _AROUND = 80  # characters before and after an excerpt's window
 _FACTS = 6  # metadata shown of a hit
 _FACT = 80  # characters of each
 
-CSS = """
-.rr-result{--bg:#fff;--fg:#1d232b;--soft:#59636e;--line:#d9dfe5;--tint:#eef4fc;--bar:#2b6cc4;--dim:#93a4b8;
---track:#e7ecf1;--mark:#ffe99a;--on-mark:#1d232b;--up:#17713a;--down:#a1361b;--warn:#7a4300;--warn-bg:#fff3de;
-color-scheme:light;container-type:inline-size;box-sizing:border-box;max-width:1280px;padding:16px;
-border:1px solid var(--line);border-radius:8px;background:var(--bg);color:var(--fg);
-font:14px/1.45 system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans",sans-serif;text-align:start;overflow-wrap:anywhere}
-@media (prefers-color-scheme:dark){.rr-result{--bg:#14181d;--fg:#e4e8ed;--soft:#a0abb7;--line:#333b45;--tint:#1c2735;
---bar:#5b9bf0;--dim:#66788c;--track:#28303a;--mark:#6b5600;--on-mark:#fff6d6;--up:#63cf8b;--down:#f0937a;
---warn:#ffcf8a;--warn-bg:#3a2a10;color-scheme:dark}}
-.rr-result *{box-sizing:border-box}
-.rr-result .rr-query{margin:0 0 4px;font-size:18px;font-weight:600;line-height:1.3;white-space:pre-wrap}
-.rr-result .rr-sum{color:var(--soft)}
-.rr-result .rr-note{margin-top:10px;padding:8px 10px;border-radius:6px;background:var(--warn-bg);color:var(--warn)}
-.rr-result .rr-sides{display:grid;grid-template-columns:minmax(0,5fr) minmax(0,8fr);gap:8px 24px;margin-top:14px}
-.rr-result .rr-head{padding-bottom:4px;border-bottom:2px solid var(--line);font-weight:600}
-.rr-result .rr-row{display:grid;grid-template-columns:2.2em minmax(0,1fr);gap:0 8px;padding:8px 6px;
-border-bottom:1px solid var(--line)}
-.rr-result .rr-kept{background:var(--tint)}
-.rr-result .rr-rank{font-weight:600;text-align:end;font-variant-numeric:tabular-nums}
-.rr-result .rr-line{display:flex;flex-wrap:wrap;gap:0 10px;align-items:baseline}
-.rr-result .rr-id{font-weight:600}
-.rr-result .rr-up{color:var(--up)}
-.rr-result .rr-down{color:var(--down)}
-.rr-result .rr-soft{color:var(--soft)}
-.rr-result .rr-badge{padding:0 6px;border-radius:9px;background:var(--warn-bg);color:var(--warn);font-size:12px}
-.rr-result .rr-fate{margin-inline-start:auto;font-variant-numeric:tabular-nums;white-space:nowrap}
-.rr-result .rr-score{display:grid;grid-template-columns:minmax(0,1fr) auto;gap:8px;align-items:center;margin:3px 0}
-.rr-result .rr-track{height:7px;border-radius:4px;background:var(--track);overflow:hidden}
-.rr-result .rr-bar{height:100%;border-radius:4px;background:var(--bar)}
-.rr-result .rr-before .rr-bar{background:var(--dim)}
-.rr-result .rr-number{text-align:end;font-variant-numeric:tabular-nums;white-space:nowrap}
-.rr-result .rr-after .rr-number{min-width:8.5em}
-.rr-result .rr-clip{overflow:hidden;color:var(--soft);text-overflow:ellipsis;white-space:nowrap}
-.rr-result .rr-text{white-space:pre-wrap}
-.rr-result .rr-text mark{padding:1px 0;border-radius:2px;background:var(--mark);color:var(--on-mark)}
-.rr-result .rr-facts{margin-top:3px;color:var(--soft);font-size:12px}
-.rr-result details{margin:4px 0;padding:0;border:0}
-.rr-result summary{color:var(--soft);cursor:pointer}
-.rr-result .rr-none{padding:10px 6px;color:var(--soft)}
-@container (max-width:640px){.rr-result .rr-sides{grid-template-columns:minmax(0,1fr)}.rr-result .rr-after{order:-1}}
-"""
+CSS = files("retrieve_rerank").joinpath("view.css").read_text(encoding="utf-8")  # of a search, wherever it is shown
 
 _PAGE = """<!doctype html>
 <html lang="en">

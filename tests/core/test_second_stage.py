@@ -211,7 +211,7 @@ def test_the_tokens_of_the_model_and_of_the_environment_are_hidden(monkeypatch: 
     monkeypatch.setenv("HF_TOKEN", "environment marker")
     model = CrossEncoder("some/model", token="marker-of-mine")
 
-    def load(checkpoint: object) -> Any:
+    def load(*checkpoint: object) -> Any:
         raise RuntimeError("hub said no to marker-of-mine and environment marker\nand more\nand more" + " x" * 400)
 
     monkeypatch.setattr(model, "_load", load)

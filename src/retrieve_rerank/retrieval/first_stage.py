@@ -64,14 +64,14 @@ class FirstStage:
 
     def retrieve_many(self, queries: Sequence[str], k: int, options: Options) -> list[list[Hit]]:
         """Find candidates for each query, together where the retriever can."""
-        if not self.takes_many:
+        if len(queries) == 1 or not self.takes_many:
             return [self.retrieve(query, k, options) for query in queries]
         many: Callable[..., list[list[Hit]]] = getattr(self.retriever, "retrieve_many")  # noqa: B009 - not in the protocol
         return self._one_each(queries, self._checked(many, options)(queries, k, **options), k)
 
     async def aretrieve_many(self, queries: Sequence[str], k: int, options: Options) -> list[list[Hit]]:
         """As `retrieve_many`, without blocking the event loop."""
-        if not self.takes_many and not hasattr(self.retriever, "aretrieve_many"):
+        if len(queries) == 1 or not (self.takes_many or hasattr(self.retriever, "aretrieve_many")):
             return [await self.aretrieve(query, k, options) for query in queries]
         call = self._awaitable("aretrieve_many", "retrieve_many", options)
         return self._one_each(queries, await call(queries, k, **options), k)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from types import TracebackType
 
-from retrieve_rerank.checks import check_count, check_queries, check_query
+from retrieve_rerank.checks import check_count, check_queries
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.retrieval.first_stage import (
     FirstStage,
@@ -95,33 +95,27 @@ class HybridRetriever:
         Raises:
             InvalidInputError: If the query or k cannot be used.
         """
-        check_query(query)
-        check_count(k, "k")
-        calls = [partial(stage.retrieve, query, k, options) for stage in self._stages]
-        found = ask_all(self._names, calls, self.on_error, with_options=bool(options))
-        return self._fused(found, k)
+        return self.retrieve_many([query], k, **options)[0]
 
     async def aretrieve(self, query: str, k: int = 100, **options: object) -> list[Hit]:
         """As `retrieve`, without blocking the event loop, by the retrievers' own `aretrieve` where they have one."""
-        check_query(query)
-        check_count(k, "k")
-        calls = [partial(stage.aretrieve, query, k, options) for stage in self._stages]
-        found = await aask_all(self._names, calls, self.on_error, with_options=bool(options))
-        return self._fused(found, k)
+        return (await self.aretrieve_many([query], k, **options))[0]
 
     def retrieve_many(self, queries: Sequence[str], k: int = 100, **options: object) -> list[list[Hit]]:
         """As `retrieve` for each query; each retriever is asked for all of them together, where it can be."""
-        checked = self._checked_many(queries, k)
+        check_count(k, "k")
+        checked = check_queries(queries)
         calls = [partial(stage.retrieve_many, checked, k, options) for stage in self._stages]
         found = ask_all(self._names, calls, self.on_error, with_options=bool(options)) if checked else []
-        return self._fused_each(found, len(checked), k)
+        return self._fused(found, len(checked), k)
 
     async def aretrieve_many(self, queries: Sequence[str], k: int = 100, **options: object) -> list[list[Hit]]:
         """As `retrieve_many`, without blocking the event loop."""
-        checked = self._checked_many(queries, k)
+        check_count(k, "k")
+        checked = check_queries(queries)
         calls = [partial(stage.aretrieve_many, checked, k, options) for stage in self._stages]
         found = await aask_all(self._names, calls, self.on_error, with_options=bool(options)) if checked else []
-        return self._fused_each(found, len(checked), k)
+        return self._fused(found, len(checked), k)
 
     def close(self) -> None:
         """End nothing: a call's threads end with it, and the retrievers are the caller's and stay open."""
@@ -140,14 +134,7 @@ class HybridRetriever:
             f"on_error={self.on_error!r}, merge={self.merge!r})"
         )
 
-    def _checked_many(self, queries: Sequence[str], k: int) -> list[str]:
-        check_count(k, "k")
-        return check_queries(queries)
-
-    def _fused(self, rankings: Sequence[list[Hit] | None], k: int) -> list[Hit]:
-        return self._fused_each([None if ranking is None else [ranking] for ranking in rankings], 1, k)[0]
-
-    def _fused_each(self, found: Sequence[list[list[Hit]] | None], count: int, k: int) -> list[list[Hit]]:
+    def _fused(self, found: Sequence[list[list[Hit]] | None], count: int, k: int) -> list[list[Hit]]:
         searches = [[[] if lists is None else lists[row] for lists in found] for row in range(count)]
         fused = [fuse(rankings, weights=self.weights, rrf_k=self.rrf_k, k=k, merge=self.merge) for rankings in searches]
         if self.merge == "id":
