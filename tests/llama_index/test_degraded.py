@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import pytest
 from llama_index.core.postprocessor import SimilarityPostprocessor
 from llama_index.core.schema import NodeWithScore, QueryBundle
 
-from retrieve_rerank import CrossEncoder, DegradedWarning, InvalidInputError, TruncationWarning
+from retrieve_rerank import DegradedWarning, InvalidInputError
 from retrieve_rerank.llama_index import CrossEncoderRerank, RetrieveRerankRetriever
 from tests.llama_index.stubs import BrokenScorer, ListRetriever, TableScorer, scored
 
@@ -115,18 +114,6 @@ def test_the_budget_of_the_retriever_is_for_the_whole_search(call: str) -> None:
     assert slow.reranker._spent == 0.0
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [{"time_budget": 0}, {"time_budget": "1"}, {"on_error": "never"}, {"scores": "percent"}, {"max_windows": 0}],
-)
-def test_bad_settings_are_refused(wrong: dict[str, Any], tiny_cross_encoder: Path) -> None:
-    with pytest.raises(InvalidInputError, match=next(iter(wrong))):
-        CrossEncoderRerank(tiny_cross_encoder, **wrong)
-    if next(iter(wrong)) in ("time_budget", "on_error"):
-        with pytest.raises(InvalidInputError, match=next(iter(wrong))):
-            pipeline(TableScorer(LOGITS), **wrong)
-
-
 class Probabilities(TableScorer):
     def score(self, query: str, texts: Sequence[str]) -> np.ndarray:
         return 1 / (1 + np.exp(-super().score(query, texts)))
@@ -142,18 +129,3 @@ def test_probabilities_keep_their_scale() -> None:
     with pytest.warns(UserWarning, match="every score that Probabilities gave lies in"):
         wrong = CrossEncoderRerank(Probabilities(LOGITS)).postprocess_nodes(scored("a", "b", "c"), query_str="q")
     assert all(node.score is not None and node.score >= 0.5 for node in wrong)
-
-
-def test_long_passages_go_to_a_model_given_by_name(tiny_cross_encoder: Path) -> None:
-    nodes = scored("bread. " * 60)
-    reranker = CrossEncoderRerank(tiny_cross_encoder, long_passages="windows", max_windows=4)
-    found: Any = reranker.postprocess_nodes(nodes, query_str="capital")  # truncation would warn
-    start, end = found[0].window
-    assert 0 <= start < end <= len(nodes[0].text)
-    assert not found[0].truncated
-    found[0].model_dump_json()
-    with pytest.warns(TruncationWarning):
-        cut: Any = CrossEncoderRerank(tiny_cross_encoder).postprocess_nodes(nodes, query_str="capital")
-    assert (cut[0].window, cut[0].truncated) == (None, True)
-    with pytest.raises(InvalidInputError, match="long_passages can be given with a model's name only"):
-        CrossEncoderRerank(CrossEncoder(tiny_cross_encoder), long_passages="windows")

@@ -101,26 +101,6 @@ def test_not_is_pushed_down_and_minds_records_without_the_key(
     assert found(store, twice) == set(RECORDS) - expected
 
 
-def test_not_means_that_none_of_its_filters_holds(store: ChromaVectorStore) -> None:
-    filters = [
-        MetadataFilter(key="kind", value="fact"),
-        MetadataFilter(key="tags", operator=Op.CONTAINS, value="red"),
-    ]
-    assert found(store, MetadataFilters(filters=filters, condition=FilterCondition.NOT)) == {"bread", "bare"}
-
-
-def test_groups_nest(store: ChromaVectorStore) -> None:
-    fact_or_red = MetadataFilters(
-        filters=[
-            MetadataFilter(key="kind", value="fact"),
-            MetadataFilter(key="tags", operator=Op.CONTAINS, value="red"),
-        ],
-        condition=FilterCondition.OR,
-    )
-    filters = MetadataFilters(filters=[fact_or_red, MetadataFilter(key="tags", operator=Op.CONTAINS, value="big")])
-    assert found(store, filters) == {"paris", "flag"}
-
-
 def test_case_insensitive_text_goes_with_metadata_by_and(store: ChromaVectorStore) -> None:
     text = MetadataFilter(key="#document", operator=Op.TEXT_MATCH_INSENSITIVE, value="is")
     fact = MetadataFilter(key="kind", value="fact")

@@ -74,13 +74,6 @@ async def test_it_is_the_cores_fusion() -> None:
         ]
 
 
-async def test_weights_work_and_ranks_count_from_1() -> None:
-    """F2, li#21444: the peer's rank fusion ignores its weights, and counts from 0."""
-    for nodes in await both_ways(HybridRetriever([listed("ab"), listed("ba")], weights=[1, 2]), "q"):
-        assert ids(nodes) == "ba"
-        assert [node.score for node in nodes] == pytest.approx([1 / 62 + 2 / 61, 1 / 61 + 2 / 62])
-
-
 async def test_what_the_retrievers_return_is_not_modified() -> None:
     """F2: the peer writes the fused scores into the source nodes."""
     retrievers = [listed("ab"), listed("ba")]
@@ -123,10 +116,6 @@ async def test_any_retriever_or_index_is_asked_for_the_depth_and_left_alone() ->
         assert [node.node_id for node in nodes] == ["a a a", "a a", "a"]
         assert ranks(nodes) == [(1, 1, 1, None), (2, 2, 2, None), (3, 3, 3, None)]
     assert given[1].similarity_top_k == given[2].similarity_top_k == 1
-
-
-def test_a_hundred_nodes_unless_told_otherwise() -> None:
-    assert HybridRetriever([listed("a")]).similarity_top_k == 100
 
 
 async def test_every_retriever_embeds_the_query_itself() -> None:

@@ -68,17 +68,6 @@ def test_mmr_in_every_metric_is_by_that_metric(metric: str) -> None:
     assert found.similarities == pytest.approx([relevance[row] for row in chosen], abs=1e-4)
 
 
-@pytest.mark.parametrize("metric", ["cosine", "dot", "euclidean"])
-def test_a_threshold_of_1_is_plain_search_in_every_metric(metric: str) -> None:
-    store = ChromaVectorStore(metric=metric)  # type: ignore[arg-type]
-    vectors = np.random.default_rng(3).normal(size=(30, 4))
-    store.add([text_node(str(row), embedding=vector.tolist()) for row, vector in enumerate(vectors)])
-    plain = VectorStoreQuery(query_embedding=[1.0, 2.0, 0.5, 0.0], similarity_top_k=8)
-    diverse = VectorStoreQuery(query_embedding=[1.0, 2.0, 0.5, 0.0], similarity_top_k=8, mode=MMR)
-    assert store.query(diverse, mmr_threshold=1.0).ids == store.query(plain).ids
-    assert store.query(diverse, mmr_threshold=0.0).ids != store.query(plain).ids
-
-
 @pytest.mark.parametrize(
     "options",
     [

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from retrieve_rerank.llama_index import (
     ChromaRetriever,
     ChromaVectorStore,
     CrossEncoderRerank,
+    HybridRetriever,
     RerankedNode,
     RetrieveRerankRetriever,
 )
@@ -43,20 +43,6 @@ def results(nodes: list[NodeWithScore]) -> list[tuple[str, float | None]]:
 
 
 # ChromaRetriever
-
-
-async def test_the_nearest_nodes_come_first(store: ChromaVectorStore) -> None:
-    retriever = ChromaRetriever(store, similarity_top_k=3)
-    found = retriever.retrieve("b b c")
-    assert results(found) == [("b b", 4.0), ("b c", 3.0), ("a b", 2.0)]
-    assert {type(node) for node in found} == {NodeWithScore}
-    assert {type(node.score) for node in found} == {float}
-    assert results(await retriever.aretrieve("b b c")) == results(found)
-
-
-def test_a_hundred_nodes_unless_told_otherwise(store: ChromaVectorStore) -> None:
-    assert ChromaRetriever(store).similarity_top_k == 100
-    assert len(ChromaRetriever(store).retrieve("a")) == 5
 
 
 async def test_filters_hold(store: ChromaVectorStore) -> None:
@@ -137,6 +123,7 @@ async def test_candidates_are_fetched_ordered_and_cut(store: ChromaVectorStore) 
 
 
 def test_the_defaults_are_100_and_5(store: ChromaVectorStore) -> None:
+    assert ChromaRetriever(store).similarity_top_k == HybridRetriever([ChromaRetriever(store)]).similarity_top_k == 100
     retriever = RetrieveRerankRetriever(ChromaRetriever(store), CrossEncoderRerank(TableScorer(LOGITS)))
     assert (retriever.fetch_k, retriever.top_n, retriever.reranker.top_n) == (100, None, 5)
 
@@ -148,12 +135,6 @@ async def test_what_was_given_is_not_modified(store: ChromaVectorStore) -> None:
     assert len(retriever.retrieve(bundle)) == len(await retriever.aretrieve(bundle)) == 3
     assert (first.similarity_top_k, second.top_n, bundle.embedding) == (1, 1, None)
     assert len(first.retrieve("b")) == 1
-
-
-def test_the_rerankers_threshold_holds(store: ChromaVectorStore) -> None:
-    reranker = CrossEncoderRerank(TableScorer(LOGITS), score_threshold=0.9)
-    found = RetrieveRerankRetriever(ChromaRetriever(store), reranker).retrieve("b")
-    assert [node.node_id for node in found] == ["b c", "c"]
 
 
 @pytest.mark.parametrize("attribute", ["similarity_top_k", "_similarity_top_k", None])
@@ -235,13 +216,6 @@ async def test_an_empty_query_reaches_no_stage(query: str) -> None:
     assert scorer.calls == []
 
 
-async def test_no_candidates_are_no_results() -> None:
-    scorer = TableScorer(LOGITS)
-    retriever = RetrieveRerankRetriever(ListRetriever([]), CrossEncoderRerank(scorer))
-    assert retriever.retrieve("q") == await retriever.aretrieve("q") == []
-    assert scorer.calls == []
-
-
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -252,6 +226,8 @@ async def test_no_candidates_are_no_results() -> None:
         {"fetch_k": 0},
         {"top_n": 0},
         {"score_threshold": 1.5},
+        {"time_budget": 0},
+        {"on_error": "never"},
     ],
 )
 def test_wrong_stages_are_refused(wrong: dict[str, object]) -> None:
@@ -287,18 +263,6 @@ async def test_a_sync_first_stage_that_hangs_does_not_block_the_next_search() ->
         assert [node.node_id for node in await asyncio.wait_for(retriever.aretrieve("q"), 10)] == ["c", "a"]
     finally:
         release.set()
-
-
-async def test_chroma_does_not_block_the_event_loop(store: ChromaVectorStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = type(store.client).query
-
-    def slow(self: object, *given: object, **options: object) -> object:
-        time.sleep(0.2)
-        return original(self, *given, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(type(store.client), "query", slow)
-    _, ticks = await ticks_during(ChromaRetriever(store).aretrieve("b"))
-    assert ticks >= 5
 
 
 def test_threads_with_settings_of_their_own_share_both_stages(store: ChromaVectorStore) -> None:

@@ -44,8 +44,11 @@ def retrieve(call: str, retriever: RetrieveRerankRetriever) -> list[NodeWithScor
 
 def test_the_end_event_has_the_facts(call: str) -> None:
     with recorded(*RERANK) as recorder:
-        rerank(call, CrossEncoderRerank(TableScorer(LOGITS), top_n=1), scored("a", "b", "c"))
+        found = rerank(call, CrossEncoderRerank(TableScorer(LOGITS), top_n=1), nodes := scored("a", "b", "c"))
     assert recorder.names == list(RERANK)
+    start, end = recorder.events
+    assert (start.query, start.top_n, start.model_name, start.nodes) == ("q", 1, "TableScorer", nodes)
+    assert end.nodes == found
     tags = recorder.events[1].tags
     assert tags.keys() == FACTS
     assert {name: tags[name] for name in FACTS - {"seconds"}} == {
