@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 
 from retrieve_rerank import InvalidInputError, RetrieveRerank
 from retrieve_rerank.evaluation import Dataset, Evaluation, Latency, System, evaluate
@@ -74,6 +75,38 @@ def test_markdown_is_a_table_whatever_the_names_are() -> None:
     assert table[0].startswith("| system | nDCG@10 | RR@10 | R@100 | change in nDCG@10 | p | wins / ties / losses |")
     assert "| 0.975 | 1.000 | 1.000 | +0.390 [" in table[3]
     assert "| 0.5000 | 2 / 0 / 0 | 1.000 | 1.000 (k = 3) | 1.0 | 0.0% |" in table[3]
+
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "a | b \\| c",
+    "![x](https://example.com/pixel.png)",
+    "[click](javascript:alert(1)) [a][b]",
+    "# not a title\n\n- no list\n```\nno code",
+    "1. no list",
+    "&lt;b&gt; `x` *y*",
+)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_markdown_shows_what_comes_from_outside_as_text(name: str) -> None:
+    """Names, also of the dataset, how it was judged, what a system is: in the sentence, the table and the notes."""
+
+    class Named(Shelf):
+        def __repr__(self) -> str:
+            return name
+
+    data = Dataset(name, TEXTS, {"q1": "one", "q2": "two"}, {"q1": {"a": 2}, "q2": {"b": 1}}, weak=name)
+    pipelines = {name: RetrieveRerank(Named(LISTS), TableScorer(logits("abcdef")), fetch_k=3), f"{name}2": Shelf(LISTS)}
+    text = evaluate(pipelines, data).to_markdown()
+    found = MarkdownIt("commonmark").enable("table").parse(text)
+    kinds = {token.type for token in found} | {child.type for token in found for child in token.children or ()}
+    parts = {"paragraph", "bullet_list", "list_item", "table", "thead", "tbody", "tr", "th", "td"}
+    expected = {f"{part}_{end}" for part in parts for end in ("open", "close")}
+    assert expected <= kinds <= expected | {"inline", "text", "text_special"}
+    shown = "".join(child.content for token in found for child in token.children or ())
+    assert shown.count(" ".join(name.split())) >= 6
+    assert [token.type for token in found].count("tr_open") == 4
 
 
 class Page(HTMLParser):

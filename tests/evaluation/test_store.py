@@ -185,7 +185,8 @@ def test_two_processes_make_one_file(tmp_path: Path) -> None:
 
         waiting = pool.submit(score)
         time.sleep(0.2)
-        store_module._create(other)
+        other.execute(store_module._TABLE)
+        other.execute("PRAGMA user_version = 1")
         other.execute("COMMIT")
         assert waiting.result() == {"t": Score(1.0, False, 0.5)}
     other.close()

@@ -174,17 +174,16 @@ def test_from_a_cache_nothing_is_read_again(tmp_path: Path) -> None:
 
 def test_seconds_of_a_shallower_setting() -> None:
     """Each question: 0.1 s to retrieve; a call costs 0.5 s and each pair 0.2 s: shares of 0.25 s in a call for ten."""
-    plan = Grid({"shelf": Shelf(LISTS)}, {"table": TableScorer({})}, [2, 10])
-    for (_, _, depth), stage in plan.reranked.items():
+    grid = Grid({"shelf": Shelf(LISTS)}, {"table": TableScorer({})}, [2, 10])
+    for (_, _, depth), stage in grid.reranked.items():
         assert isinstance(stage.first, Stage)
         stage.first.seconds = [9.0, 0.1, 0.1]  # the first loads
         stage.seconds = [depth * 0.25] * 3
         stage.pairs = 3 * depth
     costs = {"table": 0.5}
-    assert plan._seconds("shelf", "table", 10, costs) == pytest.approx([11.5, 2.6, 2.6])
-    assert plan._seconds("shelf", "table", 2, costs) == pytest.approx([9 + 0.9, 1.0, 1.0])  # 0.1 + 0.5 + 2 * 0.2
-    assert plan._seconds("shelf", None, 10, costs) == [9.0, 0.1, 0.1]
-    assert plan.seconds_alone(costs) == pytest.approx(9.2 + (11.5 + 5.2) + (9.9 + 2.0))
+    assert grid.seconds("shelf", "table", 10, costs) == pytest.approx([11.5, 2.6, 2.6])
+    assert grid.seconds("shelf", "table", 2, costs) == pytest.approx([9 + 0.9, 1.0, 1.0])  # 0.1 + 0.5 + 2 * 0.2
+    assert grid.seconds("shelf", None, 10, costs) == [9.0, 0.1, 0.1]
 
 
 def test_latencies_hold_what_a_call_costs() -> None:

@@ -184,8 +184,8 @@ def test_a_notebook_shows_it_escaped() -> None:
     html = tuning._repr_html_()
     assert "<b>" not in html
     assert "<script>" not in html
-    assert "&lt;b&gt;shelf → &lt;script&gt;, 2 deep" in html
-    assert "chosen frontier" in html
+    assert "&lt;b&gt;shelf → &lt;script&gt;, 2 deep (chosen)</td>" in html
+    assert "2 deep (chosen)</td>" in html
 
 
 def test_a_curve_that_is_not_there() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 from string import ascii_uppercase
 from typing import TYPE_CHECKING
 
@@ -103,18 +103,18 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A system, or a setting of a series.
+    """A system, or a setting or a depth of a series.
 
     Attributes:
         mark: How it is drawn.
         series: Its name, or that of its series.
-        x: Seconds a question.
+        x: Seconds a question, or a depth.
         y: Mean of the measure.
         low: Lower end of the 95 % interval of `y`.
         high: Upper end.
+        ceiling: A value that a perfect re-ranking would reach, if it is known.
         said: What it is, in words.
         x_to: End of a line to the right of it, if it has one.
-        ceiling: A value above it that is marked as a limit, if there is one.
         best: Whether nothing beats it.
         chosen: Whether it is the one to take.
     """
@@ -125,9 +125,9 @@ class Point:
     y: float
     low: float
     high: float
-    said: str
-    x_to: float | None = None
     ceiling: float | None = None
+    said: str = ""
+    x_to: float | None = None
     best: bool = False
     chosen: bool = False
 
@@ -148,6 +148,7 @@ class Chart:
         lines: Colour, style and points of lines.
         band: An area between two lines, as points (x, low, high).
         limit: A value of the horizontal axis that is marked, if there is one.
+        said: What a reader sees in it, in words.
     """
 
     title: str
@@ -161,34 +162,23 @@ class Chart:
     lines: Sequence[tuple[int, str, Sequence[tuple[float, float]]]] = ()
     band: Sequence[tuple[float, float, float]] = ()
     limit: float | None = None
+    said: str = ""
 
     def shifts(self) -> list[float]:
         """Return by how many pixels each disc is moved, as little as keeps them apart on the smallest phone.
 
         Discs stay in their order, and a wider chart only draws them further apart.
         """
-        if not self.labelled:
-            return [0.0] * len(self.points)
+        shifts = [0.0] * len(self.points)
         order = sorted(range(len(self.points)), key=lambda place: self.points[place].x)
-        room = _NARROWEST - 2 * _RADIUS
-        step = min(2 * _RADIUS + 2, room / max(1, len(order) - 1))
+        step = min(2 * _RADIUS + 2, (_NARROWEST - 2 * _RADIUS) / max(1, len(order) - 1))
         wanted = [self.x.at(self.points[place].x) / 100 * _NARROWEST - n * step for n, place in enumerate(order)]
-        shifts = [0.0] * len(order)
-        for number, (place, at) in enumerate(zip(order, _rising(wanted), strict=True)):
-            inside = min(max(at, _RADIUS), _RADIUS + room - (len(order) - 1) * step)
-            shifts[place] = round(inside - wanted[number], 1)
+        # What would cover the one before goes to the right, or the one before to the left: half of each.
+        right, left = accumulate(wanted, max), [*accumulate(reversed(wanted), min)][::-1]
+        last = _NARROWEST - _RADIUS - (len(order) - 1) * step
+        for place, at, low, high in zip(order, wanted, left, right, strict=True):
+            shifts[place] = round(min(max((low + high) / 2, _RADIUS), last) - at, 1) if self.labelled else 0.0
         return shifts
-
-
-def _rising(values: Sequence[float]) -> list[float]:
-    """Return the values that never fall and are closest to those given: what falls is replaced by its mean."""
-    blocks: list[list[float]] = []
-    for value in values:
-        blocks.append([value])
-        while len(blocks) > 1 and sum(blocks[-2]) / len(blocks[-2]) > sum(blocks[-1]) / len(blocks[-1]):
-            last = blocks.pop()
-            blocks[-1] += last
-    return [sum(block) / len(block) for block in blocks for _ in block]
 
 
 def evaluation_marks(evaluation: Evaluation) -> dict[str, Mark]:
@@ -226,7 +216,7 @@ def evaluation_chart(evaluation: Evaluation) -> Chart:
         ceiling = None if system.baseline is None else evaluation[system.baseline].ceiling[measure]
         limit = "" if ceiling is None else f", ceiling {signed(ceiling)}"
         said = f"{signed(mean)} [{signed(low)}, {signed(high)}]{limit}; {shown_time(p50)} / {shown_time(p95)}"
-        points.append(Point(marks[system.name], system.name, p50, mean, low, high, said, p95, ceiling))
+        points.append(Point(marks[system.name], system.name, p50, mean, low, high, ceiling, said, p95))
     x = axis_around((value for point in points for value in (point.x, point.x_to or point.x)), log=True, margin=0.12)
     return Chart(
         f"{measure} against seconds a question of {len(points)} systems; the numbers are in the list beside it",
@@ -256,7 +246,7 @@ def tuning_chart(tuning: Tuning) -> Chart:
         for one in found:
             said = f"{one.name}: {signed(one.quality)}, {shown_time(one.latency.p95)}"
             x_y = (one.latency.p95, one.quality, one.low, one.high)
-            points.append(Point(mark, series, *x_y, said, best=one in best, chosen=one == tuning.chosen))
+            points.append(Point(mark, series, *x_y, said=said, best=one in best, chosen=one == tuning.chosen))
     asked = "" if limit is None else f"; dashed: {shown_time(limit)} asked for"
     return Chart(
         f"{tuning.measure} against seconds a question of {len(points)} settings, which the table lists",
@@ -276,62 +266,26 @@ def dash(tuning: Tuning, cross_encoder: str) -> str:
     return f"dash{tuning.cross_encoders.index(cross_encoder) % 3}"
 
 
-@dataclass(frozen=True, slots=True)
-class Depth:
-    """Means when so many candidates are fetched and re-ranked.
-
-    Attributes:
-        depth: How many.
-        quality: Mean of the measure.
-        low: Lower end of its 95 % interval.
-        high: Upper end.
-        ceiling: What a perfect re-ranking of as many would reach; None where that is not known.
-    """
-
-    depth: int
-    quality: float
-    low: float
-    high: float
-    ceiling: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """Quality by depth of one way to re-rank: how it is drawn, its name, its first stage's mean, its depths."""
-
-    mark: Mark
-    name: str
-    before: float
-    depths: Sequence[Depth]
-    best: Depth = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "best", max(self.depths, key=lambda one: one.quality))
-
-    @property
-    def said(self) -> str:
-        """What it shows, in words."""
-        last = self.depths[-1]
-        whole = "" if self.best is last else f"; all of them {signed(last.quality)}"
-        return (
-            f"highest at {self.best.depth} of {last.depth} candidates, {signed(self.best.quality)}{whole}; "
-            f"not re-ranked {signed(self.before)}"
-        )
-
-
-def evaluation_curves(evaluation: Evaluation) -> list[Curve]:
+def evaluation_depths(evaluation: Evaluation) -> list[Chart]:
     """Return, of each re-ranked system, what re-ranking fewer candidates would have reached, without scoring again."""
     measure, marks = evaluation.measures[0], evaluation_marks(evaluation)
-    pairs = [(system, evaluation[system.baseline]) for system in evaluation.systems if system.baseline is not None]
-    return [
-        Curve(marks[system.name], system.name, baseline.means[measure], depths(evaluation, system, baseline))
-        for system, baseline in pairs
-        if baseline.fetch_k > 1
-    ]
+    found = []
+    for system in evaluation.systems:
+        if system.baseline is not None and (baseline := evaluation[system.baseline]).fetch_k > 1:
+            points = [
+                Point(marks[system.name], system.name, depth, quality, low, high, ceiling)
+                for depth, quality, low, high, ceiling in depths(evaluation, system, baseline)
+            ]
+            found.append((points, baseline.means[measure]))
+    return _depth_charts(measure, found)
 
 
-def depths(evaluation: Evaluation, system: System, baseline: System) -> list[Depth]:
-    """Return what re-ranking only the first candidates of the first stage would have reached, by their number."""
+def depths(evaluation: Evaluation, system: System, baseline: System) -> list[tuple[int, float, float, float, float]]:
+    """Return what re-ranking only the first candidates of the first stage would have reached, by their number.
+
+    Returns:
+        Depth, mean, both ends of its interval, and what a perfect re-ranking of as many would reach.
+    """
     measure, judgements = evaluation.measures[0], evaluation.judgements
     levels = [step * factor for factor in (1, 100, 10_000) for step in _LEVELS if step * factor < baseline.fetch_k]
     levels = [*dict.fromkeys(levels), baseline.fetch_k]
@@ -347,51 +301,55 @@ def depths(evaluation: Evaluation, system: System, baseline: System) -> list[Dep
         ceilings.append(mean_of(per_query([measure], judgements, best)[measure]))
     intervals = _intervals(quality, min(_RESAMPLES, evaluation.resamples), evaluation.seed)
     return [
-        Depth(depth, mean_of(values), low, high, ceiling)
+        (depth, mean_of(values), low, high, ceiling)
         for depth, values, (low, high), ceiling in zip(levels, quality, intervals, ceilings, strict=True)
     ]
 
 
-def tuning_curves(tuning: Tuning) -> list[Curve]:
+def tuning_depths(tuning: Tuning) -> list[Chart]:
     """Return quality by depth of each first stage with each cross-encoder, where several depths were tried."""
     before = {one.first_stage: one.quality for one in tuning.settings if one.cross_encoder is None}
-    curves = []
+    found = []
     for (first_stage, cross_encoder), mark in tuning_marks(tuning).items():
-        if cross_encoder is not None and len(found := tuning.curve(first_stage, cross_encoder)) > 1:
-            known = tuning.ceiling.get(first_stage, {})
-            by_depth = [Depth(one.fetch_k, one.quality, one.low, one.high, known.get(one.fetch_k)) for one in found]
-            curves.append(Curve(mark, f"{first_stage} → {cross_encoder}", before[first_stage], by_depth))
-    return curves
+        if cross_encoder is not None and len(settings := tuning.curve(first_stage, cross_encoder)) > 1:
+            name, known = f"{first_stage} → {cross_encoder}", tuning.ceiling.get(first_stage, {})
+            points = [
+                Point(mark, name, one.fetch_k, one.quality, one.low, one.high, known.get(one.fetch_k))
+                for one in settings
+            ]
+            found.append((points, before[first_stage]))
+    return _depth_charts(tuning.measure, found)
 
 
-def curve_charts(measure: str, curves: Sequence[Curve]) -> list[Chart]:
-    """Return charts of quality by depth, all on one scale."""
-    reach = [curve.before for curve in curves]
-    for curve in curves:
-        for one in curve.depths:
-            reach += [one.low, one.high, one.high if one.ceiling is None else one.ceiling]
+def _depth_charts(measure: str, found: Sequence[tuple[Sequence[Point], float]]) -> list[Chart]:
+    """Return charts of quality by depth, all on one scale, from points and what the first stage alone reaches."""
+    reach = [before for _, before in found]
+    for points, _ in found:
+        reach += [end for one in points for end in (one.low, one.high, one.ceiling or one.high)]
     y, charts = axis_around(reach), []
-    for curve in curves:
-        first, last = curve.depths[0].depth, curve.depths[-1].depth
-        x, hue = Axis(float(first), float(last), log=True), curve.mark.hue
-        limits = [(one.depth, one.ceiling) for one in curve.depths if one.ceiling is not None]
-        best = curve.best
-        dot = Point(curve.mark, curve.name, best.depth, best.quality, best.low, best.high, curve.said, best=True)
+    for points, before in found:
+        first, last, best = points[0], points[-1], max(points, key=lambda one: one.y)
+        whole = "" if best is last else f"; all of them {signed(last.y)}"
+        highest = f"highest at {best.x:g} of {last.x:g} candidates, {signed(best.y)}"
+        said, hue = f"{highest}{whole}; not re-ranked {signed(before)}", best.mark.hue
+        limits = [(one.x, one.ceiling) for one in points if one.ceiling is not None]
+        x = Axis(first.x, last.x, log=True)
         charts.append(
             Chart(
-                f"{measure} of {curve.name} by the number of candidates re-ranked: {curve.said}",
+                f"{measure} of {best.series} by the number of candidates re-ranked: {said}",
                 "candidates fetched and re-ranked (logarithmic)",
                 measure,
                 x,
                 y,
                 [(tick, f"{tick:g}") for tick in x.ticks(7)],
-                [dot],
+                [replace(one, best=one is best) for one in points],
                 lines=[
                     *([(hue, "limit", limits)] if limits else []),
-                    (hue, "before", [(first, curve.before), (last, curve.before)]),
-                    (hue, "curve", [(one.depth, one.quality) for one in curve.depths]),
+                    (hue, "before", [(first.x, before), (last.x, before)]),
+                    (hue, "curve", [(one.x, one.y) for one in points]),
                 ],
-                band=[(one.depth, one.low, one.high) for one in curve.depths],
+                band=[(one.x, one.low, one.high) for one in points],
+                said=said,
             )
         )
     return charts

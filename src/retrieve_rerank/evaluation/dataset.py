@@ -123,6 +123,12 @@ class Dataset:
         )
 
 
+def check_dataset(dataset: object) -> None:
+    """Raise InvalidInputError unless this is a dataset."""
+    if not isinstance(dataset, Dataset):
+        raise InvalidInputError(f"dataset must be a Dataset, as load_dataset returns, got {type(dataset).__name__}")
+
+
 def counted(number: int, thing: str) -> str:
     """Return a number with its noun."""
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from retrieve_rerank.checks import check_count
-from retrieve_rerank.errors import InvalidInputError
-from retrieve_rerank.evaluation.dataset import Dataset, counted
+from retrieve_rerank.evaluation.dataset import Dataset, check_dataset, counted
 from retrieve_rerank.evaluation.measures import check_measures, cutoff, per_query
 from retrieve_rerank.evaluation.questions import holds
 from retrieve_rerank.evaluation.results import SIGNIFICANT, TIE, Comparison, Evaluation, Latency, System
@@ -85,8 +84,7 @@ def evaluate(
         >>> evaluation["re-ranked"].means["RR@10"]
         1.0
     """
-    if not isinstance(dataset, Dataset):
-        raise InvalidInputError(f"dataset must be a Dataset, as load_dataset returns, got {type(dataset).__name__}")
+    check_dataset(dataset)
     names = check_measures(measures, dataset.judgements)
     check_count(resamples, "resamples")
     plan = plan_stages(pipelines, check_count(fetch_k, "fetch_k"))

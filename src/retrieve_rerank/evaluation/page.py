@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import cache
 from hashlib import sha256
 from importlib.resources import files
@@ -13,12 +12,12 @@ from typing import Any
 
 from retrieve_rerank.errors import InvalidInputError, require
 from retrieve_rerank.evaluation import charts, words
-from retrieve_rerank.evaluation.charts import Mark, draw, signed
-from retrieve_rerank.evaluation.choosing import Setting, Tuning
+from retrieve_rerank.evaluation.charts import draw, signed
+from retrieve_rerank.evaluation.choosing import Tuning
 from retrieve_rerank.evaluation.dataset import WEAK, counted
 from retrieve_rerank.evaluation.measuring import Example, examples, missed
 from retrieve_rerank.evaluation.results import Evaluation, System
-from retrieve_rerank.evaluation.words import Cell, answer, markdown, short
+from retrieve_rerank.evaluation.words import answer, markdown, short
 from retrieve_rerank.types import Hit, Passage
 from retrieve_rerank.view import CSS, candidate_row, cut, hit_row, minus, side
 
@@ -27,24 +26,6 @@ __all__ = ["answer", "draw", "fragment", "markdown", "page", "short"]  # what a 
 _SHOWN = 10  # ranks of each side, and passages named in a sentence
 _HUES = 6  # colours in report.css
 _KINDS = {"helps": "up", "hurts": "down", "no clear difference": "same"}
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A row of a table that can be sorted: its mark, its cells (the first is its name), and whether it is chosen."""
-
-    mark: Mark
-    cells: Sequence[Cell]
-    chosen: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A table that can be sorted."""
-
-    caption: str
-    columns: Sequence[str]
-    rows: Sequence[Row]
 
 
 def page(result: Evaluation | Tuning, tuning: Tuning | None = None) -> str:
@@ -68,33 +49,22 @@ def page(result: Evaluation | Tuning, tuning: Tuning | None = None) -> str:
     if isinstance(result, Tuning):
         return _rendered("tuning.html", title=f"Which setting for {result.dataset}?", **found, **_settings(result))
     title = f"Does re-ranking help on {result.dataset}?"
-    more = {"tuning": None} if tuning is None else _settings(tuning)
-    # A tuning has its own curves.
-    curves = charts.evaluation_curves(result) if tuning is None else []
-    return _rendered("evaluation.html", title=title, **found, **more, **_evaluation(result, curves))
+    more: dict[str, object] = {"tuning": None} if tuning is None else _settings(tuning)
+    more["depths"] = [] if tuning is not None else charts.evaluation_depths(result)  # a tuning has its own
+    return _rendered("evaluation.html", title=title, **found, **more, **_evaluation(result))
 
 
 def fragment(result: Evaluation | Tuning) -> str:
     """Return the answer, the table and the notes as one element, as notebooks show it."""
+    columns, rows = words.table(result)
+    code = ""
     if isinstance(result, Tuning):
-        marks, best = charts.tuning_marks(result), result.frontier
-        shown = [one for one in result.settings if one in best or one.cross_encoder is None or one == result.chosen]
-        columns = ["setting", result.measure, "95 % interval", "depth", "pairs read", "p50 / p95", ""]
-        rows = [
-            [*_setting_row(marks, result, one).cells[:-1], Cell(_role(result, one))]
-            for one in sorted(shown, key=lambda one: one.latency.p95)
-        ]
-        code = result.code()
-    else:
-        (columns, rows), code = words.table(result), ""
+        best, code = (*result.frontier, result.chosen), result.code()
+        found = zip(result.settings, rows, strict=True)
+        rows = [row for one, row in found if one in best or one.cross_encoder is None]
     return _rendered(
         "fragment.html", answer=result.answer, columns=columns, rows=rows, notes=words.notes(result), code=code
     )
-
-
-def _role(tuning: Tuning, setting: Setting) -> str:
-    roles = {"chosen": setting == tuning.chosen, "frontier": setting in tuning.frontier}
-    return " ".join(role for role, applies in roles.items() if applies)
 
 
 @cache
@@ -127,11 +97,10 @@ def _rendered(template: str, **found: object) -> str:
 
 def _settings(tuning: Tuning) -> dict[str, object]:
     """Return what the templates show of a tuning."""
-    marks, curves = charts.tuning_marks(tuning), charts.tuning_curves(tuning)
-    chart = charts.tuning_chart(tuning)
+    marks, chart = charts.tuning_marks(tuning), charts.tuning_chart(tuning)
     names = {point.mark: point.series for point in chart.points}
-    columns = ["setting", tuning.measure, "95 % interval", "depth", "pairs read", "p50 / p95", "on the frontier"]
-    rows = [_setting_row(marks, tuning, setting) for setting in tuning.settings]
+    columns, rows = words.table(tuning)
+    drawn = [marks[one.first_stage, one.cross_encoder] for one in tuning.settings]
     return {
         "tuning": tuning,
         "settings_chart": chart,
@@ -139,29 +108,21 @@ def _settings(tuning: Tuning) -> dict[str, object]:
             (mark, names[mark], "" if model is None else charts.dash(tuning, model))
             for (_, model), mark in marks.items()
         ],
-        "settings_curves": list(zip(curves, charts.curve_charts(tuning.measure, curves), strict=True)),
-        "settings": Table(f"{len(rows)} settings on {tuning.questions} questions", columns, rows),
+        "settings_depths": charts.tuning_depths(tuning),
+        "settings": (f"{len(rows)} settings on {tuning.questions} questions", columns, zip(drawn, rows, strict=True)),
     }
 
 
-def _setting_row(marks: Mapping[tuple[str, str | None], Mark], tuning: Tuning, one: Setting) -> Row:
-    cells = [
-        Cell(one.name, one.name.casefold()),
-        Cell(f"{one.quality:.3f}", one.quality),
-        Cell(f"[{one.low:.3f}, {one.high:.3f}]", one.low),
-        Cell(str(one.fetch_k), one.fetch_k),
-        Cell(f"{one.pairs:.1f}", one.pairs),
-        Cell(words.shown_latency(one.latency), one.latency.p95),
-        Cell("yes" if one in tuning.frontier else "", int(one in tuning.frontier)),
-    ]
-    return Row(marks[one.first_stage, one.cross_encoder], cells, chosen=one == tuning.chosen)
-
-
-def _evaluation(evaluation: Evaluation, curves: Sequence[charts.Curve]) -> dict[str, object]:
+def _evaluation(evaluation: Evaluation) -> dict[str, object]:
     """Return what the templates show of an evaluation."""
     marks, measure = charts.evaluation_marks(evaluation), evaluation.measures[0]
     summary, found = words.answer_parts(evaluation)
     pairs = [(system, evaluation[system.baseline]) for system in evaluation.systems if system.baseline is not None]
+    columns, rows = words.table(evaluation)
+    middle, drawn = columns.index("p") + 2, [marks[system.name] for system in evaluation.systems]
+    left, right = [row[:middle] for row in rows], [[row[0], *row[middle:]] for row in rows]
+    intervals = "; changes with 95 % intervals" if evaluation.comparisons else ""
+    costs = "What could be found, what nobody judged, and what it costs"
     ends = [end for one in evaluation.comparisons for end in (one.low, one.high, 0.0)]
     data = {"data": f"{evaluation.dataset}: {words.size(evaluation)}"}
     return {
@@ -169,7 +130,11 @@ def _evaluation(evaluation: Evaluation, curves: Sequence[charts.Curve]) -> dict[
         "summary": summary,
         "found": [(one.system, marks[one.system], one.verdict, _KINDS[one.verdict], text) for one, text in found],
         "weak": [WEAK.format(weak=evaluation.weak)] if evaluation.weak else [],
-        "tables": _tables(evaluation, marks),
+        # In two halves, each as wide as a laptop shows.
+        "tables": [
+            (f"What was found: {words.size(evaluation)}{intervals}", columns[:middle], zip(drawn, left, strict=True)),
+            (costs, [columns[0], *columns[middle:]], zip(drawn, right, strict=True)),
+        ],
         "chart": charts.evaluation_chart(evaluation),
         "changes_axis": charts.axis_around(ends, margin=0.1),
         "changes": [
@@ -180,7 +145,6 @@ def _evaluation(evaluation: Evaluation, curves: Sequence[charts.Curve]) -> dict[
             )
             for system, _ in pairs
         ],
-        "curves": list(zip(curves, charts.curve_charts(measure, curves), strict=True)),
         "asked": counted(len(evaluation.judgements), "question"),
         "questions": [
             (
@@ -201,26 +165,6 @@ def _evaluation(evaluation: Evaluation, curves: Sequence[charts.Curve]) -> dict[
         ],
         "facts": {**data, **{names: text for text, names in words.described(evaluation).items()}},
     }
-
-
-def _tables(evaluation: Evaluation, marks: Mapping[str, Mark]) -> list[Table]:
-    """Return the table in two halves, each as wide as a laptop shows."""
-    columns, rows = words.table(evaluation)
-    middle = columns.index("p") + 2
-    drawn = [marks[system.name] for system in evaluation.systems]
-    intervals = "; changes with 95 % intervals" if evaluation.comparisons else ""
-    return [
-        Table(
-            f"What was found: {words.size(evaluation)}{intervals}",
-            columns[:middle],
-            [Row(mark, row[:middle]) for mark, row in zip(drawn, rows, strict=True)],
-        ),
-        Table(
-            "What could be found, what nobody judged, and what it costs",
-            [columns[0], *columns[middle:]],
-            [Row(mark, [row[0], *row[middle:]]) for mark, row in zip(drawn, rows, strict=True)],
-        ),
-    ]
 
 
 def _unread(evaluation: Evaluation, system: System) -> list[tuple[str, int, int]]:

@@ -33,7 +33,7 @@ class Stage:
     pairs: int = 0
     truncated: int = 0
     estimated: bool = False
-    reader: Reader | None = None  # what has re-ranked
+    reader: Reader | None = None  # what re-ranks
     themselves: set[str] = field(default_factory=set)  # questions that found a passage with their own id
 
 
@@ -73,8 +73,9 @@ class Reader:
         stage.seconds.append(sum(self.known[text].seconds for text in texts))
         stage.pairs += len(texts)
         stage.truncated += sum(self.known[text].truncated for text in texts)
-        ranked = sorted(candidates, key=lambda hit: -self.known[hit.passage.text].logit)
-        return [_scored(hit, self.known[hit.passage.text]) for hit in ranked]
+        found = [(self.known[hit.passage.text], hit) for hit in candidates]
+        ranked = sorted(found, key=lambda pair: -pair[0].logit)
+        return [replace(hit, logit=score.logit, truncated=score.truncated) for score, hit in ranked]
 
     def _read(self, candidates: Sequence[Hit]) -> dict[str, Score]:
         if not candidates:
@@ -93,28 +94,29 @@ class Reader:
         return scores
 
 
-def _scored(hit: Hit, score: Score) -> Hit:
-    return replace(hit, logit=score.logit, truncated=score.truncated)
-
-
 def plan_stages(pipelines: Mapping[str, RetrieveRerank | Retriever], fetch_k: int) -> list[Stage]:
     """Return the rows: each first stage before what re-ranks it, no first stage twice."""
-    _check_pipelines(pipelines)
+    if not isinstance(pipelines, Mapping) or not pipelines:
+        raise InvalidInputError(
+            f"pipelines must be a dict name -> RetrieveRerank or first stage, got {pipelines!r:.80}"
+        )
     firsts: dict[tuple[int, int], Stage] = {}
     for name, pipeline in pipelines.items():
+        check_name(name, "pipeline")
+        if not isinstance(pipeline, RetrieveRerank) and not callable(getattr(pipeline, "retrieve", None)):
+            raise InvalidInputError(
+                f"pipeline {name!r} must be a RetrieveRerank or have retrieve(query, k), got {type(pipeline).__name__}"
+            )
         if not isinstance(pipeline, RetrieveRerank):
             key = (id(pipeline), fetch_k)
             if key in firsts:
                 raise InvalidInputError(f"{name!r} is the same first stage as {firsts[key].name!r}; give it once")
             firsts[key] = Stage(name, pipeline, fetch_k)
     searches = {name: pipeline for name, pipeline in pipelines.items() if isinstance(pipeline, RetrieveRerank)}
-    users: dict[tuple[int, int], list[str]] = {}
-    for name, search in searches.items():
-        users.setdefault((id(search.retriever), search.fetch_k), []).append(name)
-    for key, names in users.items():
-        if key not in firsts:
-            search = searches[names[0]]
-            firsts[key] = Stage(f"first stage of {', '.join(names)}", search.retriever, search.fetch_k)
+    for search in searches.values():
+        key = (id(search.retriever), search.fetch_k)
+        names = [name for name, one in searches.items() if (id(one.retriever), one.fetch_k) == key]
+        firsts.setdefault(key, Stage(f"first stage of {', '.join(names)}", search.retriever, search.fetch_k))
     plan = list(firsts.values())
     for name, search in searches.items():
         first = firsts[id(search.retriever), search.fetch_k]
@@ -122,20 +124,6 @@ def plan_stages(pipelines: Mapping[str, RetrieveRerank | Retriever], fetch_k: in
     if len({stage.name for stage in plan}) < len(plan):
         raise InvalidInputError(f"two systems have one name: {sorted(stage.name for stage in plan)}; rename a pipeline")
     return plan
-
-
-def _check_pipelines(pipelines: Mapping[str, RetrieveRerank | Retriever]) -> None:
-    if not isinstance(pipelines, Mapping) or not pipelines:
-        raise InvalidInputError(
-            f"pipelines must be a dict name -> RetrieveRerank or first stage, got {pipelines!r:.80}"
-        )
-    for name, pipeline in pipelines.items():
-        if not isinstance(name, str) or not name.strip():
-            raise InvalidInputError(f"the name of a pipeline must be a string with something in it, got {name!r}")
-        if not isinstance(pipeline, RetrieveRerank) and not callable(getattr(pipeline, "retrieve", None)):
-            raise InvalidInputError(
-                f"pipeline {name!r} must be a RetrieveRerank or have retrieve(query, k), got {type(pipeline).__name__}"
-            )
 
 
 def run(plan: list[Stage], dataset: Dataset, store: ScoreStore | None, *, show_progress: bool) -> None:
@@ -147,32 +135,44 @@ def run(plan: list[Stage], dataset: Dataset, store: ScoreStore | None, *, show_p
         if query in texts and query not in relevance and dataset.queries[query].strip() in texts[query]
     }
     asked = _asked(plan, dataset, own)
-    readers = _readers(plan, store)
+    _give_readers(plan, store)
     firsts = [stage for stage in plan if stage.first is None]
+    again = [stage for stage in plan if stage.first is not None]
     for text, queries in tqdm(asked, disable=not show_progress, unit="question", desc="Retrieving"):
         for stage in firsts:
-            k = stage.fetch_k + (queries[0] in own)  # one more, where one may be left out
-            start = time.perf_counter()
-            found = _retrieved(stage.retriever, text, queries[0], k)[:k]
-            stage.seconds.append(time.perf_counter() - start)
-            distinct: dict[str, Hit] = {}
-            for hit in found:
-                if hit.passage.id == queries[0] in own:
-                    stage.themselves.add(queries[0])
-                else:
-                    distinct.setdefault(hit.passage.id, hit)  # at its best place
-            stage.hits.update((query, list(distinct.values())[: stage.fetch_k]) for query in queries)
+            _retrieve(stage, text, queries, found_itself=queries[0] in own)
     for stage in firsts:
         _check_found(stage, dataset)
-    for text, queries in tqdm(asked, disable=not (show_progress and readers), unit="question", desc="Re-ranking"):
-        for stage in plan:
-            if stage.search is not None and stage.first is not None:
-                stage.reader = readers[_identity(stage.search)]
-                try:
-                    hits = stage.reader.rank(stage, text, stage.first.hits[queries[0]])
-                except InvalidInputError as error:  # the question is too long, for one
-                    raise InvalidInputError(f"question {queries[0]!r}: {error}") from error
-                stage.hits.update((query, hits) for query in queries)
+    for text, queries in tqdm(asked, disable=not (show_progress and again), unit="question", desc="Re-ranking"):
+        for stage in again:
+            _rerank(stage, text, queries)
+
+
+def _retrieve(stage: Stage, text: str, queries: Sequence[str], *, found_itself: bool) -> None:
+    """Ask a first stage a question, and for one more hit where the question may find itself, which is left out."""
+    k = stage.fetch_k + found_itself
+    start = time.perf_counter()
+    if isinstance(stage.retriever, StoredRun):
+        found = stage.retriever.retrieve_of(queries[0], text, k)
+    else:
+        found = list(stage.retriever.retrieve(text, k)[:k])
+    stage.seconds.append(time.perf_counter() - start)
+    distinct: dict[str, Hit] = {}
+    for hit in found:
+        distinct.setdefault(hit.passage.id, hit)  # at its best place
+    if found_itself and queries[0] in distinct:
+        del distinct[queries[0]]
+        stage.themselves.add(queries[0])
+    stage.hits.update((query, list(distinct.values())[: stage.fetch_k]) for query in queries)
+
+
+def _rerank(stage: Stage, text: str, queries: Sequence[str]) -> None:
+    if stage.reader is not None and stage.first is not None:
+        try:
+            hits = stage.reader.rank(stage, text, stage.first.hits[queries[0]])
+        except InvalidInputError as error:  # the question is too long, for one
+            raise InvalidInputError(f"question {queries[0]!r}: {error}") from error
+        stage.hits.update((query, hits) for query in queries)
 
 
 def _asked(plan: Sequence[Stage], dataset: Dataset, own: set[str]) -> list[tuple[str, list[str]]]:
@@ -192,24 +192,17 @@ def _asked(plan: Sequence[Stage], dataset: Dataset, own: set[str]) -> list[tuple
     return asked
 
 
-def _retrieved(retriever: Retriever, text: str, query: str, k: int) -> Sequence[Hit]:
-    return retriever.retrieve_of(query, text, k) if isinstance(retriever, StoredRun) else retriever.retrieve(text, k)
-
-
-def _readers(plan: list[Stage], store: ScoreStore | None) -> dict[tuple[int, str], Reader]:
-    """Return a reader a cross-encoder, by its identity."""
+def _give_readers(stages: Sequence[Stage], store: ScoreStore | None) -> None:
+    """Give each re-ranking row its reader, the same one to all of a cross-encoder and the scale of its scores."""
     readers: dict[tuple[int, str], Reader] = {}
-    for stage in plan:
-        if stage.search is not None and _identity(stage.search) not in readers:
-            model, scale = stage.search.cross_encoder, _identity(stage.search)[1]
-            fingerprint = "" if store is None else key_of(stage.name, model, scale)
-            readers[_identity(stage.search)] = Reader(stage.search.ranker, store, fingerprint)
-    return readers
-
-
-def _identity(search: RetrieveRerank) -> tuple[int, str]:
-    """Return what tells a cross-encoder from another: the object, and the scale that its scores are taken to be on."""
-    return id(search.cross_encoder), search.ranker.scores if isinstance(search.ranker, ScorerRanker) else "logits"
+    for stage in stages:
+        if stage.search is not None:
+            model, ranker = stage.search.cross_encoder, stage.search.ranker
+            scale = ranker.scores if isinstance(ranker, ScorerRanker) else "logits"
+            if (id(model), scale) not in readers:
+                fingerprint = "" if store is None else key_of(stage.name, model, scale)
+                readers[id(model), scale] = Reader(ranker, store, fingerprint)
+            stage.reader = readers[id(model), scale]
 
 
 def _check_found(stage: Stage, dataset: Dataset) -> None:
@@ -219,3 +212,9 @@ def _check_found(stage: Stage, dataset: Dataset) -> None:
             f"{stage.name!r} found {len(found)} passages ({min(found)!r}, …) and none of them is in dataset "
             f"{dataset.name!r}; index dataset.passages under their own ids, and evaluate on that index"
         )
+
+
+def check_name(name: object, of: str) -> None:
+    """Raise InvalidInputError unless this is a name."""
+    if not isinstance(name, str) or not name.strip():
+        raise InvalidInputError(f"the name of a {of} must be a string with something in it, got {name!r}")

@@ -13,6 +13,10 @@ from hashlib import sha256
 from retrieve_rerank.errors import InvalidInputError
 
 _FORMAT = 1
+_TABLE = (
+    "CREATE TABLE scores (pair BLOB PRIMARY KEY, logit REAL NOT NULL, truncated INTEGER NOT NULL, "
+    "seconds REAL NOT NULL) WITHOUT ROWID"
+)
 _PATIENCE = 60.0  # seconds that another process may hold the file
 
 
@@ -75,8 +79,13 @@ def open_store(path: str | os.PathLike[str]) -> Iterator[ScoreStore]:
     Raises:
         InvalidInputError: If the file cannot be opened or is something else.
     """
-    with closing(_connected(os.fspath(path))) as connection:
-        yield ScoreStore(connection, os.fspath(path))
+    name = os.fspath(path)
+    with _named(name):
+        connection = sqlite3.connect(name, timeout=_PATIENCE)
+    with closing(connection):
+        with _named(name):
+            _prepare(connection)
+        yield ScoreStore(connection, name)
 
 
 @contextmanager
@@ -88,18 +97,8 @@ def _named(path: str) -> Iterator[None]:
         raise InvalidInputError(f"cache={path!r} cannot be used: {error}; give another path") from error
 
 
-def _connected(path: str) -> sqlite3.Connection:
-    with _named(path):
-        connection = sqlite3.connect(path, timeout=_PATIENCE)
-        try:
-            _prepare(connection)
-        except sqlite3.Error:
-            connection.close()
-            raise
-    return connection
-
-
 def _prepare(connection: sqlite3.Connection) -> None:
+    """Make the table, unless it is there."""
     if _state(connection) == (_FORMAT, {"scores"}):
         return
     with connection:
@@ -107,23 +106,16 @@ def _prepare(connection: sqlite3.Connection) -> None:
         connection.execute("BEGIN IMMEDIATE")
         state = _state(connection)
         if state == (0, set()):
-            _create(connection)
+            connection.execute(_TABLE)
+            connection.execute(f"PRAGMA user_version = {_FORMAT}")
         elif state != (_FORMAT, {"scores"}):
             raise sqlite3.DatabaseError("it is a database of something else")
 
 
 def _state(connection: sqlite3.Connection) -> tuple[int, set[str]]:
+    """Return the format and the names of the tables."""
     (found,) = connection.execute("PRAGMA user_version").fetchone()
     return found, {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-
-
-def _create(connection: sqlite3.Connection) -> None:
-    connection.execute(
-        "CREATE TABLE scores "
-        "(pair BLOB PRIMARY KEY, logit REAL NOT NULL, truncated INTEGER NOT NULL, seconds REAL NOT NULL) "
-        "WITHOUT ROWID"
-    )
-    connection.execute(f"PRAGMA user_version = {_FORMAT}")
 
 
 def key_of(name: str, cross_encoder: object, scale: str) -> str:

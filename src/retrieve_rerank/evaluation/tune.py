@@ -17,20 +17,20 @@ import numpy as np
 from retrieve_rerank.checks import check_count, check_seconds
 from retrieve_rerank.errors import InvalidInputError, TruncationWarning
 from retrieve_rerank.evaluation.choosing import HeldOut, Setting, Tuning, check, closest
-from retrieve_rerank.evaluation.dataset import WEAK, Dataset
+from retrieve_rerank.evaluation.dataset import WEAK, Dataset, check_dataset
 from retrieve_rerank.evaluation.measures import check_measures, per_query
 from retrieve_rerank.evaluation.measuring import latency, mean_of, perfect
 from retrieve_rerank.evaluation.measuring import measure as measured
 from retrieve_rerank.evaluation.measuring import notes as notes_on
-from retrieve_rerank.evaluation.running import Reader, Stage, run
+from retrieve_rerank.evaluation.running import Reader, Stage, check_name, run
 from retrieve_rerank.evaluation.significance import bootstrap_interval, mean
 from retrieve_rerank.evaluation.store import open_store
 from retrieve_rerank.models.cross_encoder import CrossEncoder
-from retrieve_rerank.models.ranking import scorer_name
+from retrieve_rerank.models.ranking import Ranker, scorer_name
 from retrieve_rerank.retrieval.pipeline import RetrieveRerank
 from retrieve_rerank.retrieval.rerank import described
 from retrieve_rerank.retrieval.saved import remembered
-from retrieve_rerank.types import Hit, Retriever, Scale, Scorer
+from retrieve_rerank.types import Retriever, Scale, Scorer
 
 DEPTHS = (5, 10, 15, 20, 25, 30, 40, 50, 60, 75, 100)
 _TIMED = 5  # questions on which the cost of a call is measured
@@ -96,21 +96,27 @@ def tune(
         'words, not re-ranked'
     """
     start = time.perf_counter()
-    if not isinstance(dataset, Dataset):
-        raise InvalidInputError(f"dataset must be a Dataset, as load_dataset returns, got {type(dataset).__name__}")
+    check_dataset(dataset)
     (name,) = check_measures([measure], dataset.judgements)
     check_count(resamples, "resamples")
     check_seconds(latency_budget, "latency_budget")
-    _check_quality(quality)
-    grid = Grid(_firsts(first_stages), _models(cross_encoders), _depths(depths), scores)
+    if quality is not None and (isinstance(quality, bool) or not isinstance(quality, Real) or not quality < math.inf):
+        raise InvalidInputError(f"quality must be a number, the mean of the measure that is enough; got {quality!r}")
+    if isinstance(depths, (str, int)) or not isinstance(depths, Sequence) or not depths:
+        raise InvalidInputError(f"depths must be a list of whole numbers, such as [10, 20, 50], got {depths!r}")
+    levels = [check_count(depth, "each of depths") for depth in depths]
+    grid = Grid(_first_stages(first_stages), _cross_encoders(cross_encoders), levels, scores)
     with nullcontext() if cache is None else open_store(cache) as store:
         began = time.perf_counter()
-        run(grid.stages, dataset, store, show_progress=show_progress)
+        run([*grid.first_stages.values(), *grid.reranked.values()], dataset, store, show_progress=show_progress)
         running = time.perf_counter() - began
-    costs = grid.call_seconds(dataset)
+    costs = {model: grid.call_seconds(model, reader, dataset) for model, reader in grid.readers.items()}
     settings = grid.settings(costs, dataset, name, resamples=resamples, seed=seed)
     chosen, reason = closest(settings, latency_budget, quality)
     held_out = check(settings, chosen, latency_budget, quality, seed=seed)
+    # Scores from the cache count as what they took when they were made.
+    read = {id(reader): reader.seconds for reader in grid.readers.values()}
+    found = sum(sum(stage.seconds) for stage in grid.first_stages.values())
     return Tuning(
         dataset=dataset.name,
         weak=dataset.weak,
@@ -128,10 +134,13 @@ def tune(
         passages=len(dataset.passages),
         resamples=resamples,
         seed=seed,
-        models=grid.models,
+        models={
+            model: remembered(ranker) if isinstance(ranker, CrossEncoder) else {}
+            for model, ranker in grid.rankers.items()
+        },
         scores=scores,
-        seconds=time.perf_counter() - start - running + grid.seconds,
-        seconds_alone=grid.seconds_alone(costs),
+        seconds=time.perf_counter() - start - running + found + sum(read.values()),
+        seconds_alone=sum(sum(grid.seconds(*row, costs)) for row in grid.rows),
     )
 
 
@@ -140,95 +149,57 @@ class Grid:
 
     Attributes:
         depths: The deepest last.
-        firsts: First stages by name and depth.
+        first_stages: By name and depth; the deepest first: what is read for it serves the others, in the fewest calls.
         reranked: What becomes of them, by first stage, cross-encoder and depth.
+        rows: The rows that are settings, likewise; the shallowest first.
         rankers: The cross-encoders by name.
     """
 
     def __init__(
         self,
-        firsts: Mapping[str, Retriever],
-        models: Mapping[str, Scorer],
+        first_stages: Mapping[str, Retriever],
+        cross_encoders: Mapping[str, Scorer],
         depths: Sequence[int],
         scores: Scale = "logits",
     ) -> None:
         self.depths = tuple(sorted(set(depths)))
-        # The deepest first: what is read for it serves the others, and is read in the fewest calls.
-        self.firsts = {
+        self.first_stages = {
             (name, depth): Stage(f"{name}, {depth} deep", retriever, depth)
             for depth in reversed(self.depths)
-            for name, retriever in firsts.items()
+            for name, retriever in first_stages.items()
         }
         self.reranked: dict[tuple[str, str, int], Stage] = {}
-        searches: dict[str, RetrieveRerank] = {}
-        for model, scorer in models.items():
-            for (name, depth), first in self.firsts.items():
-                scale = "logits" if isinstance(scorer, CrossEncoder) else scores
-                searches[model] = RetrieveRerank(first.retriever, scorer, fetch_k=depth, scores=scale)
+        self.rankers: dict[str, Ranker] = {}
+        for model, scorer in cross_encoders.items():
+            scale = "logits" if isinstance(scorer, CrossEncoder) else scores
+            for (name, depth), first in self.first_stages.items():
+                search = RetrieveRerank(first.retriever, scorer, fetch_k=depth, scores=scale)
                 title = f"{first.name} → {model}"
-                self.reranked[name, model, depth] = Stage(title, first.retriever, depth, searches[model], first)
-        self.rankers = {model: search.ranker for model, search in searches.items()}
-
-    @property
-    def stages(self) -> list[Stage]:
-        """All rows, in the order that they run in."""
-        return [*self.firsts.values(), *self.reranked.values()]
-
-    @property
-    def models(self) -> dict[str, dict[str, str | int | float | bool | None]]:
-        """What `CrossEncoder(**arguments)` makes each cross-encoder from; empty for one of another kind."""
-        return {
-            name: remembered(ranker) if isinstance(ranker, CrossEncoder) else {}
-            for name, ranker in self.rankers.items()
+                self.reranked[name, model, depth] = Stage(title, first.retriever, depth, search, first)
+                self.rankers[model] = search.ranker
+        self.rows: dict[tuple[str, str | None, int], Stage] = {
+            (name, None, depth): stage for (name, depth), stage in self.first_stages.items() if depth == self.depths[-1]
         }
+        # Sorting keeps the order in which first stages and cross-encoders were given.
+        self.rows.update(sorted(self.reranked.items(), key=lambda row: row[0][2]))
 
     @property
     def readers(self) -> dict[str, Reader]:
         """What has read, by the name of the cross-encoder; filled by running."""
         return {model: stage.reader for (_, model, _), stage in self.reranked.items() if stage.reader is not None}
 
-    @property
-    def seconds(self) -> float:
-        """What running took; scores from the cache count as what they took when they were made."""
-        distinct = {id(reader): reader.seconds for reader in self.readers.values()}
-        return sum(sum(stage.seconds) for stage in self.firsts.values()) + sum(distinct.values())
-
-    @property
-    def rows(self) -> dict[tuple[str, str | None, int], Stage]:
-        """The rows that are settings, by first stage, cross-encoder and depth; the shallowest first."""
-        deepest = self.depths[-1]
-        rows: dict[tuple[str, str | None, int], Stage] = {
-            (name, None, depth): stage for (name, depth), stage in self.firsts.items() if depth == deepest
-        }
-        # Sorting keeps the order in which first stages and cross-encoders were given.
-        rows.update(sorted(self.reranked.items(), key=lambda row: row[0][2]))
-        return rows
-
-    def seconds_alone(self, costs: Mapping[str, float]) -> float:
-        """Return what running every setting by itself would take, given what a call of each cross-encoder costs."""
-        return sum(sum(self._seconds(*key, costs)) for key in self.rows)
-
-    def call_seconds(self, dataset: Dataset) -> dict[str, float]:
-        """Return what a call of each cross-encoder costs beside its pairs, as calls for single pairs show.
-
-        It is 0 where all scores came from the cache: the model is not loaded for it.
-        """
-        return {model: self._call_seconds(model, reader, dataset) for model, reader in self.readers.items()}
-
     def settings(
         self, costs: Mapping[str, float], dataset: Dataset, measure: str, *, resamples: int, seed: int
     ) -> list[Setting]:
-        """Return what the rows, which have run, say of each setting."""
-        rows = self.rows
-        values = [per_query([measure], dataset.judgements, _run(stage.hits))[measure] for stage in rows.values()]
+        """Return what the rows, which have run, say of each setting, given what a call of each cross-encoder costs."""
+        values = [per_query([measure], dataset.judgements, _run(stage))[measure] for stage in self.rows.values()]
         table = np.array([[one.get(query, np.nan) for one in values] for query in sorted(dataset.judgements)])
-        intervals = bootstrap_interval(table, resamples=resamples, seed=seed)
+        # A measure without any value says nothing for a setting.
+        intervals = np.nan_to_num(bootstrap_interval(table, resamples=resamples, seed=seed))
+        means = np.nan_to_num(mean(table))
         settings = []
-        means = np.nan_to_num(mean(table))  # a measure without any value tells nothing for a setting
-        for ((name, model, depth), stage), one, quality, (low, high) in zip(
-            rows.items(), values, means, intervals, strict=True
-        ):
-            seconds = self._seconds(name, model, depth, costs)
+        for (row, stage), one, quality, (low, high) in zip(self.rows.items(), values, means, intervals, strict=True):
+            name, model, depth = row
             made, precision = (None, None) if model is None else described(self.rankers[model])
             settings.append(
                 Setting(
@@ -241,7 +212,7 @@ class Grid:
                     low=float(low),
                     high=float(high),
                     pairs=stage.pairs / len(stage.seconds),
-                    latency=latency(seconds, estimated=stage.estimated),
+                    latency=latency(self.seconds(*row, costs), estimated=stage.estimated),
                     per_query=one,
                 )
             )
@@ -250,27 +221,32 @@ class Grid:
     def ceiling(self, dataset: Dataset, measure: str) -> dict[str, dict[int, float]]:
         """Return the mean that a perfect re-ranking would reach, by first stage and depth."""
         found: dict[str, dict[int, float]] = {}
-        for (name, depth), stage in reversed(self.firsts.items()):
-            best = perfect(_run(stage.hits), dataset.judgements)
+        for (name, depth), stage in reversed(self.first_stages.items()):
+            best = perfect(_run(stage), dataset.judgements)
             found.setdefault(name, {})[depth] = mean_of(per_query([measure], dataset.judgements, best)[measure])
         return found
 
-    def _seconds(self, name: str, model: str | None, depth: int, costs: Mapping[str, float]) -> list[float]:
-        """Return the seconds of both stages by question.
+    def seconds(self, name: str, model: str | None, depth: int, costs: Mapping[str, float]) -> list[float]:
+        """Return the seconds of both stages by question, of a setting that is run by itself.
 
         A pair's seconds hold its share of the cost of the call for the deepest pool: of fewer pairs, a part is missing.
         """
+        first = self.first_stages[name, depth].seconds
         if model is None:
-            return self.firsts[name, depth].seconds
+            return first
         stage, deepest = self.reranked[name, model, depth], self.reranked[name, model, self.depths[-1]]
         call = costs[model] * (1 - stage.pairs / max(1, deepest.pairs))
-        return [a + b + call for a, b in zip(self.firsts[name, depth].seconds, stage.seconds, strict=True)]
+        return [a + b + call for a, b in zip(first, stage.seconds, strict=True)]
 
-    def _call_seconds(self, model: str, reader: Reader, dataset: Dataset) -> float:
+    def call_seconds(self, model: str, reader: Reader, dataset: Dataset) -> float:
+        """Return what a call of a cross-encoder costs beside its pairs, as calls for single pairs show.
+
+        It is 0 where all scores came from the cache: the model is not loaded for it.
+        """
         if not reader.fresh:
             return 0.0
-        firsts = list(self.firsts.values())
-        found = {query: [hit for first in firsts for hit in first.hits[query][:1]] for query in dataset.judgements}
+        stages = list(self.first_stages.values())
+        found = {query: [hit for stage in stages for hit in stage.hits[query][:1]] for query in dataset.judgements}
         taken = []
         for query in [query for query in sorted(found) if found[query]][: _TIMED + 1]:
             start = time.perf_counter()
@@ -280,18 +256,18 @@ class Grid:
             taken.append(time.perf_counter() - start)
         single = statistics.median(taken[1:] or taken)  # the first warms up
         # A pair of a call for many holds its share of that call's cost, too: cost / many.
-        many = reader.pairs / len(firsts[0].seconds)
+        many = reader.pairs / len(stages[0].seconds)
         return max(0.0, (single - reader.seconds / reader.pairs) / (1 - 1 / many)) if many > 1 else 0.0
 
 
-def _run(hits: Mapping[str, Sequence[Hit]]) -> dict[str, list[str]]:
-    return {query: [hit.passage.id for hit in found] for query, found in hits.items()}
+def _run(stage: Stage) -> dict[str, list[str]]:
+    return {query: [hit.passage.id for hit in found] for query, found in stage.hits.items()}
 
 
 def _notes(grid: Grid, dataset: Dataset, measure: str, chosen: Setting, held_out: HeldOut | None) -> tuple[str, ...]:
     """Return what the numbers do not say by themselves."""
     deepest = grid.depths[-1]
-    firsts = [stage for (_, depth), stage in grid.firsts.items() if depth == deepest]
+    firsts = [stage for (_, depth), stage in grid.first_stages.items() if depth == deepest]
     rows = [measured(stage, dataset, [measure]) for stage in firsts]
     said = [*dataset.notes, *notes_on(firsts, rows, [measure], dataset)]
     if dataset.weak:
@@ -336,39 +312,23 @@ def _notes_on_choice(held_out: HeldOut) -> list[str]:
     return said
 
 
-def _firsts(given: Mapping[str, Retriever] | Retriever) -> dict[str, Retriever]:
-    firsts = dict(given) if isinstance(given, Mapping) else {type(given).__name__: given}
-    for name, retriever in firsts.items():
-        _check_name(name, "first stage")
+def _first_stages(given: Mapping[str, Retriever] | Retriever) -> dict[str, Retriever]:
+    found = dict(given) if isinstance(given, Mapping) else {type(given).__name__: given}
+    for name, retriever in found.items():
+        check_name(name, "first stage")
         if not callable(getattr(retriever, "retrieve", None)):
             raise InvalidInputError(
                 f"first stage {name!r} must have retrieve(query, k), as ChromaIndex has; got {type(retriever).__name__}"
             )
-    if not firsts:
+    if not found:
         raise InvalidInputError("first_stages must hold a retriever, got none")
-    return firsts
+    return found
 
 
-def _models(given: Mapping[str, Scorer] | Scorer) -> dict[str, Scorer]:
-    models = dict(given) if isinstance(given, Mapping) else {Path(scorer_name(given)).name: given}
-    for name in models:
-        _check_name(name, "cross-encoder")
-    if not models:
+def _cross_encoders(given: Mapping[str, Scorer] | Scorer) -> dict[str, Scorer]:
+    found = dict(given) if isinstance(given, Mapping) else {Path(scorer_name(given)).name: given}
+    for name in found:
+        check_name(name, "cross-encoder")
+    if not found:
         raise InvalidInputError("cross_encoders must hold a cross-encoder, got none; evaluate measures first stages")
-    return models
-
-
-def _check_name(name: object, of: str) -> None:
-    if not isinstance(name, str) or not name.strip():
-        raise InvalidInputError(f"the name of a {of} must be a string with something in it, got {name!r}")
-
-
-def _check_quality(quality: object) -> None:
-    if quality is not None and (isinstance(quality, bool) or not isinstance(quality, Real) or not quality < math.inf):
-        raise InvalidInputError(f"quality must be a number, the mean of the measure that is enough; got {quality!r}")
-
-
-def _depths(given: Sequence[int]) -> list[int]:
-    if isinstance(given, (str, int)) or not isinstance(given, Sequence) or not given:
-        raise InvalidInputError(f"depths must be a list of whole numbers, such as [10, 20, 50], got {given!r}")
-    return [check_count(depth, "each of depths") for depth in given]
+    return found

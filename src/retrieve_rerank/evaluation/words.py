@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from html import escape
 
-from retrieve_rerank.evaluation.choosing import Tuning
+from retrieve_rerank.evaluation.choosing import Setting, Tuning
 from retrieve_rerank.evaluation.dataset import WEAK, counted
 from retrieve_rerank.evaluation.results import Comparison, Evaluation, Latency, System
 
@@ -25,10 +25,11 @@ _TUNING_METHOD = (
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A cell of the table, and what sorting by its column is by; None comes last."""
+    """A cell of a table, what sorting by its column is by (None comes last), and whether it names what is chosen."""
 
     text: str
     value: float | str | None = None
+    chosen: bool = False
 
 
 def answer(result: Evaluation | Tuning) -> str:
@@ -148,13 +149,16 @@ def _cost(evaluation: Evaluation, comparison: Comparison) -> str:
     return "" if latency is None else f", at a cost of {shown_latency(latency)} a question (p50 / p95)"
 
 
-def table(evaluation: Evaluation) -> tuple[list[str], list[list[Cell]]]:
-    """Return the head and the rows of the table."""
-    first = evaluation.measures[0]
-    changes = {comparison.system: comparison for comparison in _on_first_measure(evaluation)}
+def table(result: Evaluation | Tuning) -> tuple[list[str], list[list[Cell]]]:
+    """Return the head of the table, and its rows: a system or a setting each."""
+    if isinstance(result, Tuning):
+        columns = ["setting", result.measure, "95 % interval", "depth", "pairs read", "p50 / p95", "on the frontier"]
+        return columns, [_setting_row(result, setting) for setting in result.settings]
+    first = result.measures[0]
+    changes = {comparison.system: comparison for comparison in _on_first_measure(result)}
     columns = [
         "system",
-        *evaluation.measures,
+        *result.measures,
         f"change in {first}",
         "p",
         "wins / ties / losses",
@@ -165,22 +169,37 @@ def table(evaluation: Evaluation) -> tuple[list[str], list[list[Cell]]]:
         "retrieve p50 / p95",
         "re-rank p50 / p95",
     ]
-    return columns, [_row(evaluation, system, changes.get(system.name)) for system in evaluation.systems]
+    return columns, [_system_row(result, system, changes.get(system.name)) for system in result.systems]
 
 
-def _row(evaluation: Evaluation, system: System, change: Comparison | None) -> list[Cell]:
+def _setting_row(tuning: Tuning, one: Setting) -> list[Cell]:
+    best = one in tuning.frontier
+    return [
+        Cell(one.name, one.name.casefold(), chosen=one == tuning.chosen),
+        Cell(f"{one.quality:.3f}", one.quality),
+        Cell(f"[{one.low:.3f}, {one.high:.3f}]", one.low),
+        Cell(str(one.fetch_k), one.fetch_k),
+        Cell(f"{one.pairs:.1f}", one.pairs),
+        Cell(shown_latency(one.latency), one.latency.p95),
+        Cell("yes" if best else "", int(best)),
+    ]
+
+
+def _system_row(evaluation: Evaluation, system: System, change: Comparison | None) -> list[Cell]:
     first = system if system.baseline is None else evaluation[system.baseline]
     share, rerank, ceiling = system.truncated_share, system.rerank, first.ceiling
     perfect, recall = ceiling[evaluation.measures[0]], ceiling[f"R@{first.fetch_k}"]
-    none = Cell("")
+    none, changed = Cell(""), [Cell("")] * 3
+    if change is not None:
+        changed = [
+            Cell(f"{change.difference:+.3f} [{change.low:+.3f}, {change.high:+.3f}]", change.difference),
+            Cell(f"{change.p_holm:.4f}", change.p_holm),
+            Cell(f"{change.wins} / {change.ties} / {change.losses}", change.wins - change.losses),
+        ]
     return [
         Cell(system.name, system.name.casefold()),
         *(Cell(f"{system.means[name]:.3f}", system.means[name]) for name in evaluation.measures),
-        none if change is None else Cell(difference(change), change.difference),
-        none if change is None else Cell(f"{change.p_holm:.4f}", change.p_holm),
-        none
-        if change is None
-        else Cell(f"{change.wins} / {change.ties} / {change.losses}", change.wins - change.losses),
+        *changed,
         Cell(f"{perfect:.3f}", perfect),
         Cell(f"{recall:.3f} (k = {first.fetch_k})", recall),
         Cell(f"{system.mean_unjudged:.1f}", system.mean_unjudged),
@@ -188,11 +207,6 @@ def _row(evaluation: Evaluation, system: System, change: Comparison | None) -> l
         Cell(shown_latency(system.retrieve), system.retrieve.p50),
         none if rerank is None else Cell(shown_latency(rerank), rerank.p50),
     ]
-
-
-def difference(change: Comparison) -> str:
-    """Return a difference with its interval."""
-    return f"{change.difference:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
 
 
 def notes(result: Evaluation | Tuning) -> list[str]:
