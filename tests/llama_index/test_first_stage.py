@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -79,7 +78,7 @@ def index(store: BasePydanticVectorStore) -> VectorStoreIndex:
 
 
 def stage(base: Any, k: int = 4, filters: MetadataFilters | None = None) -> FirstStage:
-    return first_stage(base, k, filters, asyncio.to_thread)
+    return first_stage(base, k, filters)
 
 
 async def found(base: Any) -> list[float | None]:

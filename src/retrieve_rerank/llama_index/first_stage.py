@@ -7,7 +7,7 @@ do the finding. So a first stage is copied for a call, with all retrievers in it
 from __future__ import annotations
 
 import copy
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice, pairwise
@@ -23,6 +23,7 @@ from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.indexes.collection import to_similarity
 from retrieve_rerank.indexes.mmr import wider_pool
 from retrieve_rerank.llama_index.nodes import FusedNode
+from retrieve_rerank.retrieval.first_stage import run_on_thread
 from retrieve_rerank.retrieval.fusion import Merge, fuse_by, merge_of
 
 # Where retrievers keep how many nodes they return, and what else bounds that.
@@ -60,13 +61,11 @@ class FirstStage:
         retriever: A copy of what was given, or what an index made.
         k: How many nodes it is asked for.
         unreached: The kinds of those retrievers in it whose number of nodes cannot be set.
-        arun: Runs a call that blocks on a thread, in the caller's context (spans stay nested), and awaits it.
     """
 
     retriever: BaseRetriever
     k: int
     unreached: tuple[str, ...]
-    arun: Callable[..., Awaitable[Any]]
 
     def find(self, bundle: QueryBundle, rewrites: Sequence[str] = ()) -> list[NodeWithScore]:
         """Return at most `k` nodes for a query; given in other words, too, the fusion of what each of them finds.
@@ -96,8 +95,7 @@ class FirstStage:
     async def _aask(self, bundle: QueryBundle) -> list[NodeWithScore]:
         if type(self.retriever)._aretrieve is BaseRetriever._aretrieve:  # noqa: SLF001 - the only way to know
             # It would run its sync method on the event loop.
-            found: list[NodeWithScore] = await self.arun(self._ask, bundle)
-            return found
+            return await run_on_thread("retrieve-rerank first stage", self._ask, bundle)
         with self._told_of_none():
             return self._in_sense(await self.retriever.aretrieve(replace(bundle)))
 
@@ -158,9 +156,14 @@ def check_retriever(given: object, name: str) -> None:
         raise InvalidInputError(f"{name} must be a LlamaIndex retriever or an index, got {type(given).__name__}")
 
 
-def first_stage(
-    given: BaseRetriever | Index, k: int, filters: MetadataFilters | None, arun: Callable[..., Awaitable[Any]]
-) -> FirstStage:
+def check_filters(filters: MetadataFilters | None) -> MetadataFilters | None:
+    """Return `filters`, or raise InvalidInputError; which of them a first stage can use, it says itself."""
+    if filters is not None and not isinstance(filters, MetadataFilters):
+        raise InvalidInputError(f"filters must be a MetadataFilters, got {type(filters).__name__}")
+    return filters
+
+
+def first_stage(given: BaseRetriever | Index, k: int, filters: MetadataFilters | None = None) -> FirstStage:
     """Return a first stage for one call. What is given is never modified.
 
     An index is asked for a retriever each time, as it may have grown.
@@ -169,14 +172,13 @@ def first_stage(
         given: A retriever, or an index.
         k: How many nodes to find.
         filters: What the nodes must pass, beside the filters that retrievers have already.
-        arun: As in `FirstStage`.
 
     Raises:
         InvalidInputError: If it cannot be shown that the filters arrive.
     """
     setting = _Setting(k, filters)
     retriever = setting.applied(given if isinstance(given, BaseRetriever) else given.as_retriever())
-    return FirstStage(retriever, k, tuple(dict.fromkeys(setting.unreached)), arun)
+    return FirstStage(retriever, k, tuple(dict.fromkeys(setting.unreached)))
 
 
 def fuse_nodes(

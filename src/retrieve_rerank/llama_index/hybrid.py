@@ -12,16 +12,8 @@ from llama_index.core.vector_stores.types import MetadataFilters
 
 from retrieve_rerank.checks import check_count, check_query
 from retrieve_rerank.errors import InvalidInputError
-from retrieve_rerank.llama_index.filters import to_condition
-from retrieve_rerank.llama_index.first_stage import FirstStage, Index, check_retriever, first_stage, fuse_nodes
-from retrieve_rerank.retrieval.first_stage import (
-    OnRetrieverError,
-    aask_all,
-    ask_all,
-    check_on_retriever_error,
-    named,
-    run_on_thread,
-)
+from retrieve_rerank.llama_index.first_stage import Index, check_filters, check_retriever, first_stage, fuse_nodes
+from retrieve_rerank.retrieval.first_stage import OnRetrieverError, aask_all, ask_all, check_on_retriever_error, named
 from retrieve_rerank.retrieval.fusion import Merge, check_merge, check_rrf_k, check_weights, warn_of_twins
 
 
@@ -87,8 +79,7 @@ class HybridRetriever(BaseRetriever):
         self.weights = check_weights(weights, len(self.retrievers))
         self.rrf_k = check_rrf_k(rrf_k)
         self.similarity_top_k = check_count(similarity_top_k, "similarity_top_k")
-        to_condition(filters)  # a filter that cannot be used is known now, not at the first query
-        self.filters = filters
+        self.filters = check_filters(filters)
         self.merge = check_merge(merge)
         self.on_error = check_on_retriever_error(on_error)
         self._names = named(self.retrievers)
@@ -96,19 +87,19 @@ class HybridRetriever(BaseRetriever):
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         check_query(query_bundle.query_str)
-        calls = [partial(first.find, query_bundle) for first in self._first_stages()]
+        calls = [partial(self._ask, retriever, query_bundle) for retriever in self.retrievers]
         return self._fused(ask_all(self._names, calls, self.on_error))
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         check_query(query_bundle.query_str)
-        calls = [partial(first.afind, query_bundle) for first in self._first_stages()]
+        calls = [partial(self._aask, retriever, query_bundle) for retriever in self.retrievers]
         return self._fused(await aask_all(self._names, calls, self.on_error))
 
-    def _first_stages(self) -> list[FirstStage]:
-        return [
-            first_stage(each, self.similarity_top_k, self.filters, partial(run_on_thread, "retrieve-rerank hybrid"))
-            for each in self.retrievers
-        ]
+    def _ask(self, retriever: BaseRetriever | Index, bundle: QueryBundle) -> list[NodeWithScore]:
+        return first_stage(retriever, self.similarity_top_k, self.filters).find(bundle)
+
+    async def _aask(self, retriever: BaseRetriever | Index, bundle: QueryBundle) -> list[NodeWithScore]:
+        return await first_stage(retriever, self.similarity_top_k, self.filters).afind(bundle)
 
     def _fused(self, found: Sequence[list[NodeWithScore] | None]) -> list[NodeWithScore]:
         rankings = [ranking or [] for ranking in found]

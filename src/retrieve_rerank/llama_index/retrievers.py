@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from llama_index.core.base.base_retriever import BaseRetriever
@@ -26,7 +25,7 @@ from retrieve_rerank.errors import InvalidInputError, warn_caller
 from retrieve_rerank.indexes.mmr import check_diversity
 from retrieve_rerank.llama_index.embeddings import BiEncoderEmbedding
 from retrieve_rerank.llama_index.filters import to_condition
-from retrieve_rerank.llama_index.first_stage import FirstStage, Index, check_retriever, first_stage
+from retrieve_rerank.llama_index.first_stage import FirstStage, Index, check_filters, check_retriever, first_stage
 from retrieve_rerank.llama_index.postprocessor import CrossEncoderRerank
 from retrieve_rerank.llama_index.vector_store import ChromaVectorStore
 from retrieve_rerank.retrieval.first_stage import run_on_thread
@@ -223,8 +222,7 @@ class RetrieveRerankRetriever(BaseRetriever):
         self.reranker = reranker if isinstance(reranker, CrossEncoderRerank) else CrossEncoderRerank(reranker)
         self.fetch_k = check_count(fetch_k, "fetch_k")
         self.top_n = None if top_n is None else check_count(top_n, "top_n")
-        to_condition(filters)  # a filter that cannot be used is known now, not at the first query
-        self.filters = filters
+        self.filters = check_filters(filters)
         self.score_threshold = check_threshold(score_threshold)
         self.time_budget = check_seconds(time_budget, "time_budget")
         self.on_error = None if on_error is None else check_on_error(on_error)
@@ -238,22 +236,21 @@ class RetrieveRerankRetriever(BaseRetriever):
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         query, start = check_query(query_bundle.query_str), time.perf_counter()
-        first = self._first_stage()
+        first = first_stage(self.retriever, self.fetch_k, self.filters)
         candidates = self._told(first, first.find(query_bundle, self._in_other_words(query)))
         return self._second_stage(start).postprocess_nodes(candidates, query_bundle=query_bundle)
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         query, start = check_query(query_bundle.query_str), time.perf_counter()
-        first = self._first_stage()
+        first = first_stage(self.retriever, self.fetch_k, self.filters)
         # Whoever rewrites may ask a server for it.
-        rewrites = [] if self.rewrites is None else await first.arun(self._in_other_words, query)
+        rewrites = (
+            []
+            if self.rewrites is None
+            else await run_on_thread("retrieve-rerank rewrites", self._in_other_words, query)
+        )
         candidates = self._told(first, await first.afind(query_bundle, rewrites))
         return await self._second_stage(start).apostprocess_nodes(candidates, query_bundle=query_bundle)
-
-    def _first_stage(self) -> FirstStage:
-        return first_stage(
-            self.retriever, self.fetch_k, self.filters, partial(run_on_thread, "retrieve-rerank first stage")
-        )
 
     def _in_other_words(self, query: str) -> list[str]:
         return [] if self.rewrites is None else check_queries(self.rewrites(query), "rewrites")
