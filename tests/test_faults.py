@@ -189,6 +189,18 @@ DOORS = [
 ]
 
 
+def pairwise(kinds: Sequence[str]) -> pytest.MarkDecorator:
+    """Try every door at every batch, and every kind of fault and way to call with each door and at each batch."""
+    cases = [
+        (door, kinds[(number + place) % len(kinds)], at, ("sync", "async")[(number + place // 2) % 2])
+        for number, door in enumerate(DOORS)
+        for place, at in enumerate([*BATCHES, *BATCHES])
+    ]
+    return pytest.mark.parametrize(
+        ("door", "kind", "at", "call"), cases, ids=lambda value: getattr(value, "__name__", value)
+    )
+
+
 @pytest.fixture
 def fault() -> Iterator[Fault]:
     fault = Fault()
@@ -205,10 +217,7 @@ def caller(door: Callable[..., Any], call: str, model: Any, **options: Any) -> C
     return (lambda: seen(run())) if call == "sync" else (lambda: seen(asyncio.run(arun())))
 
 
-@pytest.mark.parametrize("call", ["sync", "async"])
-@pytest.mark.parametrize("at", BATCHES)
-@pytest.mark.parametrize("kind", ["raises", "gives NaN", "gives too few"])
-@pytest.mark.parametrize("door", DOORS, ids=lambda door: door.__name__)
+@pairwise(["raises", "gives NaN", "gives too few"])
 def test_a_scorer_that_fails(door: Any, kind: str, at: str, call: str, fault: Fault) -> None:
     cause = OutOfMemory if kind == "raises" else ModelError
     fault.kind, fault.at = kind, BATCHES[at]
@@ -275,10 +284,7 @@ def faulty_model(tiny_cross_encoder: Path, fault: Fault, monkeypatch: pytest.Mon
         fault.go_on.set()
 
 
-@pytest.mark.parametrize("call", ["sync", "async"])
-@pytest.mark.parametrize("at", BATCHES)
-@pytest.mark.parametrize("kind", ["raises", "gives NaN"])
-@pytest.mark.parametrize("door", DOORS, ids=lambda door: door.__name__)
+@pairwise(["raises", "gives NaN"])
 def test_our_own_model_fails(
     door: Any, kind: str, at: str, call: str, fault: Fault, faulty_model: CrossEncoder
 ) -> None:

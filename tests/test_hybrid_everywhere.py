@@ -17,7 +17,6 @@ from retrieve_rerank import (
     ChromaIndex,
     CrossEncoder,
     HybridRetriever,
-    InvalidInputError,
     Passage,
     RetrieveRerank,
     fuse,
@@ -51,21 +50,6 @@ def hybrid(encoder: BiEncoder) -> Iterator[HybridRetriever]:
         for index in (dense, words):
             index.add(Passage(id_, text, {"n": int(id_)}) for id_, text in TEXTS.items())
         yield hybrid
-
-
-@pytest.mark.parametrize("query", QUERIES)
-async def test_the_core_fuses_both(hybrid: HybridRetriever, query: str) -> None:
-    dense, words = hybrid.retrievers
-    for options in ({}, {"where": {"n": {"$gt": 2}}}):
-        expected = fuse(
-            [dense.retrieve(query, 4, **options), words.retrieve(query, 4, **options)], weights=[1, 0.5], k=4
-        )
-        assert options or any(None not in hit.retrieval_ranks for hit in expected)
-        assert hybrid.retrieve(query, 4, **options) == expected
-        assert await hybrid.aretrieve(query, 4, **options) == expected
-        assert hybrid.retrieve_many([query], 4, **options) == [expected]
-    with pytest.raises(InvalidInputError, match="mmr_lambda"):  # which words do not have
-        hybrid.retrieve(query, mmr_lambda=0.5)
 
 
 @pytest.mark.parametrize("query", QUERIES)

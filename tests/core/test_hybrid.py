@@ -81,14 +81,27 @@ def ids(hits: Sequence[Hit]) -> list[str]:
     return [hit.passage.text for hit in hits]
 
 
+async def called(hybrid: HybridRetriever, way: str, *queries: str, k: int = 100, **options: Any) -> list[list[Hit]]:
+    """Return what one of the ways in finds for each query, or for "q"."""
+    asked = list(queries or ["q"])
+    match way:
+        case "retrieve":
+            return [hybrid.retrieve(asked[0], k, **options)]
+        case "aretrieve":
+            return [await hybrid.aretrieve(asked[0], k, **options)]
+        case "retrieve_many":
+            return hybrid.retrieve_many(asked, k, **options)
+        case _:
+            return await hybrid.aretrieve_many(asked, k, **options)
+
+
+WAYS = ("retrieve", "aretrieve", "retrieve_many", "aretrieve_many")
+every = pytest.mark.parametrize("way", WAYS)
+
+
 async def every_way(hybrid: HybridRetriever, query: str, k: int, **options: Any) -> list[list[Hit]]:
     """Return what each way in finds."""
-    return [
-        hybrid.retrieve(query, k, **options),
-        await hybrid.aretrieve(query, k, **options),
-        hybrid.retrieve_many([query], k, **options)[0],
-        (await hybrid.aretrieve_many([query], k, **options))[0],
-    ]
+    return [(await called(hybrid, way, query, k=k, **options))[0] for way in WAYS]
 
 
 async def test_it_is_the_fusion_of_what_the_retrievers_find() -> None:
@@ -184,12 +197,12 @@ async def test_options_go_to_every_retriever_and_are_never_dropped() -> None:
 # One of them fails
 
 
-@pytest.mark.parametrize("way", range(4))
-async def test_a_failure_is_raised_as_it_is_and_at_once(way: int) -> None:
+@every
+async def test_a_failure_is_raised_as_it_is_and_at_once(way: str) -> None:
     hybrid = HybridRetriever([Slow("a", 2.0), Down()])
     start = time.perf_counter()
     with pytest.raises(ConnectionError, match="no server"):
-        await ways(hybrid)[way]()
+        await called(hybrid, way)
     assert time.perf_counter() - start < 1.0
 
 
@@ -223,11 +236,11 @@ async def test_two_failures_leave_nothing_behind_that_asyncio_logs(caplog: pytes
     assert caplog.text == ""
 
 
-@pytest.mark.parametrize("way", range(4))
-async def test_a_failure_is_skipped_where_asked_with_one_warning(way: int) -> None:
+@every
+async def test_a_failure_is_skipped_where_asked_with_one_warning(way: str) -> None:
     hybrid = HybridRetriever([ListRetriever("ab"), Down(), Down(OSError("disk"), 0.05)], on_error="skip")
     with pytest.warns(DegradedWarning) as warned:
-        hits = await ways(hybrid)[way]()
+        (hits,) = await called(hybrid, way)
     assert ids(hits) == ["a", "b"]
     assert [hit.retrieval_ranks for hit in hits] == [(1, None, None), (2, None, None)]
     (warning,) = warned
@@ -238,11 +251,11 @@ async def test_a_failure_is_skipped_where_asked_with_one_warning(way: int) -> No
     assert warning.filename == __file__
 
 
-@pytest.mark.parametrize("way", range(4))
-async def test_all_failing_raises_where_failures_are_skipped(way: int) -> None:
+@every
+async def test_all_failing_raises_where_failures_are_skipped(way: str) -> None:
     hybrid = HybridRetriever([Down(), Down(OSError("disk"))], on_error="skip")
     with pytest.raises(RetrieveRerankError, match=r"every retriever failed: .* no server; .* disk") as raised:
-        await ways(hybrid)[way]()
+        await called(hybrid, way)
     assert isinstance(raised.value.__cause__, ConnectionError)
 
 
@@ -270,19 +283,6 @@ def test_a_type_error_inside_a_retriever_is_its_own_failure() -> None:
     hybrid = HybridRetriever([ListRetriever("a"), Down(TypeError("bug"))], on_error="skip")
     with pytest.warns(DegradedWarning, match="TypeError: bug"):
         assert ids(hybrid.retrieve("q")) == ["a"]
-
-
-def ways(hybrid: HybridRetriever) -> list[Callable[[], Any]]:
-    async def sync() -> list[Hit]:
-        return hybrid.retrieve("q")
-
-    async def many() -> list[Hit]:
-        return hybrid.retrieve_many(["q"])[0]
-
-    async def amany() -> list[Hit]:
-        return (await hybrid.aretrieve_many(["q"]))[0]
-
-    return [sync, lambda: hybrid.aretrieve("q"), many, amany]
 
 
 # More than one query
@@ -472,33 +472,18 @@ def own_ids(prefix: str, texts: str) -> ListRetriever:
     return ListRetriever([Hit(Passage(f"{prefix}{text}", text), n, 1 / n) for n, text in enumerate(texts, start=1)])
 
 
-async def called(hybrid: HybridRetriever, call: str) -> list[list[Hit]]:
-    match call:
-        case "retrieve":
-            return [hybrid.retrieve("q")]
-        case "aretrieve":
-            return [await hybrid.aretrieve("q")]
-        case "retrieve_many":
-            return hybrid.retrieve_many(["q", "r", "s"])
-        case _:
-            return await hybrid.aretrieve_many(["q", "r", "s"])
-
-
-CALLS = pytest.mark.parametrize("call", ["retrieve", "aretrieve", "retrieve_many", "aretrieve_many"])
-
-
-@CALLS
-async def test_equal_texts_that_share_no_id_warn_once_a_call(call: str) -> None:
+@every
+async def test_equal_texts_that_share_no_id_warn_once_a_call(way: str) -> None:
     """Else every passage comes twice, without a word."""
     hybrid = HybridRetriever([own_ids("x", "ab"), own_ids("y", "bc"), ListRetriever([])])
     with pytest.warns(UserWarning, match='the same texts under different ids.*merge="text"') as warned:
-        found = await called(hybrid, call)
+        found = await called(hybrid, way, "q", "r", "s")
     assert len(warned) == 1
     assert warned[0].filename == __file__
     assert [ids(hits) for hits in found] == [["a", "b", "b", "c"]] * len(found)
 
 
-@CALLS
+@every
 @pytest.mark.parametrize(
     ("retrievers", "options"),
     [
@@ -512,9 +497,9 @@ async def test_equal_texts_that_share_no_id_warn_once_a_call(call: str) -> None:
     ],
 )
 async def test_what_is_no_mistake_does_not_warn(
-    call: str, retrievers: list[ListRetriever], options: dict[str, Any]
+    way: str, retrievers: list[ListRetriever], options: dict[str, Any]
 ) -> None:
-    assert await called(HybridRetriever(retrievers, **options), call)
+    assert await called(HybridRetriever(retrievers, **options), way)
 
 
 # What cannot be used
@@ -553,13 +538,9 @@ def test_unusable_retrievers(retrievers: Any, says: str) -> None:
 @pytest.mark.parametrize(("query", "k"), [("", 1), (" ", 1), (None, 1), ("q", 0), ("q", True), ("q", 1.5)])
 async def test_an_unusable_query_or_count_asks_nobody(query: Any, k: Any) -> None:
     retriever = ListRetriever("a")
-    hybrid = HybridRetriever([retriever])
-    for call in (hybrid.retrieve, lambda query, k: hybrid.retrieve_many([query], k)):
+    for way in WAYS:
         with pytest.raises(InvalidInputError):
-            call(query, k)
-    for acall in (hybrid.aretrieve, lambda query, k: hybrid.aretrieve_many([query], k)):
-        with pytest.raises(InvalidInputError):
-            await acall(query, k)
+            await called(HybridRetriever([retriever]), way, query, k=k)
     assert retriever.asked == []
 
 

@@ -61,13 +61,6 @@ def test_all_are_ranked_and_counted_and_then_cut() -> None:
     assert result.seconds >= 0
 
 
-def test_raise_raises_the_cause_itself() -> None:
-    cause = ConnectionResetError("gone")
-    with pytest.raises(ConnectionResetError) as caught:
-        stage(Failing(cause)).run("q", found(TEXTS))
-    assert caught.value is cause
-
-
 def test_the_first_stages_order_is_marked_and_warned_of_once() -> None:
     degraded = stage(Failing(ValueError("broken\nbadly")), top_n=3, score_threshold=0.99, on_error="retrieval_order")
     candidates = found(TEXTS)
@@ -327,23 +320,6 @@ def test_the_pipeline_and_its_results_can_be_pickled() -> None:
         expected.candidates,
         expected.timings,
     )
-
-
-def test_settings_make_the_same_model_and_hold_no_token(tiny_cross_encoder: Path) -> None:
-    texts = ["paris is the capital of france", "rome", "bread " * 60]
-    model = CrossEncoder(
-        tiny_cross_encoder, token="marker", precision="float32", max_length=24, long_passages="windows", max_windows=3
-    )
-    assert "token" not in model.settings
-    assert "marker" not in repr(model.settings)
-    again = CrossEncoder(**model.settings)  # type: ignore[arg-type]
-    assert again.settings == model.settings
-    with pytest.warns(UserWarning, match="more than 3 windows"):
-        expected = model.rank("capital", texts)
-    with pytest.warns(UserWarning, match="more than 3 windows"):
-        assert again.rank("capital", texts) == expected
-    assert model.loaded_precision == "float32"
-    assert CrossEncoder(tiny_cross_encoder).loaded_precision is None
 
 
 def test_a_warning_names_the_line_of_the_caller() -> None:
