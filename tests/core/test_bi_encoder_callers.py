@@ -110,7 +110,7 @@ def test_an_error_in_a_question_is_not_the_documents(encoder: BiEncoder, slow: S
         def broken(*_: object, **__: object) -> object:
             raise ValueError("this question fails")
 
-        patch.setattr(encoder, "_encode_queries", broken)
+        patch.setattr(encoder, "_encode", broken)
         asking = threading.Thread(target=ask)
         asking.start()
         asking.join(20)

@@ -27,7 +27,7 @@ from retrieve_rerank import (
     RetrieveRerankError,
     fuse,
 )
-from retrieve_rerank.models.worker import run_beside
+from retrieve_rerank.models.threads import run_beside
 from tests.core.stubs import LetterEncoder, ListRetriever, TableScorer, found, run_python
 
 

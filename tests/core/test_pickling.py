@@ -21,7 +21,7 @@ from retrieve_rerank import (
     RetrieveRerank,
 )
 from retrieve_rerank.indexes.words import Analyzer
-from retrieve_rerank.models.worker import Worker
+from retrieve_rerank.models.threads import Worker
 from tests.core.stubs import LetterEncoder, TableScorer, found, run_python
 
 MARKER = "marker-of-a-secret"

@@ -18,7 +18,7 @@ import transformers
 from retrieve_rerank import CrossEncoder, Hit, InvalidInputError, Passage
 from retrieve_rerank.models import loading
 from retrieve_rerank.models.ranking import Ranker, as_ranker
-from retrieve_rerank.models.worker import Worker
+from retrieve_rerank.models.threads import Worker
 from tests.core.stubs import TableScorer, found, run_python
 
 QUERY = "what is the capital of france"

@@ -90,7 +90,7 @@ async def test_cached_queries_are_not_encoded_again(tiny_bi_encoder: Path) -> No
 
 async def test_the_event_loop_is_not_blocked(tiny_bi_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = BiEncoderEmbedding(tiny_bi_encoder)
-    for name in ("_encode_queries", "_encode_documents"):
+    for name in ("_encode",):
         original = getattr(BiEncoder, name)
 
         def slow(self: BiEncoder, *arguments: object, _original: object = original) -> object:

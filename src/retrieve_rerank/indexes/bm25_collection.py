@@ -30,7 +30,7 @@ from retrieve_rerank.indexes.filters import Matches, Where, matcher
 from retrieve_rerank.indexes.postings import Floats, Postings, Scorer, best
 from retrieve_rerank.indexes.records import Record
 from retrieve_rerank.indexes.words import Analyzer, Tokenizer, Vocabulary
-from retrieve_rerank.models.worker import Worker
+from retrieve_rerank.models.threads import Worker
 from retrieve_rerank.types import AddReport
 
 _BATCH = 1_000  # records taken in one go

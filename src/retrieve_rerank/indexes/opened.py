@@ -48,7 +48,7 @@ from retrieve_rerank.indexes.server import (
     is_server,
     with_patience,
 )
-from retrieve_rerank.models.worker import Worker
+from retrieve_rerank.models.threads import Worker
 from retrieve_rerank.types import Metric
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from retrieve_rerank.indexes.records import Record, to_record
 from retrieve_rerank.models.bi_encoder import BiEncoder
 from retrieve_rerank.models.cross_encoder import CrossEncoder
 from retrieve_rerank.models.ranking import scorer_name
-from retrieve_rerank.models.worker import Worker
+from retrieve_rerank.models.threads import Worker
 from retrieve_rerank.types import Encoder, Hit, Metric, Passage
 
 Vectors = npt.NDArray[np.float32]

@@ -30,7 +30,7 @@ from retrieve_rerank.langchain.convert import (
     to_encoder,
 )
 from retrieve_rerank.models.cuts import told_once
-from retrieve_rerank.models.worker import Worker
+from retrieve_rerank.models.threads import Worker
 from retrieve_rerank.types import Encoder, Metric
 
 if TYPE_CHECKING:

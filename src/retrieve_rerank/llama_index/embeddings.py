@@ -24,7 +24,7 @@ from retrieve_rerank.llama_index.compat import HUGGING_FACE_EMBEDDING, in_place_
 from retrieve_rerank.llama_index.serialization import Restorable
 from retrieve_rerank.models.bi_encoder import DEFAULT_MODEL, BiEncoder
 from retrieve_rerank.models.settings import BiEncoderOptions, BiEncoderSettings, documented
-from retrieve_rerank.models.worker import run_beside
+from retrieve_rerank.models.threads import run_beside
 
 if TYPE_CHECKING:
     from llama_index.core.rate_limiter import BaseRateLimiter

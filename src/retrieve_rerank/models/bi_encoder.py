@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,13 +19,15 @@ from retrieve_rerank.models.settings import BiEncoderOptions, BiEncoderSettings,
 from retrieve_rerank.types import Metric
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing_extensions import Never, Unpack
 
     from retrieve_rerank.models.engine import BiEngine
     from retrieve_rerank.models.loading import Checkpoint
-    from retrieve_rerank.models.loop_thread import LoopThread
     from retrieve_rerank.models.precision import Precision
     from retrieve_rerank.models.server import RemoteBiEncoder
+
+Task: TypeAlias = Literal["query", "document"]
+Encoded: TypeAlias = tuple[npt.NDArray[np.float32], int]  # vectors (n, dimension), and how many texts were cut
 
 DEFAULT_MODEL = DefaultName("sentence-transformers/multi-qa-mpnet-base-dot-v1")
 _DOCUMENT_PROMPTS = ("document", "passage", "corpus")  # the names that sentence-transformers looks for, in its order
@@ -109,10 +111,14 @@ class BiEncoder(Model["BiEngine", "RemoteBiEncoder"]):
             ModelError: If the model cannot be loaded or gives NaN.
         """
         items = check_texts(texts)
-        if self._remote is not None:
-            return self._warned(*self._remote.run(lambda remote: remote.encode(items, "query")), _SHORTEN, items)
-        run = self._worker.run_soon if len(items) <= _FEW else self._worker.run
-        return self._warned(*run(self._encode_queries, items), _SHORTEN)
+        here, there = self._encoding(items, "query")
+        return self._warned(*self._run(here, there, short=len(items) <= _FEW), _SHORTEN, items)
+
+    async def aencode_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """As `encode_queries`, without blocking the event loop."""
+        items = check_texts(texts)
+        here, there = self._encoding(items, "query")
+        return self._warned(*await self._arun(here, there, short=len(items) <= _FEW), _SHORTEN, items)
 
     def encode_documents(self, texts: Sequence[str], *, show_progress: bool = False) -> npt.NDArray[np.float32]:
         """Encode passages, with the model's document prompt.
@@ -129,11 +135,16 @@ class BiEncoder(Model["BiEngine", "RemoteBiEncoder"]):
             ModelError: If the model cannot be loaded or gives NaN.
         """
         items = check_texts(texts)
-        if self._remote is not None:
-            with tqdm(total=len(items), disable=not show_progress, unit="text", desc="Encoding") as bar:
-                found = self._remote.run(lambda remote: remote.encode(items, "document", bar.update))
-            return self._warned(*found, _SPLIT, items)
-        return self._warned(*self._worker.run(self._encode_documents, items, show_progress))
+        with self._bar(items, show_progress=show_progress) as bar:
+            here, there = self._encoding(items, "document", bar, show_progress=show_progress)
+            return self._warned(*self._run(here, there), _SPLIT, items)
+
+    async def aencode_documents(self, texts: Sequence[str], *, show_progress: bool = False) -> npt.NDArray[np.float32]:
+        """As `encode_documents`, without blocking the event loop."""
+        items = check_texts(texts)
+        with self._bar(items, show_progress=show_progress) as bar:
+            here, there = self._encoding(items, "document", bar, show_progress=show_progress)
+            return self._warned(*await self._arun(here, there), _SPLIT, items)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Return how many tokens each passage is, uncut, with the document prompt: `max_length` of them are read.
@@ -153,48 +164,30 @@ class BiEncoder(Model["BiEngine", "RemoteBiEncoder"]):
             )
         return self._worker.run_soon(self._count_tokens, items)
 
-    async def aencode_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """As `encode_queries`, without blocking the event loop."""
-        items = check_texts(texts)
-        if self._remote is not None:
-            found = await self._remote.arun(lambda remote: remote.encode(items, "query"))
-            return self._warned(*found, _SHORTEN, items)
-        arun = self._worker.arun_soon if len(items) <= _FEW else self._worker.arun
-        return self._warned(*await arun(self._encode_queries, items), _SHORTEN)
+    def _bar(self, texts: Sequence[str], *, show_progress: bool) -> tqdm[Never]:
+        """Return a bar for what a server encodes; a model in this process shows its own."""
+        return tqdm(total=len(texts), disable=not show_progress or self._remote is None, unit="text", desc="Encoding")
 
-    async def aencode_documents(self, texts: Sequence[str], *, show_progress: bool = False) -> npt.NDArray[np.float32]:
-        """As `encode_documents`, without blocking the event loop."""
-        items = check_texts(texts)
-        if self._remote is not None:
-            with tqdm(total=len(items), disable=not show_progress, unit="text", desc="Encoding") as bar:
-                found = await self._remote.arun(lambda remote: remote.encode(items, "document", bar.update))
-            return self._warned(*found, _SPLIT, items)
-        return self._warned(*await self._worker.arun(self._encode_documents, items, show_progress))
+    def _encoding(
+        self, texts: list[str], task: Task, bar: tqdm[Never] | None = None, *, show_progress: bool = False
+    ) -> tuple[Callable[[], Encoded], Callable[[RemoteBiEncoder], Coroutine[Any, Any, Encoded]]]:
+        """Return the call that encodes texts on the model's thread, and the one that has a server do it."""
+        # A short call lets nobody in.
+        between = None if task == "query" and len(texts) <= _FEW else self._worker.between
+        here = partial(self._encode, texts, task, between, show_progress=show_progress)
+        return here, lambda remote: remote.encode(texts, task, None if bar is None else bar.update)
 
     # Everything below runs on the worker's thread, but for `_warned`.
 
     def _count_tokens(self, texts: list[str]) -> list[int]:
         return self._loaded().lengths(texts, self._prompt("document"), "document")
 
-    def _encode_queries(self, texts: list[str]) -> tuple[npt.NDArray[np.float32], int]:
-        between = None if len(texts) <= _FEW else self._worker.between  # a short call lets nobody in
-        return self._encode(texts, self._prompt("query"), "query", between=between)
-
-    def _encode_documents(self, texts: list[str], show_progress: bool) -> tuple[npt.NDArray[np.float32], int]:  # noqa: FBT001
-        between = self._worker.between
-        return self._encode(texts, self._prompt("document"), "document", between=between, show_progress=show_progress)
-
     def _encode(
-        self,
-        texts: list[str],
-        prompt: str,
-        task: str,
-        *,
-        between: Callable[[], None] | None = None,
-        show_progress: bool = False,
-    ) -> tuple[npt.NDArray[np.float32], int]:
+        self, texts: list[str], task: Task, between: Callable[[], None] | None, *, show_progress: bool
+    ) -> Encoded:
         if not texts:
             return np.zeros((0, cast(int, self._fingerprint()["dimension"])), np.float32), 0
+        prompt = self._prompt(task)
         vectors, cut = self._loaded().encode(texts, prompt, task, between=between, show_progress=show_progress)
         if not np.isfinite(vectors).all():
             row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
@@ -204,7 +197,7 @@ class BiEncoder(Model["BiEngine", "RemoteBiEncoder"]):
         return vectors, cut
 
     def _warned(
-        self, vectors: npt.NDArray[np.float32], cut: int, advice: str = _SPLIT, texts: Sequence[str] = ()
+        self, vectors: npt.NDArray[np.float32], cut: int, advice: str, texts: Sequence[str]
     ) -> npt.NDArray[np.float32]:
         self._tell_unsure(texts)
         tell(self, advice, cut, len(vectors))
@@ -221,7 +214,7 @@ class BiEncoder(Model["BiEngine", "RemoteBiEncoder"]):
             TruncationWarning,
         )
 
-    def _prompt(self, task: str) -> str:
+    def _prompt(self, task: Task) -> str:
         given: str | None = self._settings[f"{task}_prompt"]
         if given is not None:
             return given
@@ -247,14 +240,12 @@ class BiEncoder(Model["BiEngine", "RemoteBiEncoder"]):
                 self._facts["pooling"] = pooling
         return self._facts
 
-    def _connect(self, endpoint: Endpoint) -> LoopThread[RemoteBiEncoder]:
-        from retrieve_rerank.models.loop_thread import LoopThread
+    def _connection(self, endpoint: Endpoint) -> Callable[[], RemoteBiEncoder]:
         from retrieve_rerank.models.server import RemoteBiEncoder
 
         prompts = (self._settings["query_prompt"], self._settings["document_prompt"])
         vectors = [self._settings[name] for name in ("normalize", "truncate_dim", "metric")]
-        make = partial(RemoteBiEncoder, endpoint, self._wanted, prompts, *vectors)
-        return LoopThread(f"retrieve-rerank {self.model}", make)
+        return partial(RemoteBiEncoder, endpoint, self._wanted, prompts, *vectors)
 
     def _load(self, checkpoint: Checkpoint, precision: Precision) -> BiEngine:
         from retrieve_rerank.models.engine import BiEngine

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from retrieve_rerank.checks import check_query, check_texts
 from retrieve_rerank.errors import ModelError, TruncationWarning, warn_caller
-from retrieve_rerank.models.gathering import Gathering
+from retrieve_rerank.models.dynamic_batching import DynamicBatching
 from retrieve_rerank.models.model import DefaultName, Model
 from retrieve_rerank.models.ranking import Ranker, Scoring
 from retrieve_rerank.models.settings import CrossEncoderOptions, CrossEncoderSettings, Endpoint, documented
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from retrieve_rerank.models.engine import CrossEngine
     from retrieve_rerank.models.loading import Checkpoint
-    from retrieve_rerank.models.loop_thread import LoopThread
     from retrieve_rerank.models.precision import Precision
     from retrieve_rerank.models.server import RemoteCrossEncoder, Served
 
@@ -64,7 +63,10 @@ class CrossEncoder(Model["CrossEngine", "RemoteCrossEncoder"], Ranker):
 
     def __init__(self, model: str | os.PathLike[str] = DEFAULT_MODEL, **settings: Unpack[CrossEncoderOptions]) -> None:
         super().__init__(model, CrossEncoderSettings.of(settings))
-        self._gathering = Gathering()
+
+    def _start(self) -> None:
+        super()._start()
+        self._batching = DynamicBatching()
 
     @property
     def fingerprint(self) -> dict[str, str | int | float | bool]:
@@ -129,13 +131,6 @@ class CrossEncoder(Model["CrossEngine", "RemoteCrossEncoder"], Ranker):
         adapter = importlib.import_module("retrieve_rerank.langchain").convert.LangChainCrossEncoder(self)
         return cast("BaseCrossEncoder", adapter)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in super().__getstate__().items() if name != "_gathering"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._gathering = Gathering()
-
     def __repr__(self) -> str:
         plain = super().__repr__()
         if self._settings["long_passages"] == "truncate":
@@ -144,36 +139,37 @@ class CrossEncoder(Model["CrossEngine", "RemoteCrossEncoder"], Ranker):
 
     def _score(self, scorings: Sequence[Scoring]) -> None:
         deadline = scorings[0].deadline
-        if self._remote is None:
-            with self._gathering.joined(scorings):
-                self._worker.run_until(deadline, self._score_here, *scorings)
-            for scoring in scorings:
-                scoring.check()
-            return
-        self._remote.run_until(deadline, lambda remote: remote.score(scorings))
-        self._tell_unsure([text for scoring in scorings for text in scoring.texts])
+        with self._batching.joined(scorings):
+            if self._remote is None:
+                self._worker.run_until(deadline, self._score_here, scorings)
+            else:
+                self._remote.run_until(deadline, lambda remote: remote.score(scorings))
+        self._check(scorings)
 
     async def _ascore(self, scorings: Sequence[Scoring]) -> None:
         deadline = scorings[0].deadline
-        if self._remote is None:
-            with self._gathering.joined(scorings):
-                await self._worker.arun_until(deadline, self._score_here, *scorings)
-            for scoring in scorings:
-                scoring.check()
-            return
-        await self._remote.arun_until(deadline, lambda remote: remote.score(scorings))
+        with self._batching.joined(scorings):
+            if self._remote is None:
+                await self._worker.arun_until(deadline, self._score_here, scorings)
+            else:
+                await self._remote.arun_until(deadline, lambda remote: remote.score(scorings))
+        self._check(scorings)
+
+    def _check(self, scorings: Sequence[Scoring]) -> None:
+        for scoring in scorings:
+            scoring.check()
         self._tell_unsure([text for scoring in scorings for text in scoring.texts])
 
-    def _score_here(self, *scorings: Scoring) -> None:
+    def _score_here(self, scorings: Sequence[Scoring]) -> None:
         if any(scoring.texts and not scoring.ended for scoring in scorings):
-            self._gathering.score(self._loaded(), scorings)
+            self._batching.score(self._loaded(), scorings)
 
     def _ready(self) -> None:
-        if self._remote is None and not self._is_loaded():  # a server that does not answer must not outlast the budget
+        if self._remote is None and self._engine is None:  # a server that does not answer must not outlast the budget
             self._worker.run(self._loaded)
 
     async def _aready(self) -> None:
-        if self._remote is None and not self._is_loaded():
+        if self._remote is None and self._engine is None:
             await self._worker.arun(self._loaded)
 
     def _tell(self, truncated: int, count: int) -> None:
@@ -197,12 +193,10 @@ class CrossEncoder(Model["CrossEngine", "RemoteCrossEncoder"], Ranker):
                 )
             warn_caller(what, TruncationWarning)
 
-    def _connect(self, endpoint: Endpoint) -> LoopThread[RemoteCrossEncoder]:
-        from retrieve_rerank.models.loop_thread import LoopThread
+    def _connection(self, endpoint: Endpoint) -> Callable[[], RemoteCrossEncoder]:
         from retrieve_rerank.models.server import RemoteCrossEncoder
 
-        make = partial(RemoteCrossEncoder, endpoint, self._wanted, self._settings["server_scores"])
-        return LoopThread(f"retrieve-rerank {self.model}", make)
+        return partial(RemoteCrossEncoder, endpoint, self._wanted, self._settings["server_scores"])
 
     def _described(self, served: Served) -> str:
         resource = None if self._remote is None else self._remote.resource

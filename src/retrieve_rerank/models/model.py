@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import threading
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import fields
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from retrieve_rerank.errors import InvalidInputError, TruncationWarning, warn_caller
 from retrieve_rerank.models.settings import LEFT_BEHIND, Endpoint, ModelSettings, vouched
-from retrieve_rerank.models.worker import Worker
+from retrieve_rerank.models.threads import EventLoopThread, Worker
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -20,12 +19,12 @@ if TYPE_CHECKING:
     from retrieve_rerank.models.engine import Engine
     from retrieve_rerank.models.limits import Limits
     from retrieve_rerank.models.loading import Checkpoint
-    from retrieve_rerank.models.loop_thread import LoopThread
     from retrieve_rerank.models.precision import Precision
     from retrieve_rerank.models.server import RemoteModel, Served
 
 E = TypeVar("E", bound="Engine")
 R = TypeVar("R", bound="RemoteModel")
+T = TypeVar("T")
 
 _LONG = 1_000  # characters; a text that has more may be longer than a model reads
 
@@ -66,12 +65,17 @@ class Model(ABC, Generic[E, R]):
         device = {} if settings.backend == "torch" else {"device": "cpu"}
         self._settings: dict[str, Any] = {"model": self.model, **settings.arguments, **device}
         self._shown: dict[str, Any] = {"model": self.model, **settings.shown, **device}
+        self._start()
+
+    def _start(self) -> None:
+        """Make what runs the model; nothing is loaded, and no thread started, before the first call."""
         self._worker = Worker(f"retrieve-rerank {self.model}")
-        self._remote: LoopThread[R] | None = None if self._endpoint is None else self._connect(self._endpoint)
-        self._unsure = True  # whether it must still be said that a server does not say what it cuts
+        self._remote: EventLoopThread[R] | None = None
+        if self._endpoint is not None:
+            self._remote = EventLoopThread(f"retrieve-rerank {self.model}", self._connection(self._endpoint))
         self._engine: E | None = None
-        self._home: threading.Thread | None = None  # where the engine was loaded
         self._limits: Limits | None = None  # the engine's, for warnings, which must not wait for the thread
+        self._unsure = True  # whether it must still be said that a server does not say what it cuts
 
     @property
     def settings(self) -> dict[str, str | int | float | bool | None]:
@@ -133,28 +137,25 @@ class Model(ABC, Generic[E, R]):
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        # The settings are the object; the thread, the loaded model and the secret stay behind.
-        state = {**self.__dict__, "_engine": None, "_home": None, "_settings": {**self._settings, **LEFT_BEHIND}}
+        # The settings are the object; what runs it stays behind, and so do secrets and trust.
+        state = {**self.__dict__, "_remote": None, "_engine": None, "_settings": {**self._settings, **LEFT_BEHIND}}
         state["_shown"] = {name: LEFT_BEHIND.get(name, value) for name, value in self._shown.items()}
         state["_endpoint"] = None if self._endpoint is None else self._endpoint.pickled()
-        del state["_worker"], state["_remote"]
         return state
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start()
+
     def __copy__(self) -> Self:
-        # Nobody else's: what a pickle leaves out, secrets and trust, goes with it.
-        kept = {"_settings": dict(self._settings), "_shown": self._shown, "_endpoint": self._endpoint}
-        state = {**self.__getstate__(), **kept}
+        # Nobody else's: what a pickle leaves behind goes with it.
+        kept = {name: self.__dict__[name] for name in ("_settings", "_shown", "_endpoint")}
         made = object.__new__(type(self))
-        made.__setstate__(state)
+        made.__setstate__({**self.__getstate__(), **kept})
         return made
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self.__copy__()
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._worker = Worker(f"retrieve-rerank {self.model}")
-        self._remote = None if self._endpoint is None else self._connect(self._endpoint)
 
     def __repr__(self) -> str:
         if self._endpoint is not None:
@@ -198,25 +199,34 @@ class Model(ABC, Generic[E, R]):
             )
 
     @abstractmethod
-    def _connect(self, endpoint: Endpoint) -> LoopThread[R]:
-        """Return what asks the server; connects at its first call."""
+    def _connection(self, endpoint: Endpoint) -> Callable[[], R]:
+        """Return what makes the side that asks the server; it must not hold this object."""
 
     @abstractmethod
     def _load(self, checkpoint: Checkpoint, precision: Precision) -> E:
         """Load the model; called on the worker's thread."""
 
+    def _run(self, here: Callable[[], T], there: Callable[[R], Coroutine[Any, Any, T]], *, short: bool = False) -> T:
+        """Return what a call gives, on the model's thread or at its server; a long call lets a short one in."""
+        if self._remote is not None:
+            return self._remote.run(there)
+        return self._worker.run_soon(here) if short else self._worker.run(here)
+
+    async def _arun(
+        self, here: Callable[[], T], there: Callable[[R], Coroutine[Any, Any, T]], *, short: bool = False
+    ) -> T:
+        """As `_run`, without blocking the event loop."""
+        if self._remote is not None:
+            return await self._remote.arun(there)
+        return await (self._worker.arun_soon(here) if short else self._worker.arun(here))
+
     def _loaded(self) -> E:
         """Return the running model; called on the worker's thread only, so that it loads once."""
-        here = threading.current_thread()
-        # A thread that took over from one that hangs takes its own copy: the other may still be in the middle of it.
-        if self._engine is None or self._home is not here:
+        if self._engine is None:
             from retrieve_rerank.models.loading import Checkpoint  # with all of torch behind it
 
-            self._engine = None
             backend = self._settings["backend"]
-            checkpoint = Checkpoint(
-                **{part.name: self._settings[part.name] for part in fields(Checkpoint) if part.init}
-            )
+            checkpoint = Checkpoint(**{part.name: self._settings[part.name] for part in fields(Checkpoint)})
             # Another backend starts from the exact network.
             engine = self._load(checkpoint, self._settings["precision"] if backend == "torch" else "float32")
             if self._settings["batch_tokens"] is not None:
@@ -227,16 +237,11 @@ class Model(ABC, Generic[E, R]):
                 engine.precision = replace_network(
                     engine.model, checkpoint, backend, self._settings["precision"], engine.weights
                 )
-            self._engine, self._home = engine, here
-            self._limits = engine.limits
+            self._engine, self._limits = engine, engine.limits
         return self._engine
 
-    def _is_loaded(self) -> bool:
-        """Whether the next call finds the model loaded. A guess from any thread, good enough to start a clock by."""
-        return self._engine is not None and self._home is self._worker.thread
-
     def _unload(self) -> None:
-        engine, self._engine, self._home = self._engine, None, None
+        engine, self._engine = self._engine, None
         if engine is None:
             return
         from retrieve_rerank.models.engine import release

@@ -24,7 +24,7 @@ from retrieve_rerank.checks import (
     check_threshold,
 )
 from retrieve_rerank.errors import InvalidInputError, ModelError, warn_caller
-from retrieve_rerank.models.worker import Worker, time_left
+from retrieve_rerank.models.threads import Worker, time_left
 from retrieve_rerank.types import Hit, Passage, Scale, Scorer
 
 Logits = npt.NDArray[np.float64]

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from retrieve_rerank.checks import check_queries
 from retrieve_rerank.errors import DegradedWarning, InvalidInputError, RetrieveRerankError, in_one_line, warn_caller
-from retrieve_rerank.models.worker import run_beside
+from retrieve_rerank.models.threads import run_beside
 from retrieve_rerank.retrieval.fusion import fuse, merge_of
 from retrieve_rerank.types import Hit, Retriever
 

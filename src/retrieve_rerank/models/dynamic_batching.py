@@ -24,12 +24,15 @@ class _Engine(Protocol):
     def score(self, scorings: Sequence[Scoring]) -> None: ...
 
 
-class Gathering:
+class DynamicBatching:
     """The calls that wait for one model. Safe between their threads and the model's."""
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._waiting: dict[int, Scoring] = {}  # in the order they came
+
+    def __reduce__(self) -> tuple[type[DynamicBatching], tuple[()]]:
+        return DynamicBatching, ()  # who waits here does not wait for a pickle
 
     @contextmanager
     def joined(self, scorings: Sequence[Scoring]) -> Iterator[None]:

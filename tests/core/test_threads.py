@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from retrieve_rerank import RetrieveRerankError
-from retrieve_rerank.models.worker import Worker
+from retrieve_rerank.models.threads import Worker
 from tests.core.stubs import run_python
 
 
@@ -197,7 +197,7 @@ def test_a_call_during_close_does_not_run_beside_the_calls_before_it() -> None:
 FORK = """
 import multiprocessing, sys, warnings
 warnings.simplefilter("ignore")  # Python 3.12 warns of forking with threads; that is the point here
-from retrieve_rerank.models.worker import Worker
+from retrieve_rerank.models.threads import Worker
 
 worker = Worker("the model x")
 assert worker.run(int, "1") == 1
@@ -229,7 +229,7 @@ def test_a_forked_child_gets_a_clear_error_and_the_parent_goes_on() -> None:
 
 def test_the_interpreter_ends_although_a_worker_is_open() -> None:
     script = """
-        from retrieve_rerank.models.worker import Worker
+        from retrieve_rerank.models.threads import Worker
         worker = Worker("w")
         print(worker.run(int, "5"))
     """
@@ -361,7 +361,7 @@ def test_the_interpreter_ends_with_a_call_given_up(hangs: bool) -> None:
     """A call that is only late is let finish; one that hangs is left behind."""
     script = f"""
         import threading, time
-        from retrieve_rerank.models.worker import Worker
+        from retrieve_rerank.models.threads import Worker
         worker = Worker("w")
         call = threading.Event().wait if {hangs} else lambda: (time.sleep(0.5), print("finished", flush=True))
         print(worker.run_until(time.monotonic() + 0.1, call), flush=True)
@@ -378,7 +378,7 @@ def test_a_call_made_while_the_interpreter_ends_does_not_hang() -> None:
             except RuntimeError as error:  # Python 3.12: no new threads any more
                 print(2)
         atexit.register(late)
-        from retrieve_rerank.models.worker import Worker
+        from retrieve_rerank.models.threads import Worker
         worker = Worker("w")
         print(worker.run(int, "1"))
     """
@@ -389,7 +389,7 @@ def test_closing_it_when_the_interpreter_has_ended_its_thread_does_not_hang() ->
     script = """
         import atexit
         atexit.register(lambda: worker.close(last=lambda: None))
-        from retrieve_rerank.models.worker import Worker
+        from retrieve_rerank.models.threads import Worker
         worker = Worker("w")
         print(worker.run(int, "1"))
     """

@@ -55,10 +55,10 @@ def held(model: CrossEncoder) -> Iterator[None]:
 
 def waiting(model: CrossEncoder, count: int) -> None:
     for _ in range(5000):
-        if len(model._gathering._waiting) == count:
+        if len(model._batching._waiting) == count:
             return
         threading.Event().wait(0.001)
-    raise AssertionError(f"{len(model._gathering._waiting)} of {count} calls wait")
+    raise AssertionError(f"{len(model._batching._waiting)} of {count} calls wait")
 
 
 def test_threads_that_wait_are_scored_together_and_get_what_one_alone_would(
@@ -74,7 +74,7 @@ def test_threads_that_wait_are_scored_together_and_get_what_one_alone_would(
     assert np.allclose(found, expected, atol=1e-5)
     assert sorted(query for call in taken for query in call) == sorted(query for query, _ in JOBS)  # each once
     assert len(taken) == 1
-    assert not model._gathering._waiting
+    assert not model._batching._waiting
 
 
 async def test_tasks_that_wait_are_scored_together(model: CrossEncoder, taken: list[list[str]]) -> None:
