@@ -1,4 +1,4 @@
-"""The command line: `retrieve-rerank index | search | rerank | evaluate | tune | report`.
+"""The command line: `retrieve-rerank index | search | rerank | evaluate | tune | info`.
 
 Data go to stdout, everything else to stderr. Importing a command costs neither torch nor chromadb: what is heavy is
 imported where it is used.

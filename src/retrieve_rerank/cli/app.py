@@ -7,8 +7,7 @@ from typing import Annotated
 import typer
 
 from retrieve_rerank import __version__
-from retrieve_rerank.cli import evaluating, indexing, reporting, reranking, searching, tuning
-from retrieve_rerank.cli.texts import with_examples
+from retrieve_rerank.cli import evaluate, index, info, rerank, search, tune
 
 _HELP = with_examples(
     "Retrieve & re-rank: index your files, search them, re-rank anything, and measure whether it helps.\n\n"
@@ -28,12 +27,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("index", help=indexing.HELP)(indexing.index)
-app.command("search", help=searching.HELP)(searching.search)
-app.command("rerank", help=reranking.HELP)(reranking.rerank)
-app.command("evaluate", help=evaluating.HELP)(evaluating.evaluate)
-app.command("tune", help=tuning.HELP)(tuning.tune)
-app.command("report", help=reporting.HELP)(reporting.report)
+app.command("index", help=index.HELP)(index.index)
+app.command("search", help=search.HELP)(search.search)
+app.command("rerank", help=rerank.HELP)(rerank.rerank)
+app.command("evaluate", help=evaluate.HELP)(evaluate.evaluate)
+app.command("tune", help=tune.HELP)(tune.tune)
+app.command("info", help=info.HELP)(info.info)
 
 
 def _say_version(asked: bool) -> None:  # noqa: FBT001 - typer's way

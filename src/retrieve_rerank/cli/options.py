@@ -58,8 +58,13 @@ CrossEncoderNames = Annotated[
 PrecisionOption = Annotated[
     PrecisionName, typer.Option("--precision", help="What the models compute in; auto keeps the ranking.")
 ]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; left out: the best there is.")]
-Language = Annotated[str | None, typer.Option(help="Language of the texts, for BM25: en, de, …, or none; at first en.")]
+Device = Annotated[
+    str | None, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1 or mps; left out: the best there is.")
+]
+Language = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Language of the texts, for BM25: en, de, …, or none; at first en."),
+]
 Json = Annotated[bool, typer.Option("--json", help="JSON lines, on a terminal too.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show where an error arose, and libraries' warnings.")]
 
@@ -113,6 +118,14 @@ def model_name(given: str | None, *, demo: bool) -> str | None:
         raise InvalidInputError("the name of a model is empty; give a hub name or a folder")
     folder = Path(given).expanduser()
     return str(folder.resolve()) if folder.is_dir() else given
+
+
+def check_language(name: str | None) -> None:
+    """Raise InvalidInputError where BM25 does not know a language that was named, before anything is made."""
+    if name not in (None, "none") and has_bm25():
+        from retrieve_rerank.indexes.words import language_name
+
+        language_name(name)
 
 
 def has_bm25() -> bool:

@@ -60,7 +60,8 @@ class Splitter:
         """Yield the passages of a document.
 
         An id is the record's own, or is made of the source and the text, so that it stays where text before it
-        changes. `start` and `end` count the characters of the document's text.
+        changes. `start` and `end` count the characters of the document's text, and `line` is where that is in the file,
+        from 1, if its lines are the text's.
 
         Args:
             document: To split.
@@ -85,6 +86,9 @@ class Splitter:
             }
             if title:
                 metadata["title"] = title
+            if document.line is not None:
+                within = 0 if document.whole else document.text.count("\n", 0, start)
+                metadata["line"] = document.line + within
             # A piece that begins with a heading is under it.
             if above := headings[: bisect_right(starts, start)]:
                 metadata["heading"] = " > ".join(_path(above))

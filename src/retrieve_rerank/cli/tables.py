@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
 
-from retrieve_rerank.cli.texts import clean, one_line
+from retrieve_rerank.cli.search import folded, place
+from retrieve_rerank.cli.streams import clean, one_line
 from retrieve_rerank.evaluation.words import shown_latency
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from retrieve_rerank.types import Hit, SearchResult
 
 _SNIPPET = 240  # characters of a text
+_BEFORE = 40  # of them before a word of the question
 
 
 def searched(result: SearchResult, top_n: int) -> Sequence[RenderableType]:
@@ -34,18 +37,31 @@ def searched(result: SearchResult, top_n: int) -> Sequence[RenderableType]:
     table.add_column("relevance" if scored else "score", justify="right", no_wrap=True)
     table.add_column("source", ratio=2, overflow="fold")
     table.add_column("passage", ratio=5)
-    for hit in result.hits[:top_n]:
-        _add(table, hit, scored=scored)
+    words = {word for word in re.findall(r"\w+", result.query.casefold()) if len(word) > 2}
+    for hit, others in folded(result.hits)[:top_n]:
+        cells: list[RenderableType] = [Text(str(hit.rank), style="bold"), *([_was(hit)] if scored else [])]
+        cells.append(f"{hit.score:.3f}" + ("*" if hit.truncated else ""))
+        table.add_row(*cells, _source(hit, others), _snippet(hit.passage.text, words))
     return [title, table, *(_left(result, top_n) if scored else ())]
 
 
-def _add(table: Table, hit: Hit, *, scored: bool) -> None:
-    cells: list[RenderableType] = [Text(str(hit.rank), style="bold")]
-    if scored:
-        cells.append(_was(hit))
-    cells.append(f"{hit.score:.3f}" + ("*" if hit.truncated else ""))
-    cells += [_source(hit), Text(one_line(hit.passage.text, _SNIPPET))]
-    table.add_row(*cells)
+def _snippet(text: str, words: Collection[str]) -> Text:
+    """Return the part of a passage that holds most words of the question, which are set off."""
+    line = one_line(text, len(text))
+    found = [match for match in re.finditer(r"\w+", line) if _is_asked(match[0], words)]
+    starts = [0, *(max(0, line.rfind(" ", 0, max(0, match.start() - _BEFORE)) + 1) for match in found)]
+    start = max(starts, key=lambda start: (sum(start <= match.start() < start + _SNIPPET for match in found), -start))
+    shown = Text(("… " if start else "") + one_line(line[start:], _SNIPPET))
+    for match in re.finditer(r"\w+", shown.plain):
+        if _is_asked(match[0], words):
+            shown.stylize("bold", match.start(), match.end())
+    return shown
+
+
+def _is_asked(word: str, words: Collection[str]) -> bool:
+    """Whether a word is one of the question's, but for its ending."""
+    word = word.casefold()
+    return len(word) > 2 and any(word.startswith(asked) or asked.startswith(word) for asked in words)
 
 
 def _was(hit: Hit) -> Text:
@@ -56,30 +72,29 @@ def _was(hit: Hit) -> Text:
     return Text.assemble(f"{hit.retrieval_rank} ", (move, style))
 
 
-def _source(hit: Hit) -> Text:
-    source = _place(hit)
+def _source(hit: Hit, others: Sequence[str]) -> Text:
+    lines = [(clean(place(hit)), "cyan")]
     heading = hit.passage.metadata.get("heading") or hit.passage.metadata.get("title")
-    if not isinstance(heading, str):
-        return Text(clean(source), style="cyan")
-    return Text.assemble((clean(source), "cyan"), "\n", (one_line(heading, 120), "dim"))
-
-
-def _place(hit: Hit) -> str:
-    return str(hit.passage.metadata.get("source", hit.passage.id))
+    if isinstance(heading, str):
+        lines.append((one_line(heading, 120), "dim"))
+    if others:
+        where = one_line(others[0], 60) if len(others) == 1 else f"{len(others)} files"
+        lines.append((f"also in {where}", "dim"))
+    return Text("\n").join(Text(text, style) for text, style in lines)
 
 
 def _left(result: SearchResult, top_n: int) -> Sequence[RenderableType]:
     """Return a line about what was at the top before and is not any more."""
     now = {hit.passage.id: hit.rank for hit in result.hits}
     gone = [
-        f"{hit.rank} → {now.get(hit.passage.id, 'left out')} {one_line(_place(hit), 60)}"
+        f"{hit.rank} → {now.get(hit.passage.id, 'left out')} {one_line(place(hit), 60)}"
         for hit in result.candidates[:top_n]
         if now.get(hit.passage.id, top_n + 1) > top_n
     ]
     return [Text("Before in the top: " + ", ".join(gone), style="dim")] if gone else []
 
 
-def reranked(query: str, hits: Sequence[Hit], positions: Sequence[int]) -> Sequence[RenderableType]:
+def reranked(query: str, hits: Sequence[Hit]) -> Sequence[RenderableType]:
     """Return the passages of one line, re-ranked."""
     table = _table(expand=True)
     table.add_column("#", justify="right", no_wrap=True)
@@ -87,10 +102,10 @@ def reranked(query: str, hits: Sequence[Hit], positions: Sequence[int]) -> Seque
     table.add_column("relevance", justify="right", no_wrap=True)
     table.add_column("id", ratio=1, overflow="fold")
     table.add_column("passage", ratio=5)
-    for hit, position in zip(hits, positions, strict=True):
+    for hit in hits:
         table.add_row(
             Text(str(hit.rank), style="bold"),
-            str(position + 1),
+            "" if hit.index is None else str(hit.index + 1),
             f"{hit.score:.3f}" + ("*" if hit.truncated else ""),
             Text(one_line(hit.passage.id, 60), style="cyan"),
             Text(one_line(hit.passage.text, _SNIPPET)),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json as jsons
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retrieve_rerank.cli.index_folder import Library, first_stages
+from retrieve_rerank.cli.folder import IndexFolder, first_stages
 from retrieve_rerank.cli.options import (
     CrossEncoderName,
     Debug,
@@ -23,8 +26,7 @@ from retrieve_rerank.cli.options import (
     PrecisionOption,
     model_name,
 )
-from retrieve_rerank.cli.streams import arriving, for_people, guarded, put, say, show
-from retrieve_rerank.cli.texts import with_examples
+from retrieve_rerank.cli.streams import arriving, for_people, guarded, put, say, show, with_examples
 from retrieve_rerank.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -41,8 +43,12 @@ HELP = with_examples(
     'retrieve-rerank search "how do I install it?" --in my-index',
     'retrieve-rerank search "how do I install it?" --in my-index --no-rerank --first-stage bm25',
     'retrieve-rerank search "how do I install it?" --in my-index --setting setting.json',
+    "retrieve-rerank search 'what is new?' --in my-index --where source=docs/search.md",
     "retrieve-rerank search - --in my-index --top-n 1 --json < questions.txt",
 )
+
+_CONDITION = re.compile(r"([^=!<>]+?)\s*(=|!=|>=|<=|>|<)\s*(.*)", re.DOTALL)
+_OPERATORS = {"=": "$eq", "!=": "$ne", ">=": "$gte", "<=": "$lte", ">": "$gt", "<": "$lt"}
 
 
 @guarded
@@ -50,11 +56,17 @@ def search(
     query: Annotated[str, typer.Argument(help="The question, or - for stdin.", show_default=False)],
     *,
     index: Annotated[Path, typer.Option("--in", metavar="DIR", help="Folder of an index.")],
-    top_n: Annotated[int, typer.Option(min=1, help="How many passages to show.")] = 5,
+    top_n: Annotated[int, typer.Option(min=1, metavar="N", help="How many passages to show.")] = 5,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FIELD=VALUE", help="Only passages with this field; also != < <= > >=; may be repeated."),
+    ] = None,
     setting: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Search as tune --save says; the options below change it.")
     ] = None,
-    fetch_k: Annotated[int | None, typer.Option(min=1, help="How many candidates to re-rank; usually 100.")] = None,
+    fetch_k: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="How many candidates to re-rank; usually 100.")
+    ] = None,
     first_stage: Annotated[
         FirstStage | None, typer.Option(help="Left out: hybrid, or dense where there is no BM25.")
     ] = None,
@@ -62,7 +74,8 @@ def search(
         bool | None, typer.Option("--rerank/--no-rerank", help="Re-rank, which is usual, or show what retrieval found.")
     ] = None,
     threshold: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Leave out passages whose relevance is below.")
+        float | None,
+        typer.Option(min=0, max=1, metavar="N", help="Leave out passages whose relevance is below."),
     ] = None,
     demo: Demo = False,
     cross_encoder: CrossEncoderName = None,
@@ -74,19 +87,19 @@ def search(
     """Search an index, and show what re-ranking changed."""
     from retrieve_rerank.retrieval.pipeline import RetrieveRerank
 
-    library = Library.open(index)
-    record = library.record
-    library.warn_if_broken_off()
+    folder = IndexFolder.open(index)
+    record = folder.record
     saved = None if setting is None else _saved(setting)
-    stage = _stage(first_stage, saved, library)
+    stage = _stage(first_stage, saved, folder)
     deep = fetch_k or (max(100, top_n) if saved is None else saved.fetch_k)
     chosen = model_name(cross_encoder, demo=demo)
+    options = _filter(where or [])
     models = Models(record.bi_encoder, chosen or record.cross_encoder, device, precision)
     with ExitStack() as opened:
         encoder = opened.enter_context(models.make_bi_encoder())
         stages = opened.enter_context(first_stages(index, [stage], encoder, record.language))
-        ask = _retrieving(stages[stage], deep, top_n)
         reranked = rerank if rerank is not None else saved is None or saved.reranked
+        folder.tell(cross_encoder=reranked and chosen is None and saved is None)
         if threshold is not None and not reranked:
             raise typer.BadParameter("--threshold is compared with the relevance, which only re-ranking gives")
         if reranked:
@@ -96,7 +109,10 @@ def search(
             made = _tuned(saved, setting, device, precision) if saved and tuned else models.make_cross_encoder()
             scorer = opened.enter_context(made)
             # All of them, to say what became of those that were at the top before.
-            ask = RetrieveRerank(stages[stage], scorer, fetch_k=deep, top_n=deep, score_threshold=threshold).search
+            search = RetrieveRerank(stages[stage], scorer, fetch_k=deep, top_n=deep, score_threshold=threshold)
+            ask = partial(search.search, **options)
+        else:
+            ask = partial(_retrieved, stages[stage], max(deep, top_n), options)
         bad = 0
         for number, text in enumerate(_queries(query)):
             result = _asked(ask, text) if query == "-" else ask(query)
@@ -120,15 +136,15 @@ def _saved(file: Path) -> SavedSetting:
     return saved
 
 
-def _stage(given: FirstStage | None, saved: SavedSetting | None, library: Library) -> str:
+def _stage(given: FirstStage | None, saved: SavedSetting | None, folder: IndexFolder) -> str:
     stage = "dense"
     if given is not None:
         stage = given.value
     elif saved is not None:
         stage = saved.first_stage
-    elif library.has_words:
+    elif folder.has_words:
         stage = "hybrid"
-    library.check_stages([stage])
+    folder.check_stages([stage])
     return stage
 
 
@@ -144,19 +160,45 @@ def _tuned(saved: SavedSetting, file: Path | None, device: str | None, precision
     return saved.make_cross_encoder(**changes)
 
 
-def _retrieving(retriever: Retriever, deep: int, top_n: int) -> Callable[[str], SearchResult]:
-    """Return a search without re-ranking, as deep as with it: what a hybrid puts first depends on that."""
+def _retrieved(retriever: Retriever, deep: int, options: Mapping[str, Any], query: str) -> SearchResult:
+    """Search without re-ranking, as deep as with it: what a hybrid puts first depends on that."""
     import time
 
     from retrieve_rerank.checks import check_query
     from retrieve_rerank.types import SearchResult, Timings
 
-    def ask(query: str) -> SearchResult:
-        start = time.perf_counter()
-        found = tuple(retriever.retrieve(check_query(query), max(deep, top_n)))[:top_n]
-        return SearchResult(query, found, found, Timings(time.perf_counter() - start, 0.0))
+    start = time.perf_counter()
+    found = tuple(retriever.retrieve(check_query(query), deep, **options))
+    return SearchResult(query, found, found, Timings(time.perf_counter() - start, 0.0))
 
-    return ask
+
+def _filter(conditions: Sequence[str]) -> Mapping[str, Any]:
+    """Return conditions as the option of a first stage: none, or all of them."""
+    clauses = [_clause(condition) for condition in conditions]
+    if not clauses:
+        return {}
+    return {"where": clauses[0] if len(clauses) == 1 else {"$and": clauses}}
+
+
+def _clause(condition: str) -> dict[str, Any]:
+    """Return one condition in Chroma's language. What looks like a number may be stored as one or as text."""
+    parts = _CONDITION.fullmatch(condition)
+    if parts is None:
+        raise typer.BadParameter(f"--where {condition!r} is no condition; write FIELD=VALUE, such as year>=2020")
+    name, sign, text = parts.groups()
+    try:
+        value = jsons.loads(text)
+    except (ValueError, RecursionError):
+        value = text
+    compared = _OPERATORS[sign]
+    if not isinstance(value, (int, float)):
+        if compared not in ("$eq", "$ne"):
+            raise typer.BadParameter(f"--where {condition!r} compares with {text!r}, which is no number")
+        return {name: {compared: text}}
+    if compared not in ("$eq", "$ne"):
+        return {name: {compared: value}}
+    both = [{name: {compared: value}}, {name: {compared: text}}]
+    return {"$or" if compared == "$eq" else "$and": both}
 
 
 def _asked(ask: Callable[[str], SearchResult], text: str | None) -> SearchResult | None:
@@ -191,8 +233,8 @@ def _decoded(line: bytes, number: int) -> str | None:
 
 def _answer(result: SearchResult, top_n: int, stage: str, *, json: bool, loading: bool) -> None:
     if not for_people(json=json):
-        for hit in result.hits[:top_n]:
-            put(_record(result.query, hit))
+        for hit, others in folded(result.hits)[:top_n]:
+            put(_record(result.query, hit, others))
         return
     from retrieve_rerank.cli.tables import searched
 
@@ -203,7 +245,7 @@ def _answer(result: SearchResult, top_n: int, stage: str, *, json: bool, loading
     say(f"{len(result.candidates)} candidates found in {took.retrieve_seconds:.2f} s ({stage}){what}{first}")
 
 
-def _record(query: str, hit: Hit) -> Mapping[str, object]:
+def _record(query: str, hit: Hit, others: Sequence[str]) -> Mapping[str, object]:
     ranks = {"retrieval_ranks": hit.retrieval_ranks} if hit.retrieval_ranks else {}
     return {
         "query": query,
@@ -216,5 +258,25 @@ def _record(query: str, hit: Hit) -> Mapping[str, object]:
         "truncated": hit.truncated,
         "id": hit.passage.id,
         "text": hit.passage.text,
+        **({"also_in": list(others)} if others else {}),
         "metadata": dict(hit.passage.metadata),
     }
+
+
+def place(hit: Hit) -> str:
+    """Return where a passage is from: its file with the line, as compilers write it, or its id."""
+    metadata = hit.passage.metadata
+    if "source" not in metadata:
+        return hit.passage.id
+    return f"{metadata['source']}:{metadata['line']}" if "line" in metadata else str(metadata["source"])
+
+
+def folded(hits: Sequence[Hit]) -> list[tuple[Hit, list[str]]]:
+    """Return hits, of those with one text the best, each with the places of the others."""
+    first: dict[str, tuple[Hit, list[str]]] = {}
+    for hit in hits:
+        if hit.passage.text in first:
+            first[hit.passage.text][1].append(place(hit))
+        else:
+            first[hit.passage.text] = (hit, [])
+    return list(first.values())

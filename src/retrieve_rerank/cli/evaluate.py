@@ -1,18 +1,18 @@
-"""What `evaluate` and `tune` run on: questions with judgements, and first stages over their passages."""
+"""`retrieve-rerank evaluate`: does re-ranking help on this data, and what does it cost?"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from retrieve_rerank.cli.index_folder import (
-    Library,
+from retrieve_rerank.cli.folder import (
+    IndexFolder,
     all_passages,
     first_stages,
     made_folder,
@@ -20,20 +20,59 @@ from retrieve_rerank.cli.index_folder import (
     open_words,
     own_files,
 )
-from retrieve_rerank.cli.options import DEMO, Models
-from retrieve_rerank.cli.streams import say, show_bars
+from retrieve_rerank.cli.options import (
+    DEMO,
+    BiEncoderName,
+    CrossEncoderNames,
+    Debug,
+    Demo,
+    Device,
+    FirstStage,
+    Json,
+    Language,
+    Models,
+    PrecisionName,
+    PrecisionOption,
+    check_first_stages,
+    check_language,
+    model_name,
+)
+from retrieve_rerank.cli.streams import (
+    files_first,
+    for_people,
+    guarded,
+    put,
+    say,
+    show,
+    show_bars,
+    with_examples,
+    write_files,
+)
 from retrieve_rerank.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from retrieve_rerank.evaluation.dataset import Dataset
+    from retrieve_rerank.evaluation import Dataset, Evaluation
     from retrieve_rerank.models.bi_encoder import BiEncoder
+    from retrieve_rerank.retrieval.pipeline import RetrieveRerank
     from retrieve_rerank.types import Retriever
+
+HELP = with_examples(
+    "Measure whether re-ranking helps, by how much, and at what cost.\n\n"
+    "DATASET is a folder in the BEIR layout; its index is kept in the cache, and so are the scores, so that a second "
+    "run is fast. Or take an index of yours, with questions and judgements in files, or with weak questions that are "
+    "made from its own passages.",
+    "retrieve-rerank evaluate my-dataset --demo --html report.html --save evaluation.json",
+    "retrieve-rerank evaluate my-dataset --demo --sample 50 --first-stage bm25 --first-stage dense --runs runs",
+    "retrieve-rerank evaluate --in my-index --sample-questions 100",
+    "retrieve-rerank evaluate --from evaluation.json --html again.html    # what was saved, measuring nothing",
+)
+
 
 DatasetFolder = Annotated[
     Path | None,
     typer.Argument(metavar="DATASET", help="Folder in the BEIR layout: corpus.jsonl, queries.jsonl, qrels.tsv."),
 ]
-IndexFolder = Annotated[Path | None, typer.Option("--in", metavar="DIR", help="An index of yours instead.")]
+IndexOption = Annotated[Path | None, typer.Option("--in", metavar="DIR", help="An index of yours instead.")]
 Queries = Annotated[
     Path | None, typer.Option("--queries", metavar="FILE", help='Questions: lines {"id": …, "text": …}.')
 ]
@@ -44,18 +83,159 @@ QUESTIONS = 250  # minutes, not hours, where each question costs a hundred pairs
 Sample = Annotated[
     int | None,
     typer.Option(
-        "--sample", min=0, help=f"Take so many judged questions; 0: all; left out: {QUESTIONS} if there are more."
+        "--sample", min=0, metavar="N", help=f"Take so many judged questions; 0: all; left out: {QUESTIONS} if there are more."
     ),
 ]
 SampleQuestions = Annotated[
     int | None,
-    typer.Option("--sample-questions", min=1, help="Make so many weak questions from the passages of --in."),
+    typer.Option("--sample-questions", min=1, metavar="N", help="Make so many weak questions from the passages of --in."),
 ]
 Cache = Annotated[
     Path | None,
     typer.Option("--cache", metavar="FILE", help="Where scores are kept; left out: beside the cached index."),
 ]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Score everything anew, to measure how long it takes.")]
+
+
+@guarded
+def evaluate(
+    dataset: DatasetFolder = None,
+    *,
+    index: IndexOption = None,
+    saved: Annotated[
+        Path | None, typer.Option("--from", metavar="FILE", help="Show what --save wrote instead of measuring.")
+    ] = None,
+    queries: Queries = None,
+    qrels: Qrels = None,
+    sample: Sample = None,
+    sample_questions: SampleQuestions = None,
+    language: Language = None,
+    first_stage: Annotated[
+        list[FirstStage] | None,
+        typer.Option(help="May be repeated; left out: hybrid, or dense where there is no BM25."),
+    ] = None,
+    fetch_k: Annotated[int, typer.Option(min=1, metavar="N", help="How many candidates to re-rank.")] = 100,
+    measure: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Name in ir-measures, may be repeated, the first decides; left out: nDCG@10, RR@10, R@100."),
+    ] = None,
+    demo: Demo = False,
+    bi_encoder: BiEncoderName = None,
+    cross_encoder: CrossEncoderNames = None,
+    device: Device = None,
+    precision: PrecisionOption = PrecisionName.AUTO,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the report as a page.")] = None,
+    markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table as Markdown.")] = None,
+    save: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write everything as JSON, for --from.")
+    ] = None,
+    runs: Annotated[Path | None, typer.Option(metavar="DIR", help="Write TREC runs and qrels.")] = None,
+    cache: Cache = None,
+    no_cache: NoCache = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Measure whether re-ranking helps."""
+    from retrieve_rerank._files import write_text
+    from retrieve_rerank.evaluation import Evaluation
+    from retrieve_rerank.evaluation import evaluate as run
+
+    check_outputs(html, markdown, save, cache, folder=runs, inputs=[dataset, queries, qrels, saved], index=index)
+    if saved is not None:
+        if dataset is not None or index is not None:
+            raise typer.BadParameter("--from shows a saved evaluation; leave DATASET and --in out")
+        evaluation = Evaluation.from_json(saved)
+    else:
+        measures, names = check_measures(measure), check_first_stages(first_stage)
+        source = Source(dataset, index, queries, qrels, sample, sample_questions, language)
+        models = Models(model_name(bi_encoder, demo=demo), None, device, precision)
+        with ExitStack() as opened:
+            ground = opened.enter_context(prepared(source, models, names))
+            stages = opened.enter_context(ground.stages(names))
+            pipelines = _pipelines(stages, cross_encoders(cross_encoder, index, demo=demo), models, fetch_k, opened)
+            evaluation = run(
+                pipelines,
+                ground.dataset,
+                measures,
+                fetch_k=fetch_k,
+                cache=ground.cache(cache, without=no_cache),
+                show_progress=show_bars(),
+            )
+    with files_first(lambda: _tell(evaluation, json=json)) as written:
+        write_files(
+            written,
+            ("evaluation", save, evaluation.to_json),  # what holds everything first
+            ("report", html, evaluation.to_html),
+            ("table", markdown, lambda path: write_text(evaluation.to_markdown(), path, "the table")),
+            ("runs", runs, evaluation.to_runs),
+        )
+
+
+def cross_encoders(given: list[str] | None, index: Path | None, *, demo: bool) -> list[str | None]:
+    """Return which cross-encoders to use: those given, else the index's own, else the default one."""
+    if given:
+        return [model_name(name, demo=demo) for name in dict.fromkeys(given)]
+    if demo or index is None:
+        return [model_name(None, demo=demo)]
+    return [IndexFolder.open(index).record.cross_encoder]
+
+
+def short_names(models: list[str | None]) -> dict[str | None, str]:
+    """Return what tables call cross-encoders: the end of the name, where that is enough."""
+    ends = {model: DEMO if model == DEMO else Path(model or "default").name for model in models}
+    return ends if len(set(ends.values())) == len(ends) else {model: model or "default" for model in models}
+
+
+def _pipelines(
+    stages: Mapping[str, Retriever],
+    names: list[str | None],
+    models: Models,
+    fetch_k: int,
+    opened: ExitStack,
+) -> Mapping[str, Retriever | RetrieveRerank]:
+    from retrieve_rerank.retrieval.pipeline import RetrieveRerank
+
+    pipelines: dict[str, Retriever | RetrieveRerank] = {**stages}
+    shown = short_names(names)
+    for name in names:
+        scorer = opened.enter_context(replace(models, cross_encoder=name).make_cross_encoder())
+        for stage, retriever in stages.items():
+            pipelines[f"{stage} → {shown[name]}"] = RetrieveRerank(retriever, scorer, fetch_k=fetch_k)
+    return pipelines
+
+
+def _tell(evaluation: Evaluation, *, json: bool) -> None:
+    if for_people(json=json):
+        from retrieve_rerank.cli.tables import evaluated
+
+        show(*evaluated(evaluation))
+        return
+    for note in evaluation.notes:
+        say(f"note: {note}")
+    changes = {change.system: change for change in evaluation.comparisons if change.measure == evaluation.measures[0]}
+    for system in evaluation.systems:
+        change = changes.get(system.name)
+        put(
+            {
+                "dataset": evaluation.dataset,
+                "weak": evaluation.weak,
+                "questions": len(evaluation.judgements),
+                "system": system.name,
+                "baseline": system.baseline,
+                "fetch_k": system.fetch_k,
+                "means": system.means,
+                "ceiling": system.ceiling,
+                "verdict": None if change is None else change.verdict,
+                "change": None if change is None else change.difference,
+                "interval": None if change is None else [change.low, change.high],
+                "p": None if change is None else change.p_holm,
+                "retrieve_p50_seconds": system.retrieve.p50,
+                "retrieve_p95_seconds": system.retrieve.p95,
+                "rerank_p50_seconds": None if system.rerank is None else system.rerank.p50,
+                "rerank_p95_seconds": None if system.rerank is None else system.rerank.p95,
+                "rerank_estimated": system.rerank is not None and system.rerank.estimated,
+            }
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,25 +286,24 @@ def prepared(source: Source, models: Models, names: list[str], *, weak: int | No
     Raises:
         InvalidInputError: If the options do not go together, or a file cannot be used.
     """
-    from retrieve_rerank.evaluation.files import load_dataset
-    from retrieve_rerank.indexes.words import language_name
+    from retrieve_rerank.evaluation import load_dataset
 
     _check(source, weak)
     if source.dataset is not None:
         spoken = source.language or "en"
-        if set(names) != {"dense"} and spoken != "none":
-            language_name(spoken)  # before passages are encoded for nothing
+        if set(names) != {"dense"}:
+            check_language(spoken)  # before passages are encoded for nothing
         dataset = load_dataset(source.dataset, queries=_here(source.queries), qrels=_here(source.qrels))
         with models.make_bi_encoder() as encoder:
             yield _cached(_sampled(dataset, source.sample, QUESTIONS), encoder, spoken, names)
         return
     folder = source.index or Path()
-    library = Library.open(folder)
-    library.warn_if_broken_off()
-    language = library.record.language
-    if models.bi_encoder not in (None, DEMO, library.record.bi_encoder):
+    index_folder = IndexFolder.open(folder)
+    index_folder.tell(cross_encoder=False)
+    language = index_folder.record.language
+    if models.bi_encoder not in (None, DEMO, index_folder.record.bi_encoder):
         raise typer.BadParameter(
-            f"{folder} was made with {library.record.bi_encoder or 'the default bi-encoder'}; leave --bi-encoder out, "
+            f"{folder} was made with {index_folder.record.bi_encoder or 'the default bi-encoder'}; leave --bi-encoder out, "
             "or index the files with the other one into another folder"
         )
     if source.language not in (None, language):
@@ -132,14 +311,14 @@ def prepared(source: Source, models: Models, names: list[str], *, weak: int | No
             f"{folder} was made for the language {language!r}, not {source.language!r}; leave --language out, or index "
             "the files into another folder"
         )
-    own = Models(library.record.bi_encoder, None, models.device, models.precision)
+    own = Models(index_folder.record.bi_encoder, None, models.device, models.precision)
     with own.make_bi_encoder() as encoder:
         if source.qrels is not None and source.queries is not None:
-            library.check_stages(names)
-            dataset = _judged(library, encoder, source.queries, source.qrels)
+            index_folder.check_stages(names)
+            dataset = _judged(index_folder, encoder, source.queries, source.qrels)
             yield Ground(_sampled(dataset, source.sample, QUESTIONS), folder, encoder, language)
         else:
-            dataset = _weak(library, encoder, source.sample_questions or weak or 0)
+            dataset = _weak(index_folder, encoder, source.sample_questions or weak or 0)
             yield _cached(_sampled(dataset, source.sample, 0), encoder, language, names)
 
 
@@ -175,21 +354,21 @@ def _here(file: Path | None) -> Path | None:
     return file.absolute() if file is not None and file.is_file() else file
 
 
-def _judged(library: Library, encoder: BiEncoder, queries: Path, qrels: Path) -> Dataset:
+def _judged(index: IndexFolder, encoder: BiEncoder, queries: Path, qrels: Path) -> Dataset:
     from retrieve_rerank.evaluation.dataset import Dataset
     from retrieve_rerank.evaluation.files import load_judgements, load_queries
 
-    with library.open_vectors(encoder) as index:
+    with index_folder.open_vectors(encoder) as index:
         passages = list(all_passages(index))
     texts = load_queries(queries)
-    return Dataset(library.folder.resolve().name, passages, texts, load_judgements(qrels, texts, passages))
+    return Dataset(index_folder.folder.resolve().name, passages, texts, load_judgements(qrels, texts, passages))
 
 
-def _weak(library: Library, encoder: BiEncoder, n: int) -> Dataset:
+def _weak(index: IndexFolder, encoder: BiEncoder, n: int) -> Dataset:
     from retrieve_rerank.evaluation.questions import sample_questions
 
-    with library.open_vectors(encoder) as index:
-        dataset = sample_questions(all_passages(index), n=n, name=library.folder.resolve().name)
+    with index_folder.open_vectors(encoder) as index:
+        dataset = sample_questions(all_passages(index), n=n, name=index_folder.folder.resolve().name)
     made = len(dataset.judgements)
     say(f"note: {made} weak question{'' if made == 1 else 's'}: {dataset.weak}")
     if made < n:

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from retrieve_rerank.cli.evaluating import cross_encoders, short_names
-from retrieve_rerank.cli.judging import (
+from retrieve_rerank.cli.evaluate import (
     Cache,
     DatasetFolder,
-    IndexFolder,
+    IndexOption,
     NoCache,
     Qrels,
     Queries,
@@ -24,7 +23,9 @@ from retrieve_rerank.cli.judging import (
     Source,
     check_measures,
     check_outputs,
+    cross_encoders,
     prepared,
+    short_names,
 )
 from retrieve_rerank.cli.options import (
     BiEncoderName,
@@ -41,8 +42,17 @@ from retrieve_rerank.cli.options import (
     has_bm25,
     model_name,
 )
-from retrieve_rerank.cli.streams import files_first, for_people, guarded, put, say, show, show_bars, write_files
-from retrieve_rerank.cli.texts import with_examples
+from retrieve_rerank.cli.streams import (
+    files_first,
+    for_people,
+    guarded,
+    put,
+    say,
+    show,
+    show_bars,
+    with_examples,
+    write_files,
+)
 
 if TYPE_CHECKING:
     from retrieve_rerank.evaluation.choosing import Setting, Tuning
@@ -73,7 +83,7 @@ def _seconds(text: str) -> float:
 def tune(
     dataset: DatasetFolder = None,
     *,
-    index: IndexFolder = None,
+    index: IndexOption = None,
     queries: Queries = None,
     qrels: Qrels = None,
     sample: Sample = None,
@@ -84,13 +94,15 @@ def tune(
         typer.Option(parser=_seconds, metavar="TIME", help="What 19 of 20 questions may take here: 300ms, 0.3s."),
     ] = None,
     quality: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Mean of the measure that is enough; left out: the best.")
+        float | None,
+        typer.Option(min=0, max=1, metavar="N", help="Mean of the measure that is enough; left out: the best."),
     ] = None,
     first_stage: Annotated[list[FirstStage] | None, typer.Option(help="May be repeated; left out: all.")] = None,
     depth: Annotated[
-        list[int] | None, typer.Option(min=1, help="Candidates to re-rank; may be repeated; left out: 5 to 100.")
+        list[int] | None,
+        typer.Option(min=1, metavar="N", help="Candidates to re-rank; may be repeated; left out: 5 to 100."),
     ] = None,
-    measure: Annotated[str, typer.Option(help="Name in ir-measures.")] = "nDCG@10",
+    measure: Annotated[str, typer.Option(metavar="NAME", help="Name in ir-measures.")] = "nDCG@10",
     demo: Demo = False,
     bi_encoder: BiEncoderName = None,
     cross_encoder: CrossEncoderNames = None,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from retrieve_rerank.cli.options import has_bm25
+from retrieve_rerank.cli.options import DEMO, has_bm25
 from retrieve_rerank.cli.streams import say
 from retrieve_rerank.errors import InvalidInputError, require
 
@@ -20,22 +21,22 @@ if TYPE_CHECKING:
     from retrieve_rerank.types import Encoder, Passage, Retriever
 
 _FILE = "retrieve-rerank.json"
-_FORMAT = 1
+_FORMAT = 2
 _ANEW = "index the files again, into another folder"
 _PAGE = 5_000  # passages read at a time
 
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """What is known of an indexed file: where it is, what it held, with which settings it was split.
+    """What is known of an indexed file: what it held, how it was read, and how many passages that made.
 
     `fields` is what its fields were called, where not as usual.
     """
 
-    path: str
     digest: str
     passages: int
     fields: dict[str, str] = field(default_factory=dict)
+    encoding: str | None = None
 
 
 @dataclass(slots=True)
@@ -48,6 +49,7 @@ class Record:
         language: Of the words.
         files: By source.
         roots: Folders by the name that sources begin with.
+        boilerplate: Of the pages in each root, the lines that most have in common.
         clean: False while it is written: whoever finds it so has work to finish.
         tokens: Of a passage at most, as it was asked for last.
     """
@@ -57,11 +59,17 @@ class Record:
     language: str
     files: dict[str, File] = field(default_factory=dict)
     roots: dict[str, str] = field(default_factory=dict)
+    boilerplate: dict[str, list[str]] = field(default_factory=dict)
     clean: bool = True
     tokens: int | None = None
 
+    def path_of(self, source: str) -> Path:
+        """Return where a file is."""
+        name, *inside = source.split("/")
+        return Path(self.roots[name]).joinpath(*inside)
 
-class Library:
+
+class IndexFolder:
     """The folder and its record."""
 
     def __init__(self, folder: Path, record: Record) -> None:
@@ -69,7 +77,7 @@ class Library:
         self.record = record
 
     @classmethod
-    def open(cls, folder: Path) -> Library:
+    def open(cls, folder: Path) -> IndexFolder:
         """Open what `index` made.
 
         Raises:
@@ -82,7 +90,7 @@ class Library:
             raise InvalidInputError(
                 f"{folder} is no index; make one first: retrieve-rerank index FILES --to {folder}"
             ) from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise InvalidInputError(f"{file} cannot be read: {error}; {_ANEW}") from error
         found = content.pop("format", None) if isinstance(content, dict) else None
         if found != _FORMAT:
@@ -93,16 +101,63 @@ class Library:
         except (TypeError, KeyError, AttributeError) as error:
             raise InvalidInputError(f"{file} is not whole: {error}; {_ANEW}") from error
 
-    @staticmethod
-    def is_there(folder: Path) -> bool:
-        """Whether the folder is an index."""
-        return (folder / _FILE).is_file()
+    @classmethod
+    def open_or_begin(cls, folder: Path, wanted: Record) -> IndexFolder:
+        """Open an index to bring it up to date, or begin a new one. What it was made with is kept.
+
+        An index of which no file was finished yet, whatever ended the run, is begun anew where something else is wanted.
+
+        Args:
+            folder: There must be nothing else in it.
+            wanted: What the user asks for; None, and an empty language, where that is as it is.
+
+        Raises:
+            InvalidInputError: If something else is in the folder, or the index was made by another model or language.
+        """
+        if not (folder / _FILE).is_file():
+            others = [item.name for item in folder.iterdir() if item not in own_files(folder)]
+            if others:
+                raise InvalidInputError(
+                    f"{folder} holds something else than an index, such as {min(others)}; give an empty or a new folder"
+                )
+            return cls._begin(folder, wanted)
+        opened = cls.open(folder)
+        record = opened.record
+        same_model = wanted.bi_encoder in (None, record.bi_encoder)
+        same_language = wanted.language in ("", record.language)
+        if not record.files and not (same_model and same_language):
+            return cls._begin(folder, wanted)
+        if not same_model:
+            raise InvalidInputError(
+                f"{folder} was made with the bi-encoder {record.bi_encoder or 'that is the default'!r}, not "
+                f"{wanted.bi_encoder!r}, and vectors of two models cannot be compared; index into another folder"
+            )
+        if not same_language:
+            raise InvalidInputError(
+                f"{folder} was made for the language {record.language!r}, not {wanted.language!r}; index into another "
+                "folder"
+            )
+        record.cross_encoder = wanted.cross_encoder or record.cross_encoder
+        record.tokens = wanted.tokens or record.tokens
+        return opened
+
+    @classmethod
+    def _begin(cls, folder: Path, wanted: Record) -> IndexFolder:
+        for place in (folder / "vectors", _words(folder)):  # of a run that finished no file
+            if place.exists():
+                shutil.rmtree(place)
+        wanted.language = wanted.language or "en"
+        wanted.clean = False
+        begun = cls(folder, wanted)
+        begun.save()  # first, so that the folder is known for an index, whenever the run ends
+        return begun
 
     def save(self) -> None:
         """Write the record. Killed at any moment, it leaves the old one or the new one."""
-        new = self.folder / f"{_FILE}.new"
-        new.write_text(json.dumps({"format": _FORMAT, **asdict(self.record)}, indent=1) + "\n", encoding="utf-8")
-        new.replace(self.folder / _FILE)
+        from retrieve_rerank._files import write_text
+
+        content = json.dumps({"format": _FORMAT, **asdict(self.record)}, indent=1)
+        write_text(f"{content}\n", self.folder / _FILE, "the record of the index")
 
     def open_vectors(self, encoder: Encoder) -> ChromaIndex:
         """Open the passages' vectors."""
@@ -123,15 +178,22 @@ class Library:
             require("bm25s", extra="hybrid")
             raise InvalidInputError(f"{self.folder} has no words to search for; run retrieve-rerank index again")
 
-    def warn_if_broken_off(self) -> None:
-        """Say so where files may be missing."""
+    def tell(self, *, cross_encoder: bool = True) -> None:
+        """Say which models the folder names, which somebody else may have made, and where files may be missing.
+
+        Args:
+            cross_encoder: Whether the one that it names is used.
+        """
+        named = (self.record.bi_encoder, self.record.cross_encoder if cross_encoder else None)
+        if models := [model for model in named if model not in (None, DEMO)]:
+            say(f"note: {self.folder} names the models {' and '.join(map(str, models))}")
         if not self.record.clean:
             say(f"warning: indexing {self.folder} was broken off; run retrieve-rerank index again to finish it")
 
 
 def own_files(folder: Path) -> list[Path]:
     """Return the files and folders that an index consists of: nothing else may be written there."""
-    return [folder / _FILE, folder / f"{_FILE}.new", folder / "lock", folder / "vectors", _words(folder)]
+    return [folder / _FILE, folder / "lock", folder / "vectors", _words(folder)]
 
 
 def open_vectors(folder: Path, encoder: Encoder) -> ChromaIndex:
@@ -163,7 +225,7 @@ def all_passages(index: ChromaIndex) -> Iterator[Passage]:
 @contextmanager
 def first_stages(folder: Path, names: list[str], encoder: Encoder, language: str) -> Iterator[Mapping[str, Retriever]]:
     """Open first stages over one folder; they share what they can."""
-    from retrieve_rerank.retrieval.hybrid import HybridRetriever
+    from retrieve_rerank import HybridRetriever
 
     with ExitStack() as opened:
         made: dict[str, Retriever] = {}

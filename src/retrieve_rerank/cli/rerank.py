@@ -23,8 +23,7 @@ from retrieve_rerank.cli.options import (
     PrecisionOption,
     model_name,
 )
-from retrieve_rerank.cli.streams import arriving, for_people, guarded, put, say, show
-from retrieve_rerank.cli.texts import with_examples
+from retrieve_rerank.cli.streams import arriving, for_people, guarded, put, say, show, with_examples
 from retrieve_rerank.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -47,9 +46,11 @@ _TOGETHER = 32  # lines re-ranked at once, if there are as many
 def rerank(
     file: Annotated[str, typer.Argument(help="A file of JSON lines, or - for stdin.")] = "-",
     *,
-    top_n: Annotated[int | None, typer.Option(min=1, help="How many passages to keep; left out: all.")] = None,
+    top_n: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="How many passages to keep; left out: all.")
+    ] = None,
     threshold: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Leave out passages whose relevance is below.")
+        float | None, typer.Option(min=0, max=1, metavar="N", help="Leave out passages whose relevance is below.")
     ] = None,
     demo: Demo = False,
     cross_encoder: CrossEncoderName = None,
@@ -175,19 +176,17 @@ def _pair(record: Any) -> tuple[str, list[Passage]]:
 
 
 def _write(line: _Line, hits: Sequence[Hit], *, json: bool) -> None:
-    place = {id(passage): number for number, passage in enumerate(line.passages)}
-    positions = [place[id(hit.passage)] for hit in hits]
     if for_people(json=json):
         from retrieve_rerank.cli.tables import reranked
 
-        show(*reranked(line.query, hits, positions))
+        show(*reranked(line.query, hits))
         return
     found = []
-    for hit, position in zip(hits, positions, strict=True):
-        item = line.items[position]
+    for hit in hits:
+        item = line.items[hit.index or 0]
         ours = {
             "rank": hit.rank,
-            "index": position,
+            "index": hit.index,
             "id": hit.passage.id if item.get("id") in (None, "") else item["id"],
             "score": hit.score,
             "logit": hit.logit,
