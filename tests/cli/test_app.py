@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 import retrieve_rerank
-from retrieve_rerank.cli import evaluating, indexing, reporting, reranking, searching, tuning
+from retrieve_rerank.cli import evaluate, index, info, rerank, search, tune
 from retrieve_rerank.cli.app import app
 from tests.cli.conftest import Done, Run, environment
 from tests.forking import python
 
-COMMANDS = ["index", "search", "rerank", "evaluate", "tune", "report"]
+COMMANDS = ["index", "search", "rerank", "evaluate", "tune", "info"]
 # In the order in which a user would come to them: later ones need what earlier ones make.
-MODULES = [indexing, evaluating, tuning, reporting, searching, reranking]
+MODULES = [index, evaluate, tune, search, rerank, info]
 
 
 def run_python(code: str) -> str:
@@ -137,3 +137,11 @@ def in_shell(line: str, place: Path) -> Done:
     )
     assert done.returncode == 0, done.stderr
     return Done(done.returncode, done.stdout, done.stderr)
+
+
+def test_info_says_what_an_index_holds(run: Run, indexed: Path, models: tuple[str, ...]) -> None:
+    (facts,) = run("info", "--in", "made").lines
+    assert (facts["files"], facts["passages"], facts["language"], facts["complete"]) == (5, 6, "en", True)
+    assert facts["kinds"] == {".md": 1, ".html": 1, ".jsonl": 1, ".txt": 1, ".csv": 1}
+    assert (facts["bi_encoder"], facts["cross_encoder"]) == (models[1], models[3])
+    assert "is no index" in run("info", "--in", "docs", status=1).err

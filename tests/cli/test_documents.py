@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+import json
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
-from retrieve_rerank import InvalidInputError
-from retrieve_rerank.cli.documents import Document, Fields, UnreadableError, check_named, read
+from retrieve_rerank import InvalidInputError, MissingDependencyError
+from retrieve_rerank.cli.documents import Document, Fields, Reading, UnreadableError, check_named, read
 
 FIELDS = Fields()
 
 
+def whole(content: bytes, name: str, fields: Fields = FIELDS) -> list[Document]:
+    """The documents of a file of which nothing is left out, without their places."""
+    reading = read(content, name, fields)
+    assert reading == Reading(reading.documents)
+    return [replace(document, line=None, whole=False) for document in reading.documents]
+
+
+def problem(content: bytes, name: str, fields: Fields = FIELDS) -> str:
+    """What is said of a file of which something is left out."""
+    try:
+        return read(content, name, fields).problem or ""
+    except UnreadableError as error:
+        return str(error)
+
+
 def test_text_loses_its_byte_order_mark_and_keeps_its_line_ends() -> None:
-    (document,) = read(b"\xef\xbb\xbfone\r\ntwo", "a.TXT", FIELDS)
+    (document,) = whole(b"\xef\xbb\xbfone\r\ntwo", "a.TXT", FIELDS)
     assert document == Document("one\r\ntwo", "text", size=11)
 
 
@@ -32,7 +53,7 @@ def test_html_keeps_headings_and_drops_what_is_for_browsers() -> None:
         "<body><nav>Home</nav><h2>Food &amp; drink</h2><p>A <b>strong</b> <a href='x'>coffee</a>_1*2</p>"
         "<script>alert('no')</script><pre>code\n  here</pre></body></html>"
     ).encode("latin-1")
-    (document,) = read(page, "a.html", FIELDS)
+    (document,) = whole(page, "a.html", FIELDS)
     assert document.kind == "markdown"
     assert document.title == "Café menu"
     assert "## Food & drink" in document.text
@@ -43,15 +64,15 @@ def test_html_keeps_headings_and_drops_what_is_for_browsers() -> None:
 
 
 def test_html_without_an_end_of_its_head_and_in_great_depth_is_read() -> None:
-    (loose,) = read(b"<head><title>T</title><p>words", "a.htm", FIELDS)
+    (loose,) = whole(b"<head><title>T</title><p>words", "a.htm", FIELDS)
     assert loose.text.strip() == "words"
-    (deep,) = read(b"<div>" * 3000 + b"words" + b"</div>" * 3000, "a.html", FIELDS)
+    (deep,) = whole(b"<div>" * 3000 + b"words" + b"</div>" * 3000, "a.html", FIELDS)
     assert deep.text.strip() == "words"
 
 
 def test_json_lines_end_at_line_feeds_only() -> None:
     lines = '{"_id": 7, "text": "one\u2028two", "title": " T ", "year": 1, "deep": {}, "source": "x"}\n\n{"text": ""}\n'
-    first, second = read(("\ufeff" + lines).encode(), "a.jsonl", FIELDS)
+    first, second = whole(("\ufeff" + lines).encode(), "a.jsonl", FIELDS)
     assert (first.id, first.text, first.title, first.metadata) == ("7", "one\u2028two", "T", {"year": 1})
     assert (second.id, second.text, second.title) == (None, "", None)
 
@@ -61,16 +82,15 @@ def test_json_lines_end_at_line_feeds_only() -> None:
     [
         (b'{"text": "a"}\n{"text": ', "line 2 is not JSON"),
         (b'{"text": "a"}\n\n[1]', "line 3 must be a JSON object"),
-        (b'{"text": "\xe9"}', "line 1 is not JSON"),
+        (b'{"text": "\xe9"}', "line 1 is not UTF-8"),
         (b'{"body": "a", "id": 1}', r"line 1 has no text in 'text'; its fields: body, id. .*--text-field"),
         (b'{"text": 5}', "line 1 has no text"),
-        (b'{"id": "a", "text": "1"}\n{"id": "a", "text": "2"}', "id 'a' occurs twice"),
+        (b'{"id": "a", "text": "1"}\n{"id": "a", "text": "2"}', "line 2 has the id 'a' of line 1"),
         (b"[" * 100_000, "line 1 is not JSON"),
     ],
 )
 def test_json_lines_that_cannot_be_used(content: bytes, message: str) -> None:
-    with pytest.raises(UnreadableError, match=message):
-        read(content, "a.jsonl", FIELDS)
+    assert re.search(message, problem(content, "a.jsonl"))
 
 
 @pytest.mark.parametrize(("name", "mark"), [("a.csv", ","), ("a.csv", ";"), ("a.tsv", "\t")])
@@ -78,26 +98,27 @@ def test_csv_of_any_country(name: str, mark: str) -> None:
     long = "x" * 200_000  # more than the csv module takes by default
     rows = [["id", "body", "year"], ["1", '"two\nlines, ""quoted"""', "2020"], ["2", long, "2021"]]
     content = "".join(mark.join(row) + "\r\n" for row in rows).encode()
-    first, second = read(content, name, Fields(text="body"))
+    first, second = whole(content, name, Fields(text="body"))
     assert (first.id, first.text, first.metadata) == ("1", 'two\nlines, "quoted"', {"year": "2020"})
     assert second.text == long
 
 
 def test_csv_that_cannot_be_used() -> None:
-    with pytest.raises(UnreadableError, match="line 2 has no text in 'text'; its fields: a, b"):
-        read(b"a,b\n1,2\n", "a.csv", FIELDS)
-    with pytest.raises(UnreadableError, match="is not CSV"):
-        read(b'text\n"never closed', "a.csv", FIELDS)
+    assert "line 2 has no text in 'text'; its fields: a, b" in problem(b"a,b\n1,2\n", "a.csv")
+    assert "is not CSV" in problem(b'text\n"never closed', "a.csv")
 
 
-def test_a_pdf_that_is_named_is_refused(tmp_path) -> None:
-    with pytest.raises(InvalidInputError, match=r"paper.PDF cannot be indexed: .PDF files are not read"):
+def test_what_is_not_read_is_refused_where_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InvalidInputError, match=r"paper.XLSX cannot be indexed: .XLSX files are not read"):
+        check_named(tmp_path / "paper.XLSX")
+    monkeypatch.setitem(sys.modules, "markitdown", None)
+    with pytest.raises(MissingDependencyError, match=r"retrieve-rerank\[documents\]"):
         check_named(tmp_path / "paper.PDF")
 
 
 def test_a_csv_field_keeps_the_separators_that_are_no_line_ends() -> None:
     content = "id,text\n1,one\u2028two\x0bthree\x0cfour\x85five\r\n2,six\n".encode()
-    assert [document.text for document in read(content, "a.csv", FIELDS)] == [
+    assert [document.text for document in whole(content, "a.csv", FIELDS)] == [
         "one\u2028two\x0bthree\x0cfour\x85five",
         "six",
     ]
@@ -105,8 +126,9 @@ def test_a_csv_field_keeps_the_separators_that_are_no_line_ends() -> None:
 
 def test_half_a_character_in_a_record_is_refused_with_its_line() -> None:
     for record in (r'{"text": "\ud83d"}', r'{"text": "a", "more": "\ude00"}', r'{"text": "a", "\ud83d": 1}'):
-        with pytest.raises(UnreadableError, match="line 2 holds half a character"):
-            read(b'{"text": "whole \\ud83d\\ude00"}\n' + record.encode(), "a.jsonl", FIELDS)
+        reading = read(b'{"text": "whole \\ud83d\\ude00"}\n' + record.encode(), "a.jsonl", FIELDS)
+        assert [document.text for document in reading.documents] == ["whole 😀"]
+        assert "line 2 holds half a character" in str(reading.problem)
 
 
 FRONT = "---\ntitle: 'How it''s done'  # comment\ntags:\n- a\ndescription: >-\n  From start\n  to end\n\ndate: 1\n---\n"
@@ -114,10 +136,10 @@ FRONT = "---\ntitle: 'How it''s done'  # comment\ntags:\n- a\ndescription: >-\n 
 
 @pytest.mark.parametrize("front", [FRONT, FRONT.replace("\n", "\r\n")])
 def test_of_front_matter_title_and_description_stay(front: str) -> None:
-    (document,) = read(f"{front}# One\n\ntwo".encode(), "a.md", FIELDS)
+    (document,) = whole(f"{front}# One\n\ntwo".encode(), "a.md", FIELDS)
     assert document.title == "How it's done"
     assert document.text == "How it's done\n\nFrom start to end\n\n# One\n\ntwo"
-    (plain,) = read(f"{front}# One".encode(), "a.txt", FIELDS)
+    (plain,) = whole(f"{front}# One".encode(), "a.txt", FIELDS)
     assert plain.text == f"{front}# One"
 
 
@@ -139,24 +161,24 @@ def test_of_front_matter_title_and_description_stay(front: str) -> None:
     ],
 )
 def test_what_is_no_front_matter_stays(text: str) -> None:
-    assert read(text.encode(), "a.md", FIELDS) == [Document(text, "markdown", size=len(text))]
+    assert whole(text.encode(), "a.md", FIELDS) == [Document(text, "markdown", size=len(text))]
 
 
 def test_front_matter_may_have_no_title() -> None:
     for title in ("", "title:\n", "title: [a, b]\n", 'title: ""\n', "title: null\n"):
-        (document,) = read(f"---\nx: 1\n{title}---\ntext".encode(), "a.md", FIELDS)
+        (document,) = whole(f"---\nx: 1\n{title}---\ntext".encode(), "a.md", FIELDS)
         assert (document.title, document.text) == (None, "text")
 
 
 def test_html_that_cannot_be_parsed_is_named_and_a_strange_list_is_text() -> None:
     with pytest.raises(UnreadableError, match="no HTML"):
         read(b"<p>a <![foo[x]]> b</p>", "a.html", FIELDS)
-    (document,) = read('<ol start="½"><li>bread</li></ol>'.encode(), "a.html", FIELDS)
+    (document,) = whole('<ol start="½"><li>bread</li></ol>'.encode(), "a.html", FIELDS)
     assert "bread" in document.text
 
 
 def test_characters_that_front_matter_has_in_halves_are_put_together() -> None:
-    (document,) = read(b'---\ntitle: "Hi \\ud83d\\ude00"\n---\nwords', "a.md", FIELDS)
+    (document,) = whole(b'---\ntitle: "Hi \\ud83d\\ude00"\n---\nwords', "a.md", FIELDS)
     assert (document.title, document.text) == ("Hi 😀", "Hi 😀\n\nwords")
 
 
@@ -164,21 +186,103 @@ def test_characters_that_front_matter_has_in_halves_are_put_together() -> None:
     ("name", "content"), [("a.csv", "id,text\n1,Hello, world\n"), ("a.tsv", "id\ttext\n1\ta\tb\n")]
 )
 def test_a_row_with_more_cells_than_the_header_is_not_cut(name: str, content: str) -> None:
-    with pytest.raises(UnreadableError, match="line 2 has more cells than the header; quote"):
-        read(content.encode(), name, FIELDS)
+    assert "line 2 has more cells than the header; quote" in problem(content.encode(), name)
 
 
 def test_empty_cells_beyond_the_header_cut_nothing() -> None:
-    (document,) = read(b"id,text\n1,Hello,,\n", "a.csv", FIELDS)
+    (document,) = whole(b"id,text\n1,Hello,,\n", "a.csv", FIELDS)
     assert (document.id, document.text) == ("1", "Hello")
 
 
 def test_commas_in_a_file_of_one_column_between_tabs_are_text() -> None:
-    (document,) = read(b"text\nBread, water and salt\n", "a.tsv", FIELDS)
+    (document,) = whole(b"text\nBread, water and salt\n", "a.tsv", FIELDS)
     assert document.text == "Bread, water and salt"
 
 
 def test_what_is_no_number_is_not_kept() -> None:
     """pandas writes NaN for what is missing; no JSON could tell it again."""
-    (document,) = read(b'{"text": "bread", "price": NaN, "far": -Infinity, "year": 2, "half": 0.5}', "a.jsonl", FIELDS)
+    (document,) = whole(b'{"text": "bread", "price": NaN, "far": -Infinity, "year": 2, "half": 0.5}', "a.jsonl", FIELDS)
     assert document.metadata == {"year": 2, "half": 0.5}
+
+
+LATIN = "<meta charset={}><p>A caf\xe9, a na\xefve one</p>"
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (LATIN.format("latin-1").encode("cp1252"), "A café, a naïve one"),
+        (LATIN.format("utf-8").encode(), "A café, a naïve one"),
+        (LATIN.format("nonsense").encode(), "A café, a naïve one"),
+        (LATIN.format("").encode("cp1252"), "A café, a naïve one"),  # as browsers read what does not say
+        (LATIN.format("latin-1").encode("utf-16"), "A café, a naïve one"),  # the mark is right, the word is wrong
+        ("<?xml version='1.0' encoding='iso-8859-2'?><p>kůň</p>".encode("iso-8859-2"), "kůň"),
+    ],
+)
+def test_pages_are_read_in_their_encoding(content: bytes, text: str) -> None:
+    (document,) = whole(content, "a.html")
+    assert document.text.strip() == text
+
+
+def test_stray_bytes_of_a_page_are_replaced_and_said() -> None:
+    page = "<meta charset=utf-8>\n<p>naïve</p>\n<p>the caf".encode() + b"\xe9 and \x80</p>"
+    reading = read(page, "a.html", FIELDS)
+    assert "naïve" in reading.documents[0].text
+    assert "caf\N{REPLACEMENT CHARACTER} and \N{REPLACEMENT CHARACTER}" in reading.documents[0].text
+    assert reading.problem is None
+    assert reading.notes == ["line 3 is not utf-8; what that cannot mean was replaced by \N{REPLACEMENT CHARACTER}"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize(("name", "start"), [("a.txt", ""), ("a.md", ""), ("a.csv", "text\n"), ("a.jsonl", None)])
+def test_a_byte_order_mark_says_how_text_is_read(name: str, start: str | None, encoding: str) -> None:
+    content = '{"text": "naïve café"}' if start is None else f"{start}naïve café"
+    (document,) = whole(content.encode(encoding), name)
+    assert document.text == "naïve café"
+
+
+def test_the_encoding_that_is_named_is_for_what_does_not_say_its_own() -> None:
+    for content, expected in (("café".encode("cp1252"), "café"), ("café".encode("utf-16"), "café")):
+        assert read(content, "a.txt", FIELDS, encoding="cp1252").documents[0].text == expected
+    assert read(b"caf\x81", "a.txt", FIELDS, encoding="cp1252").notes[0].startswith("line 1 is not cp1252")
+
+
+BLOCKS = ("summary", "aside", "header", "footer", "main", "address", "figure", "figcaption", "details", "option")
+
+
+@pytest.mark.parametrize("block", [*BLOCKS, "label", "button", "legend", "fieldset", "form", "dialog", "hgroup", "div"])
+def test_blocks_of_a_page_are_borders(block: str) -> None:
+    (document,) = whole(f"<body><{block}>Question?</{block}>Answer.<{block}>More</{block}></body>".encode(), "a.html")
+    assert document.text.split() == ["Question?", "Answer.", "More"]
+
+
+def test_navigation_and_permalinks_are_no_words_of_a_page() -> None:
+    page = (
+        "<div role='navigation'><ul><li>Home<nav>deep</nav></li></ul></div><nav>Menu</nav>"
+        "<h2>Install<a href='#install'>#</a></h2><h3><a href='#x'>¶</a>Use <a href='y'>it</a> in C#</h3>"
+        "<p>A paragraph §</p>"
+    )
+    (document,) = whole(page.encode(), "a.html")
+    assert document.text.split("\n\n") == ["## Install", "### Use it in C#", "A paragraph §"]
+
+
+def test_a_notebook_is_its_cells() -> None:
+    cells = [
+        {"cell_type": "markdown", "source": ["# Title\n", "words"]},
+        {"cell_type": "code", "source": "x = 1", "outputs": [{"text": "no"}]},
+        {"cell_type": "code", "source": []},
+    ]
+    (document,) = whole(json.dumps({"cells": cells, "metadata": {}}).encode(), "a.ipynb")
+    assert document == Document("# Title\nwords\n\n```python\nx = 1\n```", "markdown", size=document.size)
+
+
+def test_whatever_a_parser_raises_is_about_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    for content, name in ((b"[]", "a.ipynb"), (b"{", "a.ipynb"), (b"[" * 100_000, "a.ipynb")):
+        with pytest.raises(UnreadableError, match="it cannot be read as notebook"):
+            read(content, name, FIELDS)
+
+
+@pytest.mark.parametrize("value", ['!!int ""', "9" * 5_000, "!!float x", "!!timestamp x", "!!binary é", "&a [*a]"])
+def test_front_matter_that_yaml_cannot_make_is_text(value: str) -> None:
+    text = f"---\ntitle: {value}\n---\nwords"
+    assert whole(text.encode(), "a.md")[0].text.endswith("words")

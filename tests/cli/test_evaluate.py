@@ -1,4 +1,4 @@
-"""`evaluate`, `tune` and `report`: numbers that others can compute again, and work that is not done twice."""
+"""`evaluate` and `tune`: numbers that others can compute again, and work that is not done twice."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import ir_measures
 import pytest
 
 from retrieve_rerank import BiEncoder, CrossEncoder
-from retrieve_rerank.cli import judging
+from retrieve_rerank.cli import evaluate as evaluating
 from retrieve_rerank.evaluation import Evaluation
 from tests.cli.conftest import Run, start
 
@@ -89,13 +89,14 @@ def test_a_second_run_does_nothing_twice(
 def test_many_questions_are_sampled_and_it_is_said(
     run: Run, dataset: Path, models: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(judging, "QUESTIONS", 2)
+    monkeypatch.setattr(evaluating, "QUESTIONS", 2)
     stage = ("--first-stage", "bm25", "--measure", "RR@10")
     done = run("evaluate", dataset, *models, *stage, "--markdown", "a.md", "--save", "a.json")
     assert [line["questions"] for line in done.lines] == [2, 2]
     assert "note: 2 of 3 judged questions, drawn with seed 0; --sample 0 takes all" in done.err
     assert "2 of 3 judged questions, drawn with seed 0" in (dataset.parent / "a.md").read_text()
-    assert "2 of 3 judged questions" in run("report", "a.json").out
+    assert "2 of 3 judged questions" in run("evaluate", "--from", "a.json").err
+    assert "leave out what says what to measure" in run("evaluate", "--from", "a.json", "--sample", 0, status=2).err
     every = run("evaluate", dataset, *models, *stage, "--sample", 0)
     assert [line["questions"] for line in every.lines] == [3, 3]
     assert "drawn" not in every.err
@@ -110,12 +111,11 @@ def test_files_are_written_and_the_report_reads_them(run: Run, dataset: Path, mo
     assert (folder / "a.html").read_text().startswith("<!doctype html>")
     table = (folder / "a.md").read_text()
     assert "hybrid → model" in table
-    shown = run("report", "a.json").out
-    assert shown == table
-    run("report", "a.json", "--html", "b.html", "--markdown", "b.md")
+    assert run("evaluate", "--from", "a.json").lines == done.lines
+    run("evaluate", "--from", "a.json", "--html", "b.html", "--markdown", "b.md")
     assert (folder / "b.md").read_text() == table
     assert (folder / "b.html").read_text() == (folder / "a.html").read_text()
-    assert "cannot be read as an evaluation" in run("report", "none.json", status=1).err
+    assert "cannot be read as an evaluation" in run("evaluate", "--from", "none.json", status=1).err
     assert "does not exist" in run("evaluate", dataset, *models, "--save", "none/a.json", status=2).err
     for option in ("--html", "--save", "--markdown", "--cache"):
         assert "is a folder" in run("evaluate", dataset, *models, option, dataset, status=2).err
@@ -238,7 +238,7 @@ def test_numbers_are_told_also_where_a_file_cannot_be_written(
         (["evaluate", "toy", "--runs", "toy"], "qrels.txt in toy may be written over yours"),
         (["evaluate", "toy", "--queries", "q.jsonl", "--qrels", "qrels.txt", "--runs", "."], "written over yours"),
         (["tune", "toy", "--cache", "s", "--save", "s"], "named twice or is read"),
-        (["report", "r.json", "--html", "r.json"], "named twice or is read"),
+        (["evaluate", "--from", "r.json", "--html", "r.json"], "named twice or is read"),
         (["tune", "toy", "--save", "toy/qrels.tsv"], "named twice or is read"),
     ],
 )

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from retrieve_rerank import BiEncoder, BM25Index, ChromaIndex
-from retrieve_rerank.cli import following
+from retrieve_rerank.cli import index as indexing
 from tests.cli.conftest import Run, start
 
 
@@ -32,9 +32,12 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return texts
 
 
-def stored(index: Path, encoder: Path) -> dict[str, tuple[str, dict[str, object]]]:
+def stored(index: Path, encoder: Path, language: str = "en") -> dict[str, tuple[str, dict[str, object]]]:
     """What both parts of an index hold, which must be the same."""
-    with ChromaIndex(BiEncoder(encoder), path=index / "vectors") as vectors, BM25Index(path=index / "words") as words:
+    with (
+        ChromaIndex(BiEncoder(encoder), path=index / "vectors") as vectors,
+        BM25Index(path=index / "words", language=language) as words,
+    ):
         found = {record.id: (record.text, dict(record.metadata)) for record in vectors.collection.read()}
         assert found == {record.id: (record.text, dict(record.metadata)) for record in words.collection.read()}
     return found
@@ -100,16 +103,16 @@ def test_files_that_cannot_be_read_are_named_and_keep_what_they_had(
 ) -> None:
     before = stored(indexed, tiny_bi_encoder)
     (docs / "rome.txt").write_bytes("caf\xe9".encode("latin-1"))
-    (docs / "more" / "facts.jsonl").write_text('{"id": "f9", "text": "the word"}\n{"text": ')
+    (docs / "more" / "facts.jsonl").write_text('{"text": ')
     (docs / "gone.md").symlink_to(docs / "nowhere")
     (docs / "x\x1b[31m y.md").symlink_to(docs / "nowhere")
     (docs / "paper.pdf").write_bytes(b"%PDF")
     done = run("index", docs, "--to", "made", status=1)
-    assert "docs/rome.txt: line 1 is not UTF-8" in done.err
-    assert "docs/more/facts.jsonl: line 2 is not JSON" in done.err
+    assert "docs/rome.txt: line 1 is not UTF-8; say what it is with --encoding" in done.err
+    assert "docs/more/facts.jsonl: line 1 is not JSON" in done.err
     assert "docs/gone.md: No such file" in done.err
     assert "\x1b" not in done.err
-    assert ".pdf (1); PDF is not read" in done.err
+    assert '.pdf (1); for PDF and docx: pip install "retrieve-rerank[documents]"' in done.err
     assert done.lines[0]["failed_files"] == 4
     assert stored(indexed, tiny_bi_encoder) == before
 
@@ -124,8 +127,8 @@ def test_nothing_to_index_changes_nothing(
     assert "there is nothing to index in" in failed.err
     assert stored(indexed, tiny_bi_encoder) == before
     (docs / "paper.pdf").write_bytes(b"%PDF")
-    assert "PDF is not read" in run("index", docs, "--to", "made", status=1).err
-    assert "paper.pdf cannot be indexed" in run("index", docs / "paper.pdf", "--to", "made", status=1).err
+    assert "for PDF and docx: pip install" in run("index", docs, "--to", "made", status=1).err
+    assert "retrieve-rerank[documents]" in run("index", docs / "paper.pdf", "--to", "made", status=1).err
     assert "does not exist" in run("index", docs / "none", "--to", "made", status=2).err
 
 
@@ -143,10 +146,127 @@ def test_a_folder_with_something_else_is_left_alone(run: Run, docs: Path, models
     assert "holds something else than an index" in refused.err
 
 
-def test_one_id_in_two_files_is_refused(run: Run, docs: Path, indexed: Path) -> None:
-    (docs / "other.jsonl").write_text('{"id": "f1", "text": "bread"}\n')
-    refused = run("index", docs, "--to", "made", status=1)
-    assert "id 'f1' is in docs/more/facts.jsonl and in docs/other.jsonl" in refused.err
+def test_an_id_that_two_files_have_names_its_file_in_the_second(
+    run: Run, docs: Path, indexed: Path, models: tuple[str, ...], tiny_bi_encoder: Path
+) -> None:
+    """Exports of two tables both count from 1: all records are there, in one run and one after the other."""
+    (docs / "other.jsonl").write_text('{"id": "f1", "text": "bread"}\n{"id": "f3", "text": "rome"}\n')
+    (done,) = run("index", docs, "--to", "made").lines
+    assert (done["added"], done["removed"]) == (2, 0)
+    found = stored(indexed, tiny_bi_encoder)
+    assert (found["f1"][0], found["docs/other.jsonl#f1"][0]) == ("the word of rome", "bread")
+    assert "f3" in found
+    (again,) = run("index", docs, "--to", "made").lines
+    assert again["unchanged_files"] == again["files"] == 6
+    run("index", docs, "--to", "fresh", *models)
+    assert sorted(text for text, _ in stored(docs.parent / "fresh", tiny_bi_encoder).values()) == sorted(
+        text for text, _ in found.values()
+    )
+
+
+def test_a_line_that_cannot_be_used_costs_that_line_and_is_said_each_time(
+    run: Run, docs: Path, indexed: Path, tiny_bi_encoder: Path
+) -> None:
+    lines = ['{"id": "f1", "text": "the word of rome"}', '{"text": ', '{"id": "f9", "text": "bread"}', "[1]"]
+    (docs / "more" / "facts.jsonl").write_text("\n".join(lines))
+    for _ in range(2):
+        done = run("index", docs, "--to", "made", status=1)
+        assert "docs/more/facts.jsonl: line 2 is not JSON" in done.err
+        assert "; line 4 must be a JSON object; left out" in done.err
+        assert {"f1", "f9"} <= set(stored(indexed, tiny_bi_encoder))
+    assert (done.lines[0]["added"], done.lines[0]["removed"]) == (0, 0)
+
+
+def test_a_renamed_file_keeps_its_records(run: Run, docs: Path, indexed: Path, tiny_bi_encoder: Path) -> None:
+    (docs / "more" / "facts.jsonl").rename(docs / "more" / "known.jsonl")
+    (done,) = run("index", docs, "--to", "made").lines
+    assert (done["updated"], done["removed"]) == (2, 0)
+    assert stored(indexed, tiny_bi_encoder)["f1"][1]["source"] == "docs/more/known.jsonl"
+    (again,) = run("index", docs, "--to", "made").lines
+    assert again["unchanged_files"] == again["files"] == 5
+
+
+def test_another_folder_of_a_name_that_is_known_is_refused(
+    run: Run, docs: Path, indexed: Path, tiny_bi_encoder: Path, tmp_path: Path
+) -> None:
+    """It may be another, while the first one's disk is away: nothing must be removed."""
+    before = stored(indexed, tiny_bi_encoder)
+    other = tmp_path / "else" / "docs"
+    other.parent.mkdir()
+    docs.rename(other)
+    assert "has a folder 'docs' already" in run("index", other, "--to", "made", status=1).err
+    assert stored(indexed, tiny_bi_encoder) == before
+
+
+@pytest.mark.parametrize(
+    ("wrong", "status"),
+    [
+        (("--language", "klingon"), 1),
+        (("--encoding", "klingon"), 2),
+        (("--passage-tokens", 9_999), 1),
+        (("--bi-encoder", "nowhere"), 1),
+        (("--text-field", "nowhere"), 0),
+    ],
+)
+def test_a_run_that_failed_before_a_file_was_done_is_in_nobodys_way(
+    run: Run, docs: Path, models: tuple[str, ...], tiny_bi_encoder: Path, wrong: tuple[str, ...], status: int
+) -> None:
+    (docs / "table.csv").unlink()
+    (docs / "more" / "facts.jsonl").unlink()
+    run("index", docs, "--to", "made", *models, *wrong, status=status)
+    language = "de" if status else "en"
+    run("index", docs, "--to", "made", *models, "--language", language)
+    assert len(stored(docs.parent / "made", tiny_bi_encoder, language)) == 3
+
+
+def test_killed_before_the_first_saving_it_is_still_an_index(
+    run: Run, docs: Path, models: tuple[str, ...], tiny_bi_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ChromaIndex, "add", full)
+        assert "the disk is full" in run("index", docs, "--to", "made", *models, "--language", "fr", status=1).err
+    run("index", docs, "--to", "made", *models, "--language", "de")
+    assert stored(docs.parent / "made", tiny_bi_encoder, "de")
+    assert "made for the language 'de'" in run("index", docs, "--to", "made", "--language", "fr", status=1).err
+
+
+def test_what_most_pages_of_a_folder_have_in_common_is_left_out(
+    run: Run, tmp_path: Path, models: tuple[str, ...], tiny_bi_encoder: Path
+) -> None:
+    folder = tmp_path / "site"
+    folder.mkdir()
+    names = ["paris", "rome", "bread", "word", "capital", "italy"]
+    links = "".join(f"<li><a href='{name}.html'>{name} page</a></li>" for name in names)
+
+    def write(name: str, words: str) -> None:
+        page = f"<title>{name}</title><div id='column'><ul>{links}</ul></div><h1>{name}</h1><p>{words}</p>"
+        (folder / f"{name}.html").write_text(page)
+
+    for name in names:
+        write(name, f"what {name} is")
+    run("index", folder, "--to", "made", *models)
+    texts = {text for text, _ in stored(tmp_path / "made", tiny_bi_encoder).values()}
+    assert texts == {f"# {name}\n\nwhat {name} is" for name in names}
+    assert run("index", folder, "--to", "made").lines[0]["unchanged_files"] == 6
+    write("rome", "all new")
+    (done,) = run("index", folder, "--to", "made").lines
+    assert (done["added"], done["removed"], done["unchanged_files"]) == (1, 1, 5)
+
+
+def test_one_file_that_no_parser_reads_costs_no_other(
+    run: Run, docs: Path, models: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tiny_bi_encoder: Path
+) -> None:
+    (docs / "odd.md").write_text('---\ntitle: !!int ""\n---\nthe word\n')
+    (docs / "huge.md").write_text(f"---\ntitle: {'9' * 5_000}\n---\nthe bread\n")
+    (docs / "cells.ipynb").write_text('{"cells": 5}')
+    done = run("index", docs, "--to", "made", *models, status=1)
+    assert "docs/cells.ipynb: it cannot be read as notebook: TypeError" in done.err
+    assert done.lines[0]["files"] == 7
+    sources = {metadata["source"] for _, metadata in stored(docs.parent / "made", tiny_bi_encoder).values()}
+    assert {"docs/odd.md", "docs/huge.md", "docs/paris.md"} <= sources
 
 
 @pytest.mark.parametrize("module", ["semantic_text_splitter", "markdownify"])
@@ -162,9 +282,9 @@ def test_without_bm25_there_are_vectors_and_words_follow_later(
 ) -> None:
     with monkeypatch.context() as patch:
         for name in (
-            "retrieve_rerank.cli.following",
-            "retrieve_rerank.cli.indexing",
-            "retrieve_rerank.cli.index_folder",
+            "retrieve_rerank.cli.index",
+            "retrieve_rerank.cli.options",
+            "retrieve_rerank.cli.folder",
         ):
             patch.setattr(f"{name}.has_bm25", lambda: False)
         done = run("index", docs, "--to", "made", *models)
@@ -186,8 +306,8 @@ def test_broken_off_it_goes_on(
     stopped_in: str,
 ) -> None:
     """Whatever was written in part, the next run makes it as if nothing had happened, also if the files changed."""
-    monkeypatch.setattr(following, "_TOGETHER", 2)
-    monkeypatch.setattr(following, "_SAVE", 2)
+    monkeypatch.setattr(indexing, "_TOGETHER", 2)
+    monkeypatch.setattr(indexing, "_SAVE", 2)
     run("index", docs, "--to", "made", *models)
     for number in range(8):
         (docs / f"n{number}.txt").write_text(f"the word number {number} of paris")
@@ -265,4 +385,24 @@ def test_a_file_that_cannot_be_looked_at_has_no_size(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     with pytest.raises(OSError, match="name too long"):
         (tmp_path / ("x" * 300)).stat()
-    assert [following._size(tmp_path / name) for name in ("a", "none", "x" * 300)] == [3, 0, 0]
+    assert [indexing._size(tmp_path / name) for name in ("a", "none", "x" * 300)] == [3, 0, 0]
+
+
+def test_records_that_are_alike_are_all_there(
+    run: Run, tmp_path: Path, models: tuple[str, ...], tiny_bi_encoder: Path
+) -> None:
+    (tmp_path / "faq.csv").write_text(
+        "text,title\nYes.,Is it free?\nYes.,Is it open source?\nNo.,Is it slow?\nYes.,Is it here?\n"
+    )
+    (done,) = run("index", "faq.csv", "--to", "made", *models).lines
+    assert done["passages"] == 4
+    titles = sorted(str(metadata["title"]) for _, metadata in stored(tmp_path / "made", tiny_bi_encoder).values())
+    assert titles == ["Is it free?", "Is it here?", "Is it open source?", "Is it slow?"]
+
+
+def test_the_folder_above_is_indexed_next(run: Run, docs: Path, models: tuple[str, ...], tiny_bi_encoder: Path) -> None:
+    run("index", docs / "more", "--to", "made", *models)
+    run("index", docs, "--to", "made")
+    found = stored(docs.parent / "made", tiny_bi_encoder)
+    assert found["f1"][1]["source"] == "docs/more/facts.jsonl"
+    assert all(str(metadata["source"]).startswith("docs/") for _, metadata in found.values())

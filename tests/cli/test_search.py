@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import re
 import subprocess
@@ -9,8 +11,21 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from retrieve_rerank import BiEncoder, BM25Index, ChromaIndex, CrossEncoder, HybridRetriever, RetrieveRerank
+from retrieve_rerank import (
+    BiEncoder,
+    BM25Index,
+    ChromaIndex,
+    CrossEncoder,
+    Hit,
+    HybridRetriever,
+    Passage,
+    RetrieveRerank,
+    SearchResult,
+)
+from retrieve_rerank.cli import tables
+from retrieve_rerank.types import Timings
 from tests.cli.conftest import Run, environment
 from tests.forking import python
 
@@ -59,9 +74,9 @@ def test_what_is_wrong_is_said_in_one_line(run: Run, indexed: Path, tmp_path: Pa
     assert "there is no folder" in no_model.err
     assert "--in" in run("search", QUERY, status=2).err
     assert "--top-n" in run("search", QUERY, "--in", "made", "--top-n", 0, status=2).err
-    (indexed / "retrieve-rerank.json").write_text('{"format": 99}')
+    (indexed / "retrieve-rerank.json").write_text('{"index_format": 99}')
     assert "has format 99" in run("search", QUERY, "--in", "made", status=1).err
-    (indexed / "retrieve-rerank.json").write_text('{"format": 1, "files": {}}')
+    (indexed / "retrieve-rerank.json").write_text('{"index_format": 2, "files": {}}')
     assert "is not whole" in run("search", QUERY, "--in", "made", status=1).err
 
 
@@ -134,4 +149,70 @@ def test_fewer_candidates_than_are_to_be_shown_are_said(run: Run, indexed: Path)
     done = run("search", QUERY, "--in", "made", "--top-n", 3, "--fetch-k", 2)
     assert len(done.lines) == 2
     assert "note: only 2 candidates are re-ranked, so there are no 3 to show; raise --fetch-k" in done.err
-    assert "note" not in run("search", QUERY, "--in", "made", "--top-n", 200).err
+    assert "note: only" not in run("search", QUERY, "--in", "made", "--top-n", 200).err
+
+
+@pytest.fixture
+def shelves(run: Run, tmp_path: Path, models: tuple[str, ...]) -> None:
+    """An index of records with fields, whose numbers are text in CSV and numbers in JSON."""
+    (tmp_path / "old.csv").write_text("id,text,year\n1,the bread of rome,2020\n2,the word of rome,2021\n")
+    lines = [{"id": str(number), "text": f"the bread {number} of rome", "year": 2018 + number} for number in (3, 4)]
+    (tmp_path / "new.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run("index", "old.csv", "new.jsonl", "--to", "made", *models)
+
+
+@pytest.mark.parametrize(
+    ("conditions", "ids"),
+    [
+        (["year=2021"], {"2", "3"}),
+        (["year!=2021"], {"1", "4"}),
+        (["year>=2021"], {"3", "4"}),
+        (["year < 2022"], {"3"}),
+        (["year=2020"], {"1"}),
+        (["year=2021", "line=3"], {"2"}),
+        (["year=nothing"], set()),
+    ],
+)
+@pytest.mark.parametrize("stage", ["dense", "bm25", "hybrid"])
+def test_where_holds_in_every_first_stage(
+    run: Run, shelves: None, conditions: list[str], ids: set[str], stage: str
+) -> None:
+    options = [part for condition in conditions for part in ("--where", condition)]
+    rerank = "--no-rerank" if stage == "bm25" else "--rerank"
+    found = run("search", "the bread word of rome", "--in", "made", "--first-stage", stage, rerank, *options).lines
+    assert {hit["id"] for hit in found} == ids
+
+
+@pytest.mark.parametrize("condition", ["year", "=2020", "year>>2020", "year>=old", ""])
+def test_a_condition_that_is_none_is_refused(run: Run, shelves: None, condition: str) -> None:
+    assert "--where" in run("search", "bread", "--in", "made", "--where", condition, status=2).err
+
+
+def test_hits_of_one_text_are_one(run: Run, tmp_path: Path, models: tuple[str, ...]) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for name in "abcd":
+        (folder / f"{name}.txt").write_text("\n\nthe bread of rome\n")
+    (folder / "e.txt").write_text("the word of bread")
+    run("index", folder, "--to", "made", *models)
+    first, second = sorted(run("search", "bread of rome", "--in", "made").lines, key=lambda hit: "also_in" not in hit)
+    assert sorted([f"{first['metadata']['source']}:{first['metadata']['line']}", *first["also_in"]]) == [
+        f"many/{name}.txt:3" for name in "abcd"
+    ]
+    assert "also_in" not in second
+
+
+def test_a_table_shows_the_words_that_were_asked_for_and_their_line() -> None:
+    text = "filler " * 100 + "the treasurer was elected\nin March " + "filler " * 100
+    metadata = {"source": "a/b.md", "line": 7, "heading": "Minutes"}
+    hits = tuple(Hit(Passage(name, text, metadata), rank, 0.9, rank, 0.5, 2.0) for rank, name in enumerate("xyz", 1))
+    result = SearchResult("When was the treasurer elected?", hits, hits, Timings(0.1, 0.1))
+    stream = io.StringIO()
+    console = Console(file=stream, width=120)
+    for thing in tables.searched(result, 5):
+        console.print(thing)
+    shown = " ".join(stream.getvalue().split())
+    assert "a/b.md:7" in shown
+    assert "also in 2 files" in shown
+    assert "treasurer was elected" in shown
+    assert shown.count("0.900") == 1

@@ -85,7 +85,7 @@ def test_equal_passages_of_a_file_have_ids_of_their_own(splitter: Splitter) -> N
 
 def test_a_record_keeps_its_id_unless_it_is_split(splitter: Splitter) -> None:
     facts = {"year": 2020}
-    (whole,) = splitter.passages(Document("bread", "text", "Title", "r1", 5, facts), "a.jsonl")
+    (whole,) = splitter.passages(Document("bread", "text", "Title", "r1", 5, metadata=facts), "a.jsonl")
     assert whole.id == "r1"
     assert whole.metadata == {"year": 2020, "source": "a.jsonl", "start": 0, "end": 5, "title": "Title"}
     split = list(splitter.passages(Document("bread is the bread. " * 20, "text", None, "r1"), "a.jsonl"))

@@ -35,7 +35,7 @@ def test_a_failed_file_is_told_to_who_does_not_read(docs: Path, models: tuple[st
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
 def test_streams_that_are_closed_are_nothing_to_write_to(tmp_path: Path, closed: str) -> None:
     evaluate({"shelf": Shelf({"one": "cad", "two": "efb"})}, dataset()).to_json(tmp_path / "a.json")
-    report = '"$0" -m retrieve_rerank report a.json'
+    report = '"$0" -m retrieve_rerank evaluate --from a.json'
     line = f"{report} {closed} && {report} --html b.html {closed}"
     done = subprocess.run(
         ["sh", "-c", line, sys.executable],

@@ -29,7 +29,7 @@ def test_a_file_that_fails_costs_no_other(
     assert (toy.parent / "runs" / "qrels.txt").is_file()
     assert (
         "report b.html: the disk is full"
-        in run("report", "good.json", "--html", "b.html", "--markdown", "b.md", status=1).err
+        in run("evaluate", "--from", "good.json", "--html", "b.html", "--markdown", "b.md", status=1).err
     )
     assert (toy.parent / "b.md").read_text().startswith("Re-ranking ")
 

@@ -8,6 +8,7 @@ import typer
 
 from retrieve_rerank import __version__
 from retrieve_rerank.cli import evaluate, index, info, rerank, search, tune
+from retrieve_rerank.cli.streams import with_examples
 
 _HELP = with_examples(
     "Retrieve & re-rank: index your files, search them, re-rank anything, and measure whether it helps.\n\n"

@@ -134,6 +134,8 @@ def read(
             _take_records(records, fields, reading)
         else:
             reading.documents = [_page(text, kind, len(content), boilerplate)]
+        if reading.problem is not None and not reading.documents:
+            raise UnreadableError(reading.problem)
     except (UnreadableError, MissingDependencyError):
         raise
     except Exception as error:  # a parser may raise anything at what somebody made by hand: it is one file's
@@ -231,18 +233,15 @@ def _take_records(records: Records, fields: Fields, reading: Reading) -> None:
     """Make documents of records with their line and size; one that cannot be used costs itself only."""
     known: dict[str, int] = {}
     for line, size, record in records:
-        try:
-            if isinstance(record, UnreadableError):
-                raise record
-            document = _record(record, fields, line, size)
-            if document.id is not None and (first := known.setdefault(document.id, line)) != line:
-                raise UnreadableError(
-                    f"has the id {document.id!r} of line {first}; give every record its own, or another --id-field"
-                )
-        except UnreadableError as error:
-            reading.problems.append(f"line {line} {error}")
+        made = record if isinstance(record, UnreadableError) else _record(record, fields, line, size)
+        if isinstance(made, Document) and made.id is not None and (first := known.setdefault(made.id, line)) != line:
+            made = UnreadableError(
+                f"has the id {made.id!r} of line {first}; give every record its own, or another --id-field"
+            )
+        if isinstance(made, Document):
+            reading.documents.append(made)
         else:
-            reading.documents.append(document)
+            reading.problems.append(f"line {line} {made}")
 
 
 def _jsonl(text: str) -> Records:
@@ -275,7 +274,7 @@ def _csv(text: str, *, tabs: bool) -> Records:
             continue
         if row is None:
             return
-        if any(cell.strip() for cell in row.get(None) or ()):  # type: ignore[call-overload]  # DictReader's key of the rest
+        if any(cell.strip() for cell in row.get(None) or ()):  # DictReader's key of what is too much
             wide = UnreadableError(f"has more cells than the header; quote a text that holds {delimiter!r}")
             yield rows.line_num, 0, wide
             continue
@@ -283,13 +282,13 @@ def _csv(text: str, *, tabs: bool) -> Records:
         yield rows.line_num, sum(map(len, record.values())), record
 
 
-def _record(record: dict[str, Any], fields: Fields, line: int, size: int) -> Document:
+def _record(record: dict[str, Any], fields: Fields, line: int, size: int) -> Document | UnreadableError:
     text = record.get(fields.text)
     if any(isinstance(part, str) and _SURROGATE.search(part) for item in record.items() for part in item):
-        raise UnreadableError("holds half a character (a lone surrogate such as \\ud83d), which is no text")
+        return UnreadableError("holds half a character (a lone surrogate such as \\ud83d), which is no text")
     if not isinstance(text, str):
         there = ", ".join(sorted(map(str, record))[:10]) or "none"
-        raise UnreadableError(
+        return UnreadableError(
             f"has no text in {fields.text!r}; its fields: {there}. Name the right one with --text-field"
         )
     title, identifier = record.get(fields.title), record.get(fields.id, record.get("_id"))

@@ -83,12 +83,17 @@ QUESTIONS = 250  # minutes, not hours, where each question costs a hundred pairs
 Sample = Annotated[
     int | None,
     typer.Option(
-        "--sample", min=0, metavar="N", help=f"Take so many judged questions; 0: all; left out: {QUESTIONS} if there are more."
+        "--sample",
+        min=0,
+        metavar="N",
+        help=f"Take so many judged questions; 0: all; left out: {QUESTIONS} if there are more.",
     ),
 ]
 SampleQuestions = Annotated[
     int | None,
-    typer.Option("--sample-questions", min=1, metavar="N", help="Make so many weak questions from the passages of --in."),
+    typer.Option(
+        "--sample-questions", min=1, metavar="N", help="Make so many weak questions from the passages of --in."
+    ),
 ]
 Cache = Annotated[
     Path | None,
@@ -117,7 +122,10 @@ def evaluate(
     fetch_k: Annotated[int, typer.Option(min=1, metavar="N", help="How many candidates to re-rank.")] = 100,
     measure: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Name in ir-measures, may be repeated, the first decides; left out: nDCG@10, RR@10, R@100."),
+        typer.Option(
+            metavar="NAME",
+            help="Name in ir-measures, may be repeated, the first decides; left out: nDCG@10, RR@10, R@100.",
+        ),
     ] = None,
     demo: Demo = False,
     bi_encoder: BiEncoderName = None,
@@ -126,9 +134,7 @@ def evaluate(
     precision: PrecisionOption = PrecisionName.AUTO,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the report as a page.")] = None,
     markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table as Markdown.")] = None,
-    save: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write everything as JSON, for --from.")
-    ] = None,
+    save: Annotated[Path | None, typer.Option(metavar="FILE", help="Write everything as JSON, for --from.")] = None,
     runs: Annotated[Path | None, typer.Option(metavar="DIR", help="Write TREC runs and qrels.")] = None,
     cache: Cache = None,
     no_cache: NoCache = False,
@@ -142,8 +148,9 @@ def evaluate(
 
     check_outputs(html, markdown, save, cache, folder=runs, inputs=[dataset, queries, qrels, saved], index=index)
     if saved is not None:
-        if dataset is not None or index is not None:
-            raise typer.BadParameter("--from shows a saved evaluation; leave DATASET and --in out")
+        measured = (dataset, index, queries, qrels, sample, sample_questions, language, first_stage, measure)
+        if demo or any(option is not None for option in (*measured, bi_encoder, cross_encoder)):
+            raise typer.BadParameter("--from shows what was measured; leave out what says what to measure, and how")
         evaluation = Evaluation.from_json(saved)
     else:
         measures, names = check_measures(measure), check_first_stages(first_stage)
@@ -298,27 +305,27 @@ def prepared(source: Source, models: Models, names: list[str], *, weak: int | No
             yield _cached(_sampled(dataset, source.sample, QUESTIONS), encoder, spoken, names)
         return
     folder = source.index or Path()
-    index_folder = IndexFolder.open(folder)
-    index_folder.tell(cross_encoder=False)
-    language = index_folder.record.language
-    if models.bi_encoder not in (None, DEMO, index_folder.record.bi_encoder):
+    opened = IndexFolder.open(folder)
+    opened.tell(cross_encoder=False)
+    language = opened.record.language
+    if models.bi_encoder not in (None, DEMO, opened.record.bi_encoder):
         raise typer.BadParameter(
-            f"{folder} was made with {index_folder.record.bi_encoder or 'the default bi-encoder'}; leave --bi-encoder out, "
-            "or index the files with the other one into another folder"
+            f"{folder} was made with {opened.record.bi_encoder or 'the default bi-encoder'}; leave --bi-encoder "
+            "out, or index the files with the other one into another folder"
         )
     if source.language not in (None, language):
         raise typer.BadParameter(
             f"{folder} was made for the language {language!r}, not {source.language!r}; leave --language out, or index "
             "the files into another folder"
         )
-    own = Models(index_folder.record.bi_encoder, None, models.device, models.precision)
+    own = Models(opened.record.bi_encoder, None, models.device, models.precision)
     with own.make_bi_encoder() as encoder:
         if source.qrels is not None and source.queries is not None:
-            index_folder.check_stages(names)
-            dataset = _judged(index_folder, encoder, source.queries, source.qrels)
+            opened.check_stages(names)
+            dataset = _judged(opened, encoder, source.queries, source.qrels)
             yield Ground(_sampled(dataset, source.sample, QUESTIONS), folder, encoder, language)
         else:
-            dataset = _weak(index_folder, encoder, source.sample_questions or weak or 0)
+            dataset = _weak(opened, encoder, source.sample_questions or weak or 0)
             yield _cached(_sampled(dataset, source.sample, 0), encoder, language, names)
 
 
@@ -354,21 +361,21 @@ def _here(file: Path | None) -> Path | None:
     return file.absolute() if file is not None and file.is_file() else file
 
 
-def _judged(index: IndexFolder, encoder: BiEncoder, queries: Path, qrels: Path) -> Dataset:
+def _judged(opened: IndexFolder, encoder: BiEncoder, queries: Path, qrels: Path) -> Dataset:
     from retrieve_rerank.evaluation.dataset import Dataset
     from retrieve_rerank.evaluation.files import load_judgements, load_queries
 
-    with index_folder.open_vectors(encoder) as index:
+    with opened.open_vectors(encoder) as index:
         passages = list(all_passages(index))
     texts = load_queries(queries)
-    return Dataset(index_folder.folder.resolve().name, passages, texts, load_judgements(qrels, texts, passages))
+    return Dataset(opened.folder.resolve().name, passages, texts, load_judgements(qrels, texts, passages))
 
 
-def _weak(index: IndexFolder, encoder: BiEncoder, n: int) -> Dataset:
+def _weak(opened: IndexFolder, encoder: BiEncoder, n: int) -> Dataset:
     from retrieve_rerank.evaluation.questions import sample_questions
 
-    with index_folder.open_vectors(encoder) as index:
-        dataset = sample_questions(all_passages(index), n=n, name=index_folder.folder.resolve().name)
+    with opened.open_vectors(encoder) as index:
+        dataset = sample_questions(all_passages(index), n=n, name=opened.folder.resolve().name)
     made = len(dataset.judgements)
     say(f"note: {made} weak question{'' if made == 1 else 's'}: {dataset.weak}")
     if made < n:

@@ -105,12 +105,12 @@ def _root(folder: Path, roots: dict[str, Path]) -> tuple[str, Path]:
         if folder.is_relative_to(root):
             return name, root
     name = _readable(folder.name) or "root"
-    if (other := roots.get(name)) is not None and other.is_dir():
+    if (other := roots.get(name)) is not None:
         raise InvalidInputError(
             f"the index has a folder {name!r} already, {other}, and what is in {folder} would be called the same; "
             "name a folder that holds both, or make another index"
         )
-    roots[name] = folder  # the other one is gone: this is where it was moved to
+    roots[name] = folder
     return name, folder
 
 
@@ -190,7 +190,7 @@ class _Walk:
 
 def _checkout_above(folder: Path) -> list[Path]:
     """Return the folders above one, up to that of the git checkout that it lies in; none outside of one."""
-    above = []
+    above: list[Path] = []
     for parent in folder.parents:
         if (folder / ".git").exists():
             return above

@@ -92,7 +92,7 @@ class IndexFolder:
             ) from None
         except (OSError, ValueError, RecursionError) as error:
             raise InvalidInputError(f"{file} cannot be read: {error}; {_ANEW}") from error
-        found = content.pop("format", None) if isinstance(content, dict) else None
+        found = content.pop("index_format", None) if isinstance(content, dict) else None
         if found != _FORMAT:
             raise InvalidInputError(f"{file} has format {found!r}, and this version reads {_FORMAT}; {_ANEW}")
         try:
@@ -105,7 +105,7 @@ class IndexFolder:
     def open_or_begin(cls, folder: Path, wanted: Record) -> IndexFolder:
         """Open an index to bring it up to date, or begin a new one. What it was made with is kept.
 
-        An index of which no file was finished yet, whatever ended the run, is begun anew where something else is wanted.
+        An index of which no file was finished yet, whatever ended the run, is begun anew where it is wanted otherwise.
 
         Args:
             folder: There must be nothing else in it.
@@ -156,7 +156,7 @@ class IndexFolder:
         """Write the record. Killed at any moment, it leaves the old one or the new one."""
         from retrieve_rerank._files import write_text
 
-        content = json.dumps({"format": _FORMAT, **asdict(self.record)}, indent=1)
+        content = json.dumps({"index_format": _FORMAT, **asdict(self.record)}, indent=1)
         write_text(f"{content}\n", self.folder / _FILE, "the record of the index")
 
     def open_vectors(self, encoder: Encoder) -> ChromaIndex:

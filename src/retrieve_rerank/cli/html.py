@@ -12,6 +12,7 @@ from typing import Any
 from retrieve_rerank.errors import require
 
 _NO_TEXT = ("title", "script", "style", "noscript", "template", "svg", "nav")
+_DECLARATIONS = ("ProcessingInstruction", "XMLProcessingInstruction", "Declaration")
 _NAVIGATION = ("navigation", "search", "menu", "menubar")  # roles
 # Block elements that the converter takes for words of a line, which would glue them to their neighbours.
 _BLOCKS = (
@@ -63,6 +64,8 @@ def to_markdown(page: str) -> tuple[str | None, str, bool]:
 
 def _simplify(soup: Any) -> None:
     """Take out what is for browsers only and the navigation, and make all blocks such as the converter knows."""
+    for declaration in soup.find_all(string=lambda text: type(text).__name__ in _DECLARATIONS):
+        declaration.extract()
     for element in [*soup(_NO_TEXT), *soup.find_all(attrs={"role": _NAVIGATION})]:
         if not element.decomposed:  # with one around it
             element.decompose()

@@ -95,6 +95,7 @@ def search(
     chosen = model_name(cross_encoder, demo=demo)
     options = _filter(where or [])
     models = Models(record.bi_encoder, chosen or record.cross_encoder, device, precision)
+    ask: Callable[[str], SearchResult]
     with ExitStack() as opened:
         encoder = opened.enter_context(models.make_bi_encoder())
         stages = opened.enter_context(first_stages(index, [stage], encoder, record.language))
@@ -109,8 +110,8 @@ def search(
             made = _tuned(saved, setting, device, precision) if saved and tuned else models.make_cross_encoder()
             scorer = opened.enter_context(made)
             # All of them, to say what became of those that were at the top before.
-            search = RetrieveRerank(stages[stage], scorer, fetch_k=deep, top_n=deep, score_threshold=threshold)
-            ask = partial(search.search, **options)
+            pipeline = RetrieveRerank(stages[stage], scorer, fetch_k=deep, top_n=deep, score_threshold=threshold)
+            ask = partial(pipeline.search, **options)
         else:
             ask = partial(_retrieved, stages[stage], max(deep, top_n), options)
         bad = 0
