@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import sys
+import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -286,3 +289,56 @@ def test_whatever_a_parser_raises_is_about_its_file(monkeypatch: pytest.MonkeyPa
 def test_front_matter_that_yaml_cannot_make_is_text(value: str) -> None:
     text = f"---\ntitle: {value}\n---\nwords"
     assert whole(text.encode(), "a.md")[0].text.endswith("words")
+
+
+def docx(text: str) -> bytes:
+    """The smallest file that a word processor opens."""
+    word = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
+    relations = "http://schemas.openxmlformats.org/package/2006/relationships"
+    kind = "http://schemas.openxmlformats.org/officeDocument/2006/relationships/officeDocument"
+    types = "http://schemas.openxmlformats.org/package/2006/content-types"
+    main = "application/vnd.openxmlformats-officedocument.wordprocessingml.document.main+xml"
+    parts = {
+        "[Content_Types].xml": f"<Types xmlns='{types}'><Default Extension='rels' ContentType="
+        f"'application/vnd.openxmlformats-package.relationships+xml'/><Override PartName='/word/document.xml' "
+        f"ContentType='{main}'/></Types>",
+        "_rels/.rels": f"<Relationships xmlns='{relations}'><Relationship Id='r' Type='{kind}' "
+        "Target='word/document.xml'/></Relationships>",
+        "word/document.xml": f"<w:document xmlns:w='{word}'><w:body><w:p><w:r><w:t>{text}</w:t></w:r></w:p></w:body>"
+        "</w:document>",
+    }
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as package:
+        for name, content in parts.items():
+            package.writestr(name, content)
+    return file.getvalue()
+
+
+def pdf(text: str) -> bytes:
+    """The smallest file with a page that has a text."""
+    drawn = f"BT /F 12 Tf 20 100 Td ({text}) Tj ET"
+    objects = [
+        "<< /Type /Catalog /Pages 2 0 R >>",
+        "<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
+        "<< /Type /Page /Parent 2 0 R /MediaBox [0 0 300 200] /Contents 4 0 R /Resources << /Font << /F 5 0 R >> >> >>",
+        f"<< /Length {len(drawn)} >>\nstream\n{drawn}\nendstream",
+        "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+    ]
+    content, places = "%PDF-1.4\n", []
+    for number, thing in enumerate(objects, start=1):
+        places.append(len(content))
+        content += f"{number} 0 obj\n{thing}\nendobj\n"
+    table = "".join(f"{place:010} 00000 n \n" for place in places)
+    end = f"trailer << /Size 6 /Root 1 0 R >>\nstartxref\n{len(content)}\n%%EOF\n"
+    return f"{content}xref\n0 6\n0000000000 65535 f \n{table}{end}".encode()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the libraries that read them
+@pytest.mark.parametrize(("make", "name"), [(docx, "a.docx"), (pdf, "a.pdf")])
+def test_documents_of_offices_are_read_where_their_extra_is_installed(make: Callable[[str], bytes], name: str) -> None:
+    pytest.importorskip("markitdown")
+    (document,) = whole(make("Level the bed first."), name)
+    assert document.text.strip() == "Level the bed first."
+    with pytest.raises(UnreadableError, match="it cannot be read as office"):
+        read(make("x")[:60], name, FIELDS)

@@ -14,8 +14,16 @@ from pathlib import Path
 import pytest
 
 from retrieve_rerank import BiEncoder, BM25Index, ChromaIndex
+from retrieve_rerank.cli import documents
 from retrieve_rerank.cli import index as indexing
 from tests.cli.conftest import Run, start
+
+
+@pytest.fixture
+def no_office(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As without the extra that reads PDF and docx."""
+    monkeypatch.setattr(documents, "find_spec", lambda _: None)
+    monkeypatch.setitem(sys.modules, "markitdown", None)
 
 
 @pytest.fixture
@@ -99,7 +107,7 @@ def test_other_sizes_split_everything_anew(run: Run, docs: Path, indexed: Path, 
 
 
 def test_files_that_cannot_be_read_are_named_and_keep_what_they_had(
-    run: Run, docs: Path, indexed: Path, tiny_bi_encoder: Path
+    run: Run, docs: Path, indexed: Path, tiny_bi_encoder: Path, no_office: None
 ) -> None:
     before = stored(indexed, tiny_bi_encoder)
     (docs / "rome.txt").write_bytes("caf\xe9".encode("latin-1"))
@@ -118,7 +126,7 @@ def test_files_that_cannot_be_read_are_named_and_keep_what_they_had(
 
 
 def test_nothing_to_index_changes_nothing(
-    run: Run, docs: Path, indexed: Path, tiny_bi_encoder: Path, tmp_path: Path
+    run: Run, docs: Path, indexed: Path, tiny_bi_encoder: Path, no_office: None
 ) -> None:
     before = stored(indexed, tiny_bi_encoder)
     for file in sorted(docs.rglob("*"), reverse=True):
