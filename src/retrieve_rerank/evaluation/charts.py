@@ -230,6 +230,11 @@ def evaluation_chart(evaluation: Evaluation) -> Chart:
     )
 
 
+def changes_axis(evaluation: Evaluation) -> Axis:
+    """Return the scale of all changes, with no change on it."""
+    return axis_around([end for one in evaluation.comparisons for end in (one.low, one.high, 0.0)], margin=0.1)
+
+
 def tuning_chart(tuning: Tuning) -> Chart:
     """Return quality against latency, a line of dots for each first stage and cross-encoder."""
     limit, best, marks = tuning.latency_budget, tuning.frontier, tuning_marks(tuning)
@@ -384,11 +389,16 @@ def draw(result: Evaluation | Tuning, ax: Axes | None) -> Axes:
             transform=place,
         )
         for p in points:
+            # A moved line tells the axes nothing of its reach.
+            axes.update_datalim([(p.x, p.low), (p.x_to or p.x, p.ceiling or p.high)])
             if p.x_to is not None:
                 axes.plot([p.x, p.x_to], [p.y, p.y], color=colour, linewidth=0.8, transform=place)
             if p.ceiling is not None:
                 axes.plot([p.x, p.x], [p.high, p.ceiling], ":", color=colour, linewidth=0.8, transform=place)
                 axes.plot([p.x], [p.ceiling], "_", markersize=12, color=colour, transform=place)
+    axes.autoscale_view()
+    if chart.limit is not None:
+        axes.axvline(chart.limit, color="gray", linestyle="--", linewidth=0.8)
     if isinstance(result, Tuning):
         x, y, label = result.chosen.latency.p95, result.chosen.quality, _literal(f"chosen: {result.chosen.name}")
         axes.plot([x], [y], "o", markersize=14, markerfacecolor="none", color="black", label=label)

@@ -15,7 +15,7 @@ from retrieve_rerank.evaluation import charts, words
 from retrieve_rerank.evaluation.charts import draw, signed
 from retrieve_rerank.evaluation.choosing import Tuning
 from retrieve_rerank.evaluation.dataset import WEAK, counted
-from retrieve_rerank.evaluation.measuring import Example, examples, missed
+from retrieve_rerank.evaluation.measuring import examples, missed
 from retrieve_rerank.evaluation.results import Evaluation, System
 from retrieve_rerank.evaluation.words import answer, markdown, short
 from retrieve_rerank.types import Hit, Passage
@@ -39,19 +39,15 @@ def page(result: Evaluation | Tuning, tuning: Tuning | None = None) -> str:
         raise InvalidInputError(f"tuning must be a Tuning, as tune returns, got {type(tuning).__name__}")
     folder = files("retrieve_rerank.evaluation") / "templates"
     script = (folder / "report.js").read_text(encoding="utf-8")
-    safe = _templates().filters["safe"]
-    found = {
+    frame = {
         "digest": b64encode(sha256(script.encode()).digest()).decode(),
-        "style": safe(CSS + (folder / "report.css").read_text(encoding="utf-8")),
-        "script": safe(script),
-        "method": words.method(result),
+        "style": CSS + (folder / "report.css").read_text(encoding="utf-8"),
+        "script": script,
     }
     if isinstance(result, Tuning):
-        return _rendered("tuning.html", title=f"Which setting for {result.dataset}?", **found, **_settings(result))
+        return _rendered("tuning.html", title=f"Which setting for {result.dataset}?", tuning=result, **frame)
     title = f"Does re-ranking help on {result.dataset}?"
-    more: dict[str, object] = {"tuning": None} if tuning is None else _settings(tuning)
-    more["depths"] = [] if tuning is not None else charts.evaluation_depths(result)  # a tuning has its own
-    return _rendered("evaluation.html", title=title, **found, **more, **_evaluation(result))
+    return _rendered("evaluation.html", title=title, evaluation=result, tuning=tuning, **frame)
 
 
 def fragment(result: Evaluation | Tuning) -> str:
@@ -85,86 +81,25 @@ def _templates() -> Any:
         "minus": minus,
         "prose": lambda text: text.replace(" %", "\u00a0%"),  # no line ends before a per cent sign
         "signed": signed,
+        "some": lambda things: things[:_SHOWN],
+        "others": lambda things: f", {len(things) - _SHOWN} more" if len(things) > _SHOWN else "",
     }
-    environment.globals["more"] = lambda things: f", {len(things) - _SHOWN} more" if len(things) > _SHOWN else ""
+    environment.globals |= {
+        "charts": charts,
+        "words": words,
+        "zip": zip,
+        "weakness": WEAK.format,
+        "counted": counted,
+        "examples": examples,
+        "rankings": _rankings,
+        "unread": _unread,
+    }
     return environment
 
 
 def _rendered(template: str, **found: object) -> str:
     text: str = _templates().get_template(template).render(found)
     return text.encode("utf-8", "replace").decode("utf-8")  # without lone surrogates, which no file can hold
-
-
-def _settings(tuning: Tuning) -> dict[str, object]:
-    """Return what the templates show of a tuning."""
-    marks, chart = charts.tuning_marks(tuning), charts.tuning_chart(tuning)
-    names = {point.mark: point.series for point in chart.points}
-    columns, rows = words.table(tuning)
-    drawn = [marks[one.first_stage, one.cross_encoder] for one in tuning.settings]
-    return {
-        "tuning": tuning,
-        "settings_chart": chart,
-        "series": [
-            (mark, names[mark], "" if model is None else charts.dash(tuning, model))
-            for (_, model), mark in marks.items()
-        ],
-        "settings_depths": charts.tuning_depths(tuning),
-        "settings": (f"{len(rows)} settings on {tuning.questions} questions", columns, zip(drawn, rows, strict=True)),
-    }
-
-
-def _evaluation(evaluation: Evaluation) -> dict[str, object]:
-    """Return what the templates show of an evaluation."""
-    marks, measure = charts.evaluation_marks(evaluation), evaluation.measures[0]
-    summary, found = words.answer_parts(evaluation)
-    pairs = [(system, evaluation[system.baseline]) for system in evaluation.systems if system.baseline is not None]
-    columns, rows = words.table(evaluation)
-    middle, drawn = columns.index("p") + 2, [marks[system.name] for system in evaluation.systems]
-    left, right = [row[:middle] for row in rows], [[row[0], *row[middle:]] for row in rows]
-    intervals = "; changes with 95 % intervals" if evaluation.comparisons else ""
-    costs = "What could be found, what nobody judged, and what it costs"
-    ends = [end for one in evaluation.comparisons for end in (one.low, one.high, 0.0)]
-    data = {"data": f"{evaluation.dataset}: {words.size(evaluation)}"}
-    return {
-        "evaluation": evaluation,
-        "summary": summary,
-        "found": [(one.system, marks[one.system], one.verdict, _KINDS[one.verdict], text) for one, text in found],
-        "weak": [WEAK.format(weak=evaluation.weak)] if evaluation.weak else [],
-        # In two halves, each as wide as a laptop shows.
-        "tables": [
-            (f"What was found: {words.size(evaluation)}{intervals}", columns[:middle], zip(drawn, left, strict=True)),
-            (costs, [columns[0], *columns[middle:]], zip(drawn, right, strict=True)),
-        ],
-        "chart": charts.evaluation_chart(evaluation),
-        "changes_axis": charts.axis_around(ends, margin=0.1),
-        "changes": [
-            (
-                system.name,
-                marks[system.name],
-                [evaluation.comparison(system.name, name) for name in evaluation.measures],
-            )
-            for system, _ in pairs
-        ],
-        "asked": counted(len(evaluation.judgements), "question"),
-        "questions": [
-            (
-                system.name,
-                marks[system.name],
-                evaluation.comparison(system.name),
-                [
-                    (title, [_example(evaluation, system, baseline, one) for one in some])
-                    for title, some in zip(
-                        ("Gained most", "Lost most"), examples(system, baseline, measure), strict=True
-                    )
-                ],
-            )
-            for system, baseline in pairs
-        ],
-        "unread": [
-            (system.name, marks[system.name], _unread(evaluation, system)) for system, _ in pairs if system.truncated
-        ],
-        "facts": {**data, **{names: text for text, names in words.described(evaluation).items()}},
-    }
 
 
 def _unread(evaluation: Evaluation, system: System) -> list[tuple[str, int, int]]:
@@ -179,9 +114,9 @@ def _unread(evaluation: Evaluation, system: System) -> list[tuple[str, int, int]
     return [(name, cut_off, every) for name, (cut_off, every) in counts.items()]
 
 
-def _example(evaluation: Evaluation, system: System, baseline: System, one: Example) -> dict[str, object]:
-    """Return a question, where its relevant passages went, and both rankings side by side."""
-    query, judged = one.query, evaluation.judgements[one.query]
+def _rankings(evaluation: Evaluation, system: System, query: str) -> dict[str, object]:
+    """Return where the relevant passages of a question went, and both rankings side by side, as HTML."""
+    baseline, judged = evaluation[str(system.baseline)], evaluation.judgements[query]
     was = {passage: rank for rank, passage in enumerate(baseline.run[query], start=1)}
     now = {passage: rank for rank, passage in enumerate(system.run[query], start=1)}
     before, after = _hits(evaluation, baseline, query), _hits(evaluation, system, query)
@@ -191,16 +126,11 @@ def _example(evaluation: Evaluation, system: System, baseline: System, one: Exam
     right = [
         hit_row(_scored(hit, was[hit.passage.id], truncated=hit.rank in cut_off), _badge(hit, judged)) for hit in after
     ]
-    safe = _templates().filters["safe"]  # view escapes what it shows
     return {
-        "text": evaluation.queries.get(query, query),
-        "before": one.before,
-        "after": one.after,
-        "change": one.change,
         "moves": [(passage, was[passage], rank) for passage, rank in now.items() if judged.get(passage, 0) > 0],
         "missed": missed(system, query, judged),
-        "left": safe(side("before", "First stage", left, "Nothing was found.")),
-        "right": safe(side("after", "Re-ranked", right, "Nothing was found.")),
+        "sides": side("before", "First stage", left, "Nothing was found.")
+        + side("after", "Re-ranked", right, "Nothing was found."),
     }
 
 
