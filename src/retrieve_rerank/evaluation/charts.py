@@ -33,17 +33,11 @@ _NAME = 50  # characters of a name in matplotlib's legend
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """A scale from `low` to `high`, linear or logarithmic.
+    """A scale, linear or logarithmic."""
 
-    Attributes:
-        low: Value at 0 %.
-        high: Value at 100 %.
-        log: Whether equal factors are equal distances.
-    """
-
-    low: float
-    high: float
-    log: bool = False
+    low: float  # at 0 %
+    high: float  # at 100 %
+    log: bool = False  # whether equal factors are equal distances
 
     def at(self, value: float) -> float:
         """Return where a value lies, in per cent; what is outside lies on the edge."""
@@ -103,66 +97,37 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A system, or a setting or a depth of a series.
-
-    Attributes:
-        mark: How it is drawn.
-        series: Its name, or that of its series.
-        x: Seconds a question, or a depth.
-        y: Mean of the measure.
-        low: Lower end of the 95 % interval of `y`.
-        high: Upper end.
-        ceiling: A value that a perfect re-ranking would reach, if it is known.
-        said: What it is, in words.
-        x_to: End of a line to the right of it, if it has one.
-        best: Whether nothing beats it.
-        chosen: Whether it is the one to take.
-    """
+    """A system, or a setting or a depth of a series."""
 
     mark: Mark
-    series: str
-    x: float
-    y: float
-    low: float
+    series: str  # its name, or that of its series
+    x: float  # seconds a question, or a depth
+    y: float  # mean of the measure
+    low: float  # end of the 95 % interval of `y`
     high: float
-    ceiling: float | None = None
-    said: str = ""
-    x_to: float | None = None
-    best: bool = False
-    chosen: bool = False
+    ceiling: float | None = None  # what a perfect re-ranking would reach, if it is known
+    said: str = ""  # what it is, in words
+    x_to: float | None = None  # end of a line to the right of it, if it has one
+    best: bool = False  # whether nothing beats it
+    chosen: bool = False  # whether it is the one to take
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A chart of a measure.
+    """A chart of a measure, made once for whatever draws it."""
 
-    Attributes:
-        title: What it shows, in words.
-        x_name: What the horizontal axis is.
-        y_name: The measure.
-        x: Scale.
-        y: Scale.
-        ticks: Values of the horizontal axis that are written, with their texts.
-        points: What is drawn as a disc with a label, or as a dot of a series.
-        labelled: Whether the points are discs with labels.
-        lines: Colour, style and points of lines.
-        band: An area between two lines, as points (x, low, high).
-        limit: A value of the horizontal axis that is marked, if there is one.
-        said: What a reader sees in it, in words.
-    """
-
-    title: str
+    title: str  # what it shows, in words
     x_name: str
-    y_name: str
+    y_name: str  # the measure
     x: Axis
     y: Axis
-    ticks: Sequence[tuple[float, str]]
+    ticks: Sequence[tuple[float, str]]  # values of the horizontal axis that are written, with their texts
     points: Sequence[Point] = ()
-    labelled: bool = False
-    lines: Sequence[tuple[int, str, Sequence[tuple[float, float]]]] = ()
-    band: Sequence[tuple[float, float, float]] = ()
-    limit: float | None = None
-    said: str = ""
+    labelled: bool = False  # whether the points are discs with labels, and no dots of a series
+    lines: Sequence[tuple[int, str, Sequence[tuple[float, float]]]] = ()  # colour, style, points
+    band: Sequence[tuple[float, float, float]] = ()  # an area between two lines, as points (x, low, high)
+    limit: float | None = None  # a value of the horizontal axis that is marked, if there is one
+    said: str = ""  # what a reader sees in it, in words
 
     def shifts(self) -> list[float]:
         """Return by how many pixels each disc is moved, as little as keeps them apart on the smallest phone.

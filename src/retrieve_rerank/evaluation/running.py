@@ -39,22 +39,16 @@ class Stage:
 
 @dataclass(slots=True)
 class Reader:
-    """One cross-encoder and what it has read for the current question.
-
-    Attributes:
-        pairs: Distinct pairs of question and text that were needed so far.
-        seconds: What reading them took, now or when they came into the cache.
-        fresh: How many of them were read now.
-    """
+    """One cross-encoder, and what it has read for the current question."""
 
     ranker: Ranker
     store: ScoreStore | None
     fingerprint: str
     query: str = ""
     known: dict[str, Score] = field(default_factory=dict)  # by text
-    pairs: int = 0
-    seconds: float = 0.0
-    fresh: int = 0
+    pairs: int = 0  # distinct pairs of question and text that were needed so far
+    seconds: float = 0.0  # what reading them took, now or when they came into the cache
+    fresh: int = 0  # how many of them were read now
 
     def rank(self, stage: Stage, query: str, candidates: Sequence[Hit]) -> list[Hit]:
         """Return candidates in the cross-encoder's order, having it read what it has not."""

@@ -22,17 +22,11 @@ _PATIENCE = 60.0  # seconds that another process may hold the file
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What a cross-encoder said of one pair of question and text.
+    """What a cross-encoder said of one pair of question and text."""
 
-    Attributes:
-        logit: What ranking is by.
-        truncated: Whether it did not read the text to its end.
-        seconds: The pair's share of the time of its call.
-    """
-
-    logit: float
-    truncated: bool
-    seconds: float
+    logit: float  # what ranking is by
+    truncated: bool  # whether it did not read the text to its end
+    seconds: float  # the pair's share of the time of its call
 
 
 class ScoreStore:

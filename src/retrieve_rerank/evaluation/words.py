@@ -10,16 +10,12 @@ from retrieve_rerank.evaluation.choosing import Setting, Tuning
 from retrieve_rerank.evaluation.dataset import WEAK, counted
 from retrieve_rerank.evaluation.results import Comparison, Evaluation, Latency, System
 
+_WEAK = " (weak questions, made from the passages themselves)"
 _METHOD = (
     "Intervals: 95 %, paired bootstrap over questions. p: paired randomisation test, two-sided, corrected by Holm's "
     "method for the number of re-ranked systems; {resamples} resamples, seed {seed}. Ceiling: what a perfect "
     "re-ranking of the same candidates would reach. ≈: in part from times measured earlier, for another pipeline or "
     "from the cache."
-)
-_TUNING_METHOD = (
-    "{questions}, {passages}. Every first stage was asked at every depth, and each pair of question and passage was "
-    "scored once. Intervals: 95 %, bootstrap over questions, {resamples} resamples, seed {seed}. Ceiling: what a "
-    "perfect re-ranking of the same candidates would reach."
 )
 
 
@@ -34,42 +30,36 @@ class Cell:
 
 def answer(result: Evaluation | Tuning) -> str:
     """Return one sentence: whether re-ranking helps, or which setting to take, by how much, and at what cost."""
-    return _tuning_answer(result) if isinstance(result, Tuning) else _evaluation_answer(result)
-
-
-def _evaluation_answer(evaluation: Evaluation) -> str:
-    summary, found = answer_parts(evaluation)
+    if isinstance(result, Tuning):
+        return _tuning_answer(result)
+    summary, found = answer_parts(result)
     each = "; ".join(f"{one.system!r} {_verdict(one)}: {said}" for one, said in found)
     return f"{summary}: {each}." if found else f"{summary}."
 
 
 def answer_parts(evaluation: Evaluation) -> tuple[str, list[tuple[Comparison, str]]]:
     """Return the answer in parts: a summary, and what is said of each pipeline where there are several."""
-    name = evaluation.measures[0]
-    where = f"on {evaluation.dataset}"
-    weak = " (weak questions, made from the passages themselves)" if evaluation.weak else ""
+    name, where = evaluation.measures[0], f"on {evaluation.dataset}{_WEAK if evaluation.weak else ''}"
     compared = _on_first_measure(evaluation)
     if not compared:
         best = max(evaluation.systems, key=lambda system: system.means[name])
-        found = f"the best first stage is {best.name!r} with {name} {best.means[name]:.3f}"
-        return f"Nothing was re-ranked {where}{weak}; {found}", []
+        return (
+            f"Nothing was re-ranked {where}; the best first stage is {best.name!r} with {name} {best.means[name]:.3f}",
+            [],
+        )
     questions = counted(len(evaluation.judgements), "question")
     if len(compared) == 1:
-        (only,) = compared
-        said = "makes no clear difference" if only.verdict == "no clear difference" else only.verdict
-        change = f"{_change(evaluation, only)}, over {questions}{_cost(evaluation, only)}"
-        return f"Re-ranking {said} {where}{weak}: {change}", []
+        change, cost = _change(evaluation, compared[0])
+        return f"Re-ranking {_verdict(compared[0])} {where}: {change}, over {questions}{cost}", []
     helping = sum(comparison.verdict == "helps" for comparison in compared)
-    summary = f"Re-ranking helps in {helping} of {len(compared)} pipelines {where}{weak}, over {questions}"
-    return summary, [(one, f"{_change(evaluation, one)}{_cost(evaluation, one)}") for one in compared]
+    summary = f"Re-ranking helps in {helping} of {len(compared)} pipelines {where}, over {questions}"
+    return summary, [(one, "".join(_change(evaluation, one))) for one in compared]
 
 
 def _tuning_answer(tuning: Tuning) -> str:
     chosen, measure = tuning.chosen, tuning.measure
     unmet = "" if tuning.met else "Nothing meets what was asked for; this comes closest. "
-    where = (
-        f"{unmet}On {tuning.dataset}{' (weak questions, made from the passages themselves)' if tuning.weak else ''}, "
-    )
+    where = f"{unmet}On {tuning.dataset}{_WEAK if tuning.weak else ''}, "
     reached = f"{measure} {chosen.quality:.3f} [{chosen.low:.3f}, {chosen.high:.3f}]"
     cost = f"{shown_latency(chosen.latency)} a question (p50 / p95), over {counted(tuning.questions, 'question')}"
     if chosen.cross_encoder is None:
@@ -135,18 +125,16 @@ def _verdict(comparison: Comparison) -> str:
     return comparison.verdict.replace("no clear", "makes no clear")
 
 
-def _change(evaluation: Evaluation, comparison: Comparison) -> str:
-    name = comparison.measure
-    before, after = evaluation[comparison.baseline].means[name], evaluation[comparison.system].means[name]
+def _change(evaluation: Evaluation, comparison: Comparison) -> tuple[str, str]:
+    """Return what re-ranking changes, and what that costs."""
+    name, system = comparison.measure, evaluation[comparison.system]
+    before, after = evaluation[comparison.baseline].means[name], system.means[name]
+    cost = "" if system.rerank is None else f", at a cost of {shown_latency(system.rerank)} a question (p50 / p95)"
     return (
         f"{name} goes from {before:.3f} to {after:.3f} ({comparison.difference:+.3f}, 95 % interval "
-        f"{comparison.low:+.3f} to {comparison.high:+.3f}, p = {comparison.p_holm:.2g})"
+        f"{comparison.low:+.3f} to {comparison.high:+.3f}, p = {comparison.p_holm:.2g})",
+        cost,
     )
-
-
-def _cost(evaluation: Evaluation, comparison: Comparison) -> str:
-    latency = evaluation[comparison.system].rerank
-    return "" if latency is None else f", at a cost of {shown_latency(latency)} a question (p50 / p95)"
 
 
 def table(result: Evaluation | Tuning) -> tuple[list[str], list[list[Cell]]]:
@@ -232,12 +220,9 @@ def size(evaluation: Evaluation) -> str:
     return f"{counted(len(evaluation.judgements), 'question')}, {counted(evaluation.passages, 'passage')}"
 
 
-def method(result: Evaluation | Tuning) -> str:
+def method(evaluation: Evaluation) -> str:
     """Return how the numbers come about."""
-    if isinstance(result, Evaluation):
-        return _METHOD.format(resamples=result.resamples, seed=result.seed)
-    questions, passages = counted(result.questions, "question"), counted(result.passages, "passage")
-    return _TUNING_METHOD.format(questions=questions, passages=passages, resamples=result.resamples, seed=result.seed)
+    return _METHOD.format(resamples=evaluation.resamples, seed=evaluation.seed)
 
 
 def described(evaluation: Evaluation) -> dict[str, str]:
