@@ -218,7 +218,7 @@ def test_parameters_of_the_formula() -> None:
     assert len({document.metadata["retrieval_score"] for document in flat}) == 1
     with pytest.raises(InvalidInputError, match=r"k1 and b, not 'epsilon'"):
         retriever(bm25_params={"epsilon": 0.25})
-    with pytest.raises(TypeError, match="bm25_variant"):
+    with pytest.raises(InvalidInputError, match="bm25_variant"):
         BM25Retriever.from_texts(TEXTS, bm25_variant="plus")  # type: ignore[call-arg]
 
 

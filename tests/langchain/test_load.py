@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from langchain_core.documents import Document
 from langchain_core.load import dumpd, dumps
+from langchain_core.load import load as load_by_langchain
+from langchain_core.load import loads as loads_by_langchain
 from langchain_core.runnables import RunnableLambda, RunnableParallel, RunnablePassthrough
 from langchain_core.vectorstores import InMemoryVectorStore
 
@@ -29,6 +31,9 @@ from tests.langchain.stubs import ListRetriever, TableCrossEncoder, WordEmbeddin
 
 MARKER = "marker-of-a-secret"
 TEXTS = ["paris is the capital of france", "rome is in italy", "bread", "what is a word"]
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:The function `loads?` is in beta")
 
 
 def by_dumpd(component: Any) -> Any:
@@ -287,3 +292,18 @@ def test_how_a_store_searches_and_waits_travels(tiny_bi_encoder: Path, tmp_path:
     store.add_texts(["bread"])
     back = by_dumpd(ChromaRetriever(vectorstore=store)).vectorstore.collection
     assert (back.search_breadth, back.lock_timeout) == (500, 2.5)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_langchains_own_load_switches_no_code_on(nested: bool) -> None:
+    """The allowed class is ours, the arguments are the dump's."""
+    fields: dict[str, Any] = {"model": "some/model", "trust_remote_code": True}
+    dumped: Any = {"lc": 1, "type": "constructor", "id": BiEncoderEmbeddings.lc_id(), "kwargs": fields}
+    if nested:
+        model = {"__lc_escaped__": {"class": "CrossEncoder", **fields}}
+        dumped = {"lc": 1, "type": "constructor", "id": CrossEncoderReranker.lc_id(), "kwargs": {"model": model}}
+    allowed: list[Any] = [BiEncoderEmbeddings, CrossEncoderReranker]
+    for read, given in ((load_by_langchain, dumped), (loads_by_langchain, json.dumps(dumped))):
+        with pytest.raises(InvalidInputError, match="asks to run code that comes with the checkpoint 'some/model'"):
+            read(given, allowed_objects=allowed, valid_namespaces=["retrieve_rerank"])
+    assert BiEncoderEmbeddings(**fields).encoder.settings["trust_remote_code"] is True

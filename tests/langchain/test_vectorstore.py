@@ -319,9 +319,9 @@ def test_bad_input_is_refused_and_nothing_is_lost(call: Any, message: str) -> No
 
 async def test_a_search_does_not_wait_for_a_long_write() -> None:
     class Slow(WordEmbeddings):
-        async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
-            await asyncio.sleep(0.1)
-            return self.embed_documents(texts)
+        def embed_documents(self, texts: list[str]) -> list[list[float]]:
+            time.sleep(0.1)
+            return super().embed_documents(texts)
 
     stored = ChromaVectorStore(embedding_function=Slow())
     stored.collection.write([], [])

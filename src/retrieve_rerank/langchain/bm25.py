@@ -13,17 +13,15 @@ from langchain_core.documents import Document
 from langchain_core.load.serializable import SerializedConstructor, SerializedNotImplemented
 from langchain_core.retrievers import BaseRetriever
 from pydantic import ConfigDict, Field, field_validator
+from typing_extensions import Self, TypedDict, Unpack
 
 from retrieve_rerank.checks import check_count, check_query
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.indexes.bm25_collection import BM25Collection
 from retrieve_rerank.indexes.collection import check_ids
 from retrieve_rerank.indexes.filters import Where
-from retrieve_rerank.langchain._checked import Checked
 from retrieve_rerank.langchain.convert import checked_documents, new_records, to_document
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from retrieve_rerank.langchain.serialization import Component, Count, restorable
 
 _MAKES_THE_INDEX = ("path", "language", "preprocess_func", "k1", "b")
 
@@ -36,7 +34,20 @@ class _Opened:
     made_of: tuple[object, ...]
 
 
-class BM25Retriever(Checked, BaseRetriever):
+class _Fields(TypedDict, total=False):
+    """The fields of a `BM25Retriever` that its makers pass on."""
+
+    k: int
+    path: str | os.PathLike[str] | None
+    language: str | None
+    filter: Where | None
+    name: str | None
+    tags: list[str] | None
+    metadata: dict[str, Any] | None
+
+
+@restorable
+class BM25Retriever(Component, BaseRetriever):
     """Documents found by their words, with BM25. Needs the extra `hybrid`, and no model.
 
     Takes the place of langchain-community's retriever of this name, with its constructors and its `k`, and beside it
@@ -69,7 +80,7 @@ class BM25Retriever(Checked, BaseRetriever):
 
     score_key: ClassVar[str] = "retrieval_score"  # see `first_stage`
 
-    k: int = 4
+    k: Count = 4
     path: str | None = None
     language: str | None = "en"
     filter: Mapping[str, Any] | None = None
@@ -79,11 +90,6 @@ class BM25Retriever(Checked, BaseRetriever):
     # A field, and not private: LangChain's configurable_fields make retrievers anew of the fields alone.
     index: Any = Field(default=None, exclude=True, repr=False)
 
-    @field_validator("k", mode="before")
-    @classmethod
-    def _k(cls, value: int) -> int:
-        return check_count(value, "k")
-
     @field_validator("path", mode="before")
     @classmethod
     def _path(cls, value: object) -> object:
@@ -91,8 +97,8 @@ class BM25Retriever(Checked, BaseRetriever):
 
     if not TYPE_CHECKING:  # checkers read the arguments off the fields
 
-        def __init__(self, **fields: Any) -> None:
-            super().__init__(**fields)
+        def __init__(self, *arguments: Any, **fields: Any) -> None:
+            super().__init__(*arguments, **fields)
             if self.index is None or self.index.made_of != self._makes_the_index():
                 self._open()
 
@@ -125,12 +131,8 @@ class BM25Retriever(Checked, BaseRetriever):
         ids: Iterable[str | None] | None = None,
         bm25_params: Mapping[str, float] | None = None,
         preprocess_func: Callable[[str], list[str]] | None = None,
-        *,
-        k: int = 4,
-        path: str | os.PathLike[str] | None = None,
-        language: str | None = "en",
-        filter: Where | None = None,
-    ) -> BM25Retriever:
+        **fields: Unpack[_Fields],
+    ) -> Self:
         """Return a retriever with texts in it, beside what is in the directory already.
 
         Args:
@@ -140,10 +142,7 @@ class BM25Retriever(Checked, BaseRetriever):
                 the last wins.
             bm25_params: `{"k1": …, "b": …}`, either or both.
             preprocess_func: As for the class.
-            k: As for the class.
-            path: As for the class.
-            language: As for the class.
-            filter: As for the class.
+            **fields: The other fields of the class, such as `k` and `path`.
 
         Raises:
             InvalidInputError: If an argument cannot be used, naming it.
@@ -154,15 +153,7 @@ class BM25Retriever(Checked, BaseRetriever):
                 f"bm25_params may have k1 and b, not {', '.join(map(repr, unknown))}: BM25 as Lucene has it, which is "
                 "used here, never gives a word a weight below 0, so there is no epsilon to mend that"
             )
-        retriever = cls(
-            k=k,
-            path=None if path is None else os.fspath(path),
-            language=language,
-            filter=filter,
-            preprocess_func=preprocess_func,
-            k1=weights.get("k1"),
-            b=weights.get("b"),
-        )
+        retriever = cls(preprocess_func=preprocess_func, **{**weights, **fields})  # type: ignore[arg-type]
         retriever._store(texts, metadatas, ids)
         return retriever
 
@@ -173,17 +164,17 @@ class BM25Retriever(Checked, BaseRetriever):
         *,
         bm25_params: Mapping[str, float] | None = None,
         preprocess_func: Callable[[str], list[str]] | None = None,
-        k: int = 4,
-        path: str | os.PathLike[str] | None = None,
-        language: str | None = "en",
-        filter: Where | None = None,
-    ) -> BM25Retriever:
+        **fields: Unpack[_Fields],
+    ) -> Self:
         """Return a retriever with documents in it; see `from_texts`."""
-        retriever = cls.from_texts(
-            [], None, None, bm25_params, preprocess_func, k=k, path=path, language=language, filter=filter
-        )
-        retriever.add_documents(documents)
-        return retriever
+        items = checked_documents(documents)
+        texts, metadatas = [item.page_content for item in items], [item.metadata for item in items]
+        return cls.from_texts(texts, metadatas, [item.id for item in items], bm25_params, preprocess_func, **fields)
+
+    @property
+    def docs(self) -> list[Document]:
+        """The stored documents."""
+        return [to_document(record) for record in self._collection.read()]
 
     def add_documents(self, documents: Iterable[Document]) -> list[str]:
         """Store documents and return their ids; those whose ids are stored are replaced, of equal ids the last wins."""

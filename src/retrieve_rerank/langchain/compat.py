@@ -32,6 +32,36 @@ Sense: TypeAlias = Callable[[float], float]
 DEFAULT_NAME = "passages"
 _THEIR_DEFAULT_NAME = "langchain"
 
+# What arguments of the components that these take the place of are called here, or what to write instead.
+INSTEAD = {
+    "add_images": "images are not searched here; texts are",
+    "base_compressor": "it is called reranker",
+    "c": "it is called rrf_k",
+    "client_settings": "make a client with them, client=chromadb.PersistentClient(path, client_settings)",
+    "collection_kwargs": "make the collection with Chroma's own client; it is opened as it is",
+    "docs": "make the retriever by from_documents(docs)",
+    "encode_image": "images are not searched here; texts are",
+    "encode_kwargs": "write its values as arguments: normalize=, batch_tokens=",
+    "fork": "fork the collection with Chroma's own client, and open it by its name",
+    "hybrid_search": "HybridRetriever([store, BM25Retriever(…)]) searches by meaning and by words",
+    "id_key": "documents are told apart by their ids, so put that value into Document.id; or give merge='text'",
+    "model_kwargs": "write its values as arguments: device=, trust_remote_code=, revision=",
+    "multi_process": "several processes are an inference server's (endpoint=) or Ray's",
+    "query_encode_kwargs": "a prompt for queries is query_prompt=",
+    "show_progress": "it is an argument of encode_documents and of ChromaIndex.add",
+    "similarity_search_by_image": "images are not searched here; texts are",
+    "similarity_search_by_image_with_relevance_score": "images are not searched here; texts are",
+    "uris": "only documents, metadatas and embeddings are kept",
+    "vectorizer": "the index is made of the documents; its weights are k1= and b=, and preprocess_func cuts texts",
+}
+
+
+def refuse(options: Mapping[str, Any]) -> None:
+    """Raise InvalidInputError for options that nothing reads: a misspelt one must not be dropped."""
+    if options:
+        told = "; ".join(f"{name!r}: {INSTEAD.get(name, 'check its spelling')}" for name in sorted(options))
+        raise InvalidInputError(f"unknown option {told}")
+
 
 def client_for(
     client: ClientAPI | None,

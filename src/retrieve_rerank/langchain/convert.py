@@ -20,10 +20,8 @@ from langchain_core.runnables.config import ContextThreadPoolExecutor
 
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.indexes.records import Record, to_record
-from retrieve_rerank.models.bi_encoder import BiEncoder
 from retrieve_rerank.models.cross_encoder import CrossEncoder
 from retrieve_rerank.models.ranking import scorer_name
-from retrieve_rerank.models.threads import Worker
 from retrieve_rerank.types import Encoder, Hit, Metric, Passage
 
 Vectors = npt.NDArray[np.float32]
@@ -116,21 +114,6 @@ class EmbeddingsEncoder:
     async def aencode_queries(self, texts: Sequence[str]) -> Vectors:
         """As `encode_queries`, by the embeddings' own async method where they have one."""
         return np.asarray(await asyncio.gather(*map(self.embeddings.aembed_query, texts)), dtype=np.float32)
-
-    async def aencode_documents(self, texts: Sequence[str]) -> Vectors:
-        """As `encode_documents`, by the embeddings' own async method where they have one."""
-        return np.asarray(await self.embeddings.aembed_documents(list(texts)), dtype=np.float32)
-
-
-async def aencode_documents(encoder: Encoder, texts: list[str]) -> Vectors:
-    """Encode passages without blocking the event loop."""
-    if isinstance(encoder, (BiEncoder, EmbeddingsEncoder)):
-        return await encoder.aencode_documents(texts)
-    worker = Worker("retrieve-rerank encoding")
-    try:
-        return await worker.arun(encoder.encode_documents, texts)
-    finally:
-        worker.close()
 
 
 class LangChainCrossEncoder(BaseCrossEncoder):

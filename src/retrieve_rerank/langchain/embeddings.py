@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from langchain_core.embeddings import Embeddings
 from pydantic import AliasChoices, ConfigDict, Field, PrivateAttr, field_validator
 
-from retrieve_rerank.langchain._travel import Travelling, unpacked
+from retrieve_rerank.langchain.serialization import Component, from_plain, restorable
 from retrieve_rerank.models.bi_encoder import DEFAULT_MODEL, BiEncoder
 from retrieve_rerank.models.settings import KEY_VARIABLE, BiEncoderSettings
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class BiEncoderEmbeddings(Travelling, BiEncoderSettings, Embeddings):
+@restorable
+class BiEncoderEmbeddings(Component, BiEncoderSettings, Embeddings):
     """A sentence-transformers bi-encoder as LangChain embeddings.
 
     Queries and documents get the model's own saved prompts; newlines are kept; in float32, vectors equal the
@@ -33,7 +34,7 @@ class BiEncoderEmbeddings(Travelling, BiEncoderSettings, Embeddings):
         (384, 2)
     """
 
-    holds: ClassVar[tuple[str, ...]] = ("model",)
+    positional = holds = ("model",)
 
     model_config = ConfigDict(
         extra="forbid",
@@ -53,7 +54,7 @@ class BiEncoderEmbeddings(Travelling, BiEncoderSettings, Embeddings):
     @field_validator("model", mode="before")
     @classmethod
     def _model(cls, value: object) -> object:
-        return os.fspath(value) if isinstance(value, os.PathLike) else unpacked(value)
+        return os.fspath(value) if isinstance(value, os.PathLike) else from_plain(value)
 
     @property
     def lc_secrets(self) -> dict[str, str]:

@@ -14,8 +14,8 @@ from pydantic import ConfigDict, field_validator, model_validator
 
 from retrieve_rerank.checks import check_count, check_query
 from retrieve_rerank.errors import InvalidInputError
-from retrieve_rerank.langchain._travel import Travelling, unpacked
 from retrieve_rerank.langchain.first_stage import AskingRetriever, FirstStage, fuse_documents
+from retrieve_rerank.langchain.serialization import Component, Count, from_plain, restorable
 from retrieve_rerank.retrieval.first_stage import (
     OnRetrieverError,
     aask_all,
@@ -26,7 +26,8 @@ from retrieve_rerank.retrieval.first_stage import (
 from retrieve_rerank.retrieval.fusion import Merge, check_merge, check_rrf_k, check_weights, warn_of_twins
 
 
-class HybridRetriever(Travelling, AskingRetriever):
+@restorable
+class HybridRetriever(Component, AskingRetriever):
     """Ask several retrievers at once and fuse their rankings by weighted reciprocal rank fusion.
 
     A document's score is the sum of weight / (rrf_k + rank) over the retrievers that found it; see
@@ -63,7 +64,7 @@ class HybridRetriever(Travelling, AskingRetriever):
         ('Paris is in France.', [None, 1])
     """
 
-    holds: ClassVar[tuple[str, ...]] = ("retrievers",)
+    positional = holds = ("retrievers",)
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
@@ -74,7 +75,7 @@ class HybridRetriever(Travelling, AskingRetriever):
     retrievers: Sequence[Runnable[str, list[Document]] | VectorStore]
     weights: Sequence[float] | None = None
     rrf_k: float = 60
-    k: int = 100
+    k: Count = 100
     merge: Merge = "id"
     on_error: OnRetrieverError = "raise"
 
@@ -83,7 +84,7 @@ class HybridRetriever(Travelling, AskingRetriever):
     def _retrievers(cls, value: object) -> object:
         if isinstance(value, (str, Runnable)) or not isinstance(value, Iterable):
             raise InvalidInputError(f"retrievers must be a list of retrievers, got {type(value).__name__}")
-        items = unpacked(list(value))
+        items = from_plain(list(value))
         if not items:
             raise InvalidInputError("retrievers is empty; give at least one")
         for position, item in enumerate(items):
@@ -97,11 +98,6 @@ class HybridRetriever(Travelling, AskingRetriever):
     @classmethod
     def _rrf_k(cls, value: float) -> float:
         return check_rrf_k(value)
-
-    @field_validator("k", mode="before")
-    @classmethod
-    def _k(cls, value: int) -> int:
-        return check_count(value, "k")
 
     @field_validator("merge", mode="before")
     @classmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from langchain_core.callbacks import Callbacks
 from langchain_core.cross_encoders import BaseCrossEncoder
@@ -13,9 +13,8 @@ from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializa
 from pydantic import ConfigDict, PrivateAttr, field_validator
 from typing_extensions import TypedDict
 
-from retrieve_rerank.checks import check_count, check_query, check_seconds, check_threshold
+from retrieve_rerank.checks import check_query
 from retrieve_rerank.errors import InvalidInputError
-from retrieve_rerank.langchain._travel import Travelling, unpacked
 from retrieve_rerank.langchain.convert import (
     LangChainCrossEncoder,
     PairScorer,
@@ -25,6 +24,7 @@ from retrieve_rerank.langchain.convert import (
     to_hits,
     to_reranked,
 )
+from retrieve_rerank.langchain.serialization import Component, Count, Seconds, Threshold, from_plain, restorable
 from retrieve_rerank.models.cross_encoder import DEFAULT_MODEL, CrossEncoder
 from retrieve_rerank.models.ranking import Ranker, as_ranker
 from retrieve_rerank.models.settings import KEY_VARIABLE, CrossEncoderSettings, documented
@@ -44,8 +44,9 @@ class RerankInput(TypedDict):
     documents: Sequence[Document]
 
 
+@restorable
 @documented(CrossEncoderSettings)
-class CrossEncoderReranker(Travelling, CrossEncoderSettings, BaseDocumentCompressor):
+class CrossEncoderReranker(Component, CrossEncoderSettings, BaseDocumentCompressor):
     """Order documents by a cross-encoder and keep the best, with their scores.
 
     Args:
@@ -89,7 +90,7 @@ class CrossEncoderReranker(Travelling, CrossEncoderSettings, BaseDocumentCompres
         ('Paris is the capital of France.', 2, 1)
     """
 
-    holds: ClassVar[tuple[str, ...]] = ("model",)
+    positional = holds = ("model",)
 
     model_config = ConfigDict(
         extra="forbid",
@@ -100,10 +101,10 @@ class CrossEncoderReranker(Travelling, CrossEncoderSettings, BaseDocumentCompres
     )
 
     model: str | CrossEncoder | BaseCrossEncoder | Scorer = DEFAULT_MODEL
-    top_n: int | None = 5
-    score_threshold: float | None = None
+    top_n: Count | None = 5
+    score_threshold: Threshold | None = None
     text_template: str | None = None
-    time_budget: float | None = None
+    time_budget: Seconds | None = None
     on_error: OnError = "raise"
     scores: Scale = "logits"
 
@@ -112,22 +113,7 @@ class CrossEncoderReranker(Travelling, CrossEncoderSettings, BaseDocumentCompres
     @field_validator("model", mode="before")
     @classmethod
     def _model(cls, value: object) -> object:
-        return os.fspath(value) if isinstance(value, os.PathLike) else unpacked(value)
-
-    @field_validator("top_n", mode="before")
-    @classmethod
-    def _top_n(cls, value: int | None) -> int | None:
-        return None if value is None else check_count(value, "top_n")
-
-    @field_validator("score_threshold")
-    @classmethod
-    def _score_threshold(cls, value: float | None) -> float | None:
-        return check_threshold(value)
-
-    @field_validator("time_budget", mode="before")
-    @classmethod
-    def _time_budget(cls, value: float | None) -> float | None:
-        return check_seconds(value, "time_budget")
+        return os.fspath(value) if isinstance(value, os.PathLike) else from_plain(value)
 
     @field_validator("text_template")
     @classmethod
@@ -226,6 +212,7 @@ class CrossEncoderReranker(Travelling, CrossEncoderSettings, BaseDocumentCompres
         return SecondStage(self._ranker, **{**own, **given})
 
 
+@restorable
 class RerankStep(RunnableSerializable[RerankInput, list[Document]]):
     """A `CrossEncoderReranker` as a step of a chain; made by its `as_runnable`."""
 

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
@@ -15,26 +15,38 @@ from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
 from langchain_core.runnables import Runnable
 from langchain_core.vectorstores import VectorStore
 from pydantic import ConfigDict, field_validator
+from typing_extensions import Self, Unpack
 
-from retrieve_rerank.checks import check_count, check_query, check_seconds, check_threshold
+from retrieve_rerank.checks import check_count, check_query
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.indexes.collection import ChromaCollection
 from retrieve_rerank.indexes.filters import Where
 from retrieve_rerank.indexes.mmr import check_diversity, check_mmr, diverse, wider_pool
 from retrieve_rerank.indexes.nearest import Found
-from retrieve_rerank.langchain._travel import Travelling, unpacked
 from retrieve_rerank.langchain.convert import to_document
 from retrieve_rerank.langchain.first_stage import AskingRetriever, FirstStage, retriever_of
 from retrieve_rerank.langchain.reranker import CrossEncoderReranker, RerankInput, RerankStep
-from retrieve_rerank.langchain.vectorstore import ChromaVectorStore
+from retrieve_rerank.langchain.serialization import Component, Count, Seconds, Threshold, from_plain, restorable
+from retrieve_rerank.langchain.vectorstore import ChromaVectorStore, StoreOptions
 from retrieve_rerank.retrieval.rerank import OnError, SecondStage
 from retrieve_rerank.types import Scorer
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
+
+class _Options(StoreOptions, total=False):
+    """The fields of a `ChromaRetriever` beside its store, and the arguments of the store."""
+
+    k: int
+    filter: Where | None
+    score_threshold: float | None
+    lambda_mult: float | None
+    fetch_k: int | None
+    name: str | None
+    tags: list[str] | None
+    metadata: dict[str, Any] | None
 
 
-class ChromaRetriever(Travelling, BaseRetriever):
+@restorable
+class ChromaRetriever(Component, BaseRetriever):
     """The dense first stage: many candidates from a `ChromaVectorStore`, with their scores.
 
     Args:
@@ -61,33 +73,23 @@ class ChromaRetriever(Travelling, BaseRetriever):
         'Paris is the capital of France.'
     """
 
-    holds: ClassVar[tuple[str, ...]] = ("vectorstore",)
+    positional = holds = ("vectorstore",)
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
     score_key: ClassVar[str] = "retrieval_score"  # see `first_stage`
 
     vectorstore: ChromaVectorStore
-    k: int = 100
+    k: Count = 100
     filter: Mapping[str, Any] | None = None
     score_threshold: float | None = None
     lambda_mult: float | None = None
-    fetch_k: int | None = None
+    fetch_k: Count | None = None
 
     @field_validator("vectorstore", mode="before")
     @classmethod
     def _vectorstore(cls, value: object) -> object:
-        return unpacked(value)
-
-    @field_validator("k", mode="before")
-    @classmethod
-    def _k(cls, value: int) -> int:
-        return check_count(value, "k")
-
-    @field_validator("fetch_k", mode="before")
-    @classmethod
-    def _fetch_k(cls, value: int | None) -> int | None:
-        return None if value is None else check_count(value, "fetch_k")
+        return from_plain(value)
 
     @field_validator("lambda_mult", mode="before")
     @classmethod
@@ -102,13 +104,8 @@ class ChromaRetriever(Travelling, BaseRetriever):
         metadatas: Iterable[dict[str, Any]] | None = None,
         *,
         ids: Iterable[str | None] | None = None,
-        k: int = 100,
-        filter: Where | None = None,
-        score_threshold: float | None = None,
-        lambda_mult: float | None = None,
-        fetch_k: int | None = None,
-        **store_options: Any,
-    ) -> ChromaRetriever:
+        **options: Unpack[_Options],
+    ) -> Self:
         """Return a retriever over a new store with texts in it.
 
         Args:
@@ -116,46 +113,17 @@ class ChromaRetriever(Travelling, BaseRetriever):
             embedding: Any LangChain embeddings.
             metadatas: One a text.
             ids: One a text; a text without one gets a random one.
-            k: As for the class.
-            filter: As for the class.
-            score_threshold: As for the class.
-            lambda_mult: As for the class.
-            fetch_k: As for the class.
-            **store_options: For `ChromaVectorStore.from_texts`, such as `persist_directory`.
+            **options: The fields of the class, and arguments of `ChromaVectorStore`, such as `persist_directory`.
         """
-        store = ChromaVectorStore.from_texts(texts, embedding, metadatas, ids=ids, **store_options)
-        return cls(
-            vectorstore=store,
-            k=k,
-            filter=filter,
-            score_threshold=score_threshold,
-            lambda_mult=lambda_mult,
-            fetch_k=fetch_k,
-        )
+        fields = {name: options.pop(name) for name in cls.model_fields if name in options}  # type: ignore[misc]
+        store = ChromaVectorStore.from_texts(texts, embedding, metadatas, ids, **options)  # type: ignore[misc]
+        return cls(vectorstore=store, **fields)
 
     @classmethod
-    def from_documents(
-        cls,
-        documents: list[Document],
-        embedding: Embeddings,
-        *,
-        k: int = 100,
-        filter: Where | None = None,
-        score_threshold: float | None = None,
-        lambda_mult: float | None = None,
-        fetch_k: int | None = None,
-        **store_options: Any,
-    ) -> ChromaRetriever:
+    def from_documents(cls, documents: list[Document], embedding: Embeddings, **options: Unpack[_Options]) -> Self:
         """Return a retriever over a new store with documents in it; see `from_texts`."""
-        store = ChromaVectorStore.from_documents(documents, embedding, **store_options)
-        return cls(
-            vectorstore=store,
-            k=k,
-            filter=filter,
-            score_threshold=score_threshold,
-            lambda_mult=lambda_mult,
-            fetch_k=fetch_k,
-        )
+        texts, metadatas = [item.page_content for item in documents], [item.metadata for item in documents]
+        return cls.from_texts(texts, embedding, metadatas, ids=[item.id for item in documents], **options)
 
     def add_documents(self, documents: list[Document], **options: Any) -> list[str]:
         """Store documents; see `ChromaVectorStore.add_texts`. Returns their ids."""
@@ -266,7 +234,8 @@ class _DenseSearch:
         ]
 
 
-class RetrieveRerankRetriever(Travelling, AskingRetriever):
+@restorable
+class RetrieveRerankRetriever(Component, AskingRetriever):
     """Retrieve candidates with any first stage, order them with a cross-encoder, keep the best.
 
     Args:
@@ -308,22 +277,23 @@ class RetrieveRerankRetriever(Travelling, AskingRetriever):
         'Paris is the capital of France.'
     """
 
-    holds: ClassVar[tuple[str, ...]] = ("base_retriever",)
+    positional = ("base_retriever", "reranker")
+    holds = ("base_retriever",)
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
     base_retriever: Runnable[str, list[Document]] | VectorStore
     reranker: CrossEncoderReranker
-    fetch_k: int = 100
-    top_n: int | None = 5
-    score_threshold: float | None = None
-    time_budget: float | None = None
+    fetch_k: Count = 100
+    top_n: Count | None = 5
+    score_threshold: Threshold | None = None
+    time_budget: Seconds | None = None
     on_error: OnError | None = None
 
     @field_validator("base_retriever", mode="before")
     @classmethod
     def _base_retriever(cls, value: object) -> object:
-        value = unpacked(value)
+        value = from_plain(value)
         if not isinstance(value, (Runnable, VectorStore)):
             raise InvalidInputError(
                 f"base_retriever must be a LangChain retriever or vector store, got {type(value).__name__}"
@@ -335,26 +305,6 @@ class RetrieveRerankRetriever(Travelling, AskingRetriever):
     def _reranker(cls, value: object) -> object:
         model = os.fspath(value) if isinstance(value, os.PathLike) else value
         return CrossEncoderReranker(model=model) if isinstance(model, (str, Scorer)) else model
-
-    @field_validator("fetch_k", mode="before")
-    @classmethod
-    def _fetch_k(cls, value: int) -> int:
-        return check_count(value, "fetch_k")
-
-    @field_validator("top_n", mode="before")
-    @classmethod
-    def _top_n(cls, value: int | None) -> int | None:
-        return None if value is None else check_count(value, "top_n")
-
-    @field_validator("score_threshold")
-    @classmethod
-    def _score_threshold(cls, value: float | None) -> float | None:
-        return check_threshold(value)
-
-    @field_validator("time_budget", mode="before")
-    @classmethod
-    def _time_budget(cls, value: float | None) -> float | None:
-        return check_seconds(value, "time_budget")
 
     def model_post_init(self, context: Any, /) -> None:
         """Take the re-ranker's own `top_n` where none was given."""

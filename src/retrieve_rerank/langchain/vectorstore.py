@@ -3,34 +3,43 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
-from langchain_core.vectorstores import VectorStoreRetriever
+from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
+from typing_extensions import Never, Self, TypedDict, Unpack
 
+from retrieve_rerank.checks import check_count, check_queries, check_query
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.indexes.adoption import adopt_at_opening
-from retrieve_rerank.indexes.collection import ChromaCollection, batches_of
+from retrieve_rerank.indexes.collection import ChromaCollection
 from retrieve_rerank.indexes.filters import Where
 from retrieve_rerank.indexes.health import check
+from retrieve_rerank.indexes.mmr import check_diversity, most_diverse, similarity_of
+from retrieve_rerank.indexes.nearest import Found, Vectors
 from retrieve_rerank.indexes.repairing import repair
 from retrieve_rerank.indexes.reports import IndexCheck, RepairReport
 from retrieve_rerank.indexes.server import RETRY_SECONDS
-from retrieve_rerank.langchain._search import ChromaSearch, refuse
-from retrieve_rerank.langchain.compat import DEFAULT_NAME, asked_space, client_for, tell_what_was_made
+from retrieve_rerank.langchain.compat import (
+    DEFAULT_NAME,
+    INSTEAD,
+    asked_space,
+    client_for,
+    refuse,
+    tell_what_was_made,
+)
 from retrieve_rerank.langchain.convert import (
     EmbeddingsEncoder,
-    aencode_documents,
     new_records,
     to_document,
     to_encoder,
 )
+from retrieve_rerank.langchain.serialization import restorable
 from retrieve_rerank.models.cuts import told_once
-from retrieve_rerank.models.threads import Worker
 from retrieve_rerank.types import Encoder, Metric
 
 if TYPE_CHECKING:
@@ -41,7 +50,32 @@ _SEARCH_OPTIONS = ("k", "filter", "where_document", "fetch_k", "lambda_mult", "s
 _KEPT = ("documents", "metadatas")  # what `get` returns unless told
 
 
-class ChromaVectorStore(ChromaSearch):
+class StoreOptions(TypedDict, total=False):
+    """The arguments of a `ChromaVectorStore` beside its embeddings."""
+
+    collection_name: str
+    persist_directory: str | os.PathLike[str] | None
+    client: ClientAPI | None
+    metric: Metric | None
+    assume_compatible: bool
+    create_collection_if_not_exists: bool
+    host: str | None
+    port: int | str | None
+    ssl: bool
+    headers: dict[str, str] | None
+    tenant: str | None
+    database: str | None
+    chroma_cloud_api_key: str | None
+    collection_metadata: Mapping[str, Any] | None
+    collection_configuration: Mapping[str, Any] | None
+    relevance_score_fn: Callable[[float], float] | None
+    retry_seconds: float
+    lock_timeout: float
+    search_breadth: int | None
+
+
+@restorable
+class ChromaVectorStore(VectorStore):
     """Documents in a Chroma collection.
 
     A new collection gets the metric of the embedding model (cosine where the embeddings do not say) and carries the
@@ -57,6 +91,7 @@ class ChromaVectorStore(ChromaSearch):
         metric: "cosine", "dot" or "euclidean". None takes the model's, or that of a collection which is there, if both
             order its vectors alike.
         assume_compatible: Open a collection that was made by another model or metric all the same.
+        create_collection_if_not_exists: Make the collection if there is none; False raises, as a name may be mistyped.
         host: A Chroma server's host, from which a client is made; a `client` of your own can do more.
         port: Its port; None is 8000.
         ssl: Whether it is asked over TLS.
@@ -67,6 +102,8 @@ class ChromaVectorStore(ChromaSearch):
         collection_metadata: The incumbent's way to give a metric, `{"hnsw:space": "cosine"}`. Nothing else is taken
             from it; where a collection is made, a warning says what.
         collection_configuration: The other one, `{"hnsw": {"space": "cosine"}}`; likewise.
+        relevance_score_fn: Makes a relevance in [0, 1] of Chroma's distance, for
+            `similarity_search_with_relevance_scores` and what is built on it, instead of the metric's own.
         retry_seconds: For how long a request that a server does not answer is repeated, in every call; 0 asks once.
         lock_timeout: Seconds to wait, at the first write, while another process writes the directory.
         search_breadth: How many neighbours a search keeps on its way through the vectors; see `ChromaIndex`.
@@ -92,10 +129,11 @@ class ChromaVectorStore(ChromaSearch):
         collection_name: str = DEFAULT_NAME,
         embedding_function: Embeddings | None = None,
         persist_directory: str | os.PathLike[str] | None = None,
-        client: ClientAPI | None = None,
         *,
+        client: ClientAPI | None = None,
         metric: Metric | None = None,
         assume_compatible: bool = False,
+        create_collection_if_not_exists: bool = True,
         host: str | None = None,
         port: int | str | None = None,
         ssl: bool = False,
@@ -105,30 +143,36 @@ class ChromaVectorStore(ChromaSearch):
         chroma_cloud_api_key: str | None = None,
         collection_metadata: Mapping[str, Any] | None = None,
         collection_configuration: Mapping[str, Any] | None = None,
+        relevance_score_fn: Callable[[float], float] | None = None,
         retry_seconds: float = RETRY_SECONDS,
         lock_timeout: float = 0.0,
         search_breadth: int | None = None,
+        **others: Never,
     ) -> None:
+        refuse(others)
         space, unused = asked_space(collection_metadata, collection_configuration)
-        metric = metric or space
         self._embeddings = embedding_function
+        self._relevance_score_fn = relevance_score_fn
         self._encoder: Encoder | None = None if embedding_function is None else to_encoder(embedding_function)
         # Embeddings that do not know their metric follow the collection's.
         knows = self._encoder is not None and not isinstance(self._encoder, EmbeddingsEncoder)
+        if not create_collection_if_not_exists and persist_directory and not Path(persist_directory).is_dir():
+            raise InvalidInputError(f"there is no directory {os.fspath(persist_directory)!r}; check its spelling")
+        server = client_for(
+            client,
+            host,
+            port,
+            ssl=ssl,
+            headers=headers,
+            tenant=tenant,
+            database=database,
+            cloud_key=chroma_cloud_api_key,
+        )
         self.collection = ChromaCollection(
             collection_name,
             path=persist_directory,
-            client=client_for(
-                client,
-                host,
-                port,
-                ssl=ssl,
-                headers=headers,
-                tenant=tenant,
-                database=database,
-                cloud_key=chroma_cloud_api_key,
-            ),
-            metric=metric,
+            client=server,
+            metric=metric or space,
             encoder_metric=self._encoder.metric if self._encoder is not None and knows else None,
             fingerprint=None if self._encoder is None else self._encoder.fingerprint,
             assume_compatible=assume_compatible,
@@ -136,6 +180,13 @@ class ChromaVectorStore(ChromaSearch):
             lock_timeout=lock_timeout,
             search_breadth=search_breadth,
         )
+        if self.collection.made and not create_collection_if_not_exists:
+            self.collection.drop()
+            beside = ", ".join(map(repr, self.collection.beside)) or "none"
+            raise InvalidInputError(
+                f"there is no collection {collection_name!r}, and create_collection_if_not_exists=False makes none; "
+                f"there is {beside}"
+            )
         tell_what_was_made(self.collection, unused)
         if self._encoder is not None:
             adopt_at_opening(self.collection, self._encoder)
@@ -146,9 +197,196 @@ class ChromaVectorStore(ChromaSearch):
         return self._embeddings
 
     @property
+    def settings(self) -> dict[str, Any] | None:
+        """The constructor's arguments that open this store again; None if it is in memory or a client's."""
+        if self.collection.folder is None:
+            return None
+        return {
+            "collection_name": self.collection.name,
+            "persist_directory": self.collection.folder,
+            "metric": self.metric,
+            "assume_compatible": self.collection.assume_compatible,
+            "search_breadth": self.collection.search_breadth,
+            "lock_timeout": self.collection.lock_timeout,
+            "embedding_function": self.embeddings,
+        }
+
+    def __getattr__(self, name: str) -> Any:
+        instead = f": {INSTEAD[name]}" if name in INSTEAD else ""
+        raise AttributeError(f"{type(self).__name__} has no {name!r}{instead}")
+
+    @property
     def _collection(self) -> chromadb.Collection:
         # The incumbent's name for it, which its users' code reaches for.
         return self.collection.handle
+
+    # Searching
+
+    @property
+    def metric(self) -> Metric:
+        """What vectors are compared by."""
+        return self.collection.metric
+
+    def similarity_search(
+        self,
+        query: str,
+        k: int = 4,
+        filter: Where | None = None,
+        where_document: Where | None = None,
+        **kwargs: Any,
+    ) -> list[Document]:
+        """Return the `k` documents nearest to a query, nearest first.
+
+        Args:
+            query: Not empty.
+            k: How many at most.
+            filter: Chroma's filter on metadata, such as `{"source": "atlas"}`. Numbers compare exactly. For a value
+                from outside write `{"user": {"$eq": value}}`, which takes no operator.
+            where_document: Chroma's filter on the text, such as `{"$contains": "France"}`.
+            **kwargs: None is known; an unknown one raises.
+        """
+        return [
+            document for document, _ in self.similarity_search_with_score(query, k, filter, where_document, **kwargs)
+        ]
+
+    def similarity_search_with_score(
+        self,
+        query: str,
+        k: int = 4,
+        filter: Where | None = None,
+        where_document: Where | None = None,
+        **kwargs: Any,
+    ) -> list[tuple[Document, float]]:
+        """As `similarity_search`, with Chroma's distance: smaller is nearer.
+
+        For a similarity, larger is nearer, use `similarity_search_with_relevance_scores` or `ChromaRetriever`.
+        """
+        refuse(kwargs)
+        return _with_distance(self._found(self._embed(query), k, filter, where_document))
+
+    def similarity_search_by_vector(
+        self,
+        embedding: list[float],
+        k: int = 4,
+        filter: Where | None = None,
+        where_document: Where | None = None,
+        **kwargs: Any,
+    ) -> list[Document]:
+        """Return the `k` documents nearest to a vector, nearest first."""
+        refuse(kwargs)
+        return [document for document, _ in _with_distance(self._found([embedding], k, filter, where_document))]
+
+    def similarity_search_by_vector_with_relevance_scores(
+        self,
+        embedding: list[float],
+        k: int = 4,
+        filter: Where | None = None,
+        where_document: Where | None = None,
+        **kwargs: Any,
+    ) -> list[tuple[Document, float]]:
+        """As `similarity_search_with_score`, for a vector: what langchain-chroma calls so returns distances, too."""
+        refuse(kwargs)
+        return _with_distance(self._found([embedding], k, filter, where_document))
+
+    def similarity_search_with_vectors(
+        self,
+        query: str,
+        k: int = 4,
+        filter: Where | None = None,
+        where_document: Where | None = None,
+        **kwargs: Any,
+    ) -> list[tuple[Document, Vectors]]:
+        """As `similarity_search`, each document with its stored vector, an array (dimension,)."""
+        refuse(kwargs)
+        found = self._found(self._embed(query), k, filter, where_document, with_vectors=True)
+        return [(to_document(item.record), cast(Vectors, item.vector)) for item in found]
+
+    def max_marginal_relevance_search(
+        self,
+        query: str,
+        k: int = 4,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        filter: Where | None = None,
+        where_document: Where | None = None,
+        **kwargs: Any,
+    ) -> list[Document]:
+        """Return documents that are near to a query and unlike one another, in the order in which they were chosen.
+
+        Args:
+            query: Not empty.
+            k: How many at most.
+            fetch_k: How many nearest documents to choose from.
+            lambda_mult: 1 looks at nearness only, 0 at diversity only. Both are by the cosine, as in LangChain.
+            filter: Chroma's filter on metadata.
+            where_document: Chroma's filter on the text.
+            **kwargs: None is known; an unknown one raises.
+        """
+        refuse(kwargs)
+        vector = self._embed(query)
+        return _diverse(vector, self._found(vector, fetch_k, filter, where_document, with_vectors=True), k, lambda_mult)
+
+    def max_marginal_relevance_search_by_vector(
+        self,
+        embedding: list[float],
+        k: int = 4,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        filter: Where | None = None,
+        where_document: Where | None = None,
+        **kwargs: Any,
+    ) -> list[Document]:
+        """As `max_marginal_relevance_search`, for a vector."""
+        refuse(kwargs)
+        vector = np.asarray([embedding], dtype=np.float32)
+        return _diverse(vector, self._found(vector, fetch_k, filter, where_document, with_vectors=True), k, lambda_mult)
+
+    def _select_relevance_score_fn(self) -> Callable[[float], float]:
+        if self._relevance_score_fn is not None:
+            return self._relevance_score_fn
+
+        def relevance(distance: float) -> float:
+            similarity = self.collection.similarity(distance)
+            if self.metric == "dot":  # unbounded: squeezed, in order, around one half
+                return (1.0 + similarity / (1.0 + abs(similarity))) / 2.0
+            return min(1.0, max(0.0, similarity))
+
+        return relevance
+
+    def _needed_encoder(self) -> Encoder:
+        if self._encoder is None:
+            raise InvalidInputError(
+                "this store has no embeddings, and the call needs them; make it with embedding_function=, such as "
+                "BiEncoderEmbeddings()"
+            )
+        return self._encoder
+
+    def embed_queries(self, queries: Sequence[str]) -> Vectors:
+        """Return an array (len(queries), dimension)."""
+        return self._needed_encoder().encode_queries(check_queries(queries))
+
+    async def aembed_queries(self, queries: Sequence[str]) -> Vectors:
+        """As `embed_queries`, without blocking the event loop."""
+        aencode = getattr(self._needed_encoder(), "aencode_queries", None)
+        if aencode is None:
+            return await self.collection.worker.arun(self.embed_queries, queries)
+        vectors: Vectors = await aencode(check_queries(queries))
+        return vectors
+
+    def _embed(self, query: str) -> Vectors:
+        return self.embed_queries([check_query(query)])
+
+    def _found(
+        self,
+        vectors: Vectors | list[list[float]],
+        k: int,
+        where: Where | None,
+        where_document: Where | None,
+        *,
+        with_vectors: bool = False,
+    ) -> list[Found]:
+        found = self.collection.query(vectors, k, where=where, where_document=where_document, with_vectors=with_vectors)
+        return found[0]
 
     # Writing
 
@@ -188,34 +426,6 @@ class ChromaVectorStore(ChromaSearch):
                 self.collection.relabel(plan.relabelled)
         return made
 
-    async def aadd_texts(
-        self,
-        texts: Iterable[str],
-        metadatas: Iterable[dict[str, Any]] | None = None,
-        ids: Iterable[str | None] | None = None,
-        *,
-        batch_size: int | None = None,
-        **kwargs: Any,
-    ) -> list[str]:
-        """As `add_texts`, in a thread; embedding blocks neither the event loop nor searches.
-
-        Chroma itself holds Python's interpreter lock while it writes in this process, a fraction of a second for a
-        thousand texts: every thread waits then. A smaller `batch_size` makes that shorter; a server takes it elsewhere.
-        """
-        refuse(kwargs)
-        encoder = self._needed_encoder()
-        made: list[str] = []
-        arun = self.collection.worker.arun
-        with told_once():
-            limit = await arun(self.collection.batch_size, batch_size)  # which a server is asked for
-            for batch in batches_of(new_records(texts, metadatas, ids, made), limit):
-                plan = await arun(self.collection.plan, batch)
-                if plan.records:
-                    changed = [record.text for record in plan.records]
-                    await arun(self.collection.write, plan.records, await aencode_documents(encoder, changed))
-                await arun(self.collection.relabel, plan.relabelled)
-        return made
-
     def update_document(self, document_id: str, document: Document) -> None:
         """Replace one document."""
         self.update_documents([document_id], [document])
@@ -236,10 +446,6 @@ class ChromaVectorStore(ChromaSearch):
         self.collection.delete(ids, where=where)
         return True
 
-    async def adelete(self, ids: list[str] | None = None, *, where: Where | None = None, **kwargs: Any) -> bool | None:
-        """As `delete`, in a thread; see `aadd_texts` for what blocks the event loop all the same."""
-        return await self.collection.worker.arun(partial(self.delete, ids, where=where, **kwargs))
-
     def reset_collection(self) -> None:
         """Delete every document; the collection, its metric and its model stay."""
         self.collection.clear()
@@ -253,10 +459,6 @@ class ChromaVectorStore(ChromaSearch):
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """Return documents by id, in the order asked for; ids that are not stored are left out."""
         return [to_document(record) for record in self.collection.read(ids)]
-
-    async def aget_by_ids(self, ids: Sequence[str], /) -> list[Document]:
-        """As `get_by_ids`, without blocking the event loop."""
-        return [to_document(record) for record in await self.collection.aread(ids)]
 
     def get(
         self,
@@ -283,7 +485,8 @@ class ChromaVectorStore(ChromaSearch):
         included = _KEPT if include is None else include
         if isinstance(included, str) or not set(included) <= {*_KEPT, "embeddings"}:
             raise InvalidInputError(
-                f"include must be a list of 'documents', 'metadatas' and 'embeddings', got {include!r}"
+                f"include must be a list of 'documents', 'metadatas' and 'embeddings', got {include!r}; nothing else "
+                "is kept here"
             )
         wanted = [ids] if isinstance(ids, str) else ids
         records = self.collection.read(wanted, where=where, where_document=where_document, limit=limit, offset=offset)
@@ -323,74 +526,20 @@ class ChromaVectorStore(ChromaSearch):
         return super().as_retriever(search_kwargs=search_kwargs, **kwargs)
 
     @classmethod
-    def from_texts(
+    def from_texts(  # type: ignore[override]
         cls,
         texts: Iterable[str],
         embedding: Embeddings | None = None,
         metadatas: Iterable[dict[str, Any]] | None = None,
         ids: Iterable[str | None] | None = None,
         *,
-        collection_name: str = DEFAULT_NAME,
-        persist_directory: str | os.PathLike[str] | None = None,
-        client: ClientAPI | None = None,
-        metric: Metric | None = None,
-        assume_compatible: bool = False,
-        host: str | None = None,
-        port: int | str | None = None,
-        ssl: bool = False,
-        headers: dict[str, str] | None = None,
-        tenant: str | None = None,
-        database: str | None = None,
-        chroma_cloud_api_key: str | None = None,
-        collection_metadata: Mapping[str, Any] | None = None,
-        collection_configuration: Mapping[str, Any] | None = None,
-        retry_seconds: float = RETRY_SECONDS,
-        lock_timeout: float = 0.0,
-        search_breadth: int | None = None,
         batch_size: int | None = None,
-        **kwargs: Any,
-    ) -> ChromaVectorStore:
+        **options: Unpack[StoreOptions],
+    ) -> Self:
         """Return a store with texts in it; see the class and `add_texts` for the arguments."""
-        refuse(kwargs)
-        store = cls(
-            collection_name,
-            embedding,
-            persist_directory,
-            client,
-            metric=metric,
-            assume_compatible=assume_compatible,
-            host=host,
-            port=port,
-            ssl=ssl,
-            headers=headers,
-            tenant=tenant,
-            database=database,
-            chroma_cloud_api_key=chroma_cloud_api_key,
-            collection_metadata=collection_metadata,
-            collection_configuration=collection_configuration,
-            retry_seconds=retry_seconds,
-            lock_timeout=lock_timeout,
-            search_breadth=search_breadth,
-        )
+        store = cls(embedding_function=embedding, **options)
         store.add_texts(texts, metadatas, ids, batch_size=batch_size)
         return store
-
-    @classmethod
-    async def afrom_texts(
-        cls,
-        texts: Iterable[str],
-        embedding: Embeddings | None = None,
-        metadatas: Iterable[dict[str, Any]] | None = None,
-        *,
-        ids: Iterable[str | None] | None = None,
-        **kwargs: Any,
-    ) -> ChromaVectorStore:
-        """As `from_texts`, in a thread; see `aadd_texts` for what blocks the event loop all the same."""
-        worker = Worker("retrieve-rerank store being made")
-        try:
-            return await worker.arun(partial(cls.from_texts, texts, embedding, metadatas, ids=ids, **kwargs))
-        finally:
-            worker.close()
 
     def close(self) -> None:
         """Release the collection. An in-memory one is gone; the embeddings are the caller's and stay."""
@@ -398,3 +547,18 @@ class ChromaVectorStore(ChromaSearch):
 
     def __repr__(self) -> str:
         return f"ChromaVectorStore({self.collection.name!r}, {self.metric}, embeddings={self._encoder!r})"
+
+
+def _with_distance(found: list[Found]) -> list[tuple[Document, float]]:
+    return [(to_document(item.record), item.distance) for item in found]
+
+
+def _diverse(vector: Vectors, found: list[Found], k: int, lambda_mult: float) -> list[Document]:
+    check_count(k, "k")
+    check_diversity(lambda_mult, "lambda_mult")
+    if not found:
+        return []
+    # By the cosine, whatever the collection's metric: what LangChain's stores do.
+    vectors, similarity = np.stack([cast(Vectors, item.vector) for item in found]), similarity_of("cosine")
+    chosen = most_diverse(found, vectors, similarity(vectors, vector[0]), similarity, k, lambda_mult)
+    return [to_document(item.record) for item in chosen]
