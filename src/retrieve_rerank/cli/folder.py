@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from retrieve_rerank.errors import InvalidInputError, require
 if TYPE_CHECKING:
     from retrieve_rerank.indexes.bm25 import BM25Index
     from retrieve_rerank.indexes.chroma import ChromaIndex
-    from retrieve_rerank.types import Encoder, Passage, Retriever
+    from retrieve_rerank.types import Encoder, Hit, Passage, Retriever
 
 _FILE = "retrieve-rerank.json"
 _FORMAT = 2
@@ -249,3 +249,22 @@ def made_folder(folder: Path) -> Path:
     except OSError as error:
         raise InvalidInputError(f"cannot make the folder {os.fspath(folder)!r}: {error}") from error
     return folder
+
+
+def place(hit: Hit) -> str:
+    """Return where a passage is from: its file with the line, as compilers write it, or its id."""
+    metadata = hit.passage.metadata
+    if "source" not in metadata:
+        return hit.passage.id
+    return f"{metadata['source']}:{metadata['line']}" if "line" in metadata else str(metadata["source"])
+
+
+def folded(hits: Sequence[Hit]) -> list[tuple[Hit, list[str]]]:
+    """Return hits, of those with one text the best, each with the places of the others."""
+    first: dict[str, tuple[Hit, list[str]]] = {}
+    for hit in hits:
+        if hit.passage.text in first:
+            first[hit.passage.text][1].append(place(hit))
+        else:
+            first[hit.passage.text] = (hit, [])
+    return list(first.values())

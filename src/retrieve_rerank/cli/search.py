@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retrieve_rerank.cli.folder import IndexFolder, first_stages
+from retrieve_rerank.cli.folder import IndexFolder, first_stages, folded
 from retrieve_rerank.cli.options import (
     CrossEncoderName,
     Debug,
@@ -262,22 +262,3 @@ def _record(query: str, hit: Hit, others: Sequence[str]) -> Mapping[str, object]
         **({"also_in": list(others)} if others else {}),
         "metadata": dict(hit.passage.metadata),
     }
-
-
-def place(hit: Hit) -> str:
-    """Return where a passage is from: its file with the line, as compilers write it, or its id."""
-    metadata = hit.passage.metadata
-    if "source" not in metadata:
-        return hit.passage.id
-    return f"{metadata['source']}:{metadata['line']}" if "line" in metadata else str(metadata["source"])
-
-
-def folded(hits: Sequence[Hit]) -> list[tuple[Hit, list[str]]]:
-    """Return hits, of those with one text the best, each with the places of the others."""
-    first: dict[str, tuple[Hit, list[str]]] = {}
-    for hit in hits:
-        if hit.passage.text in first:
-            first[hit.passage.text][1].append(place(hit))
-        else:
-            first[hit.passage.text] = (hit, [])
-    return list(first.values())

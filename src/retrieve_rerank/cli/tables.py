@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from retrieve_rerank.cli.search import folded, place
+from retrieve_rerank.cli.folder import folded, place
 from retrieve_rerank.cli.streams import clean, one_line
 from retrieve_rerank.evaluation.words import shown_latency
 
