@@ -44,7 +44,10 @@ def check_nodes(nodes: Iterable[BaseNode]) -> list[BaseNode]:
     items = list(nodes)
     for position, item in enumerate(items):
         if not isinstance(item, BaseNode):
-            raise InvalidInputError(f"nodes[{position}] must be a node such as TextNode, got {type(item).__name__}")
+            cure = "; give its node: item.node" if isinstance(item, NodeWithScore) else ""
+            raise InvalidInputError(
+                f"nodes[{position}] must be a node such as TextNode, got {type(item).__name__}{cure}"
+            )
     return items
 
 

@@ -87,6 +87,9 @@ class BiEncoderEmbedding(BiEncoderSettings, BaseEmbedding, Restorable):
         rate_limiter: BaseRateLimiter | None = None,
         **settings: Unpack[BiEncoderOptions],
     ) -> None:
+        for name, given in (("model_name", model_name), ("model", model)):
+            if given is not None and not isinstance(given, (str, os.PathLike)):
+                raise InvalidInputError(f"{name} must be a name or a folder, got {type(given).__name__}")
         if model_name is not None and model is not None and os.fspath(model_name) != os.fspath(model):
             raise InvalidInputError(
                 f"model_name ({model_name!r}) and model ({model!r}) are two names for one thing; give one"

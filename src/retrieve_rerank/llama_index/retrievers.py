@@ -244,11 +244,7 @@ class RetrieveRerankRetriever(BaseRetriever):
         query, start = check_query(query_bundle.query_str), time.perf_counter()
         first = first_stage(self.retriever, self.fetch_k, self.filters)
         # Whoever rewrites may ask a server for it.
-        rewrites = (
-            []
-            if self.rewrites is None
-            else await run_on_thread("retrieve-rerank rewrites", self._in_other_words, query)
-        )
+        rewrites = await run_on_thread("retrieve-rerank rewrites", self._in_other_words, query) if self.rewrites else []
         candidates = self._told(first, await first.afind(query_bundle, rewrites))
         return await self._second_stage(start).apostprocess_nodes(candidates, query_bundle=query_bundle)
 
