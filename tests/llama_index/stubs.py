@@ -75,6 +75,23 @@ class ListRetriever(BaseRetriever):
         return self.nodes[: self.similarity_top_k]
 
 
+class SlowAsync(ListRetriever):
+    """Has an async method of its own."""
+
+    async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        await asyncio.sleep(self.seconds)
+        return self.nodes[: self.similarity_top_k]
+
+
+async def both_ways(retriever: BaseRetriever, query: str | QueryBundle) -> list[list[NodeWithScore]]:
+    """What a retriever finds, asked by both of its methods."""
+    return [retriever.retrieve(query), await retriever.aretrieve(query)]
+
+
+def ids(nodes: Sequence[NodeWithScore]) -> list[str]:
+    return [node.node_id for node in nodes]
+
+
 def text_node(
     id_: str, text: str | None = None, embedding: Sequence[float] | None = None, **metadata: object
 ) -> TextNode:

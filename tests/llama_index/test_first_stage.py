@@ -150,6 +150,25 @@ def test_a_retriever_that_holds_fewer_than_are_wanted_is_asked_for_all(k: int, e
     assert len(stage(Clamped(["a b", "b c", "c d"], 10), k).find(QueryBundle("b c"))) == expected
 
 
+@pytest.mark.parametrize("attribute", ["similarity_top_k", "_similarity_top_k", "top_k", "read_only"])
+def test_any_retriever_is_asked_for_as_many_if_it_can_be(attribute: str) -> None:
+    class Other(BaseRetriever):
+        @property
+        def read_only(self) -> int:
+            return int(self._similarity_top_k)  # type: ignore[attr-defined]
+
+        def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+            return scored(*"abcdef")[: getattr(self, attribute)]
+
+    class ReadOnly(Other):
+        similarity_top_k = Other.read_only
+
+    other = ReadOnly() if attribute == "read_only" else Other()
+    setattr(other, "_similarity_top_k" if attribute == "read_only" else attribute, 1)
+    assert len(stage(other).find(QueryBundle("q"))) == 4
+    assert getattr(other, attribute) == 1
+
+
 async def test_the_pool_of_our_own_diverse_retriever_grows_with_the_depth() -> None:
     """With a pool of its own it would choose 100 out of 100."""
     store = ChromaVectorStore(embed_model=WordEmbedding())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import Any
 
@@ -28,7 +27,17 @@ from retrieve_rerank.llama_index import (
     RetrieveRerankRetriever,
 )
 from tests.core.stubs import found
-from tests.llama_index.stubs import ListRetriever, TableScorer, WordEmbedding, recorded, scored, text_node, ticks_during
+from tests.llama_index.stubs import (
+    ListRetriever,
+    SlowAsync,
+    TableScorer,
+    WordEmbedding,
+    both_ways,
+    recorded,
+    scored,
+    text_node,
+    ticks_during,
+)
 
 
 def listed(ids: str, **options: Any) -> ListRetriever:
@@ -50,16 +59,6 @@ class Down(BaseRetriever):
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         raise self.error
-
-
-class SlowAsync(ListRetriever):
-    async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        await asyncio.sleep(self.seconds)
-        return self.nodes[: self.similarity_top_k]
-
-
-async def both_ways(retriever: BaseRetriever, query: str | QueryBundle) -> list[list[NodeWithScore]]:
-    return [retriever.retrieve(query), await retriever.aretrieve(query)]
 
 
 async def test_it_is_the_cores_fusion() -> None:

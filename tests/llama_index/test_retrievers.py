@@ -1,8 +1,13 @@
+"""The dense first stage, and both stages in a row: one query, many, and one in other words."""
+
 from __future__ import annotations
 
 import asyncio
 import threading
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from llama_index.core import SummaryIndex, VectorStoreIndex
@@ -10,10 +15,11 @@ from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.span_handlers import SimpleSpanHandler
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
+from llama_index.core.storage.kvstore import SimpleKVStore
 from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
 from llama_index.core.vector_stores.types import FilterOperator
 
-from retrieve_rerank import CrossEncoder, IndexMismatchError, InvalidInputError
+from retrieve_rerank import BiEncoder, ChromaIndex, CrossEncoder, IndexMismatchError, InvalidInputError, Passage
 from retrieve_rerank.llama_index import (
     BiEncoderEmbedding,
     ChromaRetriever,
@@ -23,57 +29,123 @@ from retrieve_rerank.llama_index import (
     RerankedNode,
     RetrieveRerankRetriever,
 )
-from tests.llama_index.stubs import ListRetriever, TableScorer, WordEmbedding, recorded, scored, text_node, ticks_during
+from tests.core.stubs import LetterEncoder
+from tests.llama_index.stubs import (
+    ListRetriever,
+    SlowAsync,
+    TableScorer,
+    WordEmbedding,
+    both_ways,
+    ids,
+    recorded,
+    scored,
+    text_node,
+    ticks_during,
+)
 
-LOGITS = {text: float(position) for position, text in enumerate(["a", "a b", "b b", "c", "b c"])}
+TEXTS = ["a", "a b", "b b", "c", "b c"]
+LOGITS = {text: float(position) for position, text in enumerate(TEXTS)}
+QUERIES = ["a", "b b", "c", "a"]
 
 
 @pytest.fixture
 def store() -> ChromaVectorStore:
     store = ChromaVectorStore(metric="dot", embed_model=WordEmbedding())
-    nodes = [text_node(text, words=len(text.split())) for text in LOGITS]
+    nodes = [text_node(text, words=len(text.split())) for text in TEXTS]
     for node in nodes:
         node.excluded_embed_metadata_keys = ["words"]  # the models read the bare text
     store.add(WordEmbedding()(nodes))
     return store
 
 
-def results(nodes: list[NodeWithScore]) -> list[tuple[str, float | None]]:
-    return [(node.node_id, node.score) for node in nodes]
+@pytest.fixture
+def searches(store: ChromaVectorStore, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many vectors each search of the store had."""
+    counts: list[int] = []
+    query = store._collection.query
+
+    def counted(vectors: Any, *arguments: Any, **options: Any) -> Any:
+        counts.append(len(vectors))
+        return query(vectors, *arguments, **options)
+
+    monkeypatch.setattr(store._collection, "query", counted)
+    return counts
+
+
+def words(count: int) -> MetadataFilters:
+    return MetadataFilters(filters=[MetadataFilter(key="words", value=count)])
+
+
+def test_the_defaults(store: ChromaVectorStore) -> None:
+    assert ChromaRetriever(store).similarity_top_k == HybridRetriever([ChromaRetriever(store)]).similarity_top_k == 100
+    retriever = RetrieveRerankRetriever(ChromaRetriever(store), CrossEncoderRerank(TableScorer(LOGITS)))
+    assert (retriever.fetch_k, retriever.top_n, retriever.reranker.top_n) == (100, None, 5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong"),
+    [
+        *((ChromaRetriever, wrong) for wrong in ({"vector_store": "store"}, {"embed_model": "local"})),
+        *((ChromaRetriever, {name: value}) for name, value in (("embed_model", None), ("similarity_top_k", 0))),
+        *((ChromaRetriever, {name: value}) for name, value in (("mmr_threshold", 2), ("mmr_threshold", True))),
+        (ChromaRetriever, {"mmr_prefetch_k": 0}),
+        *((RetrieveRerankRetriever, {"reranker": value}) for value in ("", None, ListRetriever([]))),
+        *((RetrieveRerankRetriever, {name: 0}) for name in ("fetch_k", "top_n", "time_budget")),
+        (RetrieveRerankRetriever, {"retriever": "r"}),
+        (RetrieveRerankRetriever, {"score_threshold": 1.5}),
+        (RetrieveRerankRetriever, {"on_error": "never"}),
+        (RetrieveRerankRetriever, {"filters": {"words": 1}}),
+        (RetrieveRerankRetriever, {"rewrites": ["b"]}),
+    ],
+)
+def test_arguments_that_cannot_be_used_are_refused(kind: Any, wrong: dict[str, object]) -> None:
+    arguments: dict[str, Any] = {"vector_store": ChromaVectorStore(), "embed_model": WordEmbedding()}
+    if kind is RetrieveRerankRetriever:
+        arguments = {"retriever": ListRetriever([]), "reranker": CrossEncoderRerank(TableScorer({}))}
+    with pytest.raises(InvalidInputError):
+        kind(**{**arguments, **wrong})
 
 
 # ChromaRetriever
 
 
 async def test_filters_hold(store: ChromaVectorStore) -> None:
-    filters = MetadataFilters(filters=[MetadataFilter(key="words", value=1)])
-    retriever = ChromaRetriever(store, filters=filters)
-    assert {node.node_id for node in retriever.retrieve("b")} == {"a", "c"}
-    assert {node.node_id for node in await retriever.aretrieve("b")} == {"a", "c"}
+    for found in await both_ways(ChromaRetriever(store, filters=words(1)), "b"):
+        assert set(ids(found)) == {"a", "c"}
     empty = MetadataFilter(key="words", value=None, operator=FilterOperator.IS_EMPTY)
     with pytest.raises(InvalidInputError, match="lack a key"):
         ChromaRetriever(store, filters=MetadataFilters(filters=[empty]))
 
 
-async def test_what_the_bundle_says_to_embed_is_embedded_and_the_bundle_left_alone(store: ChromaVectorStore) -> None:
-    retriever = ChromaRetriever(store, similarity_top_k=1)
-    for bundle, best in (
+@pytest.mark.parametrize(
+    ("bundle", "best"),
+    [
         (QueryBundle("c"), {"c", "b c"}),
         (QueryBundle("c", custom_embedding_strs=["a"]), {"a", "a b"}),
         (QueryBundle("c", embedding=[0.0, 1.0, 0.0]), {"b b"}),
-    ):
-        embedding = bundle.embedding
-        assert retriever.retrieve(bundle)[0].node_id in best
-        assert (await retriever.aretrieve(bundle))[0].node_id in best
-        assert bundle.embedding == embedding
+    ],
+)
+async def test_what_the_bundle_says_to_embed_is_embedded_and_the_bundle_left_alone(
+    store: ChromaVectorStore, bundle: QueryBundle, best: set[str]
+) -> None:
+    embedding = bundle.embedding
+    for found in await both_ways(ChromaRetriever(store, similarity_top_k=1), bundle):
+        assert found[0].node_id in best
+    assert bundle.embedding == embedding
 
 
 @pytest.mark.parametrize("query", ["", "  ", QueryBundle("q", custom_embedding_strs=[" "])])
 async def test_an_empty_query_is_refused(store: ChromaVectorStore, query: str) -> None:
-    with pytest.raises(InvalidInputError, match="empty"):
-        ChromaRetriever(store).retrieve(query)
-    with pytest.raises(InvalidInputError, match="empty"):
-        await ChromaRetriever(store).aretrieve(query)
+    scorer = TableScorer(LOGITS)
+    retrievers: list[BaseRetriever] = [ChromaRetriever(store)]
+    if isinstance(query, str):
+        retrievers.append(RetrieveRerankRetriever(ListRetriever([]), scorer))
+    for retriever in retrievers:
+        with pytest.raises(InvalidInputError, match="empty"):
+            retriever.retrieve(query)
+        with pytest.raises(InvalidInputError, match="empty"):
+            await retriever.aretrieve(query)
+    assert scorer.calls == []
 
 
 def test_the_embedding_model_must_fit_the_store(tiny_bi_encoder: Path, tiny_dot_bi_encoder: Path) -> None:
@@ -88,83 +160,139 @@ def test_the_embedding_model_must_fit_the_store(tiny_bi_encoder: Path, tiny_dot_
     assert ChromaRetriever(ChromaVectorStore(embed_model=cosine)).embed_model is cosine
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [{"vector_store": "store"}, {"embed_model": None}, {"embed_model": "local"}, {"similarity_top_k": 0}],
-)
-def test_arguments_that_cannot_be_used_are_refused(wrong: dict[str, object]) -> None:
-    arguments = {"vector_store": ChromaVectorStore(), "embed_model": WordEmbedding(), **wrong}
-    with pytest.raises(InvalidInputError):
-        ChromaRetriever(**arguments)  # type: ignore[arg-type]
+async def test_many_queries_are_one_search(store: ChromaVectorStore, searches: list[int]) -> None:
+    for options in ({}, {"filters": words(2)}, {"mmr_threshold": 0.4}, {"similarity_top_k": 2}):
+        retriever = ChromaRetriever(store, **options)  # type: ignore[arg-type]
+        expected = [retriever.retrieve(query) for query in QUERIES]
+        searches.clear()
+        assert retriever.retrieve_many(QUERIES) == await retriever.aretrieve_many(QUERIES) == expected
+        assert searches == [4, 4]
+    searches.clear()
+    assert ChromaRetriever(store).retrieve_many([]) == await ChromaRetriever(store).aretrieve_many([]) == []
+    for wrong in ("a", ["a", ""], [None], None):
+        with pytest.raises(InvalidInputError):
+            ChromaRetriever(store).retrieve_many(wrong)  # type: ignore[arg-type]
+        with pytest.raises(InvalidInputError):
+            await ChromaRetriever(store).aretrieve_many(wrong)  # type: ignore[arg-type]
+    assert searches == []
+
+
+async def test_the_encoder_gets_all_queries_in_one_call(
+    tiny_dot_bi_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = BiEncoderEmbedding(tiny_dot_bi_encoder)  # its queries have another prompt than its passages
+    store = ChromaVectorStore(embed_model=model)
+    store.add(model([text_node(text) for text in TEXTS]))
+    retriever = ChromaRetriever(store)
+    expected = [retriever.retrieve(query) for query in QUERIES]
+    calls: list[int] = []
+    encode, aencode = BiEncoder.encode_queries, BiEncoder.aencode_queries
+
+    def counting(self: BiEncoder, texts: Sequence[str]) -> Any:
+        calls.append(len(texts))
+        return encode(self, texts)
+
+    async def acounting(self: BiEncoder, texts: Sequence[str]) -> Any:
+        calls.append(len(texts))
+        return await aencode(self, texts)
+
+    monkeypatch.setattr(BiEncoder, "encode_queries", counting)
+    monkeypatch.setattr(BiEncoder, "aencode_queries", acounting)
+    with recorded("EmbeddingStartEvent", "EmbeddingEndEvent") as recorder:
+        found = [retriever.retrieve_many(QUERIES), await retriever.aretrieve_many(QUERIES)]
+    assert calls == [3, 4]  # one call each; a query is encoded once
+    assert recorder.names == ["EmbeddingStartEvent", "EmbeddingEndEvent"] * 2
+    assert recorder.events[1].chunks == QUERIES  # type: ignore[attr-defined]
+    for results in found:
+        for nodes, others in zip(results, expected, strict=True):
+            assert ids(nodes) == ids(others)
+            assert [node.score for node in nodes] == pytest.approx([node.score for node in others], abs=1e-4)
+
+
+async def test_queries_of_another_model_are_embedded_side_by_side() -> None:
+    class Meeting(WordEmbedding):
+        async def _aget_query_embedding(self, query: str) -> list[float]:
+            here.append(query)
+            if len(here) == 2:
+                met.set()
+            await asyncio.wait_for(met.wait(), 10)  # until both are here
+            return self._get_query_embedding(query)
+
+    here: list[str] = []
+    met = asyncio.Event()
+    store = ChromaVectorStore(embed_model=Meeting())
+    store.add(WordEmbedding()([text_node(text) for text in TEXTS]))
+    a, c = await ChromaRetriever(store, similarity_top_k=1).aretrieve_many(["a", "c"])
+    assert (ids(a), ids(c)) == (["a"], ["c"])
+
+
+async def test_a_cache_of_queries_is_asked(tiny_bi_encoder: Path) -> None:
+    model = BiEncoderEmbedding(tiny_bi_encoder, embeddings_cache=SimpleKVStore())
+    first = model.get_query_embeddings(["paris", "rome"])
+    assert await model.aget_query_embeddings(["rome", "paris"]) == first[::-1]
+    assert len(model.embeddings_cache.get_all(collection="query_embeddings")) == 2  # type: ignore[union-attr]
+    assert model.get_query_embeddings([]) == await model.aget_query_embeddings([]) == []
+
+
+async def test_every_query_is_reported(store: ChromaVectorStore) -> None:
+    with recorded("RetrievalStartEvent", "RetrievalEndEvent") as recorder:
+        results = ChromaRetriever(store).retrieve_many(["a", "c"])
+        results += await ChromaRetriever(store).aretrieve_many(["a", "c"])
+    assert recorder.names == ["RetrievalStartEvent", "RetrievalEndEvent"] * 4
+    ends: list[Any] = recorder.events[1::2]
+    assert [event.str_or_query_bundle.query_str for event in ends] == ["a", "c"] * 2
+    assert [event.nodes for event in ends] == results
+
+
+VECTORS = {"a": [1.0, 0.1], "b": [1.0, 0.11], "c": [0.8, -0.6], "d": [-1.0, 0.0], "q": [1.0, 0.0]}
+
+
+@pytest.mark.parametrize("metric", ["cosine", "dot", "euclidean"])
+async def test_diverse_nodes_come_in_the_order_chosen(metric: Any) -> None:
+    store = ChromaVectorStore(metric=metric)
+    store.add([text_node(id_, embedding=VECTORS[id_]) for id_ in "abcd"])
+    bundle = QueryBundle("q", embedding=VECTORS["q"])
+    retriever = ChromaRetriever(store, WordEmbedding(), similarity_top_k=3, mmr_threshold=0.5)
+    with ChromaIndex(LetterEncoder(metric, vector=VECTORS.__getitem__, dimension=2)) as index:
+        index.add([Passage(id_, id_) for id_ in "abcd"])
+        hits = index.retrieve("q", 3, mmr_lambda=0.5)
+        for nodes in await both_ways(retriever, bundle):
+            assert ids(nodes) == [hit.passage.id for hit in hits]
+            assert [node.score for node in nodes] == pytest.approx([hit.score for hit in hits])
+    narrow = ChromaRetriever(store, WordEmbedding(), similarity_top_k=2, mmr_threshold=0.0, mmr_prefetch_k=2)
+    assert sorted(ids(narrow.retrieve(bundle))) == ids(ChromaRetriever(store, WordEmbedding()).retrieve(bundle))[:2]
+    wide = ChromaRetriever(store, WordEmbedding(), similarity_top_k=2, mmr_threshold=0.0)
+    assert ids(wide.retrieve(bundle)) == ["a", "d"]
+    whole = RetrieveRerankRetriever(wide, TableScorer({"a": 0.0, "d": 1.0}), fetch_k=2)
+    for nodes in await both_ways(whole, bundle):
+        assert [(node.node_id, node.retrieval_rank) for node in nodes if isinstance(node, RerankedNode)] == [
+            ("d", 2),
+            ("a", 1),
+        ]
 
 
 # RetrieveRerankRetriever
 
 
-class SlowAsync(ListRetriever):
-    """Has an async method of its own."""
-
-    async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        await asyncio.sleep(self.seconds)
-        return self.nodes[: self.similarity_top_k]
-
-
 async def test_candidates_are_fetched_ordered_and_cut(store: ChromaVectorStore) -> None:
     scorer = TableScorer(LOGITS)
     retriever = RetrieveRerankRetriever(ChromaRetriever(store), CrossEncoderRerank(scorer), fetch_k=3, top_n=2)
-    found = retriever.retrieve("b b c")
-    assert [sorted(call) for call in scorer.calls] == [["a b", "b b", "b c"]]
-    assert [
-        (node.node_id, node.logit, node.retrieval_rank, node.retrieval_score, node.rerank_rank)
-        for node in found
-        if isinstance(node, RerankedNode)
-    ] == [("b c", 4.0, 2, 3.0, 1), ("b b", 2.0, 1, 4.0, 2)]
-    assert await retriever.aretrieve("b b c") == found
-
-
-def test_the_defaults_are_100_and_5(store: ChromaVectorStore) -> None:
-    assert ChromaRetriever(store).similarity_top_k == HybridRetriever([ChromaRetriever(store)]).similarity_top_k == 100
-    retriever = RetrieveRerankRetriever(ChromaRetriever(store), CrossEncoderRerank(TableScorer(LOGITS)))
-    assert (retriever.fetch_k, retriever.top_n, retriever.reranker.top_n) == (100, None, 5)
+    for found in await both_ways(retriever, "b b c"):
+        assert [
+            (node.node_id, node.logit, node.retrieval_rank, node.retrieval_score, node.rerank_rank)
+            for node in found
+            if isinstance(node, RerankedNode)
+        ] == [("b c", 4.0, 2, 3.0, 1), ("b b", 2.0, 1, 4.0, 2)]
+    assert [sorted(call) for call in scorer.calls] == [["a b", "b b", "b c"]] * 2
 
 
 async def test_what_was_given_is_not_modified(store: ChromaVectorStore) -> None:
     first, second = ChromaRetriever(store, similarity_top_k=1), CrossEncoderRerank(TableScorer(LOGITS), top_n=1)
     retriever = RetrieveRerankRetriever(first, second, fetch_k=4, top_n=3)
     bundle = QueryBundle("b")
-    assert len(retriever.retrieve(bundle)) == len(await retriever.aretrieve(bundle)) == 3
+    assert [len(found) for found in await both_ways(retriever, bundle)] == [3, 3]
     assert (first.similarity_top_k, second.top_n, bundle.embedding) == (1, 1, None)
     assert len(first.retrieve("b")) == 1
-
-
-@pytest.mark.parametrize("attribute", ["similarity_top_k", "_similarity_top_k", None])
-def test_any_retriever_is_asked_for_fetch_k_if_it_can_be(attribute: str | None) -> None:
-    class Other(BaseRetriever):
-        def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-            return scored(*LOGITS)[: getattr(self, attribute) if attribute else 9]
-
-    other = Other()
-    if attribute:
-        setattr(other, attribute, 1)
-    scorer = TableScorer(LOGITS)
-    RetrieveRerankRetriever(other, CrossEncoderRerank(scorer), fetch_k=4).retrieve("q")
-    assert scorer.calls == [list(LOGITS)[:4]]
-    assert attribute is None or getattr(other, attribute) == 1
-
-
-def test_a_read_only_top_k_is_set_where_it_is_kept() -> None:
-    class ReadOnly(ListRetriever):
-        def __init__(self, nodes: list[NodeWithScore]) -> None:
-            BaseRetriever.__init__(self)
-            self.nodes, self._similarity_top_k, self.seconds = nodes, 1, 0.0
-
-        @property
-        def similarity_top_k(self) -> int:  # type: ignore[override]
-            return self._similarity_top_k
-
-    scorer = TableScorer(LOGITS)
-    RetrieveRerankRetriever(ReadOnly(scored(*LOGITS)), CrossEncoderRerank(scorer), fetch_k=3).retrieve("q")
-    assert scorer.calls == [list(LOGITS)[:3]]
 
 
 async def test_an_index_is_a_first_stage_and_may_grow(store: ChromaVectorStore) -> None:
@@ -172,7 +300,7 @@ async def test_an_index_is_a_first_stage_and_may_grow(store: ChromaVectorStore) 
     scorer = TableScorer({**LOGITS, "new b": 9.0, "only": 0.0})
     retriever = RetrieveRerankRetriever(index, CrossEncoderRerank(scorer), top_n=1)
     bundle = QueryBundle("b")
-    assert retriever.retrieve(bundle)[0].node_id == (await retriever.aretrieve(bundle))[0].node_id == "b c"
+    assert [ids(found) for found in await both_ways(retriever, bundle)] == [["b c"], ["b c"]]
     assert bundle.embedding is None  # the index's retriever writes it into the bundle that it gets
     assert len(scorer.calls[0]) == 5  # not the index's own default of two
     index.insert_nodes([text_node("new b")])
@@ -189,7 +317,7 @@ async def test_a_model_makes_a_reranker(tiny_cross_encoder: Path) -> None:
     assert RetrieveRerankRetriever(first, encoder).retrieve("capital") == expected
     for model in (str(tiny_cross_encoder), tiny_cross_encoder):
         assert await RetrieveRerankRetriever(first, model).aretrieve("capital") == expected
-    assert [node.node_id for node in RetrieveRerankRetriever(first, scorer).retrieve("q")] == ["rome", "paris"]
+    assert ids(RetrieveRerankRetriever(first, scorer).retrieve("q")) == ["rome", "paris"]
 
 
 @pytest.mark.parametrize(
@@ -200,40 +328,8 @@ async def test_the_retrievers_threshold_goes_before_the_rerankers(
 ) -> None:
     reranker = CrossEncoderRerank(TableScorer({"a": -1.0, "b": 1.0, "c": 0.0}), score_threshold=own)
     retriever = RetrieveRerankRetriever(ListRetriever(scored(*"abc")), reranker, score_threshold=whole)
-    for found in (retriever.retrieve("q"), await retriever.aretrieve("q")):
-        assert "".join(node.node_id for node in found) == kept
+    assert ["".join(ids(found)) for found in await both_ways(retriever, "q")] == [kept, kept]
     assert reranker.score_threshold == own
-
-
-@pytest.mark.parametrize("query", ["", " "])
-async def test_an_empty_query_reaches_no_stage(query: str) -> None:
-    scorer, first = TableScorer(LOGITS), ListRetriever([])
-    retriever = RetrieveRerankRetriever(first, CrossEncoderRerank(scorer))
-    with pytest.raises(InvalidInputError, match="empty"):
-        retriever.retrieve(query)
-    with pytest.raises(InvalidInputError, match="empty"):
-        await retriever.aretrieve(query)
-    assert scorer.calls == []
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"retriever": "r"},
-        {"reranker": ""},
-        {"reranker": None},
-        {"reranker": ListRetriever([])},
-        {"fetch_k": 0},
-        {"top_n": 0},
-        {"score_threshold": 1.5},
-        {"time_budget": 0},
-        {"on_error": "never"},
-    ],
-)
-def test_wrong_stages_are_refused(wrong: dict[str, object]) -> None:
-    arguments = {"retriever": ListRetriever([]), "reranker": CrossEncoderRerank(TableScorer({})), **wrong}
-    with pytest.raises(InvalidInputError):
-        RetrieveRerankRetriever(**arguments)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("first", [ListRetriever, SlowAsync])
@@ -242,7 +338,7 @@ async def test_neither_stage_blocks_the_event_loop(first: type[ListRetriever], s
     scorer = TableScorer(LOGITS, seconds=seconds[1])
     retriever = RetrieveRerankRetriever(first(scored("a", "c"), seconds=seconds[0]), CrossEncoderRerank(scorer))
     found, ticks = await ticks_during(retriever.aretrieve("q"))
-    assert [node.node_id for node in found] == ["c", "a"]
+    assert ids(found) == ["c", "a"]
     assert ticks >= 15
 
 
@@ -260,7 +356,7 @@ async def test_a_sync_first_stage_that_hangs_does_not_block_the_next_search() ->
         for _ in range(3):
             with pytest.raises(asyncio.TimeoutError):
                 await asyncio.wait_for(retriever.aretrieve("stuck"), 0.1)
-        assert [node.node_id for node in await asyncio.wait_for(retriever.aretrieve("q"), 10)] == ["c", "a"]
+        assert ids(await asyncio.wait_for(retriever.aretrieve("q"), 10)) == ["c", "a"]
     finally:
         release.set()
 
@@ -268,7 +364,7 @@ async def test_a_sync_first_stage_that_hangs_does_not_block_the_next_search() ->
 def test_threads_with_settings_of_their_own_share_both_stages(store: ChromaVectorStore) -> None:
     first, second = ChromaRetriever(store), CrossEncoderRerank(TableScorer(LOGITS, seconds=0.002))
     retrievers = [RetrieveRerankRetriever(first, second, fetch_k=5, top_n=number) for number in (1, 2, 3, 4)]
-    lengths: list[tuple[int, int]] = []
+    lengths: list[tuple[int | None, int]] = []
 
     def work(retriever: RetrieveRerankRetriever) -> None:
         lengths.extend((retriever.top_n, len(retriever.retrieve("b"))) for _ in range(10))
@@ -290,29 +386,96 @@ async def test_the_stages_tell_what_they_do(first: type[ListRetriever]) -> None:
     with recorded(*kinds) as recorder:
         found = retriever.retrieve("q")
     assert recorder.names == expected
-    assert recorder.events[-1].nodes == found
-    assert recorder.events[3].top_n == 1
-    with recorded(*kinds) as recorder:
-        await retriever.aretrieve("q")
-    assert recorder.names == expected
-
-
-@pytest.mark.parametrize("first", [ListRetriever, SlowAsync])
-async def test_the_spans_of_both_stages_lie_within_the_whole(first: type[ListRetriever]) -> None:
-    retriever = RetrieveRerankRetriever(first(scored("a", "c")), CrossEncoderRerank(TableScorer(LOGITS)))
+    end, rerank_start = recorder.events[-1], recorder.events[3]
+    assert (end.nodes, rerank_start.top_n) == (found, 1)  # type: ignore[attr-defined]
     handler = SimpleSpanHandler()
     get_dispatcher().span_handlers.append(handler)
     try:
+        with recorded(*kinds) as recorder:
+            await retriever.aretrieve("q")  # here a sync first stage runs on another thread
         retriever.retrieve("q")
-        await retriever.aretrieve("q")  # here a sync first stage runs on another thread
     finally:
         get_dispatcher().span_handlers.remove(handler)
+    assert recorder.names == expected
     spans = {span.id_: span.parent_id for span in handler.completed_spans}
-    roots = [id_ for id_, parent in spans.items() if parent not in spans]
-    assert [root.split("-")[0] for root in roots] == [
-        "RetrieveRerankRetriever.retrieve",
-        "RetrieveRerankRetriever.aretrieve",
-    ]
-    names = " ".join(spans)
-    assert "CrossEncoderRerank._postprocess_nodes" in names
-    assert "CrossEncoderRerank._apostprocess_nodes" in names
+    roots = [id_.split("-")[0] for id_, parent in spans.items() if parent not in spans]
+    assert sorted(roots) == ["RetrieveRerankRetriever.aretrieve", "RetrieveRerankRetriever.retrieve"]
+    for name in ("CrossEncoderRerank._postprocess_nodes", "CrossEncoderRerank._apostprocess_nodes"):
+        assert name in " ".join(spans)
+
+
+# A query in other words
+
+
+def by_query(query: str) -> list[str]:
+    return {"a": ["c", "b b"], "plain": []}[query]
+
+
+async def test_rewrites_are_fused_and_scored_against_the_query(store: ChromaVectorStore, searches: list[int]) -> None:
+    asked: list[str] = []
+
+    class Scorer(TableScorer):
+        def score(self, query: str, texts: Sequence[str]) -> Any:
+            asked.append(query)
+            return super().score(query, texts)
+
+    retriever = RetrieveRerankRetriever(ChromaRetriever(store), Scorer(LOGITS), fetch_k=3, rewrites=by_query)
+    lists = [ids(ChromaRetriever(store, similarity_top_k=3).retrieve(query)) for query in ("a", "c", "b b")]
+    searches.clear()
+    for nodes in await both_ways(retriever, "a"):
+        assert len(nodes) == 3
+        for node in nodes:
+            assert isinstance(node, RerankedNode)
+            ranks = tuple(found.index(node.node_id) + 1 if node.node_id in found else None for found in lists)
+            assert node.retrieval_ranks == ranks
+            assert node.retrieval_score == pytest.approx(sum(1 / (60 + rank) for rank in ranks if rank))
+        assert ids(nodes) == sorted(ids(nodes), key=TEXTS.index, reverse=True)
+    assert searches == [3, 3]
+    assert set(asked) == {"a"}
+
+
+async def test_rewrites_over_any_retriever_and_a_bundle_with_an_embedding(store: ChromaVectorStore) -> None:
+    asked: list[str] = []
+
+    class Asked(ListRetriever):
+        def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+            asked.append(query_bundle.query_str)
+            return super()._retrieve(query_bundle)
+
+    def ranks(nodes: list[NodeWithScore]) -> dict[str, Any]:
+        return {node.node_id: node.retrieval_ranks for node in nodes if isinstance(node, RerankedNode)}
+
+    retriever = RetrieveRerankRetriever(Asked(scored("a", "c")), TableScorer(LOGITS), rewrites=by_query)
+    for nodes in await both_ways(retriever, "a"):
+        assert ranks(nodes) == {"c": (2, 2, 2), "a": (1, 1, 1)}
+    assert asked == ["a", "c", "b b"] * 2
+    for nodes in await both_ways(retriever, "plain"):
+        assert ranks(nodes) == {"c": (), "a": ()}
+    given = QueryBundle("a", embedding=[0.0, 0.0, 1.0])
+    over = RetrieveRerankRetriever(ChromaRetriever(store), TableScorer(LOGITS), fetch_k=9, rewrites=by_query)
+    for nodes in await both_ways(over, given):
+        assert ranks(nodes)["c"][:2] == (1, 1)
+
+
+async def test_a_slow_rewriter_does_not_block_the_loop() -> None:
+    threads: list[str] = []
+
+    def slow(_: str) -> list[str]:
+        threads.append(threading.current_thread().name)
+        time.sleep(0.2)
+        return ["b"]
+
+    retriever = RetrieveRerankRetriever(ListRetriever(scored("a")), TableScorer({"a": 0.0}), rewrites=slow)
+    nodes, ticks = await ticks_during(retriever.aretrieve("a"))
+    assert (ids(nodes), threads[0].startswith("retrieve-rerank")) == (["a"], True)
+    assert ticks > 15
+
+
+@pytest.mark.parametrize("answer", ["text", [""], None])
+async def test_a_function_that_does_not_give_a_list_of_texts(answer: Any) -> None:
+    rewrites: Callable[[str], Any] = lambda _: answer  # noqa: E731
+    retriever = RetrieveRerankRetriever(ListRetriever([]), TableScorer({}), rewrites=rewrites)
+    with pytest.raises(InvalidInputError):
+        retriever.retrieve("q")
+    with pytest.raises(InvalidInputError):
+        await retriever.aretrieve("q")
