@@ -93,9 +93,9 @@ async def test_the_event_loop_is_not_blocked(tiny_bi_encoder: Path, monkeypatch:
     for name in ("_encode",):
         original = getattr(BiEncoder, name)
 
-        def slow(self: BiEncoder, *arguments: object, _original: object = original) -> object:
+        def slow(self: BiEncoder, *given: object, _original: object = original, **options: object) -> object:
             time.sleep(0.2)
-            return _original(self, *arguments)  # type: ignore[operator]
+            return _original(self, *given, **options)  # type: ignore[operator]
 
         monkeypatch.setattr(BiEncoder, name, slow)
     for call in (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -333,15 +333,15 @@ class ChromaVectorStore(BasePydanticVectorStore, Restorable):
         self, embeddings: Sequence[Sequence[float]], query: VectorStoreQuery, **kwargs: Any
     ) -> list[VectorStoreQueryResult]:
         """Find the nodes nearest to each embedding, all in one search; `query` says everything else, as in `query`."""
-        requests = _read_requests(embeddings, query, kwargs)
-        return self._search(requests) if requests else []
+        vectors = [list(embedding) for embedding in embeddings]
+        return self._search(_read_request(query, kwargs, vectors)) if vectors else []
 
     async def aquery_many(
         self, embeddings: Sequence[Sequence[float]], query: VectorStoreQuery, **kwargs: Any
     ) -> list[VectorStoreQueryResult]:
         """As `query_many`, without blocking the event loop."""
-        requests = _read_requests(embeddings, query, kwargs)
-        return await self._asearch(requests) if requests else []
+        vectors = [list(embedding) for embedding in embeddings]
+        return await self._asearch(_read_request(query, kwargs, vectors)) if vectors else []
 
     def check(
         self, embed_model: BaseEmbedding | None = None, *, samples: int | None = 100, show_progress: bool = False
@@ -484,8 +484,15 @@ class _Request:
         }
 
 
-def _read_request(query: VectorStoreQuery, options: Mapping[str, Any]) -> _Request:
+def _read_request(
+    query: VectorStoreQuery, options: Mapping[str, Any], embeddings: Sequence[Sequence[float]] | None = None
+) -> _Request:
     """Check a query and the keyword options that came with it.
+
+    Args:
+        query: What is asked for.
+        options: The keyword options.
+        embeddings: What to ask it for, all at once, instead of the query's own embedding.
 
     Raises:
         InvalidInputError: If something is missing, unknown or cannot be done.
@@ -504,14 +511,17 @@ def _read_request(query: VectorStoreQuery, options: Mapping[str, Any]) -> _Reque
         condition = condition.both(Condition({DOCUMENT_KEY: {"$in": check_ids(query.doc_ids)}}))
     # VectorStoreIndex passes an empty list where it has no restriction.
     node_ids = check_ids(query.node_ids) if query.node_ids else None
-    vectors = None
-    if query.query_embedding is not None and len(query.query_embedding):
-        vectors = _vectors([query.query_embedding])
-    elif condition == Condition():
+    if embeddings is None and query.query_embedding is not None and len(query.query_embedding):
+        embeddings = [query.query_embedding]
+    if embeddings is None and condition == Condition():
         raise InvalidInputError(
             "the query has no embedding and no filters: it is empty, or was not embedded; give "
             "VectorStoreQuery(query_embedding=…)"
         )
+    try:
+        vectors = None if embeddings is None else np.asarray(embeddings, np.float32)
+    except (ValueError, TypeError) as error:
+        raise InvalidInputError(f"the query's embedding must be a list of numbers: {error}") from error
     diversity, fetch = None, k
     if query.mode is VectorStoreQueryMode.MMR:
         given = options.get("mmr_threshold")
@@ -519,24 +529,6 @@ def _read_request(query: VectorStoreQuery, options: Mapping[str, Any]) -> _Reque
         diversity = 0.5 if threshold is None else check_diversity(threshold, "mmr_threshold")
         fetch = _prefetch(k, options)
     return _Request(vectors, k, condition, node_ids, fetch, diversity)
-
-
-def _read_requests(
-    embeddings: Sequence[Sequence[float]], query: VectorStoreQuery, options: Mapping[str, Any]
-) -> _Request | None:
-    """As `_read_request` for many embeddings, none of which is no request."""
-    vectors = [list(embedding) for embedding in embeddings]
-    if not vectors:
-        return None
-    request = _read_request(replace(query, query_embedding=vectors[0]), options)
-    return replace(request, vectors=_vectors(vectors))
-
-
-def _vectors(embeddings: Sequence[Sequence[float]]) -> npt.NDArray[np.float32]:
-    try:
-        return np.asarray(embeddings, np.float32)
-    except (ValueError, TypeError) as error:
-        raise InvalidInputError(f"the query's embedding must be a list of numbers: {error}") from error
 
 
 def _prefetch(k: int, options: Mapping[str, Any]) -> int:
