@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from retrieve_rerank import RetrieveRerankError
-from retrieve_rerank.indexes import checkpoint
-from retrieve_rerank.indexes.directory import Directory
+from retrieve_rerank.indexes.directory import Directory, restore_vectors, save_vectors
 
 SEGMENT = "01234567-89ab-cdef-0123-456789abcdef"
 
@@ -45,7 +44,7 @@ def test_copies_stay_for_a_second_kill(tmp_path: Path) -> None:
     """The first look after a kill makes Chroma write again."""
     shared, copies = Directory(tmp_path), tmp_path / "retrieve_rerank" / "checkpoint"
     written(tmp_path, "old")
-    checkpoint.save(tmp_path, copies)
+    save_vectors(tmp_path, copies)
     for _ in range(2):
         torn(tmp_path)
         shared.mend()
@@ -67,7 +66,7 @@ def test_who_leaves_while_another_thread_looks_has_left(tmp_path: Path) -> None:
     shared, looking, look_away = Directory(tmp_path), threading.Event(), threading.Event()
 
     def look() -> None:
-        with shared._guarded():
+        with shared.guarded():
             looking.set()
             look_away.wait(10)
 
@@ -84,25 +83,25 @@ def test_who_leaves_while_another_thread_looks_has_left(tmp_path: Path) -> None:
 def test_others_open_anew_only_where_something_was_put_back(tmp_path: Path) -> None:
     written(tmp_path, "old")
     copies = tmp_path / "copies"
-    checkpoint.save(tmp_path, copies)
-    assert not checkpoint.recover(tmp_path, copies)
+    save_vectors(tmp_path, copies)
+    assert not restore_vectors(tmp_path, copies)
     torn(tmp_path)
-    assert checkpoint.recover(tmp_path, copies)
-    assert not checkpoint.recover(tmp_path, copies)
+    assert restore_vectors(tmp_path, copies)
+    assert not restore_vectors(tmp_path, copies)
 
 
 def test_an_archive_that_gives_all_files_one_stamp_brings_nothing_old_back(tmp_path: Path) -> None:
     written(tmp_path, "old")
     copies = tmp_path / "copies"
-    checkpoint.save(tmp_path, copies)
+    save_vectors(tmp_path, copies)
     written(tmp_path, "new")
     for file in tmp_path.rglob("*"):
         os.utime(file, (1.7e9, 1.7e9))
-    assert not checkpoint.recover(tmp_path, copies)
+    assert not restore_vectors(tmp_path, copies)
     assert found(tmp_path) == "new"
-    checkpoint.save(tmp_path, copies)
+    save_vectors(tmp_path, copies)
     torn(tmp_path)
-    assert checkpoint.recover(tmp_path, copies)
+    assert restore_vectors(tmp_path, copies)
     assert found(tmp_path) == "new"
 
 
@@ -110,7 +109,7 @@ def test_what_cannot_be_mended_at_once_is_mended_later(tmp_path: Path, monkeypat
     """A full disk: the next try must not take the torn files for good ones and copy them."""
     shared, copies = Directory(tmp_path), tmp_path / "retrieve_rerank" / "checkpoint"
     written(tmp_path, "old")
-    checkpoint.save(tmp_path, copies)
+    save_vectors(tmp_path, copies)
     torn(tmp_path)
 
     def full(source: Any, target: Any, **options: Any) -> None:

@@ -247,7 +247,7 @@ def test_a_path_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
     def refuse(self: Path, *_: Any, **__: Any) -> None:
         raise PermissionError(13, "Permission denied", str(self))
 
-    monkeypatch.setattr(Path, "touch", refuse)  # a test may run as root, whom no mode of a directory stops
+    monkeypatch.setattr(Path, "mkdir", refuse)  # a test may run as root, whom no mode of a directory stops
     with pytest.raises(InvalidInputError, match=r"Permission denied.*Give a directory that can be written"):
         ChromaIndex(LetterEncoder(), path=tmp_path)
 

@@ -29,7 +29,7 @@ from hypothesis.stateful import (
 
 from retrieve_rerank import ChromaIndex, InvalidInputError, Passage
 from retrieve_rerank.indexes.records import JSON_KEY, NODE_KEY
-from tests.core.test_clauses import CLAUSES, VALUES, holds
+from tests.core.test_filters import CLAUSES, VALUES, holds
 from tests.core.test_records import same
 
 OPERATIONS = int(os.environ.get("CHROMA_OPERATIONS", "600"))

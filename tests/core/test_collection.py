@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from retrieve_rerank import ChromaIndex, IndexMismatchError, InvalidInputError, Passage, RetrieveRerankError
-from retrieve_rerank.indexes import collection as collection_module
 from retrieve_rerank.indexes import nearest as nearest_module
-from retrieve_rerank.indexes.collection import ChromaCollection
+from retrieve_rerank.indexes import store as collection_module
 from retrieve_rerank.indexes.records import Record, to_record
+from retrieve_rerank.indexes.store import ChromaCollection
 from tests.core.stubs import LetterEncoder, letters, passages, run_python
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from retrieve_rerank import AddReport, ChromaIndex, Passage
-from retrieve_rerank.indexes import collection as collections
+from retrieve_rerank.indexes.nearest import Search
 from tests.core.stubs import LetterEncoder, run_python
 
 
@@ -141,13 +141,13 @@ def test_a_source_may_be_replaced_while_one_is() -> None:
 def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How large each search took the collection for."""
     seen: list[int] = []
-    nearest = collections.nearest
+    run = Search.run
 
-    async def noted(live: Any, asked: Any, size: int) -> Any:
+    def noted(self: Search, live: Any, size: int) -> Any:
         seen.append(size)
-        return await nearest(live, asked, size)
+        return run(self, live, size)
 
-    monkeypatch.setattr(collections, "nearest", noted)
+    monkeypatch.setattr(Search, "run", noted)
     return seen
 
 
@@ -194,22 +194,22 @@ def test_a_search_in_memory_knows_how_many_passages_there_are(sizes: list[int]) 
     client.delete_collection("both-read-it")
 
 
-async def test_one_query_that_finds_all_leaves_none_incomplete() -> None:
+def test_one_query_that_finds_all_leaves_none_incomplete() -> None:
     """Chroma's graph may lead one query to everything, and another, in the same call, to a part."""
     ids = [f"p{n}" for n in range(4)]
 
     class Live:
-        async def query(self, *, query_embeddings: Any, n_results: int, include: Any, **_: Any) -> Any:
+        def query(self, *, query_embeddings: Any, n_results: int, include: Any, **_: Any) -> Any:
             found = [ids if vector[0] else ids[:1] for vector in query_embeddings]
             none = [[None] * len(row) for row in found]
             distances = [[0.0] * len(row) for row in found]
             return {"ids": found, "documents": none, "metadatas": none, "embeddings": None, "distances": distances}
 
-        async def get(self, *, include: Any, ids: list[str] = ids, **_: Any) -> Any:
+        def get(self, *, include: Any, ids: list[str] = ids, **_: Any) -> Any:
             vectors = [[1.0, 0.0]] * len(ids) if "embeddings" in include else None
             return {"ids": ids, "documents": None, "metadatas": None, "embeddings": vectors}
 
     vectors = np.array([[1, 0], [0, 1]], np.float32)
-    asked = collections.Asked(vectors, 10, {"where": None}, None, None, (), "dot")
-    found = await collections.nearest(Live(), asked, 4)
+    live: Any = Live()
+    found = Search(vectors, 10, {"where": None}, None, None, "dot").run(live, 4)
     assert [len(items) for items in found] == [4, 4]

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieve_rerank import InvalidInputError
-from retrieve_rerank.indexes.collection import ChromaCollection
 from retrieve_rerank.indexes.filters import DEEPEST, MOST_CLAUSES, MOST_VALUES, checked, chroma_filters, matcher
 from retrieve_rerank.indexes.records import Record, to_record
+from retrieve_rerank.indexes.store import ChromaCollection
 from retrieve_rerank.types import Passage
 
 NUMBERS = [-3, -2, -1, 0, 1, 2, 2019, 2020, 2021, -2.5, -2.0, 0.5, 1.0, 2020.0, 2020.25, 2020.5, 2021.0]

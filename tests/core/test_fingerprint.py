@@ -14,7 +14,7 @@ import chromadb
 import pytest
 
 from retrieve_rerank import BiEncoder, ChromaIndex, IndexMismatchError, Passage
-from retrieve_rerank.indexes.fingerprint import FORMAT, Identity, check_identity, to_metadata
+from retrieve_rerank.indexes.identity import FORMAT, Identity, check_identity, to_metadata
 from tests.core.stubs import LetterEncoder, letters, passages
 
 FACTS = {"model": "one", "weights": "w1", "dimension": 4, "document_prompt": "", "normalize": True}

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 
 from retrieve_rerank import ChromaIndex, IndexMismatchError, InvalidInputError, Passage, RetrieveRerankError
-from retrieve_rerank.indexes import collection as collection_module
-from retrieve_rerank.indexes import repairing
+from retrieve_rerank.indexes import health as repairing
+from retrieve_rerank.indexes import store as collection_module
 from retrieve_rerank.indexes.client import rebuilding_names
-from retrieve_rerank.indexes.collection import ChromaCollection
 from retrieve_rerank.indexes.records import Record
-from tests.core.stubs import Broken, LetterEncoder, letters, passages, run_python
+from retrieve_rerank.indexes.store import ChromaCollection
+from tests.core.stubs import Broken, LetterEncoder, passages, run_python
 from tests.forking import python
 
 WIDE = 16
@@ -298,59 +298,13 @@ def test_what_is_written_during_a_rebuilding_is_not_lost(monkeypatch: pytest.Mon
         with pytest.raises(RetrieveRerankError, match="changed while it was repaired"):
             rebuild(index, Slow())
         assert index.get(["1"]) == [Passage("1", "new")]
-        index.collection._async_handle = before = object()  # type: ignore[assignment]
         rebuild(index, LetterEncoder())
-        assert index.collection._async_handle is not before
         assert index.check().ok
         live = ChromaCollection("ignored", handle=index.collection.handle)
         with pytest.raises(InvalidInputError, match=r"cannot be made anew.*open it by its directory or with a Chroma"):
             repairing._rebuild(live, LetterEncoder(), lambda record: record.text, show_progress=False)
         with pytest.raises(InvalidInputError, match="cannot be deleted: open it by its directory"):
             live.drop()
-
-
-def test_what_others_do_while_a_rebuilt_index_takes_its_place_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    take_over = repairing._take_over
-
-    with ChromaIndex(LetterEncoder()) as index:
-        index.add(passages("a", "b", "c"))
-        other = index.collection.handle  # another object's, which leads to the old collection for good
-        theirs = ChromaCollection("theirs", handle=other)
-
-        def late(*arguments: Any) -> int:
-            theirs.write([Record("1", "new", {"n": 1}), Record("9", "later", {})], [letters("new"), letters("later")])
-            other.upsert(ids=["8"], embeddings=[letters("x")])
-            theirs.delete(["2"])
-            return take_over(*arguments)
-
-        monkeypatch.setattr(repairing, "_take_over", late)
-        encoded = repairing._rebuild(index.collection, LetterEncoder(), lambda record: record.text, show_progress=False)
-        assert encoded == 5
-        assert index.get(["0", "1", "2", "9"]) == [
-            Passage("0", "a"),
-            Passage("1", "new", {"n": 1}),
-            Passage("9", "later"),
-        ]
-        assert index.collection.vectors(["8"])["8"] == pytest.approx(np.array(letters("x")))
-        assert index.count() == 4
-
-
-def test_a_rebuilding_that_fails_at_the_last_step_gives_the_old_index_its_name_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(*_: object) -> int:
-        raise RuntimeError("the encoder is gone")
-
-    with ChromaIndex(LetterEncoder(), path=tmp_path) as index:
-        index.add(passages("a", "b"))
-        with monkeypatch.context() as patch:
-            patch.setattr(repairing, "_take_over", broken)
-            with pytest.raises(RuntimeError, match="is gone"):
-                repairing._rebuild(index.collection, LetterEncoder(), lambda record: record.text, show_progress=False)
-        index.add([Passage("later", "c")])
-        repairing._rebuild(index.collection, LetterEncoder(), lambda record: record.text, show_progress=False)
-        assert index.count() == 3
-        assert [one.name for one in index.collection.client.list_collections()] == ["passages"]
 
 
 def test_a_write_of_another_thread_during_a_search(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,8 +20,9 @@ import pytest
 
 from retrieve_rerank import ChromaIndex, IndexLockedError, InvalidInputError
 from retrieve_rerank._files import FileLock
-from retrieve_rerank.indexes.collection import ChromaCollection
+from retrieve_rerank.indexes.access import Share
 from retrieve_rerank.indexes.records import Record
+from retrieve_rerank.indexes.store import ChromaCollection
 from tests.core.stubs import LetterEncoder, letters, passages, run_python
 
 WRITERS = [int(number) for number in os.environ.get("CHROMA_WRITERS", "2,8").split(",")]
@@ -35,7 +36,7 @@ PRELUDE = """
     import chromadb
     import numpy as np
 
-    from retrieve_rerank import ChromaIndex, IndexLockedError, Passage
+    from retrieve_rerank import ChromaIndex, IndexLockedError, InvalidInputError, Passage
     from tests.core.stubs import LetterEncoder
 
     path = Path(sys.argv[1])
@@ -300,9 +301,9 @@ def taken(path: Path) -> bool:
 
 def rested(collection: ChromaCollection) -> None:
     """Let a reader look again at once."""
-    assert collection._shared is not None
-    shared, store = collection._shared
-    shared._view(store).rest = 0.0
+    turns = collection._turns
+    assert isinstance(turns, Share)
+    turns._shared._view(turns._store).rest = 0.0
 
 
 def test_all_objects_of_a_process_share_the_lock_until_the_last_is_closed(tmp_path: Path) -> None:
@@ -432,12 +433,17 @@ def test_a_directory_that_was_deleted_is_locked_anew(tmp_path: Path) -> None:
 
 @forks
 @pytest.mark.skipif("not hasattr(os, 'geteuid') or os.geteuid() != 0", reason="who is not root cannot become another")
-def test_a_directory_that_cannot_be_written_is_refused() -> None:
-    """Chroma itself writes when it opens."""
+def test_a_directory_that_cannot_be_written_is_searched_all_the_same() -> None:
+    """Chroma itself writes when it opens: it gets a copy."""
     script = """
         def other(said, heard):
             os.setgid(65534), os.setuid(65534)
-            said(opened().count())
+            index = opened()
+            said([index.count(), index.retrieve("3", 1)[0].passage.id])
+            try:
+                index.add(some(20, 1))
+            except InvalidInputError as error:
+                said(str(error))
 
         def make(said, heard):
             with opened() as index:
@@ -449,13 +455,15 @@ def test_a_directory_that_cannot_be_written_is_refused() -> None:
             place.chmod(0o555 if place.is_dir() else 0o444)
         second = Child(other)
         print(json.dumps(second.heard()))
+        print(json.dumps(second.heard()))
         second.end()
     """
     with tempfile.TemporaryDirectory() as place:  # pytest's own are for one user only
         Path(place).chmod(0o755)
-        (message,) = run(script, Path(place) / "index")
-    assert message.startswith("InvalidInputError: cannot open a Chroma index in")
-    assert "Give a directory that can be written" in message
+        found, message = run(script, Path(place) / "index")
+    assert found == [10, "p3"]
+    assert "cannot be written" in message
+    assert "open it again when it can be written" in message
 
 
 def test_where_files_cannot_be_locked_one_may_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

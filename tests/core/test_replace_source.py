@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from retrieve_rerank import AddReport, ChromaIndex, InvalidInputError, Passage
-from retrieve_rerank.indexes.collection import ChromaCollection
 from retrieve_rerank.indexes.records import Record
+from retrieve_rerank.indexes.store import ChromaCollection
 from tests.core.stubs import LetterEncoder
 
 OTHER = Passage("b-1", "bread", {"source": "b"})

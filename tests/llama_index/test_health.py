@@ -12,7 +12,7 @@ from llama_index.core.schema import MetadataMode, NodeRelationship, RelatedNodeI
 from llama_index.core.vector_stores.utils import node_to_metadata_dict
 
 from retrieve_rerank import BiEncoder, ChromaIndex, InvalidInputError
-from retrieve_rerank.indexes.embedded import embedded_text
+from retrieve_rerank.indexes.records import embedded_text
 from retrieve_rerank.llama_index import BiEncoderEmbedding, ChromaVectorStore
 from retrieve_rerank.llama_index.convert import node_to_record
 

@@ -66,7 +66,7 @@ def test_a_vector_that_is_the_same_is_not_written_again(metric: Any, monkeypatch
     store = ChromaVectorStore(metric=metric)
     written: list[list[str]] = []
     write = store._collection.write
-    monkeypatch.setattr(store._collection, "write", lambda records, _: written.append([r.id for r in records]))
+    monkeypatch.setattr(store._collection, "write", lambda records, *_: written.append([r.id for r in records]))
     first = [TextNode(id_="a", text="a", embedding=[3.0, 4.0]), TextNode(id_="b", text="b", embedding=[1.0, 0.0])]
     write([node_to_record(node) for node in first], np.array([[3, 4], [1, 0]], np.float32))
     first[0].metadata["n"] = 1

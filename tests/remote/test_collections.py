@@ -11,7 +11,7 @@ import pytest
 from llama_index.core.schema import TextNode
 
 from retrieve_rerank import BiEncoder, ChromaIndex, IndexMismatchError, Passage
-from retrieve_rerank.indexes.fingerprint import needs_proof
+from retrieve_rerank.indexes.identity import needs_proof
 from retrieve_rerank.langchain import BiEncoderEmbeddings
 from retrieve_rerank.langchain import ChromaVectorStore as LangChainStore
 from retrieve_rerank.llama_index import BiEncoderEmbedding

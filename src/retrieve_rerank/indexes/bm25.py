@@ -11,9 +11,9 @@ from tqdm.auto import tqdm
 
 from retrieve_rerank.checks import check_count, check_queries, check_query
 from retrieve_rerank.indexes.bm25_collection import BM25Collection, Found
-from retrieve_rerank.indexes.collection import check_ids
 from retrieve_rerank.indexes.filters import Where
 from retrieve_rerank.indexes.records import Record, check_passage, check_passages, to_record
+from retrieve_rerank.indexes.store import check_ids
 from retrieve_rerank.indexes.words import Tokenizer
 from retrieve_rerank.types import AddReport, Hit, Passage
 

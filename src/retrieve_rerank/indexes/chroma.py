@@ -12,19 +12,19 @@ import numpy as np
 import numpy.typing as npt
 from tqdm.auto import tqdm
 
+from retrieve_rerank.checks import check_queries, check_query
 from retrieve_rerank.errors import IndexMismatchError, InvalidInputError
-from retrieve_rerank.indexes.adoption import adopt_at_opening, adopt_stored
-from retrieve_rerank.indexes.collection import ChromaCollection, check_ids
-from retrieve_rerank.indexes.dense_search import DenseSearch
-from retrieve_rerank.indexes.health import check
+from retrieve_rerank.indexes.chroma_server import RETRY_SECONDS
+from retrieve_rerank.indexes.filters import Where
+from retrieve_rerank.indexes.health import adopt_at_opening, adopt_stored, check, repair
+from retrieve_rerank.indexes.mmr import check_mmr, diverse
 from retrieve_rerank.indexes.records import Record, check_passage, check_passages, to_record
 from retrieve_rerank.indexes.recovery import recovering
-from retrieve_rerank.indexes.repairing import repair
 from retrieve_rerank.indexes.reports import AdoptReport, IndexCheck, RepairReport
-from retrieve_rerank.indexes.server import RETRY_SECONDS
 from retrieve_rerank.indexes.sources import Source, one_at_a_time
+from retrieve_rerank.indexes.store import ChromaCollection, check_ids
 from retrieve_rerank.models.cuts import told_once
-from retrieve_rerank.types import AddReport, Encoder, Metric, Passage
+from retrieve_rerank.types import AddReport, Encoder, Hit, Metric, Passage
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _ENCODER = ("encode_queries", "encode_documents", "dimension", "metric", "fingerprint")
 
 
-class ChromaIndex(DenseSearch):
+class ChromaIndex:
     """Passages in a Chroma collection, searched by an encoder's vectors.
 
     A new collection is made with the encoder's metric and carries its fingerprint; an existing one is checked against
@@ -201,11 +201,7 @@ class ChromaIndex(DenseSearch):
         bar = tqdm(total=total, disable=not show_progress, unit="passage", desc="Indexing")
         with bar, told_once():
             for batch in self.collection.batches(records(), batch_size):
-                plan = self.collection.plan(batch)
-                if plan.records:
-                    self.collection.write(plan.records, self._encoded([record.text for record in plan.records]))
-                self.collection.relabel(plan.relabelled)
-                report += plan.report
+                report += self.collection.upsert(batch, self._encoded)
                 bar.update(read - bar.n)  # repeated ids are read, too
             bar.update(read - bar.n)
         return report
@@ -249,6 +245,128 @@ class ChromaIndex(DenseSearch):
             total = len(passages) if isinstance(passages, Sized) else None
             report = self._add(source.marked(passages), total, batch_size, show_progress=show_progress)
             return replace(report, removed=source.remove_stale())
+
+    def retrieve(
+        self,
+        query: str,
+        k: int = 100,
+        *,
+        where: Where | None = None,
+        where_document: Where | None = None,
+        mmr_lambda: float | None = None,
+        mmr_pool: int | None = None,
+    ) -> list[Hit]:
+        """Find the passages nearest to a query.
+
+        Args:
+            query: Not empty.
+            k: How many at most.
+            where: Chroma's filter on metadata, such as `{"source": "atlas"}` or `{"year": {"$gte": 2020}}`. Numbers
+                compare exactly. For a value from outside write `{"user": {"$eq": value}}`, which takes no operator.
+            where_document: Chroma's filter on the text, such as `{"$contains": "France"}`. It sees a text up to its
+                first NUL character.
+            mmr_lambda: Find passages that are near to the query and unlike one another, by maximal marginal relevance:
+                the weight of nearness against novelty in [0, 1]. The order of the hits is that in which they were
+                chosen; 1 is that of nearness.
+            mmr_pool: How many of the nearest to choose from, at least `k`; None is 4 * `k`.
+
+        Returns:
+            Hits, best first. `retrieval_score` is the cosine similarity, the dot product, or 1 / (1 + distance) in
+            euclidean space.
+
+        Raises:
+            InvalidInputError: If the query, k, a filter or an option cannot be used.
+        """
+        check_query(query)
+        return self.retrieve_many(
+            [query], k, where=where, where_document=where_document, mmr_lambda=mmr_lambda, mmr_pool=mmr_pool
+        )[0]
+
+    async def aretrieve(
+        self,
+        query: str,
+        k: int = 100,
+        *,
+        where: Where | None = None,
+        where_document: Where | None = None,
+        mmr_lambda: float | None = None,
+        mmr_pool: int | None = None,
+    ) -> list[Hit]:
+        """As `retrieve`, without blocking the event loop."""
+        check_query(query)
+        found = await self.aretrieve_many(
+            [query], k, where=where, where_document=where_document, mmr_lambda=mmr_lambda, mmr_pool=mmr_pool
+        )
+        return found[0]
+
+    def retrieve_many(
+        self,
+        queries: Sequence[str],
+        k: int = 100,
+        *,
+        where: Where | None = None,
+        where_document: Where | None = None,
+        mmr_lambda: float | None = None,
+        mmr_pool: int | None = None,
+    ) -> list[list[Hit]]:
+        """Find the passages nearest to each query: one encoding, one search. As `retrieve` for each."""
+        fetch = check_mmr(mmr_lambda, mmr_pool, k)
+        checked = check_queries(queries)
+        if not checked:
+            return []
+        vectors = self.encoder.encode_queries(checked)
+        return self._search(vectors, k, fetch, len(checked), where, where_document, mmr_lambda)
+
+    async def aretrieve_many(
+        self,
+        queries: Sequence[str],
+        k: int = 100,
+        *,
+        where: Where | None = None,
+        where_document: Where | None = None,
+        mmr_lambda: float | None = None,
+        mmr_pool: int | None = None,
+    ) -> list[list[Hit]]:
+        """As `retrieve_many`, without blocking the event loop."""
+        fetch = check_mmr(mmr_lambda, mmr_pool, k)
+        checked = check_queries(queries)
+        if not checked:
+            return []
+        aencode = getattr(self.encoder, "aencode_queries", None)
+        vectors: npt.NDArray[np.float32]
+        if aencode is None:
+            vectors = await self.collection.worker.arun(self.encoder.encode_queries, checked)
+        else:
+            vectors = await aencode(checked)
+        return await self.collection.arun(
+            self._search, vectors, k, fetch, len(checked), where, where_document, mmr_lambda
+        )
+
+    def _search(
+        self,
+        vectors: npt.NDArray[np.float32],
+        k: int,
+        fetch: int,
+        rows: int,
+        where: Where | None,
+        where_document: Where | None,
+        mmr_lambda: float | None,
+    ) -> list[list[Hit]]:
+        """Query and diversify; `fetch` is what the `k` hits are chosen from."""
+        collection = self.collection
+        found = collection.query(
+            vectors, fetch, rows=rows, where=where, where_document=where_document, with_vectors=mmr_lambda is not None
+        )
+        if mmr_lambda is not None:
+            found = [diverse(collection, items, k, mmr_lambda) for items in found]
+        scored = [[(item.record.passage, collection.similarity(item.distance)) for item in items] for items in found]
+        return [
+            [
+                Hit(passage, rank=rank, score=score, retrieval_rank=rank, retrieval_score=score)
+                for rank, (passage, score) in enumerate(items, start=1)
+            ]
+            for items in scored
+        ]
 
     def delete(self, ids: Sequence[str]) -> None:
         """Delete passages by id; ids that are not stored are no error."""

@@ -1,4 +1,4 @@
-"""Reaching Chroma: open a store, find or make a collection, and turn Chroma's errors into ours.
+"""Reaching Chroma: open a store, find, make or delete a collection, and turn Chroma's errors into ours.
 
 Importing chromadb takes longer than importing a framework, so it happens at the first use.
 """
@@ -7,17 +7,35 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+import sqlite3
 import threading
-import uuid
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, RemoteError, RetrieveRerankError
-from retrieve_rerank.indexes.directory import Directory, directory
-from retrieve_rerank.indexes.fingerprint import SPACES, Fingerprint, to_metadata
-from retrieve_rerank.indexes.server import is_server
+from retrieve_rerank.errors import (
+    IndexLockedError,
+    IndexMismatchError,
+    InvalidInputError,
+    RemoteError,
+    RetrieveRerankError,
+    in_one_line,
+    warn_caller,
+)
+from retrieve_rerank.indexes.chroma_server import Patient, is_server
+from retrieve_rerank.indexes.directory import (
+    DATABASE,
+    READER_SECONDS,
+    Directory,
+    directory,
+    drop_snapshot,
+    one_spelling,
+    snapshot,
+)
+from retrieve_rerank.indexes.identity import SPACES, Fingerprint, to_metadata
 from retrieve_rerank.types import Metric
 
 if TYPE_CHECKING:
@@ -31,19 +49,28 @@ _UNREADABLE = (
     ". Its vectors cannot be read any more; the texts are all there: ChromaIndex.recover(encoder, collection, path=…) "
     "encodes them again"
 )
+_STUCK = (
+    ". A record in its log has more metadata than Chroma can apply, so that every call fails; repair() of the index "
+    "puts it right, and keeps the metadata"
+)
 _REBUILDING = ("rebuilding-", "rebuilt-", "replaced-")
 _SHOWN = 10  # names of collections
 _DROP_CHUNK = 1_000  # records deleted in one call
+_LITTLE_ROOM = 2**20  # bytes free on a disk that is said to be full
 
 _started: int | None = None  # the process that Chroma's stores and threads belong to
-_OPENING = threading.Lock()  # two threads that open Chroma's first store in memory find half a one
+# Two threads that open Chroma's first store in memory find half a one; the last who closes it ends it.
+_IN_MEMORY = threading.RLock()
 
 
 def open_client(path: str | os.PathLike[str] | None) -> ClientAPI:
     """Return a client on a directory, which is made if missing, or in memory.
 
+    A directory that is there and cannot be opened, as Chroma writes even to read, is opened as a copy: on a medium that
+    cannot be written, or while another process is stopped in the middle of a write. A warning says so.
+
     Raises:
-        InvalidInputError: If the directory cannot be written.
+        InvalidInputError: If the directory cannot be opened.
         RetrieveRerankError: In a forked child of a process that used Chroma.
     """
     import chromadb
@@ -51,7 +78,7 @@ def open_client(path: str | os.PathLike[str] | None) -> ClientAPI:
 
     check_not_forked()
     if path is None:
-        with _OPENING:
+        with _IN_MEMORY, no_panic("a Chroma index in memory"):
             return chromadb.EphemeralClient()
     # Chroma takes every spelling of a path for a store of its own, and two stores on one directory lose vectors.
     try:
@@ -59,17 +86,42 @@ def open_client(path: str | os.PathLike[str] | None) -> ClientAPI:
             raise ValueError("the path is empty")
         folder = one_spelling(path)
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".retrieve-rerank-{uuid.uuid4().hex}"
-        probe.touch()
-        probe.unlink()
         shared = directory(folder)
-        with shared.alone():
+        with shared.alone(READER_SECONDS), no_panic(f"the Chroma index in {str(path)!r}"):
             shared.mend()
             return chromadb.PersistentClient(str(folder))
-    except (OSError, ChromaError, ValueError, TypeError) as error:
+    except (OSError, ChromaError, ValueError, TypeError, IndexLockedError) as error:
+        if "with different settings" in str(error):
+            raise InvalidInputError(
+                f"the Chroma index in {str(path)!r} is open in this process through a Chroma client with other "
+                "settings, and Chroma opens a directory once: give that client (client=…), or close it first"
+            ) from error
+        if isinstance(error, (ValueError, TypeError)) or not (folder / DATABASE).is_file():
+            raise InvalidInputError(
+                f"cannot open a Chroma index in {str(path)!r}: {error}. Give a directory that can be written"
+            ) from error
+        return _open_snapshot(folder, error)
+
+
+def _open_snapshot(folder: Path, error: Exception) -> ClientAPI:
+    import chromadb
+
+    reason = in_one_line(error) + of_disk(folder)
+    try:
+        place = snapshot(folder, reason)
+    except (OSError, sqlite3.Error) as failed:
         raise InvalidInputError(
-            f"cannot open a Chroma index in {str(path)!r}: {error}. Give a directory that can be written"
+            f"cannot open a Chroma index in {str(folder)!r}: {reason}; nor can it be copied, to be searched as it is: "
+            f"{failed}"
         ) from error
+    warn_caller(
+        f"{str(folder)!r} cannot be written now, and Chroma writes even to read ({reason}); a copy of it is searched, "
+        "and what others write from now on is not found",
+        UserWarning,
+    )
+    client = chromadb.PersistentClient(str(place))
+    weakref.finalize(client, drop_snapshot, place, os.getpid())
+    return client
 
 
 def connect(
@@ -97,9 +149,35 @@ def connect(
         raise RemoteError(f"cannot reach a Chroma server at {host}:{port}: {error}") from error
 
 
-def one_spelling(path: str | os.PathLike[str]) -> Path:
-    """Return the one spelling of a directory that Chroma is ever given."""
-    return Path(path).expanduser().resolve()
+def without_stored_functions(handle: chromadb.Collection) -> chromadb.Collection:
+    """Return a collection's handle that knows nothing of the embedding functions which are stored with it.
+
+    Chroma builds them when something is written, whatever they are: a stranger's may run the code of a checkpoint.
+    """
+    import chromadb
+
+    model = handle.get_model().model_copy()
+    model.serialized_schema = None
+    kept = {key: value for key, value in model.configuration_json.items() if key != "embedding_function"}
+    model.configuration_json = kept
+    return chromadb.Collection(client=handle._client, model=model, embedding_function=None)  # noqa: SLF001
+
+
+def get_collection(client: ClientAPI, name: str) -> chromadb.Collection:
+    """Return a collection that is there, with no embedding function: neither Chroma's default nor a stored one.
+
+    Raises:
+        chromadb.errors.NotFoundError: If there is none.
+    """
+    return _of(client, client.get_collection(name, embedding_function=None))
+
+
+def _of(client: ClientAPI, handle: chromadb.Collection) -> chromadb.Collection:
+    plain = without_stored_functions(handle)
+    return cast("chromadb.Collection", client.like(plain)) if isinstance(client, Patient) else plain
+
+
+Writing = Callable[[], AbstractContextManager[object]]  # what a single write holds
 
 
 def find_or_create(
@@ -107,7 +185,7 @@ def find_or_create(
     name: str,
     metric: Metric,
     fingerprint: Fingerprint | None,
-    writing: Callable[[], AbstractContextManager[object]] = nullcontext,
+    writing: Writing = nullcontext,
 ) -> tuple[chromadb.Collection, bool]:
     """Return the collection of this name as it is, or a new one with this metric and fingerprint.
 
@@ -123,12 +201,8 @@ def find_or_create(
     """
     from chromadb.errors import ChromaError, NotFoundError
 
-    def find() -> chromadb.Collection:
-        # None, not the default: that would attach an ONNX model and download it.
-        return client.get_collection(name, embedding_function=None)
-
     try:
-        return find(), False
+        return get_collection(client, name), False
     except NotFoundError:
         if (finished := finish_rebuilding(client, name, writing)) is not None:
             return finished, False
@@ -138,11 +212,11 @@ def find_or_create(
                 made = client.create_collection(
                     name, configuration=settings, metadata=to_metadata(fingerprint), embedding_function=None
                 )
-                return made, True
+                return _of(client, made), True
         except ChromaError as error:
             # Another process made it meanwhile, or we did and a server's answer was lost.
             try:
-                return find(), False
+                return get_collection(client, name), False
             except NotFoundError:
                 raise error from None
 
@@ -160,9 +234,7 @@ def rebuilding_names(name: str) -> tuple[str, str, str]:
     return filling, complete, replaced
 
 
-def finish_rebuilding(
-    client: ClientAPI, name: str, writing: Callable[[], AbstractContextManager[object]] = nullcontext
-) -> chromadb.Collection | None:
+def finish_rebuilding(client: ClientAPI, name: str, writing: Writing = nullcontext) -> chromadb.Collection | None:
     """Give a collection's complete successor its name, where the collection is gone and the process that made it, too.
 
     Args:
@@ -176,7 +248,7 @@ def finish_rebuilding(
     from chromadb.errors import NotFoundError
 
     try:
-        successor = client.get_collection(rebuilding_names(name)[1], embedding_function=None)
+        successor = get_collection(client, rebuilding_names(name)[1])
         with writing():
             successor.modify(name=name)
     except (NotFoundError, ValueError):  # ValueError: some versions'
@@ -184,12 +256,7 @@ def finish_rebuilding(
     return successor
 
 
-def drop_collection(
-    client: ClientAPI,
-    name: str,
-    process: int,
-    writing: Callable[[], AbstractContextManager[object]] = nullcontext,
-) -> None:
+def drop_collection(client: ClientAPI, name: str, process: int, writing: Writing = nullcontext) -> None:
     """Delete a collection and everything in it; one that is gone is no error.
 
     Args:
@@ -203,7 +270,7 @@ def drop_collection(
     from chromadb.errors import InternalError, NotFoundError
 
     with suppress(NotFoundError, ValueError):  # gone already
-        handle = client.get_collection(name, embedding_function=None)
+        handle = get_collection(client, name)
         # A damaged index may refuse, and goes all the same.
         with suppress(InternalError, RetrieveRerankError, ValueError):
             # Chroma leaves the list values of a deleted collection behind, for the next rows to find. No other row is
@@ -215,6 +282,14 @@ def drop_collection(
                     handle.delete(ids=listed[start : start + _DROP_CHUNK])
         with writing():
             client.delete_collection(name)
+
+
+def drop_private(client: ClientAPI, name: str, process: int) -> None:
+    """Delete a collection of Chroma's store in memory, and the store with the last one: it keeps deleted vectors."""
+    with _IN_MEMORY:
+        drop_collection(client, name, process)
+        if os.getpid() == process:
+            cast("Any", client).close()
 
 
 def _with_lists(handle: chromadb.Collection) -> list[str]:
@@ -264,33 +339,72 @@ def check_not_forked() -> None:
 
 
 @contextmanager
-def translated(what: str) -> Iterator[None]:
-    """Turn Chroma's errors into ours, with its own words kept."""
+def no_panic(what: str) -> Iterator[None]:
+    """Turn a panic of Chroma's Rust into an error of ours: Python's handlers of exceptions would not see it."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        said = in_one_line(error)
+        cure = ""
+        if "Too many open files" in said or "os error 24" in said:
+            cure = ". This process may open no more files: close some, or raise the limit (ulimit -n)"
+        raise RetrieveRerankError(f"{what}: Chroma failed: {said}{cure}") from error
+
+
+def of_disk(folder: Path | None) -> str:
+    """Return what to say of a folder's disk, if it is full."""
+    with suppress(OSError):
+        if folder is not None and shutil.disk_usage(folder).free < _LITTLE_ROOM:
+            return f" (the disk of {str(folder)!r} is full)"
+    return ""
+
+
+@contextmanager
+def translated(what: str, folder: Path | None = None) -> Iterator[None]:
+    """Turn Chroma's errors into ours, with its own words kept.
+
+    Args:
+        what: The collection, for messages.
+        folder: Where it is stored: a full disk is named.
+    """
     import httpx  # which Chroma's client for servers is built on
     from chromadb.errors import ChromaError, InternalError, InvalidArgumentError, NotFoundError
 
     try:
-        yield
+        with no_panic(what):
+            yield
     except RetrieveRerankError:
         raise
     except NotFoundError as error:
         raise RetrieveRerankError(f"{what} is gone, deleted by someone else: {error}. Open the index again") from error
-    except InvalidArgumentError as error:
-        if "dimension" in str(error):
-            raise IndexMismatchError(
-                f"{what} holds vectors of another length than the encoder makes: {error}. Open it with the encoder "
-                "that made it, or use another collection name"
-            ) from error
-        raise InvalidInputError(f"{what}: {error}") from error
-    except InternalError as error:
-        if "too many SQL variables" in str(error):
-            raise InvalidInputError(
-                f"{what}: the filter has more values than Chroma takes in one search, some 32,000: {error}. Ask with "
-                "parts of the list, or store what it stands for under a key of its own"
-            ) from error
-        hint = _UNREADABLE if "hnsw segment" in str(error) else ""
-        raise RetrieveRerankError(f"{what}: Chroma failed: {error}{hint}") from error
+    except (InvalidArgumentError, InternalError) as error:
+        raise _told(what, error, folder) from error
     except httpx.HTTPError as error:
         raise RemoteError(f"{what}: the Chroma server cannot be reached or failed: {error}") from error
     except (ChromaError, ValueError, TypeError) as error:
         raise InvalidInputError(f"{what}: {error}") from error
+
+
+def _told(what: str, error: Exception, folder: Path | None) -> RetrieveRerankError:
+    """Return our error for one of Chroma's that says in words only what it is about."""
+    from chromadb.errors import InvalidArgumentError
+
+    said = str(error)
+    if "too many SQL variables" in said:
+        return InvalidInputError(
+            f"{what}: the filter has more values than Chroma takes in one search, some 32,000: {error}. Ask with "
+            "parts of the list, or store what it stands for under a key of its own"
+        )
+    if "apply logs to the metadata segment" in said or "pull logs" in said:
+        return RetrieveRerankError(f"{what}: Chroma failed: {error}{of_disk(folder) or _STUCK}")
+    if isinstance(error, InvalidArgumentError):
+        if "dimension" not in said:
+            return InvalidInputError(f"{what}: {error}")
+        return IndexMismatchError(
+            f"{what} holds vectors of another length than the encoder makes: {error}. Open it with the encoder that "
+            "made it, or use another collection name"
+        )
+    hint = of_disk(folder) or (_UNREADABLE if "hnsw segment" in said else "")
+    return RetrieveRerankError(f"{what}: Chroma failed: {error}{hint}")

@@ -4,34 +4,58 @@ Chroma itself coordinates nothing between processes. Two that write lose vectors
 does not find what is new, and by writing would bring the old state back; one that opens while another writes may
 write, too. Hence three files of ours: a lock that a writer holds until it closes, a gate that is held for each single
 write and each opening, and the generation, which every write changes.
+
+Nor does it survive a kill in the middle of a write. It keeps rows and a log of what is new in SQLite, which does, and
+the vectors in files that it rewrites in place, with every 1,000 changes. Killed in the middle, it leaves files that it
+cannot read any more, and the vectors are nowhere else: the log holds what came since the last rewriting only. So these
+files are copied before a write (`save_vectors`). The log is cut only after a rewriting has ended; a copy and the log
+together are therefore complete as long as it has not. Whether it has ended can be seen: the map from ids to vectors is
+what is written last. The copy and the live map carry one time stamp, which Chroma's writing changes.
 """
 
 from __future__ import annotations
 
+import filecmp
 import json
 import math
 import os
+import pickletools
+import re
+import shutil
 import socket
+import sqlite3
+import tempfile
 import threading
 import time
 import uuid
 import weakref
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from retrieve_rerank._files import FileLock
+from retrieve_rerank._files import FileLock, write_text
 from retrieve_rerank.errors import IndexLockedError, InvalidInputError, RetrieveRerankError
-from retrieve_rerank.indexes import checkpoint
+
+DATABASE = "chroma.sqlite3"  # Chroma's
 
 _PAUSE = 0.02  # seconds between tries
-_GATE_SECONDS = 120.0  # to wait for a single write of another process
+_GATE_SECONDS = 120.0  # that a writer waits for a single write of another process
+READER_SECONDS = 10.0  # that a reader does
 _PATIENCE = 10.0  # a reader spends at most a tenth of its time on opening anew
+_OURS = "retrieve_rerank"  # the folder of our files
+_MAP = "index_metadata.pickle"  # Chroma's, the last of a collection's vector files; never unpickled here
+_SEGMENT = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_LONG_AGO = 10**10  # nanoseconds
+
+
+def one_spelling(path: str | os.PathLike[str]) -> Path:
+    """Return the one spelling of a directory that Chroma is ever given."""
+    return Path(path).expanduser().resolve()
 
 
 @dataclass
@@ -63,11 +87,13 @@ class Directory:
 
     Args:
         folder: Its resolved path.
+        read_only: Why it cannot be written, where that is known.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, read_only: str | None = None) -> None:
         self.folder = folder
-        self._files = folder / "retrieve_rerank"
+        self.read_only = read_only
+        self._files = folder / _OURS
         self._copies = self._files / "checkpoint"
         self._guard = threading.RLock()  # the threads of this process; the files below do the same for processes
         self._writer = FileLock(self._files / "writer.lock")
@@ -79,11 +105,15 @@ class Directory:
         self._views: weakref.WeakKeyDictionary[Any, View] = weakref.WeakKeyDictionary()
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Keep every process from writing and opening; for moments only."""
-        with self._guarded():
+    def alone(self, seconds: float = _GATE_SECONDS) -> Iterator[None]:
+        """Keep every process from writing and opening; for moments only.
+
+        Raises:
+            IndexLockedError: If another process is in the middle of a write for longer than `seconds`.
+        """
+        with self.guarded():
             if self._depth == 0:
-                self._close_gate()
+                self._close_gate(seconds)
             self._depth += 1
             try:
                 yield
@@ -94,11 +124,20 @@ class Directory:
                     self._sweep()
 
     def current(self, store: Any) -> View:
-        """Return what a store has seen, after opening it anew if another one has written since."""
+        """Return what a store has seen, after opening it anew if another one has written since.
+
+        It stays as it is while a process is stopped in the middle of a write: reading needs no lock.
+        """
         view = self._view(store)
         if view.generation != self._generation() and time.monotonic() >= view.rest:
-            with self.alone():
-                self._renew(store, view)
+            begin = time.monotonic()
+            try:
+                with self.alone(READER_SECONDS):
+                    self._renew(store, view)
+            except IndexLockedError:
+                if view.epoch == 0:
+                    raise
+                view.opened_again(time.monotonic() - begin)
         return view
 
     def hold(self, owner: str, seconds: float) -> None:
@@ -108,9 +147,11 @@ class Directory:
             IndexLockedError: If another process holds it for longer than `seconds`.
             InvalidInputError: If the directory cannot be written or locked.
         """
+        if self.read_only is not None:
+            raise InvalidInputError(self.read_only)
         end = time.monotonic() + seconds
         while True:
-            with self._guarded():  # not while this waits: the other threads go on reading
+            with self.guarded():  # not while this waits: the other threads go on reading
                 try:
                     return self._join(owner, seconds)
                 except IndexLockedError:
@@ -120,7 +161,7 @@ class Directory:
 
     def holds(self, owner: str) -> bool:
         """Whether an owner has its share in the writers' lock."""
-        with self._guarded():
+        with self.guarded():
             self._sweep()
             return owner in self._owners and self._writer.held
 
@@ -141,13 +182,13 @@ class Directory:
     def writing(self, store: Any, owner: str, seconds: float) -> Iterator[View]:
         """Hold everything that one write of Chroma's needs; see `hold` for what it raises."""
         self.hold(owner, seconds)
-        with self._guarded():
+        with self.guarded():
             self.hold(owner, 0.0)
             with self.alone():
                 view = self._view(store)
                 self._renew(store, view)
                 try:
-                    checkpoint.save(self.folder, self._copies)
+                    save_vectors(self.folder, self._copies)
                     view.generation = self._change()
                 except OSError as error:
                     raise RetrieveRerankError(f"cannot write in {str(self.folder)!r}: {error}") from error
@@ -173,7 +214,8 @@ class Directory:
         self._sweep_if_free()
 
     @contextmanager
-    def _guarded(self) -> Iterator[None]:
+    def guarded(self) -> Iterator[None]:
+        """Keep the other threads of this process from writing and opening."""
         try:
             with self._guard:
                 yield
@@ -189,22 +231,32 @@ class Directory:
             finally:
                 self._guard.release()
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Be the writer for the block; see `hold` for what it raises."""
+        owner = uuid.uuid4().hex
+        self.hold(owner, 0.0)
+        try:
+            yield
+        finally:
+            self.let_go(owner, os.getpid())
+
     def mend(self) -> None:
         """Put right what a writer that was killed left behind."""
         with self.alone():
-            if not self._copies.exists() or self._writer.held:
+            if not self._copies.exists() or self._writer.held or self.read_only is not None:
                 return
             with suppress(OSError):
                 if self._writer.acquire(0, _note()):
                     try:
-                        if checkpoint.recover(self.folder, self._copies):
+                        if restore_vectors(self.folder, self._copies):
                             self._change()
-                        checkpoint.save(self.folder, self._copies)
+                        save_vectors(self.folder, self._copies)
                     finally:
                         self._writer.release()
 
     def _view(self, store: Any) -> View:
-        with self._guarded():
+        with self.guarded():
             return self._views.setdefault(store, View())
 
     def _renew(self, store: Any, view: View) -> None:
@@ -232,7 +284,7 @@ class Directory:
         with self.alone():
             if self._copies.exists():
                 try:
-                    checkpoint.recover(self.folder, self._copies)
+                    restore_vectors(self.folder, self._copies)
                     self._change()  # whatever was seen of what the killed writer did
                 except OSError as error:
                     raise RetrieveRerankError(
@@ -263,19 +315,19 @@ class Directory:
             self._owners.discard(self._leaving.popleft())
         if not self._owners and self._writer.held:
             if not self._failed:
-                checkpoint.drop(self._copies)
+                drop_vectors(self._copies)
             self._writer.release()
 
-    def _close_gate(self) -> None:
+    def _close_gate(self, seconds: float) -> None:
         try:
             self._files.mkdir(exist_ok=True)
-            closed = self._gate.acquire(_GATE_SECONDS)
+            closed = self._gate.acquire(seconds)
         except OSError:
             return  # where files cannot be locked, nobody writes: that takes a lock, too
         if not closed:
             raise IndexLockedError(
-                f"another process has been in the middle of a write in {str(self.folder)!r} for {_GATE_SECONDS:g} "
-                "seconds; is it stopped?"
+                f"another process has been in the middle of a write in {str(self.folder)!r} for {seconds:g} seconds; "
+                "is it stopped?"
             )
 
     def _generation(self) -> str:
@@ -286,14 +338,12 @@ class Directory:
 
     def _change(self) -> str:
         generation = uuid.uuid4().hex
-        part = self._files / "generation.part"
-        part.write_text(generation)
-        part.replace(self._files / "generation")
+        write_text(generation, self._files / "generation", durable=False)
         return generation
 
     def _stamp(self) -> tuple[int, int] | None:
         try:
-            found = (self.folder / "chroma.sqlite3").stat()
+            found = (self.folder / DATABASE).stat()
         except OSError:
             return None
         return found.st_mtime_ns, found.st_size
@@ -334,3 +384,149 @@ def _begin_anew() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_begin_anew)
+
+
+# A copy to read, where the directory itself cannot be opened
+
+
+def snapshot(folder: Path, reason: str) -> Path:
+    """Return a new directory with what a directory holds now, which Chroma can open: it writes even to read.
+
+    For a medium that cannot be written, or one on which a process is stopped in the middle of a write. Who writes to
+    the copy is told why it cannot be.
+
+    Args:
+        folder: Chroma's directory.
+        reason: Why it is not opened itself.
+
+    Raises:
+        OSError: If there is no room for the copy.
+        sqlite3.Error: If the database cannot be read.
+    """
+    place = Path(tempfile.mkdtemp(prefix="retrieve-rerank-"))
+    try:
+        with (
+            closing(
+                sqlite3.connect(f"{(folder / DATABASE).as_uri()}?mode=ro", uri=True, timeout=READER_SECONDS)
+            ) as old,
+            closing(sqlite3.connect(place / DATABASE)) as new,
+        ):
+            old.backup(new)
+        for segment in _segments(folder):
+            stamp: object = "none yet"
+            while stamp != (seen := _map_stamp(segment)):  # not while it is rewritten
+                stamp = seen
+                shutil.copytree(segment, place / segment.name, copy_function=shutil.copy2, dirs_exist_ok=True)
+        if (copies := folder / _OURS / "checkpoint").is_dir():  # what is copied may be torn
+            restore_vectors(place, copies)
+    except BaseException:
+        shutil.rmtree(place, ignore_errors=True)
+        raise
+    with _ONE:
+        _DIRECTORIES[place.resolve()] = Directory(
+            place.resolve(),
+            f"{str(folder)!r} cannot be written: {reason}. It was opened to be searched, as it was then; open it "
+            "again when it can be written",
+        )
+    return place.resolve()
+
+
+def drop_snapshot(place: Path, process: int) -> None:
+    """Delete a snapshot, in the process that made it."""
+    if os.getpid() == process:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+# Copies of the vector files
+
+
+def save_vectors(folder: Path, copies: Path) -> None:
+    """Copy the vector files of a directory's collections that Chroma has written since they were copied last.
+
+    Args:
+        folder: Chroma's directory. Nobody may write it meanwhile.
+        copies: Where the copies go; it is made if missing.
+    """
+    copies.mkdir(parents=True, exist_ok=True)
+    for segment in _segments(folder):
+        if _map_stamp(segment) is None or _is_copied(segment, copies / segment.name):
+            continue
+        part, old = copies / f"{segment.name}.part", copies / f"{segment.name}.old"
+        for left in (part, old):
+            shutil.rmtree(left, ignore_errors=True)
+        shutil.copytree(segment, part, copy_function=shutil.copy2)
+        before = time.time_ns() - _LONG_AGO  # no later writing can have this stamp, however coarse the clock
+        for place in (segment, part):
+            os.utime(place / _MAP, ns=(before, before))
+        if (copies / segment.name).exists():
+            (copies / segment.name).rename(old)
+        part.rename(copies / segment.name)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def restore_vectors(folder: Path, copies: Path) -> bool:
+    """Put copies back where Chroma was killed while it wrote; nobody may have the directory open for writing.
+
+    The copies stay: the next look makes Chroma write again what its log holds, and may be killed, too. `save_vectors`
+    before it, where Chroma had ended its writing.
+
+    Returns:
+        Whether anything was changed.
+    """
+    changed = False
+    for segment in _segments(folder):
+        copy = copies / segment.name
+        if _map_stamp(copy) is None:
+            if not _is_whole(segment):
+                # Killed in its first writing: the log still holds everything.
+                shutil.rmtree(segment)
+                changed = True
+        elif _is_copied(segment, copy) or not _is_whole(segment):
+            torn = [file for file in copy.iterdir() if not _is_same(file, segment / file.name)]
+            if torn:
+                # The map goes first and comes back last, with its stamp: killed in between, this is done again.
+                (segment / _MAP).unlink(missing_ok=True)
+                for file in sorted({*torn, copy / _MAP}, key=lambda file: file.name == _MAP):
+                    shutil.copy2(file, segment / file.name)
+                changed = True
+    return changed
+
+
+def drop_vectors(copies: Path) -> None:
+    """Delete the copies, as far as possible. The maps go first: what is left of a copy without one is no copy."""
+    with suppress(OSError):
+        for copy in copies.iterdir():
+            (copy / _MAP).unlink(missing_ok=True)
+    shutil.rmtree(copies, ignore_errors=True)
+
+
+def _segments(folder: Path) -> list[Path]:
+    return [place for place in folder.iterdir() if _SEGMENT.fullmatch(place.name) and place.is_dir()]
+
+
+def _is_same(copy: Path, file: Path) -> bool:
+    return file.exists() and filecmp.cmp(copy, file, shallow=False)
+
+
+def _is_copied(segment: Path, copy: Path) -> bool:
+    """Whether the copy is of what Chroma wrote last. One stamp is not enough: an archive may give it to all files."""
+    stamp = _map_stamp(segment)
+    return stamp is not None and stamp == _map_stamp(copy) and _is_same(copy / _MAP, segment / _MAP)
+
+
+def _map_stamp(segment: Path) -> int | None:
+    try:
+        return (segment / _MAP).stat().st_mtime_ns
+    except OSError:
+        return None
+
+
+def _is_whole(segment: Path) -> bool:
+    """Whether the map ends where its content does. The content is read as marks, not as objects."""
+    try:
+        with (segment / _MAP).open("rb") as file:
+            for _ in pickletools.genops(file):
+                pass
+            return file.read(1) == b""
+    except (OSError, ValueError):
+        return False

@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from retrieve_rerank.checks import check_count
 from retrieve_rerank.errors import InvalidInputError
-from retrieve_rerank.indexes.collection import ChromaCollection
 from retrieve_rerank.indexes.nearest import Found
+from retrieve_rerank.indexes.store import ChromaCollection
 from retrieve_rerank.types import Metric
 
 Vector = npt.NDArray[np.float32]

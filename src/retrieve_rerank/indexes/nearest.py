@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 Vectors = npt.NDArray[np.float32]
 
 READ_CHUNK = 10_000  # ids in one read; SQLite takes no more than about 32,000 variables
-TEXTS = ("documents", "metadatas")
+TEXTS: Any = ["documents", "metadatas"]
 # The share of all vectors that a search keeps on its way: enough to find 95 of the true top 100 among random unit
 # vectors of 384 dimensions, which are harder than a model's (benchmarks/index_size.py).
 _BREADTH = 0.075
+_UNIT = 0.01  # how much a unit vector's length may be off
 _COMPARED = 20_000  # vectors that are compared one by one at most
 
 
@@ -37,8 +38,8 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A search.
+class Search:
+    """What is looked for.
 
     Attributes:
         vectors: (n, dimension).
@@ -46,8 +47,8 @@ class Asked:
         filters: Chroma's.
         ids: Records to search among; ids that are not stored are left out.
         breadth: How many neighbours to keep on the way through the vectors; None chooses by the collection's size.
-        extra: What to return besides texts and metadata.
         metric: What the collection compares by.
+        with_vectors: Whether to return the stored vectors.
     """
 
     vectors: Vectors
@@ -55,101 +56,111 @@ class Asked:
     filters: Mapping[str, Any]
     ids: Sequence[str] | None
     breadth: int | None
-    extra: tuple[str, ...]
     metric: Metric
+    with_vectors: bool = False
 
+    def run(self, live: chromadb.Collection, size: int) -> list[list[Found]]:
+        """Return the nearest records to each vector, nearest first.
 
-class AtOnce:
-    """A live collection's calls as coroutines that do not wait: what `at_once` runs."""
-
-    def __init__(self, handle: chromadb.Collection) -> None:
-        self._handle = handle
-
-    async def get(self, **options: Any) -> Any:
-        return self._handle.get(**options)
-
-    async def query(self, **options: Any) -> Any:
-        return self._handle.query(**options)
-
-    async def count(self) -> int:
-        return self._handle.count()
-
-
-async def nearest(live: Any, asked: Asked, size: int) -> list[list[Found]]:
-    """Return the nearest records to each vector, nearest first.
-
-    Args:
-        live: A live collection's calls.
-        asked: The search.
-        size: How many records there are, about.
-    """
-    if len(asked.vectors) == 0:
-        return []
-    options = asked.filters
-    if asked.ids is not None:
-        # Chroma fails if one id is missing.
-        stored = [id_ for rows in await in_chunks(live, asked.ids, include=[]) for id_ in rows["ids"]]
-        if not stored:
-            return [[] for _ in asked.vectors]
-        options = {**options, "ids": stored}
-    limit = asked.k
-    breadth = max(limit, min(size, asked.breadth or breadth_for(size)))
-    # As many vectors at a time as Chroma can look the results of up: it reads all of them in one statement.
-    step = max(1, READ_CHUNK // max(1, min(breadth, size)))
-    found: list[list[Found]] = []
-    for start in range(0, len(asked.vectors), step):
-        part = asked.vectors[start : start + step]
-        if breadth <= min(max(limit, EF_SEARCH), READ_CHUNK):
-            include = [*TEXTS, "distances", *asked.extra]
-            found += _found(await live.query(query_embeddings=part, n_results=limit, include=include, **options))
-        else:
-            # The graph is searched as broadly as there are results asked for; of most, the distance is enough. And
-            # of more than one statement takes, the texts are read afterwards.
-            answer = await live.query(query_embeddings=part, n_results=breadth, include=["distances"], **options)
-            found += await _with_texts(live, answer, limit, asked.extra)
-    expected = min(limit, size if asked.ids is None else len(stored))
-    if any(len(items) < expected for items in found):
-        return await _completed(live, asked, options, found)
-    return found
-
-
-async def _completed(
-    live: Any, asked: Asked, options: Mapping[str, Any], found: list[list[Found]]
-) -> list[list[Found]]:
-    """Return what was found with what the graph of vectors does not lead to, though it passes the filters.
-
-    Chroma loses the way to vectors of which dozens are equal, and under a filter to others. They are compared one by
-    one, unless they are very many.
-    """
-    from chromadb.errors import ChromaError
-
-    try:
-        there = (await live.get(include=[], limit=_COMPARED + 1, **options))["ids"]
-        if len(there) > _COMPARED or len(there) <= min(map(len, found)):
-            return found
-        rows = await in_chunks(live, there, include=[*TEXTS, "embeddings"])
-    except ChromaError:  # of a damaged index, what was found is all that can be had
+        Args:
+            live: The collection.
+            size: How many records there are, about.
+        """
+        if len(self.vectors) == 0:
+            return []
+        options = dict(self.filters)
+        expected = min(self.k, size)
+        if self.ids is not None:
+            # Chroma fails if one id is missing.
+            options["ids"] = [id_ for rows in in_chunks(live, self.ids, include=[]) for id_ in rows["ids"]]
+            expected = min(self.k, len(options["ids"]))
+            if not expected:
+                return [[] for _ in self.vectors]
+        breadth = max(self.k, min(size, self.breadth or breadth_for(size)))
+        # As many vectors at a time as Chroma can look the results of up: it reads all of them in one statement.
+        step = max(1, READ_CHUNK // max(1, min(breadth, size)))
+        found: list[list[Found]] = []
+        for start in range(0, len(self.vectors), step):
+            found += self._nearest(live, self.vectors[start : start + step], breadth, options)
+        if any(len(items) < expected for items in found):
+            return self._completed(live, options, found)
         return found
-    items = [item for part in rows for item in _by_id(part).values() if item.vector is not None]
-    expected = min(asked.k, len(items))
-    if all(len(before) >= expected for before in found):
-        return found
-    stored = np.stack([cast(Vectors, item.vector) for item in items])
-    with_vectors = "embeddings" in asked.extra
-    completed = []
-    for vector, before in zip(asked.vectors, found, strict=True):
-        if len(before) >= expected:  # it would find no more if it were asked alone
-            completed.append(before)
-            continue
-        seen = {item.record.id for item in before}
-        distances = _distances(stored, vector, asked.metric)
-        others = [
-            replace(item, distance=float(far), vector=item.vector if with_vectors else None)
-            for item, far in zip(items, distances, strict=True)
-            if item.record.id not in seen
+
+    @property
+    def _extra(self) -> list[str]:
+        return ["embeddings"] if self.with_vectors else []
+
+    def _nearest(
+        self, live: chromadb.Collection, vectors: Vectors, breadth: int, options: Mapping[str, Any]
+    ) -> list[list[Found]]:
+        query: Any = live.query
+        if breadth <= min(max(self.k, EF_SEARCH), READ_CHUNK):
+            include = [*TEXTS, "distances", *self._extra]
+            answer = query(query_embeddings=vectors, n_results=self.k, include=include, **options)
+            rows = [
+                {name: None if answer[name] is None else answer[name][row] for name in ("ids", *TEXTS, "embeddings")}
+                for row in range(len(answer["ids"]))
+            ]
+            return [
+                [replace(item, distance=float(far)) for item, far in zip(_by_id(row).values(), distances, strict=True)]
+                for row, distances in zip(rows, answer["distances"], strict=True)
+            ]
+        # The graph is searched as broadly as there are results asked for; of most, the distance is enough. And of more
+        # than one statement takes, the texts are read afterwards; those that are gone since are left out.
+        answer = query(query_embeddings=vectors, n_results=breadth, include=["distances"], **options)
+        near = [
+            list(zip(ids[: self.k], distances[: self.k], strict=True))
+            for ids, distances in zip(answer["ids"], answer["distances"], strict=True)
         ]
-        completed.append(sorted([*before, *others], key=lambda item: item.distance)[: asked.k])
-    return completed
+        parts = in_chunks(live, [id_ for items in near for id_, _ in items], include=[*TEXTS, *self._extra])
+        stored = {id_: item for part in parts for id_, item in _by_id(part).items()}
+        return [[replace(stored[id_], distance=float(far)) for id_, far in items if id_ in stored] for items in near]
+
+    def _completed(
+        self, live: chromadb.Collection, options: Mapping[str, Any], found: list[list[Found]]
+    ) -> list[list[Found]]:
+        """Return what was found with what the graph of vectors does not lead to, though it passes the filters.
+
+        Chroma loses the way to vectors of which dozens are equal, and under a filter to others. They are compared one
+        by one, unless they are very many.
+        """
+        from chromadb.errors import ChromaError
+
+        try:
+            get: Any = live.get
+            there = get(include=[], limit=_COMPARED + 1, **options)["ids"]
+            if len(there) > _COMPARED or len(there) <= min(map(len, found)):
+                return found
+            rows = in_chunks(live, there, include=[*TEXTS, "embeddings"])
+        except ChromaError:  # of a damaged index, what was found is all that can be had
+            return found
+        items = [item for part in rows for item in _by_id(part).values() if item.vector is not None]
+        expected = min(self.k, len(items))
+        if all(len(before) >= expected for before in found):
+            return found
+        stored = np.stack([cast(Vectors, item.vector) for item in items])
+        completed = []
+        for vector, before in zip(self.vectors, found, strict=True):
+            if len(before) >= expected:  # it would find no more if it were asked alone
+                completed.append(before)
+                continue
+            seen = {item.record.id for item in before}
+            others = [
+                replace(item, distance=float(far), vector=item.vector if self.with_vectors else None)
+                for item, far in zip(items, _distances(stored, vector, self.metric), strict=True)
+                if item.record.id not in seen
+            ]
+            completed.append(sorted([*before, *others], key=lambda item: item.distance)[: self.k])
+        return completed
+
+
+def to_similarity(distance: float, metric: Metric) -> float:
+    """Return a distance of Chroma's as similarity, larger is better.
+
+    Cosine space: cosine similarity. Dot space: dot product. Euclidean space: 1 / (1 + distance), where Chroma gives the
+    squared distance.
+    """
+    return 1.0 / (1.0 + math.sqrt(max(0.0, distance))) if metric == "euclidean" else 1.0 - distance
 
 
 def _distances(stored: Vectors, vector: Vectors, metric: Metric) -> npt.NDArray[np.float64]:
@@ -164,40 +175,40 @@ def _distances(stored: Vectors, vector: Vectors, metric: Metric) -> npt.NDArray[
     return 1.0 - rows @ one
 
 
-async def _with_texts(live: Any, answer: Any, limit: int, extra: tuple[str, ...]) -> list[list[Found]]:
-    """Return the first `limit` that were found for each vector, with their texts; those gone since are left out."""
-    near = [(ids[:limit], far[:limit]) for ids, far in zip(answer["ids"], answer["distances"], strict=True)]
-    wanted = [id_ for ids, _ in near for id_ in ids]
-    parts = await in_chunks(live, wanted, include=[*TEXTS, *extra])
-    rows = {id_: found for part in parts for id_, found in _by_id(part).items()}
-    return [
-        [replace(rows[id_], distance=float(far)) for id_, far in zip(ids, distances, strict=True) if id_ in rows]
-        for ids, distances in near
-    ]
+def same_vector(left: Vectors, right: Vectors, metric: Metric, tolerance: float = 1e-5) -> bool:
+    """Whether two vectors are one, but for the precision that they were computed or stored in.
+
+    Args:
+        left: (dimension,).
+        right: (dimension,).
+        metric: The collection's: in cosine space, where a store may have scaled them, only directions are compared.
+        tolerance: How long their difference may be, as a share of the length of `right`.
+    """
+    if left.shape != right.shape:
+        return False
+    norms = [float(np.linalg.norm(vector)) for vector in (left, right)]
+    if 0.0 in norms:
+        return norms == [0.0, 0.0]
+    if metric == "cosine":
+        left, right = left / norms[0], right / norms[1]
+    return float(np.linalg.norm(left - right)) < tolerance * float(np.linalg.norm(right))
 
 
-async def in_chunks(live: Any, ids: Iterable[str], **options: Any) -> list[Any]:
+def is_unit(vector: Vectors) -> bool:
+    """Whether a vector has the length 1; in half precision it may be off by a little."""
+    return abs(float(np.linalg.norm(vector)) - 1.0) < _UNIT
+
+
+def in_chunks(live: chromadb.Collection, ids: Iterable[str], **options: Any) -> list[Any]:
     """Return what Chroma has of `ids`, as its answers, each of as many rows as it reads in one go."""
     wanted = list(dict.fromkeys(ids))
     parts = (wanted[start : start + READ_CHUNK] for start in range(0, len(wanted), READ_CHUNK))
-    return [await live.get(ids=part, **options) for part in parts]
+    return [live.get(ids=part, **options) for part in parts]
 
 
 def breadth_for(size: int) -> int:
     """Return how many neighbours to search in a collection of `size`."""
     return max(EF_SEARCH, int(_BREADTH * size))
-
-
-def _found(answer: Any) -> list[list[Found]]:
-    names = ("ids", *TEXTS, "embeddings")
-    rows = [
-        {name: None if answer[name] is None else answer[name][row] for name in names}
-        for row in range(len(answer["ids"]))
-    ]
-    return [
-        [replace(found, distance=float(far)) for found, far in zip(_by_id(row).values(), distances, strict=True)]
-        for row, distances in zip(rows, answer["distances"], strict=True)
-    ]
 
 
 def _by_id(rows: Mapping[str, Any]) -> dict[str, Found]:

@@ -137,6 +137,25 @@ def _beyond_most_values(flat: Mapping[str, Any]) -> list[str]:
     return left_out
 
 
+def fits_log(logged: Mapping[str, Any]) -> bool:
+    """Whether Chroma can apply metadata as its log has it, with NaN as None."""
+    if any(None in value for value in logged.values() if isinstance(value, list)):
+        return False
+    return sum(map(size_of, logged.values())) <= MOST_VALUES
+
+
+def fit_to_log(logged: Mapping[str, Any]) -> dict[str, Any]:
+    """Return metadata of Chroma's log so that it can be applied, with the rest where a record keeps such."""
+    flat = dict(logged)
+    moved = [key for key, value in flat.items() if isinstance(value, list) and None in value]
+    rest = {key: flat.pop(key) for key in moved}
+    own = {key: flat.pop(key) for key in list(flat) if key.startswith("chroma:") or key in (NODE_KEY, JSON_KEY)}
+    rest |= {key: flat.pop(key) for key in _beyond_most_values(flat)}
+    if JSON_KEY in own:
+        rest = {**json.loads(own[JSON_KEY]), **rest}
+    return {**own, **flat, JSON_KEY: json.dumps(rest)}
+
+
 def _to_json(rest: Mapping[str, Any], passage: Passage) -> str:
     try:
         return json.dumps(rest)
@@ -162,6 +181,30 @@ def user_metadata(stored: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(rest, dict):  # there is none, or another program wrote it: `check` says so
         return dict(stored)
     return {**{key: value for key, value in stored.items() if key != JSON_KEY}, **rest}
+
+
+def embedded_text(record: Record) -> str:
+    """Return the text that LlamaIndex embeds for a record of its own; of any other record, the text."""
+    try:
+        node = json.loads(record.metadata[NODE_KEY])
+        metadata = node["metadata"]
+        hidden = set(node.get("excluded_embed_metadata_keys") or ())
+        line = str(node.get("metadata_template") or "{key}: {value}")
+        between = str(node.get("metadata_separator", node.get("metadata_seperator", "\n")))
+        whole = str(node.get("text_template") or "{metadata_str}\n\n{content}")
+        lines = [
+            line.replace("{key}", key).replace("{value}", str(value))
+            for key, value in metadata.items()
+            if key not in hidden
+        ]
+    except (AttributeError, KeyError, TypeError, ValueError):  # no node of LlamaIndex's
+        return record.text
+    facts = between.join(lines).strip()
+    # The text may hold braces as well: one pass, no second look.
+    before, found, after = whole.partition("{content}")
+    if not facts or not found:
+        return record.text
+    return f"{before.replace('{metadata_str}', facts)}{record.text}{after.replace('{metadata_str}', facts)}".strip()
 
 
 def _plain(value: object, where: str) -> Any:

@@ -27,6 +27,8 @@ class IndexCheck:
         unreached: Ids of passages whose vector is stored and which Chroma's index does not reach all the same: some of
             hundreds of equal vectors, or, in dot space, of vectors of very different lengths. It is no damage, and
             `repair` changes nothing in it.
+        stuck: Ids of passages that Chroma has logged with more metadata than it can apply: every call fails, so that
+            nothing else is known.
         encoded: How many passages were encoded again to compare the vectors: the samples.
         with_metadata: How many of these were embedded together with their metadata, as LlamaIndex does.
 
@@ -46,6 +48,7 @@ class IndexCheck:
     wrong: tuple[str, ...] = ()
     unreadable: tuple[str, ...] = ()
     unreached: tuple[str, ...] = ()
+    stuck: tuple[str, ...] = ()
     encoded: int = 0
     with_metadata: int = 0
 
@@ -58,6 +61,11 @@ class IndexCheck:
     def problems(self) -> list[str]:
         """What is wrong, a sentence each; empty where nothing is."""
         said = []
+        if self.stuck:
+            said.append(
+                "every call fails, as Chroma has logged more metadata than it can apply, of "
+                f"{_passages(self.stuck)}; repair() keeps it as JSON"
+            )
         if self.missing:
             said.append(f"no query returns {_passages(self.missing)}; repair() encodes them again")
         if self.unanswered:
@@ -84,6 +92,11 @@ class IndexCheck:
                 "them again, as repair() cannot know it"
             )
         return said
+
+    @property
+    def is_damaged(self) -> bool:
+        """Whether there are vectors that `repair` makes anew."""
+        return bool(self.missing or self.doubled or self.unanswered or self.wrong)
 
     @property
     def of_another_encoder(self) -> bool:

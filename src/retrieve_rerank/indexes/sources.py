@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from itertools import islice
 
 from retrieve_rerank.errors import InvalidInputError
-from retrieve_rerank.indexes.collection import ChromaCollection
 from retrieve_rerank.indexes.records import check_passage, check_passages, to_record
+from retrieve_rerank.indexes.store import ChromaCollection
 from retrieve_rerank.types import Passage
 
 _CHUNK = 1_000  # passages looked up in one go
@@ -53,7 +53,7 @@ class Source:
                 f"source_key {source_key!r} cannot be searched by; use a plain word such as 'source'"
             )
         self.collection, self.id, self.key = collection, source_id, source_key
-        collection.hold()
+        collection.become_writer()
         self._before = set(collection.ids(where={source_key: {"$eq": source_id}}))
         self._now: set[str] = set()
 

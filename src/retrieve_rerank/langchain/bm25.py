@@ -18,8 +18,8 @@ from typing_extensions import Self, TypedDict, Unpack
 from retrieve_rerank.checks import check_count, check_query
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.indexes.bm25_collection import BM25Collection
-from retrieve_rerank.indexes.collection import check_ids
 from retrieve_rerank.indexes.filters import Where
+from retrieve_rerank.indexes.store import check_ids
 from retrieve_rerank.langchain.convert import checked_documents, new_records, to_document
 from retrieve_rerank.langchain.serialization import Component, Count, restorable
 

@@ -20,8 +20,9 @@ from langchain_core.vectorstores import VectorStore
 
 from retrieve_rerank.errors import InvalidInputError, warn_caller
 from retrieve_rerank.indexes.client import connect
-from retrieve_rerank.indexes.collection import ChromaCollection, to_similarity
-from retrieve_rerank.indexes.fingerprint import SPACES, Identity
+from retrieve_rerank.indexes.identity import SPACES, Identity
+from retrieve_rerank.indexes.nearest import to_similarity
+from retrieve_rerank.indexes.store import ChromaCollection
 from retrieve_rerank.types import Metric
 
 if TYPE_CHECKING:

@@ -15,15 +15,13 @@ from typing_extensions import Never, Self, TypedDict, Unpack
 
 from retrieve_rerank.checks import check_count, check_queries, check_query
 from retrieve_rerank.errors import InvalidInputError
-from retrieve_rerank.indexes.adoption import adopt_at_opening
-from retrieve_rerank.indexes.collection import ChromaCollection
+from retrieve_rerank.indexes.chroma_server import RETRY_SECONDS
 from retrieve_rerank.indexes.filters import Where
-from retrieve_rerank.indexes.health import check
+from retrieve_rerank.indexes.health import adopt_at_opening, check, repair
 from retrieve_rerank.indexes.mmr import check_diversity, most_diverse, similarity_of
 from retrieve_rerank.indexes.nearest import Found, Vectors
-from retrieve_rerank.indexes.repairing import repair
 from retrieve_rerank.indexes.reports import IndexCheck, RepairReport
-from retrieve_rerank.indexes.server import RETRY_SECONDS
+from retrieve_rerank.indexes.store import ChromaCollection
 from retrieve_rerank.langchain.compat import (
     DEFAULT_NAME,
     INSTEAD,
@@ -419,11 +417,7 @@ class ChromaVectorStore(VectorStore):
         made: list[str] = []
         with told_once():
             for batch in self.collection.batches(new_records(texts, metadatas, ids, made), batch_size):
-                plan = self.collection.plan(batch)
-                if plan.records:
-                    vectors = encoder.encode_documents([record.text for record in plan.records])
-                    self.collection.write(plan.records, vectors)
-                self.collection.relabel(plan.relabelled)
+                self.collection.upsert(batch, encoder.encode_documents)
         return made
 
     def update_document(self, document_id: str, document: Document) -> None:

@@ -8,7 +8,7 @@ from inspect import signature
 from typing import Any, ParamSpec, TypeVar
 
 from retrieve_rerank.errors import InvalidInputError, warn_caller
-from retrieve_rerank.indexes.fingerprint import SPACES
+from retrieve_rerank.indexes.identity import SPACES
 from retrieve_rerank.types import Metric
 
 P = ParamSpec("P")

@@ -24,16 +24,14 @@ from llama_index.core.vector_stores.types import (
 
 from retrieve_rerank.checks import check_count
 from retrieve_rerank.errors import InvalidInputError
-from retrieve_rerank.indexes.adoption import adopt_at_opening, prove
+from retrieve_rerank.indexes.chroma_server import RETRY_SECONDS
 from retrieve_rerank.indexes.client import connect
-from retrieve_rerank.indexes.collection import ChromaCollection, check_ids
-from retrieve_rerank.indexes.fingerprint import Identity, check_identity, needs_proof
-from retrieve_rerank.indexes.health import check
+from retrieve_rerank.indexes.health import adopt_at_opening, check, prove, repair
+from retrieve_rerank.indexes.identity import Identity, check_identity, needs_proof
 from retrieve_rerank.indexes.mmr import PREFETCH_FACTOR, check_diversity, diverse
 from retrieve_rerank.indexes.nearest import Found
-from retrieve_rerank.indexes.repairing import repair
 from retrieve_rerank.indexes.reports import IndexCheck, RepairReport
-from retrieve_rerank.indexes.server import RETRY_SECONDS
+from retrieve_rerank.indexes.store import ChromaCollection, check_ids
 from retrieve_rerank.llama_index.compat import asked_metric
 from retrieve_rerank.llama_index.convert import (
     DOCUMENT_KEY,
@@ -395,13 +393,7 @@ class ChromaVectorStore(BasePydanticVectorStore, Restorable):
         records = [node_to_record(node) for node in distinct]
         row = {record.id: position for position, record in enumerate(records)}
         for batch in self._collection.batches(records):
-            plan = self._collection.plan(batch)
-            # Of a record whose text has not changed, the vector may have: it was made of the metadata, too.
-            kept = {record.id for record in batch} - {record.id for record in plan.records}
-            kept = self._collection.holding({id_: vectors[row[id_]] for id_ in kept})
-            changed = [record for record in batch if record.id not in kept]
-            self._collection.write(changed, vectors[[row[record.id] for record in changed]])
-            self._collection.relabel([record for record in plan.relabelled if record.id in kept])
+            self._collection.upsert_vectors(batch, vectors[[row[record.id] for record in batch]])
 
     def _search(self, request: _Request) -> list[VectorStoreQueryResult]:
         ids = self._restriction(request.node_ids)
