@@ -92,7 +92,7 @@ def test_the_core_works_where_no_framework_is_installed() -> None:
             getattr(retrieve_rerank, name)
         try:
             retrieve_rerank.CrossEncoder("any").as_langchain()
-        except retrieve_rerank.MissingDependencyError as error:
+        except retrieve_rerank.InvalidInputError as error:
             print(error)
     """
     assert 'pip install "retrieve-rerank[langchain]"' in run_python(script, warnings="ignore")

@@ -20,7 +20,7 @@ from langchain_core.runnables.config import ContextThreadPoolExecutor
 
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.indexes.records import Record, to_record
-from retrieve_rerank.models.cross_encoder import CrossEncoder
+from retrieve_rerank.models.cross_encoder import CrossEncoder, register_adapter
 from retrieve_rerank.models.ranking import scorer_name
 from retrieve_rerank.types import Encoder, Hit, Metric, Passage
 
@@ -132,6 +132,9 @@ class LangChainCrossEncoder(BaseCrossEncoder):
             logits = self.cross_encoder.score(query, [text_pairs[position][1] for position in positions])
             scores.update(zip(positions, map(float, logits), strict=True))
         return [scores[position] for position in range(len(text_pairs))]
+
+
+register_adapter("as_langchain", LangChainCrossEncoder)
 
 
 class PairScorer:

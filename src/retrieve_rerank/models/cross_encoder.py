@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from retrieve_rerank.checks import check_query, check_texts
-from retrieve_rerank.errors import ModelError, TruncationWarning, warn_caller
+from retrieve_rerank.errors import InvalidInputError, ModelError, TruncationWarning, warn_caller
 from retrieve_rerank.models.dynamic_batching import DynamicBatching
 from retrieve_rerank.models.model import DefaultName, Model
 from retrieve_rerank.models.ranking import Ranker, Scoring
 from retrieve_rerank.models.settings import CrossEncoderOptions, CrossEncoderSettings, Endpoint, documented
 
 if TYPE_CHECKING:
-    from langchain_core.cross_encoders import BaseCrossEncoder
     from typing_extensions import Unpack
 
     from retrieve_rerank.models.engine import CrossEngine
@@ -121,15 +119,20 @@ class CrossEncoder(Model["CrossEngine", "RemoteCrossEncoder"], Ranker):
         await self.ascore_all([scoring])
         return _in_order_of(items, scoring)
 
-    def as_langchain(self) -> BaseCrossEncoder:
+    def as_langchain(self) -> Any:
         """Return this model as LangChain's `BaseCrossEncoder`, for components that want one.
 
+        `import retrieve_rerank.langchain` comes first: it knows LangChain's classes.
+
         Raises:
-            MissingDependencyError: If langchain-core is not installed.
+            InvalidInputError: If that was not imported.
         """
-        # By name: the core imports no framework, and this door is opened by the framework's users only.
-        adapter = importlib.import_module("retrieve_rerank.langchain").convert.LangChainCrossEncoder(self)
-        return cast("BaseCrossEncoder", adapter)
+        if "as_langchain" not in _adapters:
+            raise InvalidInputError(
+                "as_langchain() needs retrieve_rerank.langchain, which has not been imported: import it first; where "
+                'that fails, pip install "retrieve-rerank[langchain]"'
+            )
+        return _adapters["as_langchain"](self)
 
     def __repr__(self) -> str:
         plain = super().__repr__()
@@ -214,6 +217,14 @@ class CrossEncoder(Model["CrossEngine", "RemoteCrossEncoder"], Ranker):
             prompt=self._settings["prompt"],
             max_windows=None if self._settings["long_passages"] == "truncate" else self._settings["max_windows"],
         )
+
+
+def register_adapter(method: str, adapt: Callable[[CrossEncoder], object]) -> None:
+    """Let a room above, which knows a framework, say what a method of `CrossEncoder` for that framework returns."""
+    _adapters[method] = adapt
+
+
+_adapters: dict[str, Callable[[CrossEncoder], object]] = {}
 
 
 def _checked(query: str, texts: Sequence[str]) -> tuple[list[str], Scoring]:
