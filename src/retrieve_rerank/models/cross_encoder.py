@@ -234,8 +234,8 @@ def _checked(query: str, texts: Sequence[str]) -> tuple[list[str], Scoring]:
 
 
 def _in_order_of(texts: Sequence[str], scoring: Scoring) -> npt.NDArray[np.float32]:
-    at = {text: position for position, text in enumerate(scoring.texts)}
-    logits = scoring.logits[[at[text] for text in texts]]
+    of = {text: score.logit for text, score in zip(scoring.texts, scoring.scores, strict=True) if score is not None}
+    logits = np.array([of[text] for text in texts], np.float64)
     if len(bad := np.flatnonzero(np.isnan(logits))):
         raise ModelError(
             f"the cross-encoder gave NaN for texts[{bad[0]}], which is no score; check the weights, or use "

@@ -9,7 +9,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import get_args
 
 import numpy as np
@@ -38,6 +38,21 @@ _PATIENCE = 1.0  # seconds; it may be called from several threads anyhow, so one
 _OF_ZERO, _OF_ONE = -746.0, 38.0
 
 
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What a scorer says of one text.
+
+    Attributes:
+        logit: As a float64, which other people's scores may need.
+        truncated: Whether a part of the text was not seen.
+        window: Character span of the window that won, or None where the text was scored as one piece.
+    """
+
+    logit: float
+    truncated: bool = False
+    window: tuple[int, int] | None = None
+
+
 class Scoring:
     """One query's texts while they are scored: filled batch by batch by a worker, read by whoever waits for them.
 
@@ -51,10 +66,7 @@ class Scoring:
     Attributes:
         deadline: When that is, as a value of `time.monotonic`, or None. It counts from `start`.
         ended: Whether the worker has done with it.
-        logits: Float64 (n,), as other people's scores may need it; without meaning where a text was not scored.
-        scored: Bool (n,): whether a text was reached before the time was up.
-        truncated: Bool (n,): whether a part of a text was not seen.
-        windows: For each text the character span of the window that won, or None where it was scored as one piece.
+        scores: Of each text; None where it was not reached before the time was up.
     """
 
     def __init__(self, query: str, texts: Sequence[str], time_budget: float | None = None) -> None:
@@ -66,14 +78,10 @@ class Scoring:
 
     def start(self) -> None:
         """Begin anew, with nothing scored and the whole time left."""
-        count = len(self.texts)
         self.deadline = None if self._time_budget is None else time.monotonic() + self._time_budget
         self.ended = self._given_up = False
         self._error: Exception | None = None
-        self.logits = np.zeros(count, np.float64)
-        self.scored = np.zeros(count, np.bool_)
-        self.truncated = np.zeros(count, np.bool_)
-        self.windows: list[tuple[int, int] | None] = [None] * count
+        self.scores: list[Score | None] = [None] * len(self.texts)
 
     @property
     def wanted(self) -> bool:
@@ -86,10 +94,7 @@ class Scoring:
         """Set what is known of the text at `position`. Does nothing once nobody waits."""
         with self._lock:
             if not self._given_up:
-                self.logits[position] = logit
-                self.truncated[position] = truncated
-                self.windows[position] = window
-                self.scored[position] = True
+                self.scores[position] = Score(float(logit), truncated, window)
 
     def end(self, error: Exception | None = None) -> None:
         """Say that the worker has done with it, or has failed."""
@@ -106,7 +111,7 @@ class Scoring:
         with self._lock:
             self._given_up = True
             if failed:
-                self.scored[:] = False
+                self.scores = [None] * len(self.texts)
 
 
 class Ranking(Scoring):
@@ -156,15 +161,10 @@ class Ranking(Scoring):
             check_encodable(candidate.passage.text, f"passage {candidate.passage.id!r}")
         return self
 
-    @property
-    def scored_count(self) -> int:
-        """How many candidates were scored."""
-        return sum(bool(self.scored[at]) for at in self._at)
-
-    @property
-    def truncated_count(self) -> int:
-        """How many candidates were not seen whole."""
-        return sum(bool(self.scored[at] and self.truncated[at]) for at in self._at)
+    def counts(self) -> tuple[int, int]:
+        """Return how many candidates were scored, and how many of these were not seen whole."""
+        scored = [score for at in self._at if (score := self.scores[at]) is not None]
+        return len(scored), sum(score.truncated for score in scored)
 
     def hits(self) -> list[Hit]:
         """Return the hits as `Ranker.rank` gives them, each made anew.
@@ -172,27 +172,25 @@ class Ranking(Scoring):
         Raises:
             ModelError: If a score is NaN.
         """
-        scored = [(place, float(self.logits[at])) for place, at in enumerate(self._at) if self.scored[at]]
-        nan = [self.candidates[place].passage.id for place, logit in scored if math.isnan(logit)]
+        scored: list[tuple[Hit, Score]] = []
+        left: list[Hit] = []
+        for hit, at in zip(self.candidates, self._at, strict=True):
+            if (score := self.scores[at]) is None:
+                left.append(hit)
+            else:
+                scored.append((hit, score))
+        nan = [hit.passage.id for hit, score in scored if math.isnan(score.logit)]
         if nan:
             raise ModelError(
                 f"the cross-encoder gave NaN for {len(nan)} of {len(scored)} passages (first: {nan[0]!r}), so "
                 "they have no order; check the weights, or use precision='float32'"
             )
         # By the logit, which still differs where its score has reached 1.0.
-        kept = [place for place, _ in sorted(scored, key=lambda item: -item[1])]
+        order = sorted(scored, key=lambda item: -item[1].logit)
         if self._threshold is not None:
-            kept = [place for place in kept if sigmoid(self.logits[self._at[place]]) >= self._threshold]
-        kept += [place for place, at in enumerate(self._at) if not self.scored[at]]
-        return [self._hit(place, rank) for rank, place in enumerate(kept[: self._top_n], start=1)]
-
-    def _hit(self, place: int, rank: int) -> Hit:
-        candidate, at = self.candidates[place], self._at[place]
-        if not self.scored[at]:
-            score = math.nan if candidate.retrieval_score is None else candidate.retrieval_score
-            return replace(candidate, rank=rank, score=score, logit=None, window=None, truncated=False)
-        logit, window, truncated = float(self.logits[at]), self.windows[at], bool(self.truncated[at])
-        return replace(candidate, rank=rank, score=sigmoid(logit), logit=logit, window=window, truncated=truncated)
+            order = [item for item in order if sigmoid(item[1].logit) >= self._threshold]
+        kept = [*order, *((hit, None) for hit in left)][: self._top_n]
+        return [_ranked(hit, score, rank) for rank, (hit, score) in enumerate(kept, start=1)]
 
 
 class Ranker(ABC):
@@ -343,7 +341,7 @@ class Ranker(ABC):
         self._told(filled)
 
     def _told(self, scorings: Sequence[Scoring]) -> None:
-        truncated = sum(int(scoring.truncated.sum()) for scoring in scorings)
+        truncated = sum(score.truncated for scoring in scorings for score in scoring.scores if score is not None)
         self._tell(truncated, sum(len(scoring.texts) for scoring in scorings))
 
 
@@ -399,7 +397,7 @@ class ScorerRanker(Ranker):
                 f"({len(chunk)},), one logit a text"
             )
         for position, logit in zip(chunk, logits, strict=True):
-            scoring.put(position, float(logit))
+            scoring.put(position, logit)
 
     def _logits(self, answer: npt.ArrayLike, count: int) -> Logits:
         name = scorer_name(self.scorer)
@@ -494,6 +492,14 @@ def _rankings(
         Ranking(query, items, top_n=top_n, score_threshold=score_threshold).check_texts()
         for query, items in zip(checked, passages, strict=True)
     ]
+
+
+def _ranked(hit: Hit, score: Score | None, rank: int) -> Hit:
+    if score is None:
+        retrieval = math.nan if hit.retrieval_score is None else hit.retrieval_score
+        return replace(hit, rank=rank, score=retrieval, logit=None, window=None, truncated=False)
+    logit, window, truncated = score.logit, score.window, score.truncated
+    return replace(hit, rank=rank, score=sigmoid(logit), logit=logit, window=window, truncated=truncated)
 
 
 def _as_hit(item: str | Passage | Hit, position: int) -> Hit:

@@ -181,14 +181,14 @@ class _Call:
     def result(self, shared_by: int = 1, degraded: str | None = None) -> Reranked:
         """Return what was scored by now, of a run that was for so many queries together."""
         ranking, (model, precision) = self.ranking, described(self.stage.ranker)
-        scored, count = ranking.scored_count, len(ranking.candidates)
+        (scored, truncated), count = ranking.counts(), len(ranking.candidates)
         if degraded is None and scored < count:
             degraded = f"time budget of {self.stage.time_budget:g} s: {scored} of {count} candidates scored"
         return Reranked(
             hits=tuple(ranking.hits()),
             candidates=count,
             scored=scored,
-            truncated=ranking.truncated_count,
+            truncated=truncated,
             seconds=(time.perf_counter() - self.start) / shared_by,
             model=model,
             precision=precision,
