@@ -281,16 +281,16 @@ def choose(settings: Sequence[Setting], latency_budget: float | None, quality: f
     Raises:
         InvalidInputError: If none meets the budget or the quality.
     """
+    within = "" if latency_budget is None else f" within latency_budget={latency_budget:g} s"
     fast = _fast_enough(settings, latency_budget)
     means = _means(_table(fast))
     best = fast[int(means.argmax())]
     if quality is not None and best.quality < quality:
         raise InvalidInputError(
-            f"no setting{_within(latency_budget)} reaches quality={quality:g}: the best is {best.quality:.3f}, by "
-            f"{best.name!r}"
+            f"no setting{within} reaches quality={quality:g}: the best is {best.quality:.3f}, by {best.name!r}"
         )
     setting = fast[_pick(means, fast, quality)]
-    among = f"of the {counted(len(fast), 'setting')}{_within(latency_budget)}"
+    among = f"of the {counted(len(fast), 'setting')}{within}"
     if quality is not None:
         return setting, f"It is the fastest {among} that reaches {quality:g}."
     if setting is best:
@@ -307,9 +307,9 @@ def closest(settings: Sequence[Setting], latency_budget: float | None, quality: 
     try:
         return choose(settings, latency_budget, quality)
     except InvalidInputError as error:
-        fastest = min(settings, key=lambda setting: setting.latency.p95)
-        slow = latency_budget is not None and fastest.latency.p95 > latency_budget
-        setting = fastest if slow else max(_fast_enough(settings, latency_budget), key=lambda one: one.quality)
+        fast = [one for one in settings if latency_budget is None or one.latency.p95 <= latency_budget]
+        fastest = min(settings, key=lambda one: one.latency.p95)
+        setting = max(fast, key=lambda one: one.quality, default=fastest)
         return setting, f"Not what was asked for, {error}: it comes closest."
 
 
@@ -365,10 +365,6 @@ def _fast_enough(settings: Sequence[Setting], latency_budget: float | None) -> l
             f"{fastest.latency.p95:.3g} s"
         )
     return fast
-
-
-def _within(latency_budget: float | None) -> str:
-    return "" if latency_budget is None else f" within latency_budget={latency_budget:g} s"
 
 
 def _table(settings: Sequence[Setting]) -> Array:

@@ -131,23 +131,21 @@ def load_judgements(file: Path, queries: Container[str], passages: Iterable[Pass
     """Read judgements of questions and passages in the BEIR or the TREC layout, as `load_dataset` does."""
     ids = {passage.id for passage in passages}
     judgements: dict[str, dict[str, int]] = {}
-    first = True
-    for place, line in _lines(file):
+    for number, (place, line) in enumerate(_lines(file)):
         cells = _columns(line)
         if len(cells) not in (3, 4):
             raise InvalidInputError(
                 f"{place} must have 3 columns (question, passage, relevance) or 4 (question, anything, passage, "
                 f"relevance), got {len(cells)}: {line[:80]!r}"
             )
-        query, passage, score = cells[0], cells[-2], _whole(cells[-1])
+        query, passage, relevance = cells[0], cells[-2], _number(cells[-1])
         if "\t" not in line:  # between tabs, ids hold white space as it is
             query, passage = _known_id(query, queries), _known_id(passage, ids)
-        if score is None and first and _is_name(cells[-1]):
-            first = False  # a header
-            continue
-        first = False
-        if score is None or not query or not passage:
+        if relevance is None and number == 0 and not any(mark.isdigit() for mark in cells[-1]):
+            continue  # a header
+        if relevance is None or not relevance.is_integer() or not query or not passage:
             raise InvalidInputError(f"{place} must end with a whole number after two ids, got {line[:80]!r}")
+        score = int(relevance)
         known = judgements.setdefault(query, {})
         if known.setdefault(passage, score) != score:
             raise InvalidInputError(
@@ -155,24 +153,6 @@ def load_judgements(file: Path, queries: Container[str], passages: Iterable[Pass
                 f"{known[passage]}"
             )
     return judgements
-
-
-def _whole(cell: str) -> int | None:
-    try:
-        number = float(cell)
-    except ValueError:
-        return None
-    # Python reads 1_000 as a number, and nothing that writes judgements writes it so.
-    return int(number) if number.is_integer() and "_" not in cell else None
-
-
-def _is_name(cell: str) -> bool:
-    """Whether the last cell of a first line is a column's name, and no relevance that went wrong, such as nan."""
-    try:
-        float(cell)
-    except ValueError:
-        return not any(character.isdigit() for character in cell)
-    return False
 
 
 class StoredRun:
@@ -253,8 +233,8 @@ def load_run(file: str | os.PathLike[str], dataset: Dataset) -> StoredRun:
                 f"{line[:80]!r}"
             )
         query, passage = _known_id(cells[0], dataset.queries), _known_id(cells[2], passages)
-        score = _score(cells[4])
-        if score is None:
+        score = _number(cells[4])
+        if score is None or math.isnan(score):
             raise InvalidInputError(f"{place} has a score that is no number: {cells[4]!r}")
         if query not in dataset.queries:
             continue
@@ -263,23 +243,22 @@ def load_run(file: str | os.PathLike[str], dataset: Dataset) -> StoredRun:
         found.setdefault(query, []).append((score, passages[passage]))
     if not found:
         raise InvalidInputError(f"{path} holds no question of dataset {dataset.name!r}; ids must match as strings")
-    return StoredRun(path.name, {query: _hits(scored) for query, scored in found.items()}, dataset.queries)
+    hits = {}
+    for query, scored in found.items():
+        scored.sort(key=lambda pair: -pair[0])
+        hits[query] = [
+            Hit(passage, rank=rank, score=score, retrieval_rank=rank, retrieval_score=score)
+            for rank, (score, passage) in enumerate(scored, start=1)
+        ]
+    return StoredRun(path.name, hits, dataset.queries)
 
 
-def _hits(scored: Sequence[tuple[float, Passage]]) -> list[Hit]:
-    ordered = sorted(scored, key=lambda pair: -pair[0])
-    return [
-        Hit(passage, rank=rank, score=score, retrieval_rank=rank, retrieval_score=score)
-        for rank, (score, passage) in enumerate(ordered, start=1)
-    ]
-
-
-def _score(cell: str) -> float | None:
+def _number(cell: str) -> float | None:
+    """Return the number in a cell. Python reads 1_000 as one, and nothing that writes such files writes it so."""
     try:
-        number = float(cell)
+        return None if "_" in cell else float(cell)
     except ValueError:
         return None
-    return None if math.isnan(number) else number
 
 
 def _lines(file: Path) -> Iterator[tuple[str, str]]:

@@ -20,7 +20,8 @@ from retrieve_rerank.evaluation.running import Stage, plan_stages, run
 from retrieve_rerank.evaluation.significance import bootstrap_interval, holm, mean, randomisation_p
 from retrieve_rerank.evaluation.store import open_store
 from retrieve_rerank.retrieval.pipeline import RetrieveRerank
-from retrieve_rerank.types import Hit, Retriever
+from retrieve_rerank.types import Retriever
+from retrieve_rerank.view import cut
 
 _TOP = 10  # where unjudged passages are counted
 _UNUSED = ("score_threshold", "time_budget")  # settings of a pipeline that cut what is measured here
@@ -104,7 +105,7 @@ def evaluate(
         resamples=resamples,
         seed=seed,
         queries=queries,
-        texts=texts_of(plan, systems, names[0], dataset),
+        texts=texts_of(plan, systems, names[0]),
     )
 
 
@@ -114,7 +115,9 @@ def measure(stage: Stage, dataset: Dataset, measures: Sequence[str]) -> System:
     run = {query: tuple(hit.passage.id for hit in stage.hits[query]) for query in sorted(judgements)}
     values = per_query(measures, judgements, run)
     first = stage.first
-    cut = {query: tuple(rank for rank, hit in enumerate(stage.hits[query], start=1) if hit.truncated) for query in run}
+    unread = {
+        query: tuple(rank for rank, hit in enumerate(stage.hits[query], start=1) if hit.truncated) for query in run
+    }
     ceiling = {}
     if first is None:
         reached = list(dict.fromkeys((f"R@{stage.fetch_k}", *measures)))
@@ -139,7 +142,7 @@ def measure(stage: Stage, dataset: Dataset, measures: Sequence[str]) -> System:
             query: tuple(_score(hit.score if first is None else hit.logit) for hit in stage.hits[query])
             for query in run
         },
-        cut={} if first is None else {query: ranks for query, ranks in cut.items() if ranks},
+        cut={} if first is None else {query: ranks for query, ranks in unread.items() if ranks},
         total=None if first is None else latency(both, estimated=stage.estimated),
     )
 
@@ -239,9 +242,12 @@ def _notes_on_first_stage(
             f"{system.name!r} searches {counted(there, 'passage')}, and the dataset has {len(dataset.passages)}: it "
             "cannot find the others."
         )
-    if dataset.weak is not None and (
-        given := sum(_gives_away(stage.hits[query], query, dataset) for query in stage.hits)
-    ):
+    given = sum(
+        any(dataset.judgements[query].get(hit.passage.id, 0) > 0 and holds(hit.passage.text, question) for hit in hits)
+        for query, hits in stage.hits.items()
+        if dataset.weak is not None and (question := dataset.queries[query])
+    )
+    if given:
         said.append(
             f"{system.name!r} searches passages that hold the question word for word ({counted(given, 'question')}), "
             "which makes it trivial: index dataset.passages, where the questions are cut out."
@@ -257,11 +263,6 @@ def _count(retriever: Retriever) -> int | None:
     except Exception:  # noqa: BLE001 - everything has been scored by now
         return None
     return there if isinstance(there, int) else None
-
-
-def _gives_away(hits: Sequence[Hit], query: str, dataset: Dataset) -> bool:
-    relevance, question = dataset.judgements[query], dataset.queries[query]
-    return any(relevance.get(hit.passage.id, 0) > 0 and holds(hit.passage.text, question) for hit in hits)
 
 
 def mean_of(values: Mapping[str, float]) -> float:
@@ -315,29 +316,15 @@ def missed(system: System, query: str, judgements: Mapping[str, int]) -> list[st
     return [passage for _, passage in relevant if passage not in found]
 
 
-def texts_of(stages: Sequence[Stage], systems: Sequence[System], measure: str, dataset: Dataset) -> dict[str, str]:
+def texts_of(stages: Sequence[Stage], systems: Sequence[System], measure: str) -> dict[str, str]:
     """Return the starts of the passages that are shown with the examples, by id."""
-    by_name = {system.name: (system, stage) for system, stage in zip(systems, stages, strict=True)}
+    by_name = {system.name: system for system in systems}
     texts: dict[str, str] = {}
-    absent: set[str] = set()
-    for system, stage in by_name.values():
-        if system.baseline is None:
-            continue
-        baseline, first = by_name[system.baseline]
-        for one in (one for side in examples(system, baseline, measure) for one in side):
-            shown = {*system.run[one.query][:SHOWN], *baseline.run[one.query][:SHOWN]}
-            for hit in (*first.hits[one.query], *stage.hits[one.query]):
-                if hit.passage.id in shown:
-                    texts.setdefault(hit.passage.id, _start(hit.passage.text))
-            absent.update(missed(system, one.query, dataset.judgements[one.query])[:SHOWN])
-    if absent:
-        texts = {
-            **{passage.id: _start(passage.text) for passage in dataset.passages if passage.id in absent},
-            **texts,
-        }
+    for stage, system in zip(stages, systems, strict=True):
+        if system.baseline is not None:
+            baseline = by_name[system.baseline]
+            for one in (one for side in examples(system, baseline, measure) for one in side):
+                shown = {*system.run[one.query][:SHOWN], *baseline.run[one.query][:SHOWN]}
+                found = [hit.passage for hit in stage.hits[one.query] if hit.passage.id in shown]
+                texts.update((passage.id, cut(" ".join(passage.text.split()), _LONGEST_TEXT)) for passage in found)
     return texts
-
-
-def _start(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 1] + "…"

@@ -15,7 +15,7 @@ from retrieve_rerank.evaluation import charts, words
 from retrieve_rerank.evaluation.charts import draw, signed
 from retrieve_rerank.evaluation.choosing import Tuning
 from retrieve_rerank.evaluation.dataset import WEAK, counted
-from retrieve_rerank.evaluation.measuring import examples, missed
+from retrieve_rerank.evaluation.measuring import SHOWN, examples, missed
 from retrieve_rerank.evaluation.results import Evaluation, System
 from retrieve_rerank.evaluation.words import answer, markdown, short
 from retrieve_rerank.types import Hit, Passage
@@ -23,7 +23,6 @@ from retrieve_rerank.view import CSS, candidate_row, cut, hit_row, minus, side
 
 __all__ = ["answer", "draw", "fragment", "markdown", "page", "short"]  # what a result shows of itself
 
-_SHOWN = 10  # ranks of each side, and passages named in a sentence
 _HUES = 6  # colours in report.css
 _KINDS = {"helps": "up", "hurts": "down", "no clear difference": "same"}
 
@@ -81,8 +80,8 @@ def _templates() -> Any:
         "minus": minus,
         "prose": lambda text: text.replace(" %", "\u00a0%"),  # no line ends before a per cent sign
         "signed": signed,
-        "some": lambda things: things[:_SHOWN],
-        "others": lambda things: f", {len(things) - _SHOWN} more" if len(things) > _SHOWN else "",
+        "some": lambda things: things[:SHOWN],
+        "others": lambda things: f", {len(things) - SHOWN} more" if len(things) > SHOWN else "",
     }
     environment.globals |= {
         "charts": charts,
@@ -136,7 +135,7 @@ def _rankings(evaluation: Evaluation, system: System, query: str) -> dict[str, o
 
 def _hits(evaluation: Evaluation, system: System, query: str) -> list[Hit]:
     """Return the top of a ranking, with its scores."""
-    ids, scores = system.run[query][:_SHOWN], system.scores.get(query, ())
+    ids, scores = system.run[query][:SHOWN], system.scores.get(query, ())
     known = [*scores, *[None] * len(ids)]
     return [
         Hit(Passage(passage, evaluation.texts.get(passage, "")), rank, math.nan if score is None else score)

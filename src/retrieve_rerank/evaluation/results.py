@@ -416,12 +416,12 @@ def _column(identifier: str) -> str:
 
 def _free_name(name: str, taken: set[str]) -> str:
     """Return a file name, safe on every system, that is not taken."""
-    tag = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.") or "system"
-    return next(
-        free
-        for number in range(1, len(taken) + 2)
-        if (free := tag if number == 1 else f"{tag}-{number}").casefold() not in taken
-    )
+    tag = free = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.") or "system"
+    number = 1
+    while free.casefold() in taken:
+        number += 1
+        free = f"{tag}-{number}"
+    return free
 
 
 def _write_lines(lines: Sequence[str], path: Path) -> None:
