@@ -1,4 +1,4 @@
-"""A search looked at in a real browser: it fits, can be read in light and dark, loads nothing and runs nothing."""
+"""Searches and reports looked at in a real browser: they fit, can be read in light and dark, load and run nothing."""
 
 from __future__ import annotations
 
@@ -11,43 +11,19 @@ from typing import Any
 import pytest
 
 from retrieve_rerank import Hit, Passage, SearchResult, Timings
-from tests.browser import browse, needs_browser
+from retrieve_rerank.evaluation import Evaluation, Tuning
+from tests.browser import FAULTY, LONG_WORD, LOOK, browse, faults, is_dark, needs_browser
 from tests.core.test_view import EVIL, candidate, hit
+from tests.evaluation import reports
 
 pytestmark = needs_browser
 
-WIDTHS = (360, 1280)
-LONG_WORD = "antidisestablishmentarianism" * 40
 RIGHT_TO_LEFT = "باريس هي عاصمة فرنسا وأكبر مدنها من حيث عدد السكان."
-
-_LOOK = """
-const look = frame => {
-  const page = frame.contentDocument, view = frame.contentWindow, width = frame.clientWidth;
-  page.querySelectorAll("details").forEach(fold => fold.open = true);
-  const all = [...page.body.querySelectorAll("*")].filter(e => e.tagName != "STYLE");
-  const worded = all.filter(e => [...e.childNodes].some(n => n.nodeType == 3 && n.data.trim()));
-  const read = e => contrast(colour(style(e).color), ground(e));
-  return {
-    width: width,
-    scroll: page.documentElement.scrollWidth,
-    beyond: all.filter(e => e.getBoundingClientRect().right > width + 1).map(e => e.className || e.tagName),
-    pale: worded.filter(e => read(e) < 4.5).map(e => `${e.className || e.tagName} ${read(e).toFixed(2)}`),
-    loaded: view.performance.getEntriesByType("resource").map(e => e.name),
-    hacked: view.hacked === 1 || window.hacked === 1,
-    scripts: page.querySelectorAll("script, img, iframe, object, link").length,
-    marks: [...page.querySelectorAll("mark")].map(e => e.textContent),
-    texts: [...page.querySelectorAll(".rr-text")].map(e => e.textContent),
-    columns: style(page.querySelector(".rr-sides")).gridTemplateColumns.split(" ").length,
-    background: style(page.querySelector(".rr-result")).backgroundColor,
-    outside: style(page.querySelector(".outside") || page.body).fontFamily,
-  };
-};
-"""
 
 
 def look(folder: Path, *pages: str, dark: bool = False) -> list[dict[str, Any]]:
     """Show pages in frames of each width, and return what the browser says of each frame."""
-    return browse(folder, pages, WIDTHS, _LOOK, dark=dark)
+    return browse(folder, pages, (360, 1280), LOOK, dark=dark)
 
 
 def ordinary() -> SearchResult:
@@ -77,17 +53,12 @@ def empty() -> SearchResult:
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_it_fits_can_be_read_and_loads_nothing(tmp_path: Path, dark: bool) -> None:
+def test_a_search_fits_can_be_read_and_loads_nothing(tmp_path: Path, dark: bool) -> None:
     pages = [result.to_html() for result in (ordinary(), hostile(), empty())]
     for frame in look(tmp_path, *pages, dark=dark):
-        assert frame["scroll"] <= frame["width"]
-        assert frame["beyond"] == []
-        assert frame["pale"] == []
-        assert frame["loaded"] == []
-        assert not frame["hacked"]
+        assert faults(frame) == {}
         assert frame["scripts"] == 0
-        red, green, blue = map(int, re.findall(r"\d+", frame["background"])[:3])
-        assert (red + green + blue < 200) is dark
+        assert is_dark(frame) is dark
 
 
 def test_the_winning_window_is_highlighted_and_the_sides_stand_side_by_side(tmp_path: Path) -> None:
@@ -109,14 +80,103 @@ def test_in_a_notebook_escaping_alone_keeps_scripts_out_and_the_page_keeps_its_s
 
 
 def test_the_look_itself_finds_faults(tmp_path: Path) -> None:
-    """A test of the tests: a page with every fault."""
-    bad = (
-        '<!doctype html><body><div class="rr-result"><div class="rr-sides">x</div></div>'
-        f'<div style="white-space:nowrap">{LONG_WORD}</div><div class="pale" style="color:#ccc">pale</div>'
-        '<img src="file:///nothing.png"><script>window.hacked = 1</script></body>'
-    )
-    for frame in look(tmp_path, bad):
-        assert frame["scroll"] > frame["width"]
-        assert [name for name in frame["pale"] if name.startswith("pale")]
-        assert frame["hacked"]
-        assert frame["scripts"] == 2
+    """A test of the tests."""
+    (frame,) = browse(tmp_path, [FAULTY], [320], LOOK)
+    assert set(faults(frame)) >= {"beyond", "pale", "covered", "hacked", "untitled", "uncaptioned", "scroll"}
+    assert frame["cut"]
+    assert frame["scripts"] == 2
+
+
+WIDTHS = (320, 390, 768, 1366)
+PAPER = 688  # pixels between the margins of A4
+
+SORT = """
+const look = frame => {
+  const page = frame.contentDocument, table = page.querySelector(".sortable");
+  const rows = column => [...table.tBodies[0].rows].map(row => row.cells[column].dataset.value);
+  const seen = {before: rows(0), state: []};
+  const press = column => {
+    const button = table.tHead.rows[0].cells[column].querySelector("button");
+    button.focus();
+    const focused = page.activeElement === button;
+    button.click();
+    seen.state.push([focused, table.tHead.rows[0].cells[column].getAttribute("aria-sort"),
+      table.querySelectorAll("[aria-sort]").length, page.querySelector("[role=status]").textContent]);
+    return rows(column);
+  };
+  seen.down = press(1);
+  seen.up = press(1);
+  seen.change = press(4);
+  seen.names = press(0);
+  return seen;
+};
+"""
+
+
+def page_of(found: Evaluation | Tuning, folder: Path) -> str:
+    found.to_html(folder / "report.html")
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def hostile_tuning() -> Tuning:
+    return reports.tuned(reports.HOSTILE, reports.HOSTILE)
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_a_report_fits_can_be_read_and_loads_nothing(tmp_path: Path, dark: bool) -> None:
+    evaluations = (reports.ordinary(), reports.hostile(), reports.smallest(), reports.first_stages(), hostile_tuning())
+    widths = WIDTHS[1::2] if dark else WIDTHS  # the colours are the same at every width
+    for frame in browse(tmp_path, [page_of(one, tmp_path) for one in evaluations], widths, LOOK, dark=dark):
+        assert faults(frame) == {}
+        assert frame["buttons"] > 0  # its own script did run
+        assert is_dark(frame) is dark
+
+
+def test_on_paper_nothing_is_cut_off(tmp_path: Path) -> None:
+    """Paper cannot be scrolled: what the print style shows must fit, tables too."""
+    pages = [
+        page_of(one, tmp_path).replace("@media print", "@media all") for one in (reports.ordinary(), reports.hostile())
+    ]
+    for frame in browse(tmp_path, pages, [PAPER], LOOK):
+        assert faults(frame) == {}
+        assert frame["cut"] == []
+
+
+def test_a_click_on_a_head_sorts_by_its_numbers(tmp_path: Path) -> None:
+    evaluation = reports.ordinary()
+    (seen,) = browse(tmp_path, [page_of(evaluation, tmp_path)], [1366], SORT)
+    means = [str(system.means["nDCG@10"]) for system in evaluation.systems]
+    assert seen["down"] == sorted(means, key=float, reverse=True)
+    assert seen["up"] == sorted(means, key=float)
+    changes = [str(evaluation.comparison(system.name).difference) for system in evaluation.systems[3:]]
+    assert seen["change"] == [*sorted(changes, key=float, reverse=True), "", "", ""]  # what has none comes last
+    assert seen["names"] == sorted(seen["before"])
+    assert [state[:3] for state in seen["state"]] == [
+        [True, "descending", 1],
+        [True, "ascending", 1],
+        [True, "descending", 1],
+        [True, "ascending", 1],
+    ]
+    assert seen["state"][0][3] == "sorted by nDCG@10, descending"
+
+
+def test_escaping_alone_keeps_scripts_out_of_a_report(tmp_path: Path) -> None:
+    """Without the policy that forbids them: the page's own script runs, and nothing that a text holds."""
+    page = re.sub(r"<meta http-equiv=[^>]*>", "", page_of(reports.hostile(), tmp_path))
+    assert "Content-Security-Policy" not in page
+    (frame,) = browse(tmp_path, [page], [1366], LOOK)
+    assert not frame["hacked"]
+    assert frame["buttons"] > 0
+    assert reports.HOSTILE in frame["heading"]
+    assert reports.HOSTILE[:100] in frame["first"]
+
+
+def test_the_policy_alone_keeps_scripts_out_of_a_report(tmp_path: Path) -> None:
+    """As if a text had not been escaped."""
+    page = page_of(reports.smallest(), tmp_path)
+    (frame,) = browse(tmp_path, [page.replace("<h1>", "<h1><script>window.hacked = 1</script>")], [1366], LOOK)
+    assert not frame["hacked"]
+    assert frame["buttons"] > 0
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', page)
+    assert policy is not None
+    assert policy.group(1).startswith("default-src 'none'; ")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,10 +13,11 @@ import pytest
 from markdown_it import MarkdownIt
 
 from retrieve_rerank import InvalidInputError, RetrieveRerank
-from retrieve_rerank.evaluation import Dataset, Evaluation, Latency, System, evaluate
+from retrieve_rerank.evaluation import Dataset, Evaluation, Latency, System, evaluate, tune
 from retrieve_rerank.evaluation.words import shown_time
 from tests.core.stubs import TableScorer
 from tests.evaluation.stubs import TEXTS, Shelf, dataset, logits
+from tests.test_files import small_disk
 
 LISTS = {"one": "cad", "two": "efb"}
 NASTY = "<script>alert(1)</script>|\n& more"
@@ -211,6 +213,28 @@ def test_an_estimated_latency_is_marked() -> None:
     a, b = (line for line in found.to_markdown().split("\n") if line.startswith(("| a |", "| b |")))
     assert "≈" not in a
     assert "≈" in b
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits are as POSIX has them")
+@pytest.mark.parametrize("name", ["e.json", "e.html", "t.json", "t.html", "setting", "runs"])
+def test_a_full_disk_leaves_the_file_that_was_there(tmp_path: Path, name: str) -> None:
+    found = evaluate({"shelf": Shelf({"one": "abcdef", "two": "abcdef"})}, dataset())
+    tuning = tune({"shelf": Shelf(LISTS)}, TableScorer(logits("abcdef")), dataset(), depths=[2])
+    write: dict[str, Callable[[Path], object]] = {
+        "e.json": found.to_json,
+        "e.html": found.to_html,
+        "t.json": tuning.to_json,
+        "t.html": tuning.to_html,
+        "setting": tuning.save,
+        "runs": lambda path: found.to_runs(path.parent),
+    }
+    file = tmp_path / ("shelf.run" if name == "runs" else name)
+    file.write_text("of last week")
+    with small_disk(), pytest.raises(OSError, match=r"cannot write the .*too large"):
+        write[name](file)
+    assert file.read_text() == "of last week"
+    write[name](file)
+    assert len(file.read_text()) > 100
 
 
 def test_records_are_plain_and_frozen() -> None:
