@@ -41,7 +41,7 @@ def test_every_setting_is_typed_shown_and_explained(kind: type, settings: type[M
         ({"backend": "onnx", "device": "cuda"}, "runs on the processor here, got device='cuda'"),
         ({"device": 3}, "device: .* got int"),
         ({"timeout": 3}, "timeout can be given for a server only"),
-        ({"endpoint": "http://localhost", "timeout": None}, "timeout must be a number of seconds above 0, got None"),
+        ({"endpoint": "http://localhost", "timeout": None}, "timeout: .* got NoneType"),
         ({"endpoint": "http://localhost", "device": "cpu"}, "device cannot be given together with endpoint"),
     ],
 )

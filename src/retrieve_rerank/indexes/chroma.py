@@ -23,7 +23,7 @@ from retrieve_rerank.indexes.recovery import recovering
 from retrieve_rerank.indexes.reports import AdoptReport, IndexCheck, RepairReport
 from retrieve_rerank.indexes.sources import Source, one_at_a_time
 from retrieve_rerank.indexes.store import ChromaCollection, check_ids
-from retrieve_rerank.models.cuts import told_once
+from retrieve_rerank.models.bi_encoder import one_truncation_warning
 from retrieve_rerank.types import AddReport, Encoder, Hit, Metric, Passage
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ class ChromaIndex:
                 yield record
 
         bar = tqdm(total=total, disable=not show_progress, unit="passage", desc="Indexing")
-        with bar, told_once():
+        with bar, one_truncation_warning():
             for batch in self.collection.batches(records(), batch_size):
                 report += self.collection.upsert(batch, self._encoded)
                 bar.update(read - bar.n)  # repeated ids are read, too

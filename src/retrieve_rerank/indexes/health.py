@@ -33,7 +33,7 @@ from retrieve_rerank.indexes.records import JSON_KEY, NODE_KEY, Record, embedded
 from retrieve_rerank.indexes.recovery import mend_log, stored_in, stuck_in_log
 from retrieve_rerank.indexes.reports import AdoptReport, IndexCheck, RepairReport
 from retrieve_rerank.indexes.store import ChromaCollection
-from retrieve_rerank.models.cuts import told_once
+from retrieve_rerank.models.bi_encoder import one_truncation_warning
 from retrieve_rerank.types import Encoder
 
 if TYPE_CHECKING:
@@ -321,7 +321,7 @@ def repair(
     # Nodes of LlamaIndex were embedded with their metadata, if no sample shows otherwise.
     text_of = embedded_text if found.with_metadata or not found.encoded else (lambda record: record.text)
     encoded = 0
-    with collection.alone(), told_once():
+    with collection.alone(), one_truncation_warning():
         if not (found.doubled or found.unanswered or found.wrong):
             with tqdm(
                 total=len(found.missing), disable=not show_progress, unit="passage", desc="Encoding again"

@@ -37,7 +37,7 @@ from retrieve_rerank.langchain.convert import (
     to_encoder,
 )
 from retrieve_rerank.langchain.serialization import restorable
-from retrieve_rerank.models.cuts import told_once
+from retrieve_rerank.models.bi_encoder import one_truncation_warning
 from retrieve_rerank.types import Encoder, Metric
 
 if TYPE_CHECKING:
@@ -415,7 +415,7 @@ class ChromaVectorStore(VectorStore):
         refuse(kwargs)
         encoder = self._needed_encoder()
         made: list[str] = []
-        with told_once():
+        with one_truncation_warning():
             for batch in self.collection.batches(new_records(texts, metadatas, ids, made), batch_size):
                 self.collection.upsert(batch, encoder.encode_documents)
         return made

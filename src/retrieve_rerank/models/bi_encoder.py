@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
@@ -13,7 +16,6 @@ from tqdm.auto import tqdm
 
 from retrieve_rerank.checks import check_texts
 from retrieve_rerank.errors import InvalidInputError, ModelError, TruncationWarning, warn_caller
-from retrieve_rerank.models.cuts import tell
 from retrieve_rerank.models.model import DefaultName, Model
 from retrieve_rerank.models.settings import BiEncoderOptions, BiEncoderSettings, Endpoint, documented
 from retrieve_rerank.types import Metric
@@ -200,19 +202,24 @@ class BiEncoder(Model["BiEngine", "RemoteBiEncoder"]):
         self, vectors: npt.NDArray[np.float32], cut: int, advice: str, texts: Sequence[str]
     ) -> npt.NDArray[np.float32]:
         self._tell_unsure(texts)
-        tell(self, advice, cut, len(vectors))
+        self._tell_cut(advice, cut, len(vectors))
         return vectors
 
-    def warn_of_cuts(self, advice: str, cut: int, total: int) -> None:
-        """Warn that `cut` of `total` texts were longer than the model reads."""
-        limit = None if self._served is None else self._served.max_length
-        if self._limits is not None:
-            limit = self._limits.query if advice == _SHORTEN else self._limits.document
-        warn_caller(
-            f"{cut} of {total} texts are longer than {self.model!r} reads ({limit} tokens); their ends are not in the "
-            f"vectors. {advice}",
-            TruncationWarning,
-        )
+    def _tell_cut(self, advice: str, cut: int, total: int) -> None:
+        """Warn of texts that were longer than the model reads: at once, or where `one_truncation_warning` ends."""
+        kept = _truncations.get()
+        if kept is not None and kept.open:
+            before = kept.counts.get((self, advice), (0, 0))
+            kept.counts[self, advice] = before[0] + cut, before[1] + total
+        elif cut:
+            limit = None if self._served is None else self._served.max_length
+            if self._limits is not None:
+                limit = self._limits.query if advice == _SHORTEN else self._limits.document
+            warn_caller(
+                f"{cut} of {total} texts are longer than {self.model!r} reads ({limit} tokens); their ends are not in "
+                f"the vectors. {advice}",
+                TruncationWarning,
+            )
 
     def _prompt(self, task: Task) -> str:
         given: str | None = self._settings[f"{task}_prompt"]
@@ -259,3 +266,38 @@ class BiEncoder(Model["BiEngine", "RemoteBiEncoder"]):
             normalize=self._settings["normalize"],
             truncate_dim=self._settings["truncate_dim"],
         )
+
+
+@dataclass
+class _Truncations:
+    """How many texts each encoder had to cut, of how many, by what can be done about it."""
+
+    counts: dict[tuple[BiEncoder, str], tuple[int, int]] = field(default_factory=dict)
+    open: bool = True  # tasks that the call started may outlive it
+
+
+_truncations: ContextVar[_Truncations | None] = ContextVar("_truncations", default=None)
+
+
+@contextmanager
+def one_truncation_warning() -> Iterator[None]:
+    """Warn once, at the end, of all texts that encoders had to cut inside, instead of at each batch.
+
+    Of a call that fails, too; where warnings are errors, its own error stays the one that is raised.
+    """
+    before, kept = _truncations.get(), _Truncations()
+    _truncations.set(kept)
+    try:
+        yield
+    except BaseException:
+        with suppress(TruncationWarning):
+            _tell_all(before, kept)
+        raise
+    _tell_all(before, kept)
+
+
+def _tell_all(before: _Truncations | None, kept: _Truncations) -> None:
+    kept.open = False
+    _truncations.set(before)
+    for (encoder, advice), (cut, total) in kept.counts.items():
+        encoder._tell_cut(advice, cut, total)  # noqa: SLF001 - of this module

@@ -91,11 +91,8 @@ def _check_prompt(value: str | None, info: ValidationInfo) -> str | None:
     return check_prompt(value, str(info.field_name))
 
 
-def _check_timeout(value: float | None) -> float:
-    seconds = check_seconds(value, "timeout")
-    if seconds is None:
-        raise InvalidInputError("timeout must be a number of seconds above 0, got None")
-    return seconds
+def _check_seconds(value: float | None, info: ValidationInfo) -> float | None:
+    return check_seconds(value, str(info.field_name))
 
 
 def _check_key(value: str | None) -> str | None:
@@ -229,7 +226,7 @@ class ModelSettings(BaseModel):
     (from a file, a dump or a pickle) only if the environment's RETRIEVE_RERANK_ENDPOINT names the same."""
     protocol: Annotated[Protocol | None, _SERVED] = _setting(default=None)
     """What the server speaks: "tei", "infinity", "vllm" or "openai"; None asks it."""
-    timeout: Annotated[float, BeforeValidator(_check_timeout), _SERVED] = _setting(default=60.0)
+    timeout: Annotated[float, BeforeValidator(_check_seconds), _SERVED] = _setting(default=60.0)
     """Seconds that one answer of the server may take."""
     max_concurrency: Annotated[_Count, _SERVED] = _setting(default=8)
     """Requests to the server that are under way at once, for all callers together."""

@@ -66,7 +66,6 @@ class Worker:
         self._lane: _Lane | None = None
         self._closing: _Lane | None = None
         self._process = os.getpid()
-        self._untouched = True
 
     def __reduce__(self) -> tuple[Callable[..., Worker], tuple[()]]:
         return partial(Worker, self._name, patience=self._patience), ()  # pickled and copied as a worker of its own
@@ -161,7 +160,7 @@ class Worker:
             del future  # or an error, which holds this frame, and its future would hold each other
 
     def _submit(self, call: Callable[[], T], *, short: bool = False) -> tuple[_Lane, Future[T]]:
-        if os.getpid() != self._process and self._untouched:  # made before the fork, and first used after it
+        if os.getpid() != self._process and (self._lane, self._closing) == (None, None):  # never used before the fork
             self._lock, self._process = threading.Lock(), os.getpid()
         if os.getpid() != self._process:
             raise RetrieveRerankError(
@@ -170,7 +169,6 @@ class Worker:
                 "processes with multiprocessing.get_context('spawn')"
             )
         with self._lock:
-            self._untouched = False
             if self._lane is None or self._lane.closed:
                 self._lane = _Lane(self._name, self._patience, self._token)
                 self._unheld = _end_with(self, self._lane)
