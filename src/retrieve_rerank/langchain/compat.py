@@ -14,15 +14,19 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from types import CodeType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-from langchain_core.vectorstores import VectorStore
+from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
+from langchain_core.documents import Document
+from langchain_core.runnables.config import run_in_executor
+from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 
 from retrieve_rerank.errors import InvalidInputError, warn_caller
 from retrieve_rerank.indexes.client import connect
 from retrieve_rerank.indexes.identity import SPACES, Identity
 from retrieve_rerank.indexes.nearest import to_similarity
 from retrieve_rerank.indexes.store import ChromaCollection
+from retrieve_rerank.langchain.convert import with_marks
 from retrieve_rerank.types import Metric
 
 if TYPE_CHECKING:
@@ -206,7 +210,7 @@ def similarity_of(store: VectorStore, options: Mapping[str, Any]) -> Sense | Non
         return None
 
 
-def falling(scores: Sequence[float]) -> bool:
+def _fall(scores: Sequence[float]) -> bool:
     """Whether scores are numbers that fall, or stay, along the store's own order: larger is better, then."""
     return all(map(math.isfinite, scores)) and all(
         after <= before + 1e-6 * max(1.0, abs(before)) for before, after in pairwise(scores)
@@ -352,3 +356,56 @@ _UNSTARVED: dict[str, Callable[[Any, Mapping[str, Any], str], dict[str, Any]]] =
     "FAISS": _fetch_all,
     "LanceDB": _filter_first,
 }
+
+
+class ScoredStoreRetriever(VectorStoreRetriever):
+    """A vector store's own retriever that keeps the store's scores, turned so that larger is better."""
+
+    score_key: ClassVar[str] = "retrieval_score"
+
+    @classmethod
+    def of(cls, plain: VectorStoreRetriever) -> ScoredStoreRetriever:
+        """Return `plain` with scores; in traces it keeps its name."""
+        fields = {name: getattr(plain, name) for name in type(plain).model_fields}
+        return cls(**{**fields, "name": plain.get_name()})
+
+    def _get_relevant_documents(
+        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **kwargs: Any
+    ) -> list[Document]:
+        options, store = self.search_kwargs | kwargs, self.vectorstore
+        if self.search_type == "similarity_score_threshold":
+            return _scored(store.similarity_search_with_relevance_scores(query, **options))
+        similarity = similarity_of(store, options) if self.search_type == "similarity" else None
+        if similarity is not None:
+            try:
+                return _scored(store.similarity_search_with_score(query, **options), similarity)
+            except NotImplementedError:
+                pass
+        found = super()._get_relevant_documents(query, run_manager=run_manager, **options)
+        return [with_marks(document, {}) for document in found]
+
+    async def _aget_relevant_documents(
+        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **kwargs: Any
+    ) -> list[Document]:
+        options, store = self.search_kwargs | kwargs, self.vectorstore
+        if self.search_type == "similarity_score_threshold":
+            return _scored(await store.asimilarity_search_with_relevance_scores(query, **options))
+        similarity = None
+        if self.search_type == "similarity":  # which some stores read from a file or a server
+            similarity = await run_in_executor(None, similarity_of, store, options)
+        if similarity is not None:
+            try:
+                return _scored(await store.asimilarity_search_with_score(query, **options), similarity)
+            except NotImplementedError:
+                pass
+        found = await super()._aget_relevant_documents(query, run_manager=run_manager, **options)
+        return [with_marks(document, {}) for document in found]
+
+
+def _scored(found: list[tuple[Document, float]], similarity: Sense = float) -> list[Document]:
+    scores = [float(similarity(float(score))) for _, score in found]
+    larger_is_better = _fall(scores)
+    return [
+        with_marks(document, {"retrieval_score": score} if larger_is_better else {})
+        for (document, _), score in zip(found, scores, strict=True)
+    ]

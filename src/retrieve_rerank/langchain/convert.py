@@ -16,7 +16,6 @@ import numpy.typing as npt
 from langchain_core.cross_encoders import BaseCrossEncoder
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
-from langchain_core.runnables.config import ContextThreadPoolExecutor
 
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.indexes.records import Record, to_record
@@ -101,11 +100,8 @@ class EmbeddingsEncoder:
         return facts
 
     def encode_queries(self, texts: Sequence[str]) -> Vectors:
-        """Return an array (len(texts), dimension); several are embedded side by side, as in LangChain's own batches."""
-        if len(texts) < 2:
-            return np.asarray([self.embeddings.embed_query(text) for text in texts], dtype=np.float32)
-        with ContextThreadPoolExecutor() as pool:
-            return np.asarray(list(pool.map(self.embeddings.embed_query, texts)), dtype=np.float32)
+        """Return an array (len(texts), dimension)."""
+        return np.asarray([self.embeddings.embed_query(text) for text in texts], dtype=np.float32)
 
     def encode_documents(self, texts: Sequence[str]) -> Vectors:
         """Return an array (len(texts), dimension)."""

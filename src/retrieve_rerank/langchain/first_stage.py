@@ -18,12 +18,10 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import singledispatch
 from types import FunctionType, MethodType
-from typing import Any, ClassVar, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 from langchain_core.callbacks import (
-    AsyncCallbackManagerForRetrieverRun,
     BaseCallbackManager,
-    CallbackManagerForRetrieverRun,
 )
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
@@ -44,7 +42,7 @@ from pydantic import BaseModel, PrivateAttr
 from retrieve_rerank.checks import check_queries
 from retrieve_rerank.errors import InvalidInputError, warn_caller
 from retrieve_rerank.indexes.mmr import wider_pool
-from retrieve_rerank.langchain.compat import Sense, falling, heeded, loads, prepared, score_key_of, similarity_of
+from retrieve_rerank.langchain.compat import ScoredStoreRetriever, heeded, loads, prepared, score_key_of
 from retrieve_rerank.langchain.convert import as_candidates, documents_of, with_marks
 from retrieve_rerank.retrieval.fusion import Merge, fuse_by, merge_of
 
@@ -406,59 +404,6 @@ class _Asked(Runnable[Any, list[Document]]):
             return documents
         score_key, fused = self.marks
         return as_candidates(documents, score_key=score_key, fused=fused)
-
-
-class ScoredStoreRetriever(VectorStoreRetriever):
-    """A vector store's own retriever that keeps the store's scores, turned so that larger is better."""
-
-    score_key: ClassVar[str] = _OURS
-
-    @classmethod
-    def of(cls, plain: VectorStoreRetriever) -> ScoredStoreRetriever:
-        """Return `plain` with scores; in traces it keeps its name."""
-        fields = {name: getattr(plain, name) for name in type(plain).model_fields}
-        return cls(**{**fields, "name": plain.get_name()})
-
-    def _get_relevant_documents(
-        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **kwargs: Any
-    ) -> list[Document]:
-        options, store = self.search_kwargs | kwargs, self.vectorstore
-        if self.search_type == "similarity_score_threshold":
-            return _scored(store.similarity_search_with_relevance_scores(query, **options))
-        similarity = similarity_of(store, options) if self.search_type == "similarity" else None
-        if similarity is not None:
-            try:
-                return _scored(store.similarity_search_with_score(query, **options), similarity)
-            except NotImplementedError:
-                pass
-        found = super()._get_relevant_documents(query, run_manager=run_manager, **options)
-        return [with_marks(document, {}) for document in found]
-
-    async def _aget_relevant_documents(
-        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **kwargs: Any
-    ) -> list[Document]:
-        options, store = self.search_kwargs | kwargs, self.vectorstore
-        if self.search_type == "similarity_score_threshold":
-            return _scored(await store.asimilarity_search_with_relevance_scores(query, **options))
-        similarity = None
-        if self.search_type == "similarity":  # which some stores read from a file or a server
-            similarity = await run_in_executor(None, similarity_of, store, options)
-        if similarity is not None:
-            try:
-                return _scored(await store.asimilarity_search_with_score(query, **options), similarity)
-            except NotImplementedError:
-                pass
-        found = await super()._aget_relevant_documents(query, run_manager=run_manager, **options)
-        return [with_marks(document, {}) for document in found]
-
-
-def _scored(found: list[tuple[Document, float]], similarity: Sense = float) -> list[Document]:
-    scores = [float(similarity(float(score))) for _, score in found]
-    larger_is_better = falling(scores)
-    return [
-        with_marks(document, {_OURS: score} if larger_is_better else {})
-        for (document, _), score in zip(found, scores, strict=True)
-    ]
 
 
 # What a part is, what it takes, and what it is asked with

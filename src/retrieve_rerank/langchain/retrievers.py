@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
-from langchain_core.runnables import Runnable
+from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.vectorstores import VectorStore
 from pydantic import ConfigDict, field_validator
 from typing_extensions import Self, Unpack
@@ -25,7 +25,7 @@ from retrieve_rerank.indexes.nearest import Found
 from retrieve_rerank.indexes.store import ChromaCollection
 from retrieve_rerank.langchain.convert import to_document
 from retrieve_rerank.langchain.first_stage import AskingRetriever, FirstStage, retriever_of
-from retrieve_rerank.langchain.reranker import CrossEncoderReranker, RerankInput, RerankStep
+from retrieve_rerank.langchain.reranker import CrossEncoderReranker, RerankInput
 from retrieve_rerank.langchain.serialization import Component, Count, Seconds, Threshold, from_plain, restorable
 from retrieve_rerank.langchain.vectorstore import ChromaVectorStore, StoreOptions
 from retrieve_rerank.retrieval.rerank import OnError, SecondStage
@@ -150,18 +150,17 @@ class ChromaRetriever(Component, BaseRetriever):
         lambda_mult: float | None = None,
         fetch_k: int | None = None,
     ) -> list[Document]:
-        search = self._search(k, filter, where_document, score_threshold, lambda_mult, fetch_k)
+        limit, options, documents_of = self._search(k, filter, where_document, score_threshold, lambda_mult, fetch_k)
         vectors = self.vectorstore.embed_queries([check_query(query)])
-        return search.documents(self.vectorstore.collection.query(vectors, search.limit, **search.options)[0])
+        return documents_of(self.vectorstore.collection.query(vectors, limit, **options)[0])
 
     async def _aget_relevant_documents(
         self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **options: Any
     ) -> list[Document]:
-        search = self._search(**options)
+        limit, options, documents_of = self._search(**options)
         vectors = await self.vectorstore.aembed_queries([check_query(query)])
         collection = self.vectorstore.collection
-        found = (await collection.aquery(vectors, search.limit, **search.options))[0]
-        return await collection.worker.arun(search.documents, found)
+        return await collection.worker.arun(documents_of, (await collection.aquery(vectors, limit, **options))[0])
 
     def _search(
         self,
@@ -171,23 +170,28 @@ class ChromaRetriever(Component, BaseRetriever):
         score_threshold: float | None = None,
         lambda_mult: float | None = None,
         fetch_k: int | None = None,
-    ) -> _DenseSearch:
+    ) -> tuple[int, dict[str, Any], Callable[[list[Found]], list[Document]]]:
+        """Return how many to ask the collection for, with which options, and what makes documents of its answer."""
         k = check_count(self.k if k is None else k, "k")
         diversity = self.lambda_mult if lambda_mult is None else check_diversity(lambda_mult, "lambda_mult")
         pool = self.fetch_k if fetch_k is None else check_count(fetch_k, "fetch_k")
         # As in LangChain, a fetch_k below k is no error, and means nothing without lambda_mult.
-        return _DenseSearch(
-            collection=self.vectorstore.collection,
-            k=k,
-            limit=check_mmr(diversity, None if pool is None or diversity is None else max(pool, k), k),
-            options={
-                "where": self.filter if filter is None else filter,
-                "where_document": where_document,
-                "with_vectors": diversity is not None,
-            },
-            diversity=diversity,
-            threshold=self.score_threshold if score_threshold is None else score_threshold,
-        )
+        limit = check_mmr(diversity, None if pool is None or diversity is None else max(pool, k), k)
+        where = self.filter if filter is None else filter
+        options = {"where": where, "where_document": where_document, "with_vectors": diversity is not None}
+        collection = self.vectorstore.collection
+        threshold = self.score_threshold if score_threshold is None else score_threshold
+
+        def documents_of(found: list[Found]) -> list[Document]:
+            chosen = found if diversity is None else diverse(collection, found, k, diversity)
+            scored = [(collection.similarity(item.distance), item.record) for item in chosen]
+            return [
+                to_document(record, {"retrieval_score": score, "retrieval_rank": rank})
+                for rank, (score, record) in enumerate(scored, start=1)
+                if threshold is None or score >= threshold
+            ]
+
+        return limit, options, documents_of
 
     def _get_ls_params(self, **kwargs: Any) -> LangSmithRetrieverParams:
         params = super()._get_ls_params(**kwargs)
@@ -200,38 +204,6 @@ class ChromaRetriever(Component, BaseRetriever):
 @retriever_of.register
 def _(store: ChromaVectorStore) -> ChromaRetriever:
     return ChromaRetriever(vectorstore=store)
-
-
-@dataclass(frozen=True, slots=True)
-class _DenseSearch:
-    """What a call asks of a collection, and what becomes of what it found.
-
-    Attributes:
-        collection: Where the documents are.
-        k: How many to return at most.
-        limit: How many to fetch.
-        options: Of the query, beside its vectors and the limit.
-        diversity: Weight of nearness against novelty in [0, 1]; None looks at nearness only.
-        threshold: The least retrieval score.
-    """
-
-    collection: ChromaCollection
-    k: int
-    limit: int
-    options: dict[str, Any]
-    diversity: float | None
-    threshold: float | None
-
-    def documents(self, found: list[Found]) -> list[Document]:
-        """Return what was found, with scores and ranks."""
-        if self.diversity is not None:
-            found = diverse(self.collection, found, self.k, self.diversity)
-        scored = [(self.collection.similarity(item.distance), item.record) for item in found]
-        return [
-            to_document(record, {"retrieval_score": score, "retrieval_rank": rank})
-            for rank, (score, record) in enumerate(scored, start=1)
-            if self.threshold is None or score >= self.threshold
-        ]
 
 
 @restorable
@@ -324,56 +296,43 @@ class RetrieveRerankRetriever(Component, AskingRetriever):
         return {"top_n": fetch_k, "fetch_k": max(fetch_k, self.fetch_k)}
 
     def _get_relevant_documents(
-        self,
-        query: str,
-        *,
-        run_manager: CallbackManagerForRetrieverRun,
-        top_n: int | None = None,
-        fetch_k: int | None = None,
-        score_threshold: float | None = None,
-        time_budget: float | None = None,
-        on_error: OnError | None = None,
-        rewrites: Sequence[str] = (),
-        **first_stage_options: Any,
+        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, rewrites: Sequence[str] = (), **options: Any
     ) -> list[Document]:
-        search = self._search(fetch_k, first_stage_options, top_n, score_threshold, time_budget, on_error)
+        first_stage, second_stage, budgeted = self._stages(**options)
         start = time.perf_counter()
-        candidates = search.first_stage.invoke(check_query(query), run_manager.get_child("retrieve"), rewrites)
+        candidates = first_stage.invoke(check_query(query), run_manager.get_child("retrieve"), rewrites)
+        spent = time.perf_counter() - start if budgeted else 0.0
         job: RerankInput = {"query": query, "documents": candidates}
-        return search.step.invoke(
-            job, {"callbacks": run_manager.get_child("rerank")}, stage=search.stage, spent=search.spent(start)
-        )
+        config: RunnableConfig = {"callbacks": run_manager.get_child("rerank")}
+        return self.reranker.step().invoke(job, config, stage=second_stage, spent=spent)
 
     async def _aget_relevant_documents(
         self,
         query: str,
         *,
         run_manager: AsyncCallbackManagerForRetrieverRun,
+        rewrites: Sequence[str] = (),
+        **options: Any,
+    ) -> list[Document]:
+        first_stage, second_stage, budgeted = self._stages(**options)
+        start = time.perf_counter()
+        candidates = await first_stage.ainvoke(check_query(query), run_manager.get_child("retrieve"), rewrites)
+        spent = time.perf_counter() - start if budgeted else 0.0
+        job: RerankInput = {"query": query, "documents": candidates}
+        config: RunnableConfig = {"callbacks": run_manager.get_child("rerank")}
+        return await self.reranker.step().ainvoke(job, config, stage=second_stage, spent=spent)
+
+    def _stages(
+        self,
+        *,
         top_n: int | None = None,
         fetch_k: int | None = None,
         score_threshold: float | None = None,
         time_budget: float | None = None,
         on_error: OnError | None = None,
-        rewrites: Sequence[str] = (),
         **first_stage_options: Any,
-    ) -> list[Document]:
-        search = self._search(fetch_k, first_stage_options, top_n, score_threshold, time_budget, on_error)
-        start = time.perf_counter()
-        candidates = await search.first_stage.ainvoke(check_query(query), run_manager.get_child("retrieve"), rewrites)
-        job: RerankInput = {"query": query, "documents": candidates}
-        return await search.step.ainvoke(
-            job, {"callbacks": run_manager.get_child("rerank")}, stage=search.stage, spent=search.spent(start)
-        )
-
-    def _search(
-        self,
-        fetch_k: int | None,
-        first_stage_options: dict[str, Any],
-        top_n: int | None,
-        score_threshold: float | None,
-        time_budget: float | None,
-        on_error: OnError | None,
-    ) -> _Search:
+    ) -> tuple[FirstStage, SecondStage, bool]:
+        """Return both stages as the call wants them, and whether the time budget is for both."""
         if "k" in first_stage_options:
             raise InvalidInputError(
                 "there is no option 'k' here: fetch_k is how many candidates are looked for, and top_n how many "
@@ -381,35 +340,13 @@ class RetrieveRerankRetriever(Component, AskingRetriever):
             )
         limit = self.fetch_k if fetch_k is None else check_count(fetch_k, "fetch_k")
         budget = self.time_budget if time_budget is None else time_budget
-        stage = self.reranker.second_stage(
+        second_stage = self.reranker.second_stage(
             score_threshold=self.score_threshold if score_threshold is None else score_threshold,
             time_budget=budget,
             on_error=self.on_error if on_error is None else on_error,
         )
-        return _Search(
+        return (
             self._first_stage(self.base_retriever, limit, first_stage_options),
-            self.reranker.step(),
-            replace(stage, top_n=self.top_n if top_n is None else top_n),
-            budget is not None,
+            replace(second_stage, top_n=self.top_n if top_n is None else top_n),
+            budget is not None,  # a re-ranker's own is for the re-ranking alone
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _Search:
-    """Both stages, ready for a call.
-
-    Attributes:
-        first_stage: What finds the candidates.
-        step: What ranks them.
-        stage: How, in this call.
-        budgeted: Whether the time budget is the whole search's; a re-ranker's own is for the re-ranking alone.
-    """
-
-    first_stage: FirstStage
-    step: RerankStep
-    stage: SecondStage
-    budgeted: bool
-
-    def spent(self, start: float) -> float:
-        """Return the seconds of the time budget that are gone."""
-        return time.perf_counter() - start if self.budgeted else 0.0

@@ -218,8 +218,6 @@ class ChromaVectorStore(VectorStore):
         # The incumbent's name for it, which its users' code reaches for.
         return self.collection.handle
 
-    # Searching
-
     @property
     def metric(self) -> Metric:
         """What vectors are compared by."""
@@ -271,8 +269,12 @@ class ChromaVectorStore(VectorStore):
         **kwargs: Any,
     ) -> list[Document]:
         """Return the `k` documents nearest to a vector, nearest first."""
-        refuse(kwargs)
-        return [document for document, _ in _with_distance(self._found([embedding], k, filter, where_document))]
+        return [
+            document
+            for document, _ in self.similarity_search_by_vector_with_relevance_scores(
+                embedding, k, filter, where_document, **kwargs
+            )
+        ]
 
     def similarity_search_by_vector_with_relevance_scores(
         self,
@@ -320,9 +322,10 @@ class ChromaVectorStore(VectorStore):
             where_document: Chroma's filter on the text.
             **kwargs: None is known; an unknown one raises.
         """
-        refuse(kwargs)
-        vector = self._embed(query)
-        return _diverse(vector, self._found(vector, fetch_k, filter, where_document, with_vectors=True), k, lambda_mult)
+        vector = self._embed(query)[0].tolist()
+        return self.max_marginal_relevance_search_by_vector(
+            vector, k, fetch_k, lambda_mult, filter, where_document, **kwargs
+        )
 
     def max_marginal_relevance_search_by_vector(
         self,
@@ -336,8 +339,16 @@ class ChromaVectorStore(VectorStore):
     ) -> list[Document]:
         """As `max_marginal_relevance_search`, for a vector."""
         refuse(kwargs)
+        check_count(k, "k")
+        check_diversity(lambda_mult, "lambda_mult")
         vector = np.asarray([embedding], dtype=np.float32)
-        return _diverse(vector, self._found(vector, fetch_k, filter, where_document, with_vectors=True), k, lambda_mult)
+        found = self._found(vector, fetch_k, filter, where_document, with_vectors=True)
+        if not found:
+            return []
+        # By the cosine, whatever the collection's metric: what LangChain's stores do.
+        vectors, similarity = np.stack([cast(Vectors, item.vector) for item in found]), similarity_of("cosine")
+        chosen = most_diverse(found, vectors, similarity(vectors, vector[0]), similarity, k, lambda_mult)
+        return [to_document(item.record) for item in chosen]
 
     def _select_relevance_score_fn(self) -> Callable[[float], float]:
         if self._relevance_score_fn is not None:
@@ -385,8 +396,6 @@ class ChromaVectorStore(VectorStore):
     ) -> list[Found]:
         found = self.collection.query(vectors, k, where=where, where_document=where_document, with_vectors=with_vectors)
         return found[0]
-
-    # Writing
 
     def add_texts(
         self,
@@ -448,8 +457,6 @@ class ChromaVectorStore(VectorStore):
         """Delete the collection itself. This object cannot be used afterwards."""
         self.collection.drop()
 
-    # Reading
-
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """Return documents by id, in the order asked for; ids that are not stored are left out."""
         return [to_document(record) for record in self.collection.read(ids)]
@@ -505,8 +512,6 @@ class ChromaVectorStore(VectorStore):
         """Make every stored document one that queries find, once; see `ChromaIndex.repair`."""
         return repair(self.collection, self._needed_encoder(), samples=samples, show_progress=show_progress)
 
-    # Making
-
     def as_retriever(self, **kwargs: Any) -> VectorStoreRetriever:
         """Return LangChain's retriever over this store.
 
@@ -545,14 +550,3 @@ class ChromaVectorStore(VectorStore):
 
 def _with_distance(found: list[Found]) -> list[tuple[Document, float]]:
     return [(to_document(item.record), item.distance) for item in found]
-
-
-def _diverse(vector: Vectors, found: list[Found], k: int, lambda_mult: float) -> list[Document]:
-    check_count(k, "k")
-    check_diversity(lambda_mult, "lambda_mult")
-    if not found:
-        return []
-    # By the cosine, whatever the collection's metric: what LangChain's stores do.
-    vectors, similarity = np.stack([cast(Vectors, item.vector) for item in found]), similarity_of("cosine")
-    chosen = most_diverse(found, vectors, similarity(vectors, vector[0]), similarity, k, lambda_mult)
-    return [to_document(item.record) for item in chosen]
