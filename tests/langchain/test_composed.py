@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -60,8 +60,10 @@ def documents() -> list[Document]:
 
 
 @pytest.fixture(scope="module")
-def store() -> ChromaVectorStore:
-    return ChromaVectorStore.from_documents(documents(), WordEmbeddings())
+def store() -> Iterator[ChromaVectorStore]:
+    made = ChromaVectorStore.from_documents(documents(), WordEmbeddings())
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="module")

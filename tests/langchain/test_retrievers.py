@@ -69,20 +69,21 @@ def test_made_from_texts_and_documents_and_changed() -> None:
 
 
 @pytest.mark.parametrize(
-    "base",
+    "make",
     [
-        store(),
-        store().as_retriever(),
-        store().as_retriever(search_type="mmr", search_kwargs={"k": 1}),
-        ChromaRetriever(vectorstore=store(), k=1),
-        InMemoryVectorStore.from_texts(TEXTS, WordEmbeddings(), ids=["0", "1", "2", "3"]),
-        ListRetriever(documents=[Document(text, id=str(number)) for number, text in enumerate(TEXTS)], k=1),
-        RunnableLambda(lambda _, k=4: [Document(text, id=str(number)) for number, text in enumerate(TEXTS)][:k]),
+        lambda stored: stored,
+        lambda stored: stored.as_retriever(),
+        lambda stored: stored.as_retriever(search_type="mmr", search_kwargs={"k": 1}),
+        lambda stored: ChromaRetriever(vectorstore=stored, k=1),
+        lambda _: InMemoryVectorStore.from_texts(TEXTS, WordEmbeddings(), ids=["0", "1", "2", "3"]),
+        lambda _: ListRetriever(documents=[Document(text, id=str(n)) for n, text in enumerate(TEXTS)], k=1),
+        lambda _: RunnableLambda(lambda _, k=4: [Document(text, id=str(n)) for n, text in enumerate(TEXTS)][:k]),
     ],
     ids=["store", "store's retriever", "mmr", "ours", "in memory", "retriever with k", "runnable"],
 )
-async def test_any_first_stage(base: Any) -> None:
+async def test_any_first_stage(make: Any) -> None:
     """C11: in the stock pipeline k and top_n know nothing of each other."""
+    base = make(store())
     before = repr(base)
     retriever = pipeline(base, top_n=2)
     for documents in (retriever.invoke("a"), await retriever.ainvoke("a")):

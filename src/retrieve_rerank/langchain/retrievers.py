@@ -22,7 +22,6 @@ from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.indexes.filters import Where
 from retrieve_rerank.indexes.mmr import check_diversity, check_mmr, diverse, wider_pool
 from retrieve_rerank.indexes.nearest import Found
-from retrieve_rerank.indexes.store import ChromaCollection
 from retrieve_rerank.langchain.convert import to_document
 from retrieve_rerank.langchain.first_stage import AskingRetriever, FirstStage, retriever_of
 from retrieve_rerank.langchain.reranker import CrossEncoderReranker, RerankInput
