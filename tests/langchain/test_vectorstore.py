@@ -354,3 +354,11 @@ async def test_what_a_server_takes_is_asked_off_the_event_loop(monkeypatch: pyte
     await stored.aadd_texts(["a"])
     assert threads
     assert threading.current_thread() not in threads
+
+
+def test_lists_of_different_lengths_store_nothing() -> None:
+    """Two batches were stored before the end of the shorter list was reached."""
+    store = ChromaVectorStore(embedding_function=WordEmbeddings())
+    with pytest.raises(InvalidInputError, match="equally long, but one of them ends after 2499 items"):
+        store.add_texts(["ab"] * 2_500, ids=[str(number) for number in range(2_499)])
+    assert store.get()["ids"] == []

@@ -78,7 +78,7 @@ def open_client(path: str | os.PathLike[str] | None) -> ClientAPI:
 
     check_not_forked()
     if path is None:
-        with _IN_MEMORY, no_panic("a Chroma index in memory"):
+        with _IN_MEMORY, no_panic("a Chroma index in memory", "ephemeral"):
             return chromadb.EphemeralClient()
     # Chroma takes every spelling of a path for a store of its own, and two stores on one directory lose vectors.
     try:
@@ -87,7 +87,7 @@ def open_client(path: str | os.PathLike[str] | None) -> ClientAPI:
         folder = one_spelling(path)
         folder.mkdir(parents=True, exist_ok=True)
         shared = directory(folder)
-        with shared.alone(READER_SECONDS), no_panic(f"the Chroma index in {str(path)!r}"):
+        with shared.alone(READER_SECONDS), no_panic(f"the Chroma index in {str(path)!r}", str(folder)):
             shared.mend()
             return chromadb.PersistentClient(str(folder))
     except (OSError, ChromaError, ValueError, TypeError, IndexLockedError) as error:
@@ -339,13 +339,22 @@ def check_not_forked() -> None:
 
 
 @contextmanager
-def no_panic(what: str) -> Iterator[None]:
-    """Turn a panic of Chroma's Rust into an error of ours: Python's handlers of exceptions would not see it."""
+def no_panic(what: str, opening: str | None = None) -> Iterator[None]:
+    """Turn a panic of Chroma's Rust into an error of ours: Python's handlers of exceptions would not see it.
+
+    Args:
+        what: What failed, for messages.
+        opening: Chroma's name of a store that is being opened: half a one would be found by the next who opens it.
+    """
+    from chromadb.api.shared_system_client import SharedSystemClient
+
     try:
         yield
     except BaseException as error:
         if type(error).__name__ != "PanicException":
             raise
+        if opening is not None:
+            SharedSystemClient._identifier_to_system.pop(opening, None)  # noqa: SLF001 - there is no public way
         said = in_one_line(error)
         cure = ""
         if "Too many open files" in said or "os error 24" in said:

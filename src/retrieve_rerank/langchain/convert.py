@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import zip_longest
 from numbers import Real
 from string import Formatter
@@ -286,6 +286,11 @@ def new_records(
         raise InvalidInputError("texts must be an iterable of strings, got a single str; wrap it: [...]")
     missing = object()
     columns = [column for column in (metadatas, ids) if column is not None]
+    lengths = [len(column) for column in (texts, *columns) if isinstance(column, Sized)]
+    if len(set(lengths)) > 1:  # before anything is stored, where it can be known
+        raise InvalidInputError(
+            f"texts, metadatas and ids must be equally long, but one of them ends after {min(lengths)} items"
+        )
     for position, (text, *rest) in enumerate(zip_longest(texts, *columns, fillvalue=missing)):
         if any(item is missing for item in (text, *rest)):
             raise InvalidInputError(
