@@ -61,7 +61,7 @@ def atomic_write(path: str | os.PathLike[str], what: str = "the file", *, durabl
             if target.exists():
                 shutil.copymode(target, new)
             if durable:
-                _sync(new, os.O_RDWR)
+                sync_file(new)
             new.replace(target)
         if durable:
             sync_folder(target.parent)
@@ -77,6 +77,11 @@ def write_text(text: str, path: str | os.PathLike[str], what: str = "the file", 
     # A lone surrogate, as of a file name, is nothing that UTF-8 can hold: it is written as JSON's escape of it.
     with atomic_write(path, what, durable=durable) as new:
         new.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
+
+
+def sync_file(path: Path) -> None:
+    """Force a file's content to the disk."""
+    _sync(path, os.O_RDWR)
 
 
 def sync_folder(folder: Path) -> None:

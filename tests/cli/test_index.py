@@ -47,7 +47,7 @@ def stored(index: Path, encoder: Path, language: str = "en") -> dict[str, tuple[
         BM25Index(path=index / "words", language=language) as words,
     ):
         found = {record.id: (record.text, dict(record.metadata)) for record in vectors.collection.read()}
-        assert found == {record.id: (record.text, dict(record.metadata)) for record in words.collection.read()}
+        assert found == {record.id: (record.text, dict(record.metadata)) for record in words.get_records()}
     return found
 
 
@@ -331,7 +331,7 @@ def test_broken_off_it_goes_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, failing)
-        patch.setattr(BM25Index, "close", lambda self: self.collection.worker.close())  # killed: nothing is saved
+        patch.setattr(BM25Index, "close", lambda self: self.worker.close())  # killed: nothing is saved
         assert "the disk is full" in run("index", docs, "--to", "made", status=1).err
     assert "was broken off" in run("search", "bread", "--in", "made", "--no-rerank").err
     (docs / "n0.txt").unlink()

@@ -17,6 +17,8 @@ import Stemmer
 from retrieve_rerank import BM25Index, Hit, IndexLockedError, IndexMismatchError, InvalidInputError, Passage
 from retrieve_rerank._files import locked
 from retrieve_rerank.indexes import bm25_files
+from retrieve_rerank.indexes.records import to_record
+from retrieve_rerank.indexes.words import Analyzer
 from tests.core.stubs import passages, run_python
 
 STORED = [
@@ -57,14 +59,19 @@ def test_all_of_it_comes_back(saved: Path) -> None:
 def test_what_is_read_is_mapped_and_not_loaded(saved: Path) -> None:
     with BM25Index(path=saved) as index:
         assert len(answers(index)[0]) == 2
-        postings = index.collection._postings
-        for array in (postings.slots, postings.weights, postings.starts, postings.counts):
+        content = index._content
+        assert content.weights is not None
+        for array in (
+            content.words,
+            content.lengths,
+            *(content.weights[name] for name in ("data", "indices", "indptr")),
+        ):
             base: Any = array
             while isinstance(base, np.ndarray) and not isinstance(base, np.memmap):
                 base = base.base
             assert isinstance(base, np.memmap)
             assert not array.flags.writeable
-        assert index.collection._slots is None  # ids are looked at when one is asked for
+        assert index._numbers is None  # ids are looked at when one is asked for
 
 
 def test_changes_after_loading(saved: Path) -> None:
@@ -82,7 +89,7 @@ def test_changes_after_loading(saved: Path) -> None:
         assert index.count() == 4
         assert index.retrieve_many([*QUERIES, "delta"]) == memory.retrieve_many([*QUERIES, "delta"]) == before
     assert len(generations(saved)) == 1
-    stems = json.loads((generations(saved)[0] / "stems.json").read_text(encoding="utf-8"))
+    stems = json.loads((generations(saved)[0] / "vocab.index.json").read_text(encoding="utf-8"))
     assert "run" not in stems  # a word that went with its passage
 
 
@@ -155,7 +162,7 @@ def test_an_error_in_the_block_loses_nothing(tmp_path: Path) -> None:
 def test_what_one_saves_the_others_see(saved: Path) -> None:
     with BM25Index(path=saved) as writer, BM25Index(path=f"{saved}/") as reader:
         assert answers(reader) == answers(writer)
-        found = reader.collection.search(["alpha"], 10)[0]
+        rows = reader._content.rows
         writer.add([Passage("5", "alpha alpha alpha alpha alpha")])
         assert reader.count() == 4
         writer.save()
@@ -163,7 +170,7 @@ def test_what_one_saves_the_others_see(saved: Path) -> None:
         assert answers(reader) == answers(writer)
         assert reader.get(["5"])[0].text.startswith("alpha")
         # Who still reads what is gone from the directory, reads on.
-        assert [found.columns.passage(slot).id for slot in found.slots] == ["1", "4"]
+        assert [rows[number].id for number in range(4)] == ["1", "../2", "3", "4"]
         reader.add([Passage("6", "beta")])  # on top of what the other saved
         reader.save()
         assert writer.count() == 6
@@ -225,11 +232,43 @@ def test_another_version_of_the_stemmer_cuts_the_texts_again(saved: Path, monkey
 
     monkeypatch.setattr(Stemmer, "Stemmer", Other)
     monkeypatch.setattr(Stemmer, "version", lambda: "99")
-    with BM25Index(path=saved) as index:
+    with pytest.warns(UserWarning, match="cut by another version of retrieve-rerank"):
+        index = BM25Index(path=saved)
+    with index:
         assert {hit.passage.id for hit in index.retrieve("alabama")} == {"1", "4"}
         index.add([Passage("5", "alphabet")])
     with BM25Index(path=saved) as index:
         assert {hit.passage.id for hit in index.retrieve("alabama")} == {"1", "4", "5"}
+
+
+@pytest.mark.parametrize("tokenizer", [None, str.split])
+def test_an_index_of_the_format_before_is_read_and_cut_anew(tmp_path: Path, tokenizer: Any) -> None:
+    """It had a file for each of ids, texts and metadata, and words of two letters or more."""
+    folder = tmp_path / f"generation-{'0' * 32}"
+    folder.mkdir()
+    metadata = [json.dumps(dict(to_record(passage).metadata)) if passage.metadata else "" for passage in STORED]
+    for name, column in (
+        ("ids", [passage.id for passage in STORED]),
+        ("texts", [passage.text for passage in STORED]),
+        ("metadata", metadata),
+    ):
+        raw = [text.encode() for text in column]
+        (folder / f"{name}.bin").write_bytes(b"".join(raw))
+        np.save(folder / f"{name}.npy", np.cumsum([len(text) for text in raw], dtype=np.int64))
+    words = {"language": "english", "cut": "2"} if tokenizer is None else Analyzer(None, tokenizer).facts
+    pointer = {"format": 1, "generation": folder.name, "words": words, "k1": 1.2, "b": 0.5, "files": {}}
+    (tmp_path / "index.json").write_text(json.dumps(pointer), encoding="utf-8")
+    memory = BM25Index(k1=1.2, b=0.5, tokenizer=tokenizer)
+    memory.add(STORED)
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="cut anew, at every opening until it is saved"):
+            index = BM25Index(path=tmp_path, tokenizer=tokenizer)
+        assert answers(index) == answers(memory)
+        assert index.get(["4", "../2", "1"]) == [STORED[3], STORED[1], STORED[0]]
+    index.save()
+    with BM25Index(path=tmp_path, tokenizer=tokenizer) as again:
+        assert answers(again) == answers(memory)
+    assert len(generations(tmp_path)) == 1
 
 
 def test_the_formula_of_the_index_stays_unless_asked_otherwise(tmp_path: Path) -> None:
@@ -251,8 +290,8 @@ def test_the_formula_of_the_index_stays_unless_asked_otherwise(tmp_path: Path) -
 
 def test_a_newer_format_is_refused(saved: Path) -> None:
     pointer = json.loads((saved / "index.json").read_text(encoding="utf-8"))
-    (saved / "index.json").write_text(json.dumps(pointer | {"format": 2}), encoding="utf-8")
-    with pytest.raises(IndexMismatchError, match="format 2, written by a newer retrieve-rerank"):
+    (saved / "index.json").write_text(json.dumps(pointer | {"format": 3}), encoding="utf-8")
+    with pytest.raises(IndexMismatchError, match="format 3, written by a newer retrieve-rerank"):
         BM25Index(path=saved)
 
 
@@ -278,10 +317,8 @@ def test_an_index_json_that_cannot_be_one(saved: Path, text: str) -> None:
     assert (saved / "index.json").read_text(encoding="utf-8") == text
 
 
-FILES = sorted(
-    ["stems.json", "ids.bin", "texts.bin", "metadata.bin"]
-    + [f"{name}.npy" for name in ("ids", "texts", "metadata", "starts", "slots", "counts", "weights")]
-)
+ARRAYS = ["data.csc.index.npy", "indices.csc.index.npy", "indptr.csc.index.npy", "words.npy", "lengths.npy", "ends.npy"]
+FILES = [*ARRAYS, "rows.bin", "vocab.index.json", "params.index.json"]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -310,10 +347,10 @@ def test_an_array_with_objects_in_it_is_never_unpickled(saved: Path) -> None:
         def __reduce__(self) -> Any:
             return os.mkdir, (str(saved / "sprung"),)
 
-    file = generations(saved)[0] / "weights.npy"
+    file = generations(saved)[0] / "data.csc.index.npy"
     np.save(file, np.array([Trap()], dtype=object), allow_pickle=True)
     pointer = json.loads((saved / "index.json").read_text(encoding="utf-8"))
-    pointer["files"]["weights.npy"] = file.stat().st_size
+    pointer["files"]["data.csc.index.npy"] = file.stat().st_size
     (saved / "index.json").write_text(json.dumps(pointer), encoding="utf-8")
     with pytest.raises(InvalidInputError, match="is damaged"):
         BM25Index(path=saved)
@@ -332,7 +369,7 @@ def test_what_else_is_in_the_directory_stays(tmp_path: Path) -> None:
 def test_what_an_interrupted_save_left_goes_with_the_next(saved: Path) -> None:
     left = saved / "generation-00000000000000000000000000000000"
     left.mkdir()
-    (left / "ids.bin").write_bytes(b"half")
+    (left / "rows.bin").write_bytes(b"half")
     with BM25Index(path=saved) as index:
         assert index.count() == 4
         assert left.exists()  # reading writes nothing

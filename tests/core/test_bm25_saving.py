@@ -285,7 +285,7 @@ def test_a_child_that_is_forked_while_another_thread_uses_the_index_does_not_han
         index.add([Passage("1", "alpha")])
         held, done = threading.Event(), threading.Event()
         def use():
-            with index.collection._lock:
+            with index._lock:
                 held.set()
                 done.wait()
         thread = threading.Thread(target=use)

@@ -114,7 +114,7 @@ def test_an_index_of_words(way: Any, options: dict[str, Any], tmp_path: Path, mo
     restored.add([Passage("new", "capital")])
     restored.save()
     assert index.get(["new"])[0].text == "capital"  # it is the same index, with threads and locks of its own
-    assert restored.collection.worker is not index.collection.worker
+    assert restored.worker is not index.worker
     index.close()
     assert "new" in [hit.passage.id for hit in restored.retrieve("capital")]
     assert way(index).count() == 5  # as one of Chroma, a closed one is opened by its copy

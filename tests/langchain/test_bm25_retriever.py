@@ -105,7 +105,7 @@ def test_whatever_changes_it_has_saved_it(tmp_path: Path) -> None:
     other.add_documents([Document("alpha", id="new")])
     assert "new" in ids(made.invoke("alpha"))
     assert ids(BM25Retriever.from_documents([Document("delta", id="e")], path=tmp_path).invoke("delta")) == ["e"]
-    assert made._collection.count() == 5
+    assert made._index.count() == 5
     with pytest.raises(InvalidInputError, match="metadata"):
         made.add_documents([Document("alpha", id="bad", metadata={"x": object()})])
     with pytest.raises(IndexMismatchError, match="english"):

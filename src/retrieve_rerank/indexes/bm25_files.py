@@ -1,8 +1,9 @@
 """A BM25 index on disk: written beside the old one, switched to in one step, read where it lies.
 
-A directory holds `index.json`, which says what the index is and which folder its files are in. Saving writes a new
-folder, forces it to the disk, and then replaces `index.json`: whoever is killed in between leaves the old index. Files
-are never changed once written, so that those who have them mapped read on. Nothing is named by what users store.
+A directory holds `index.json`, which says what the index is and which folder its files are in: bm25s's own, and beside
+them the passages and which words each has. Saving writes a new folder, forces it to the disk, and then replaces
+`index.json`: whoever is killed in between leaves the old index. Files are never changed once written, so that those who
+have them mapped read on. Nothing is named by what users store.
 """
 
 from __future__ import annotations
@@ -14,87 +15,150 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from retrieve_rerank._files import locked
-from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, RetrieveRerankError
-from retrieve_rerank.indexes.packed import Ints, PackedTexts
-from retrieve_rerank.indexes.postings import Postings
-from retrieve_rerank.indexes.records import Record, user_metadata
-from retrieve_rerank.types import Passage
+from retrieve_rerank._files import locked, sync_file, sync_folder, write_text
+from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, RetrieveRerankError, require
+from retrieve_rerank.indexes.records import Record
 
-FORMAT = 1
+FORMAT = 2  # 1 had a file for each of ids, texts and metadata, and its words are no longer those of today
+
+Ints = npt.NDArray[np.integer[Any]]
+Weights = dict[str, Any]  # as bm25s has them: "data", "indices" and "indptr" of a sparse matrix, and "num_docs"
 
 _POINTER = "index.json"
 _PREFIX = "generation-"
 _SAVED = "saved"  # in a folder that index.json has named; of a first save that was interrupted there is none
 _OURS = re.compile(rf"{_PREFIX}[0-9a-f]{{32}}")
-_COLUMNS = ("ids", "texts", "metadata")
-_ARRAYS = ("starts", "slots", "counts", "weights")
+_BLOCK = 1 << 20  # words weighed in one go: the interim results are kept small
+_ARRAYS = ("words", "lengths", "ends")
+_MATRIX = ("data", "indices", "indptr")
 
 
 @dataclass(frozen=True, slots=True)
-class Columns:
-    """The passages, by slot: their ids, their texts, and their metadata as JSON, empty where there is none."""
+class Rows:
+    """Records by number, each as JSON in UTF-8: those on disk are read where they lie, new ones are kept behind them.
 
-    ids: PackedTexts
-    texts: PackedTexts
-    metadata: PackedTexts
+    Attributes:
+        stored: Those on disk, one after another.
+        ends: Where each of them ends.
+        kept: Which of them are still there.
+        new: The others.
+    """
 
-    @classmethod
-    def empty(cls) -> Columns:
-        """Return columns of nothing."""
-        return cls(PackedTexts(), PackedTexts(), PackedTexts())
+    stored: bytes | mmap.mmap = b""
+    ends: Sequence[int] = ()
+    kept: Sequence[int] = ()
+    new: list[bytes] = field(default_factory=list)
 
-    def kept(self, slots: Ints) -> Columns:
-        """Return columns of the records in `slots` alone, in memory."""
-        return Columns(
-            *(
-                PackedTexts(b"".join(column.kept(slots.tolist())), column.ends(slots))
-                for column in (self.ids, self.texts, self.metadata)
-            )
-        )
+    def __len__(self) -> int:
+        return len(self.kept) + len(self.new)
+
+    def __getitem__(self, number: int) -> Record:
+        return Record(*json.loads(self.raw(number)))
+
+    def raw(self, number: int) -> bytes:
+        """Return a record as it is stored."""
+        if number >= len(self.kept):
+            return self.new[number - len(self.kept)]
+        place = self.kept[number]
+        return self.stored[self.ends[place - 1] if place else 0 : self.ends[place]]
 
     def append(self, record: Record) -> None:
-        """Give a record the next slot."""
-        self.ids.append(record.id)
-        self.texts.append(record.text)
-        self.metadata.append(json.dumps(dict(record.metadata)) if record.metadata else "")
+        """Put one more record at the end."""
+        self.new.append(to_row(record.id, record.text, record.metadata))
 
-    def cut(self, slots: int) -> None:
-        """Forget the records from this slot on, which are not saved."""
-        for column in (self.ids, self.texts, self.metadata):
-            column.cut(slots)
+    def cut(self, count: int) -> None:
+        """Forget the records from this number on, which are new."""
+        del self.new[count - len(self.kept) :]
 
-    def record(self, slot: int) -> Record:
-        """Return what was stored."""
-        metadata = self.metadata[slot]
-        return Record(self.ids[slot], self.texts[slot], json.loads(metadata) if metadata else {})
+    def only(self, chosen: npt.NDArray[np.bool_]) -> Rows:
+        """Return the records that are chosen, numbered anew. Who reads these rows still has them all."""
+        old, new = np.split(chosen, [len(self.kept)])
+        kept = _numbers(np.asarray(self.kept, np.int64)[old])
+        return Rows(self.stored, self.ends, kept, [row for row, stays in zip(self.new, new, strict=True) if stays])
 
-    def passage(self, slot: int) -> Passage:
-        """Return what was stored as a passage with the user's own metadata."""
-        metadata = self.metadata[slot]
-        return Passage(self.ids[slot], self.texts[slot], user_metadata(json.loads(metadata)) if metadata else {})
+
+def to_row(id_: str, text: str, metadata: Mapping[str, Any]) -> bytes:
+    """Return a record as it is stored."""
+    return json.dumps([id_, text, dict(metadata)], ensure_ascii=False).encode()
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """All of an index: how its words were cut and weighed, the words, where they are, and the passages.
+    """All of an index.
 
-    What is saved has no dead slots, and its postings are weighed.
+    Attributes:
+        facts: How its texts were cut into words.
+        k1: How much a word's repetitions add.
+        b: How much a passage's length takes away.
+        stems: The words, by number.
+        words: The words of all passages by number, one passage after another; int32.
+        lengths: How many of them each passage has; int32.
+        weights: What each word of each passage adds to a query's score; None where this is not known.
+        rows: The passages.
     """
 
     facts: Mapping[str, str | None]
     k1: float
     b: float
-    stems: Sequence[str]
-    postings: Postings
-    columns: Columns
+    stems: Sequence[str] = ()
+    words: Ints = field(default_factory=lambda: np.zeros(0, np.int32))
+    lengths: Ints = field(default_factory=lambda: np.zeros(0, np.int32))
+    weights: Weights | None = None
+    rows: Rows = field(default_factory=Rows)
+
+
+def weigh(words: Ints, lengths: Ints, counted: npt.NDArray[np.bool_], k1: float, b: float) -> Weights:
+    """Return what each word of each passage adds to a query's score: BM25 as Lucene has it, in bm25s's precision.
+
+    bm25s itself, which works on lists, needs 1.4 times as much memory for a million passages.
+
+    Args:
+        words: The words of all passages by number, one passage after another; int32, (n,).
+        lengths: How many of them each passage has; int32, (passages,).
+        counted: Which words make a passage longer, by number; (words there are,).
+        k1: How much a word's repetitions add.
+        b: How much a passage's length takes away.
+    """
+    passages = len(lengths)
+    keys = words.astype(np.int64)  # in few and small steps, as there may be many
+    keys <<= 32
+    keys |= np.repeat(np.arange(passages, dtype=np.int32), lengths)
+    long = lengths - np.bincount(keys[~counted[words]] & 0xFFFFFFFF, minlength=passages)
+    keys.sort()
+    begins = np.flatnonzero(np.concatenate([np.ones(min(1, len(keys)), np.bool_), keys[1:] != keys[:-1]]))
+    counts = np.diff(begins, append=len(keys)).astype(np.int32)
+    keys = keys[begins]
+    numbers, found = keys.astype(np.int32), np.bincount(keys >> 32, minlength=len(counted))
+    relative = 1 - b + b * long / max(long.sum() / max(1, passages), 1e-9)
+    rarity = np.log(1 + (passages - found + 0.5) / (found + 0.5)).astype(np.float32)
+    data = np.empty(len(keys), np.float32)
+    for start in range(0, len(data), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        data[part] = rarity[keys[part] >> 32] * (counts[part] / (k1 * relative[numbers[part]] + counts[part]))
+    indptr = np.concatenate([[0], np.cumsum(found, dtype=np.int64)])
+    return {"data": data, "indices": numbers, "indptr": indptr, "num_docs": passages}
+
+
+def used(content: Content, stems: Sequence[str]) -> Content:
+    """Return content to be saved: with the stems that are in use, which are not those of deleted passages."""
+    weights: Weights = content.weights or {}
+    indptr = weights["indptr"]
+    used = np.diff(indptr) > 0
+    numbers = np.cumsum(used, dtype=np.int32) - np.int32(1)
+    return replace(
+        content,
+        stems=[stem for stem, is_used in zip(stems, used.tolist(), strict=True) if is_used],
+        words=numbers[content.words],
+        weights={**weights, "indptr": np.concatenate([[0], indptr[1:][used]])},
+    )
 
 
 class IndexFolder:
@@ -140,7 +204,7 @@ class IndexFolder:
             pointer = self._pointer()
             try:
                 content = _read(self.path / pointer["generation"], pointer)
-            except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+            except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError) as error:
                 if self._stamp() != seen:
                     continue  # somebody saved meanwhile, and took the old files away
                 raise self._damaged(error) from error
@@ -148,12 +212,8 @@ class IndexFolder:
             return content
         raise RetrieveRerankError(f"the index in {str(self.path)!r} is being saved over and over; try again")
 
-    def save(self, content: Content, alive: Ints | None) -> None:
+    def save(self, content: Content) -> None:
         """Write an index and switch to it. Whatever happens, the directory holds the old index or the new one.
-
-        Args:
-            content: What to write; its postings count the passages that are alive only.
-            alive: The slots to write, or None for all.
 
         Raises:
             IndexLockedError: If another process is saving.
@@ -170,33 +230,30 @@ class IndexFolder:
                         "changes there"
                     )
                 folder.mkdir()
-                sizes = _write(folder, content, alive)
                 pointer = {
                     "format": FORMAT,
                     "generation": folder.name,
-                    "passages": int(len(content.columns.ids) if alive is None else len(alive)),
+                    "passages": len(content.rows),
                     "words": dict(content.facts),
                     "k1": content.k1,
                     "b": content.b,
-                    "files": sizes,
+                    "files": _write(folder, content),
                 }
-                with _synced(self.path / f"{_POINTER}.new") as file:
-                    file.write(json.dumps(pointer, indent=1).encode())
-                os.replace(self.path / f"{_POINTER}.new", self.path / _POINTER)  # noqa: PTH105 - the one step
-                self._generation = folder.name
-                _sync_folder(self.path)
-                (folder / _SAVED).touch()
-                self._seen = self._stamp()
-                self._tidy(folder.name)
+                write_text(json.dumps(pointer, indent=1), self.path / _POINTER, "the index")
+                with suppress(OSError):  # it is saved
+                    (folder / _SAVED).touch()
         except OSError as error:
-            if self._generation == folder.name:  # it is saved; only tidying or unlocking failed
-                return
-            shutil.rmtree(folder, ignore_errors=True)
-            if self.path.is_dir():
-                left = "What was saved before is as it was"
-            else:  # and not made again: where a disk was mounted, it would be the wrong one
-                left = "The directory is gone; bring it back, or make an empty one, and save again"
-            raise InvalidInputError(f"cannot save the index in {str(self.path)!r}: {error}. {left}") from error
+            if not self._names(folder.name):
+                shutil.rmtree(folder, ignore_errors=True)
+                if self.path.is_dir():
+                    left = "What was saved before is as it was"
+                else:  # and not made again: where a disk was mounted, it would be the wrong one
+                    left = "The directory is gone; bring it back, or make an empty one, and save again"
+                raise InvalidInputError(f"cannot save the index in {str(self.path)!r}: {error}. {left}") from error
+        self._generation = folder.name
+        with suppress(OSError):  # only tidying failed
+            self._seen = self._stamp()
+            self._tidy(folder.name)
 
     def _stamp(self) -> tuple[int, ...] | None:
         try:
@@ -209,10 +266,9 @@ class IndexFolder:
         try:
             pointer: dict[str, Any] = json.loads((self.path / _POINTER).read_bytes())
             newer = pointer["format"] > FORMAT
-            valid = (
-                pointer["generation"].startswith(_PREFIX) and Path(pointer["generation"]).name == pointer["generation"]
-            )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            name = pointer["generation"]
+            valid = name.startswith(_PREFIX) and Path(name).name == name
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise self._damaged(error) from error
         if newer:
             raise IndexMismatchError(
@@ -220,8 +276,15 @@ class IndexFolder:
                 f"this one reads up to {FORMAT}. Upgrade retrieve-rerank"
             )
         if not valid:
-            raise self._damaged("index.json names no folder of an index")
+            raise self._damaged(f"{_POINTER} names no folder of an index")
         return pointer
+
+    def _names(self, generation: str) -> bool:
+        try:
+            named: bool = self._pointer()["generation"] == generation
+        except RetrieveRerankError:
+            return False
+        return named
 
     def _damaged(self, why: object) -> InvalidInputError:
         return InvalidInputError(
@@ -236,21 +299,23 @@ class IndexFolder:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write(folder: Path, content: Content, alive: Ints | None) -> dict[str, int]:
-    """Write the files of an index and return their sizes."""
-    with _synced(folder / "stems.json") as file:
-        file.write(json.dumps(list(content.stems), ensure_ascii=False).encode())
-    for name in _ARRAYS:
-        with _synced(folder / f"{name}.npy") as file:
-            np.save(file, getattr(content.postings, name), allow_pickle=False)
-    for name in _COLUMNS:
-        column: PackedTexts = getattr(content.columns, name)
-        with _synced(folder / f"{name}.bin") as file:
-            file.writelines(column.kept(None if alive is None else alive.tolist()))
-        with _synced(folder / f"{name}.npy") as file:
-            np.save(file, column.ends(alive), allow_pickle=False)
-    _sync_folder(folder)
-    return {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
+def _write(folder: Path, content: Content) -> dict[str, int]:
+    """Write the files of an index to the disk and return their sizes."""
+    matrix = require("bm25s", extra="hybrid").BM25(k1=content.k1, b=content.b)
+    matrix.scores, matrix.nonoccurrence_array = content.weights, None
+    matrix.vocab_dict = {stem: number for number, stem in enumerate(content.stems)}
+    matrix.save(folder, show_progress=False)
+    rows = content.rows
+    with (folder / "rows.bin").open("wb") as file:
+        file.writelines(map(rows.raw, range(len(rows))))
+    ends = np.cumsum([len(rows.raw(number)) for number in range(len(rows))], dtype=np.int64)
+    for name, array in zip(_ARRAYS, (content.words, content.lengths, ends), strict=True):
+        np.save(folder / f"{name}.npy", array, allow_pickle=False)
+    files = sorted(folder.iterdir())
+    for path in files:
+        sync_file(path)
+    sync_folder(folder)
+    return {path.name: path.stat().st_size for path in files}
 
 
 def _read(folder: Path, pointer: Mapping[str, Any]) -> Content:
@@ -259,28 +324,45 @@ def _read(folder: Path, pointer: Mapping[str, Any]) -> Content:
         found = (folder / name).stat().st_size
         if found != size:
             raise ValueError(f"{name} has {found} bytes where {size} were written")
-    stems = json.loads((folder / "stems.json").read_bytes())
-    arrays = {name: _mapped_array(folder / f"{name}.npy") for name in _ARRAYS}
-    columns = {
-        name: PackedTexts(_mapped_bytes(folder / f"{name}.bin"), _mapped_array(folder / f"{name}.npy"))
-        for name in _COLUMNS
-    }
-    entries = len(arrays["slots"])
+    facts, k1, b = dict(pointer["words"]), float(pointer["k1"]), float(pointer["b"])
+    if pointer["format"] == 1:
+        return Content(facts, k1, b, rows=Rows(new=list(_rows_of_format_1(folder))))
+    words, lengths, ends = (_mapped_array(folder / f"{name}.npy") for name in _ARRAYS)
+    matrix = require("bm25s", extra="hybrid").BM25.load(folder, mmap=True, show_progress=False, verbosity=0)
+    weights = {**matrix.scores, **{name: _plain(matrix.scores[name]) for name in _MATRIX}}
     if (
-        len(arrays["starts"]) != len(stems) + 1
-        or arrays["starts"][-1] != entries
-        or any(len(arrays[name]) != entries for name in ("counts", "weights"))
-        or any(len(column) != pointer["passages"] for column in columns.values())
+        not len(lengths) == len(ends) == weights["num_docs"] == pointer["passages"]
+        or len(words) != lengths.sum(dtype=np.int64)
+        or len(weights["indptr"]) != len(matrix.vocab_dict) + 1
+        or not len(weights["indices"]) == len(weights["data"]) == weights["indptr"][-1]
     ):
         raise ValueError("its files do not belong together")
-    return Content(
-        dict(pointer["words"]), float(pointer["k1"]), float(pointer["b"]), stems, Postings(**arrays), Columns(**columns)
-    )
+    rows = Rows(_mapped_bytes(folder / "rows.bin"), _numbers(ends), range(len(ends)))
+    return Content(facts, k1, b, list(matrix.vocab_dict), words, lengths, weights, rows)
+
+
+def _rows_of_format_1(folder: Path) -> Iterator[bytes]:
+    columns = []
+    for name in ("ids", "texts", "metadata"):
+        ends = np.load(folder / f"{name}.npy", allow_pickle=False).tolist()
+        raw = (folder / f"{name}.bin").read_bytes()
+        columns.append([raw[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)])
+    for id_, text, metadata in zip(*columns, strict=True):
+        yield to_row(id_, text, json.loads(metadata) if metadata else {})
 
 
 def _mapped_array(path: Path) -> Any:
-    # As a plain array: every slice of numpy's own class for mapped files costs more than what is read.
-    return np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
+    return _plain(np.load(path, mmap_mode="r", allow_pickle=False))
+
+
+def _plain(array: Any) -> Any:
+    """Return a mapped array as a plain one: every slice of numpy's own class for it costs more than what is read."""
+    return array.view(np.ndarray)
+
+
+def _numbers(array: Any) -> Sequence[int]:
+    """Return an array as plain numbers where it lies, which are had in half the time."""
+    return memoryview(array)
 
 
 def _mapped_bytes(path: Path) -> bytes | mmap.mmap:
@@ -288,22 +370,3 @@ def _mapped_bytes(path: Path) -> bytes | mmap.mmap:
         if os.fstat(file.fileno()).st_size == 0:  # which cannot be mapped
             return b""
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-
-
-@contextmanager
-def _synced(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file for writing; it is on the disk when this ends."""
-    with path.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    """Force a directory's list of files to the disk, where the system can."""
-    with suppress(OSError):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

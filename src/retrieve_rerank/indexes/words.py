@@ -1,4 +1,4 @@
-"""How a text becomes the words that are searched: lower-cased, split, without stop words, stemmed.
+"""How a text becomes the words that are searched: cut, lower-cased, without stop words, stemmed.
 
 The same steps for passages and queries, and recorded in every index, as words that were cut differently never meet.
 """
@@ -9,7 +9,8 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
-from functools import cache
+from functools import cache, lru_cache
+from itertools import chain, pairwise
 
 from retrieve_rerank.checks import check_encodable
 from retrieve_rerank.errors import InvalidInputError, require
@@ -17,11 +18,22 @@ from retrieve_rerank.errors import InvalidInputError, require
 Tokenizer = Callable[[str], list[str]]
 
 _EXTRA = "hybrid"
-_STOP = -1
+_CUT = "3"  # of the rules below; what is stored is cut again where they change
+_LONGEST_NAME = 100  # characters of an identifier that is looked for by its parts; what is longer is data
 
-# Two or more letters or digits, as bm25s and scikit-learn split.
-_find_words = re.compile(r"\w\w+").findall
-_CUT = "2"  # of the rules below; what is stored is cut again where they change
+# Letters and digits, with the signs of C++ and C#. Not one letter that is part of "it's" or "e.g.".
+_SIGNS = r"(?:\+\+|#(?!\w))?"
+_find_words = re.compile(rf"(?:\w\w+|(?<!\w['.])\w(?!\.\w)){_SIGNS}").findall
+
+# Scripts without spaces between words: Thai, Lao, Myanmar, Khmer, Tai Le, New Tai Lue, Tai Tham, kana, bopomofo, Han.
+_NO_SPACES = (
+    "\u0e01-\u0e3a\u0e40-\u0e4e\u0e81-\u0ece\u0edc-\u0edf\u1000-\u103f\u1050-\u108f\u109a-\u109d\u1780-\u17d3\u17d7\u17dc\u17dd"
+    "\u1950-\u1974\u1980-\u19c9\u1a20-\u1a7c\u3005-\u3007\u3021-\u3029\u3041-\u3096\u3099\u309a\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff"
+    "\u3105-\u312f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uaa60-\uaa7f\uf900-\ufaff\U00020000-\U000323af"
+)
+_runs_on = re.compile(f"[{_NO_SPACES}]").match
+# The soft hyphen, the word joiner and the mark of byte order are not seen, and no part of a word.
+_UNSEEN = dict.fromkeys(map(ord, "\u00ad\u2060\ufeff"))
 
 _CODES = {
     "ar": "arabic",
@@ -64,22 +76,28 @@ _CODES = {
 
 
 @cache
-def _find_marked_words() -> Callable[[str], list[str]]:
-    """Return a search for words as above whose letters may bear marks.
+def _find_any_words() -> Callable[[str], list[str]]:
+    """Return a search for words as above in any script, and for runs of letters of a script without spaces.
 
     To Python the vowel signs of Hindi or Tamil, and an accent by itself, are no part of a word. Marks outside the basic
     plane are left out: going through all of Unicode takes twenty times as long.
     """
-    marks = (character for character in map(chr, range(0x10000)) if unicodedata.category(character) in ("Mn", "Mc"))
-    return re.compile(rf"\w[\w{''.join(marks)}]+").findall
+    marks = "".join(sign for sign in map(chr, range(0x10000)) if unicodedata.category(sign) in ("Mn", "Mc"))
+    letter = rf"[^\W{_NO_SPACES}]"
+    several = rf"{letter}(?={letter}|[{marks}]){letter}*(?:[{marks}]+{letter}*)*"
+    return re.compile(rf"[{_NO_SPACES}]+|(?:{several}|(?<!\w['’.]){letter}(?!\.\w)){_SIGNS}").findall
 
 
 class Analyzer:
     """Cuts texts into words.
 
+    A text is brought into Unicode's compatible form, where ligatures and full width are plain letters. A word is a run
+    of letters, digits and underscores. An identifier is found by its parts as well, `getUserById` by "user", and a word
+    of two scripts by its halves. Scripts without spaces are searched by overlapping pairs of characters.
+
     Args:
         language: Name or ISO 639-1 code of the language whose stop words are left out and whose endings are cut off.
-            None: lower-cased words as they are, which suits any language that puts spaces between words.
+            None: lower-cased words as they are.
         tokenizer: Cuts a text into words instead; then nothing else is done to them.
 
     Raises:
@@ -102,7 +120,7 @@ class Analyzer:
         if self.language is not None:
             stemmers = require("Stemmer", extra=_EXTRA)
             self._stem = stemmers.Stemmer(self.language).stemWord
-            self._stop = stop_words(self.language)
+            self._stop = stop_words(self.language) | ({"i"} if self.language == "english" else set())
             # Either may change with a new version of its package; what is stored is cut again then.
             digest = hashlib.sha256(" ".join(sorted(self._stop)).encode()).hexdigest()[:16]
             self.facts |= {"stemmer": stemmers.version(), "stop_words": digest}
@@ -111,18 +129,37 @@ class Analyzer:
         return Analyzer, (self.language, self.tokenizer)  # a stemmer cannot be pickled, and is made again
 
     def words(self, text: str) -> list[str]:
-        """Return the words of a text, stop words and endings still there."""
+        """Return the words of a passage, those that it can be found by; stop words and endings are still there."""
+        return [word for piece in self.pieces(text) for word in self.words_of(piece)]
+
+    def pieces(self, text: str) -> list[str]:
+        """Cut a text where its words end, or an unbroken run of letters of a script without spaces does."""
         if self.tokenizer is None:
-            if self.language == "turkish":  # whose i has a dot in capitals, too
-                text = text.replace("İ", "i").replace("I", "ı")
             if text.isascii():
-                return _find_words(text.lower())
-            return _find_marked_words()(unicodedata.normalize("NFC", text.lower()))
+                return _find_words(text)
+            return _find_any_words()(unicodedata.normalize("NFKC", text.translate(_UNSEEN)))
         words = self.tokenizer(text)
         if not isinstance(words, (list, tuple)) or not all(isinstance(word, str) for word in words):
-            raise InvalidInputError(f"the tokenizer must return a list of strings, got {words!r}")
+            raise InvalidInputError(f"the tokenizer must return a list of strings, got {words!r:.200}")
         check_encodable("".join(words), "what the tokenizer made of a text")  # or it could never be saved
         return list(words)
+
+    def words_of(self, piece: str, *, asked: bool = False) -> list[str]:
+        """Return the words of a piece of a passage, or of a query, in which pairs of characters are asked for alone."""
+        if self.tokenizer is not None:
+            return [piece]
+        if _runs_on(piece):
+            pairs = [first + second for first, second in pairwise(piece)]
+            return pairs if pairs and asked else [*pairs, *piece]
+        name = piece.rstrip("+#").strip("_")
+        if not name:
+            return []
+        words = [name, *_parts(name)]
+        if piece[-1] in "+#":
+            words.append(piece)
+        if self.language == "turkish":  # whose i has a dot in capitals, too
+            words = [word.replace("İ", "i").replace("I", "ı") for word in words]
+        return [word.lower() for word in words]
 
     def stem(self, word: str) -> str | None:
         """Return a word without its ending, or None for a stop word."""
@@ -130,9 +167,13 @@ class Analyzer:
             return None
         return word if self._stem is None else self._stem(word)
 
+    def counts(self, stem: str) -> bool:
+        """Whether a word makes its passage longer, which takes away from its score: not one of ours of one letter."""
+        return len(stem) > 1 or self.tokenizer is not None
+
 
 class Vocabulary:
-    """Stems by number, in the order in which they were first seen. Every distinct word is stemmed once.
+    """Stems by number, in the order in which they were first seen. Every distinct piece of text is stemmed once.
 
     Args:
         analyzer: Cuts the texts.
@@ -149,30 +190,57 @@ class Vocabulary:
 
     def learn(self, text: str) -> list[int]:
         """Return the numbers of a passage's words; a new stem gets the next number."""
-        numbers = self._numbers
-        return [number for word in self.analyzer.words(text) if (number := numbers[word]) >= 0]
+        return list(chain.from_iterable(map(self._numbers.__getitem__, self.analyzer.pieces(text))))
 
     def look_up(self, text: str) -> list[int]:
         """Return the numbers of a query's words; words that no passage has are left out."""
-        stems = (self.analyzer.stem(word) for word in self.analyzer.words(text))
-        return [self.stems[stem] for stem in stems if stem in self.stems]
+        analyzer = self.analyzer
+        words = (word for piece in analyzer.pieces(text) for word in analyzer.words_of(piece, asked=True))
+        return [self.stems[stem] for stem in map(analyzer.stem, words) if stem in self.stems]
 
-    def number(self, word: str) -> int:
-        """Return the number of a passage's word, below 0 for a stop word."""
-        stem = self.analyzer.stem(word)
-        return _STOP if stem is None else self.stems.setdefault(stem, len(self.stems))
+    def numbers(self, piece: str) -> tuple[int, ...]:
+        """Return the numbers of the words of a piece of a passage."""
+        stems = map(self.analyzer.stem, self.analyzer.words_of(piece))
+        return tuple(self.stems.setdefault(stem, len(self.stems)) for stem in stems if stem is not None)
 
 
-class _Numbers(dict[str, int]):
-    """The number of every word seen; looks a new one up. A dictionary, as millions of words go through it."""
+class _Numbers(dict[str, tuple[int, ...]]):
+    """The numbers of every piece seen. A dictionary, as millions of words go through it."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         super().__init__()
-        self._number = vocabulary.number
+        self._numbers_of = vocabulary.numbers
 
-    def __missing__(self, word: str) -> int:
-        number = self[word] = self._number(word)
-        return number
+    def __missing__(self, piece: str) -> tuple[int, ...]:
+        numbers = self._numbers_of(piece)
+        if not _runs_on(piece):  # which is a sentence, and does not come again
+            self[piece] = numbers
+        return numbers
+
+
+def _parts(name: str) -> list[str]:
+    """Return the parts of an identifier or of a word in two scripts, if there are several."""
+    if len(name) > _LONGEST_NAME or (name.isascii() and "_" not in name and (name[1:].islower() or name.isupper())):
+        return []
+    borders = [place for place in range(1, len(name)) if _is_border(name, place)]
+    parts = [name[start:end].strip("_") for start, end in pairwise([0, *borders, len(name)])]
+    return [part for part in parts if part] if borders else []
+
+
+def _is_border(name: str, place: int) -> bool:
+    before, here, after = name[place - 1], name[place], name[place + 1 : place + 3]
+    if "_" in (before, here) or len({_script(before), _script(here)} - {None}) == 2:
+        return True
+    # getUser, HTMLParser, but not PDFs
+    ends = len(after) == 2 and after.islower() and _script(after[0]) == _script(here)
+    return here.isupper() and (before.islower() or ends)
+
+
+@lru_cache(maxsize=10_000)
+def _script(letter: str) -> str | None:
+    """Return the first word of a letter's name, which is its script, or None of what goes with any."""
+    is_letter = unicodedata.category(letter) in ("Lu", "Ll", "Lt", "Lo")
+    return unicodedata.name(letter, "").partition(" ")[0] if is_letter else None
 
 
 def language_name(language: str | None) -> str | None:

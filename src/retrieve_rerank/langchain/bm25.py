@@ -17,7 +17,7 @@ from typing_extensions import Self, TypedDict, Unpack
 
 from retrieve_rerank.checks import check_count, check_query
 from retrieve_rerank.errors import InvalidInputError
-from retrieve_rerank.indexes.bm25_collection import BM25Collection
+from retrieve_rerank.indexes.bm25 import BM25Index
 from retrieve_rerank.indexes.filters import Where
 from retrieve_rerank.indexes.store import check_ids
 from retrieve_rerank.langchain.convert import checked_documents, new_records, to_document
@@ -30,7 +30,7 @@ _MAKES_THE_INDEX = ("path", "language", "preprocess_func", "k1", "b")
 class _Opened:
     """An index, and the settings that it was made of."""
 
-    collection: BM25Collection
+    index: BM25Index
     made_of: tuple[object, ...]
 
 
@@ -174,7 +174,7 @@ class BM25Retriever(Component, BaseRetriever):
     @property
     def docs(self) -> list[Document]:
         """The stored documents."""
-        return [to_document(record) for record in self._collection.read()]
+        return [to_document(record) for record in self._index.get_records()]
 
     def add_documents(self, documents: Iterable[Document]) -> list[str]:
         """Store documents and return their ids; those whose ids are stored are replaced, of equal ids the last wins."""
@@ -185,24 +185,24 @@ class BM25Retriever(Component, BaseRetriever):
 
     def delete(self, ids: list[str]) -> None:
         """Delete documents by id; ids that are not stored are no error."""
-        self._collection.delete(check_ids(ids))
+        self._index.delete(ids)
         self._save()
 
     def close(self) -> None:
         """Release the index. One without a path is gone."""
-        self._collection.close()
+        self._index.close()
 
     @property
-    def _collection(self) -> BM25Collection:
-        collection: BM25Collection = self.index.collection
-        return collection
+    def _index(self) -> BM25Index:
+        index: BM25Index = self.index.index
+        return index
 
     def _makes_the_index(self) -> tuple[object, ...]:
         return tuple(getattr(self, name) for name in _MAKES_THE_INDEX)
 
     def _open(self) -> None:
-        collection = BM25Collection(self.path, self.language, tokenizer=self.preprocess_func, k1=self.k1, b=self.b)
-        self.index = _Opened(collection, self._makes_the_index())
+        made = BM25Index(path=self.path, language=self.language, tokenizer=self.preprocess_func, k1=self.k1, b=self.b)
+        self.index = _Opened(made, self._makes_the_index())
 
     def _get_relevant_documents(
         self,
@@ -224,19 +224,18 @@ class BM25Retriever(Component, BaseRetriever):
         filter: Where | None = None,
         where_document: Where | None = None,
     ) -> list[Document]:
-        return await self._collection.worker.arun(partial(self._found, query, k, filter, where_document))
+        return await self._index.worker.arun(partial(self._found, query, k, filter, where_document))
 
     def _found(self, query: str, k: int | None, filter: Where | None, where_document: Where | None) -> list[Document]:
-        found = self._collection.search(
+        found = self._index.search_records(
             [check_query(query)],
             check_count(self.k if k is None else k, "k"),
             where=self.filter if filter is None else filter,
             where_document=where_document,
         )[0]
-        records = map(found.columns.record, found.slots)
         return [
             to_document(record, {"retrieval_score": score, "retrieval_rank": rank})
-            for rank, (record, score) in enumerate(zip(records, found.scores, strict=True), start=1)
+            for rank, (record, score) in enumerate(found, start=1)
         ]
 
     def _store(
@@ -247,12 +246,11 @@ class BM25Retriever(Component, BaseRetriever):
     ) -> list[str]:
         made: list[str] = []
         try:
-            for _ in self._collection.add(new_records(texts, metadatas, ids, made)):
-                pass
+            self._index.add_records(new_records(texts, metadatas, ids, made))
         finally:
             self._save()  # also what was whole before a text that cannot be stored
         return made
 
     def _save(self) -> None:
         if self.path is not None:
-            self._collection.save()
+            self._index.save()

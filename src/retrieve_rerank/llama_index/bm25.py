@@ -16,7 +16,7 @@ from llama_index.core.vector_stores.types import MetadataFilters
 
 from retrieve_rerank.checks import check_count, check_query
 from retrieve_rerank.errors import InvalidInputError
-from retrieve_rerank.indexes.bm25_collection import BM25Collection
+from retrieve_rerank.indexes.bm25 import BM25Index
 from retrieve_rerank.indexes.records import Record
 from retrieve_rerank.indexes.store import check_ids
 from retrieve_rerank.indexes.words import Analyzer
@@ -96,7 +96,7 @@ class BM25Retriever(BaseRetriever):
         to_condition(filters)  # a filter that cannot be used is known now, not at the first query
         self.similarity_top_k = check_count(similarity_top_k, "similarity_top_k")
         self.filters = filters
-        self._collection = BM25Collection(path, language, tokenizer=tokenizer)
+        self._index = BM25Index(path=path, language=language, tokenizer=tokenizer)
         self._objects: dict[str, Any] = {}  # by the ids of the index nodes that have them
         super().__init__(callback_manager=callback_manager, objects=objects, object_map=object_map, verbose=verbose)
         self.add_nodes(items)
@@ -165,8 +165,7 @@ class BM25Retriever(BaseRetriever):
         objects = {node.node_id: node.obj for node in items if isinstance(node, IndexNode) and node.obj is not None}
         # All are checked before any is stored.
         records = [node_to_record(_without_object(node)) for node in items]
-        for _ in self._collection.add(records):
-            pass
+        self._index.add_records(records)
         for node in items:
             self._objects.pop(node.node_id, None)
         self._objects |= objects
@@ -175,7 +174,7 @@ class BM25Retriever(BaseRetriever):
 
     def delete_nodes(self, node_ids: Sequence[str]) -> None:
         """Delete nodes by id; ids that are not stored are no error."""
-        self._collection.delete(check_ids(node_ids))
+        self._index.delete(node_ids)
         self._save()
 
     def delete_ref_doc(self, ref_doc_id: str) -> None:
@@ -184,30 +183,29 @@ class BM25Retriever(BaseRetriever):
         A document that was stored whole, not split into nodes, is its own source.
         """
         check_document_id(ref_doc_id)
-        found = self._collection.read(where={DOCUMENT_KEY: ref_doc_id})
-        found += self._collection.read([ref_doc_id], where={DOCUMENT_KEY: NO_DOCUMENT})
+        found = self._index.get_records(where={DOCUMENT_KEY: ref_doc_id})
+        found += self._index.get_records([ref_doc_id], where={DOCUMENT_KEY: NO_DOCUMENT})
         self.delete_nodes([record.id for record in found])
 
     def get_nodes(self, node_ids: Sequence[str] | None = None) -> list[BaseNode]:
         """Return nodes by id, in the order asked for, or all; ids that are not stored are left out."""
-        return list(map(self._node, self._collection.read(None if node_ids is None else check_ids(node_ids))))
+        return list(map(self._node, self._index.get_records(None if node_ids is None else check_ids(node_ids))))
 
     def close(self) -> None:
         """Release the index. One without a path is gone."""
-        self._collection.close()
+        self._index.close()
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         condition, k = to_condition(self.filters), check_count(self.similarity_top_k, "similarity_top_k")
         options: dict[str, Any] = {"where": condition.where, "where_document": condition.where_document}
         if query_bundle.query_str == "" and condition != Condition():
-            matching = self._collection.read(**options)[:k]
+            matching = self._index.get_records(**options)[:k]
             return [NodeWithScore(node=self._node(record)) for record in matching]
-        found = self._collection.search([check_query(query_bundle.query_str)], k, **options)[0]
-        nodes = map(self._node, map(found.columns.record, found.slots))
-        return [NodeWithScore(node=node, score=score) for node, score in zip(nodes, found.scores, strict=True)]
+        found = self._index.search_records([check_query(query_bundle.query_str)], k, **options)[0]
+        return [NodeWithScore(node=self._node(record), score=score) for record, score in found]
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        return await self._collection.worker.arun(self._retrieve, query_bundle)
+        return await self._index.worker.arun(self._retrieve, query_bundle)
 
     def _node(self, record: Record) -> BaseNode:
         node = record_to_node(record)
@@ -216,8 +214,8 @@ class BM25Retriever(BaseRetriever):
         return node
 
     def _save(self) -> None:
-        if self._collection.path is not None:
-            self._collection.save()
+        if self._index.path is not None:
+            self._index.save()
 
 
 def _without_object(node: BaseNode) -> BaseNode:
