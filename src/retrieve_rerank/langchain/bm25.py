@@ -19,7 +19,6 @@ from retrieve_rerank.checks import check_count, check_query
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.indexes.bm25 import BM25Index
 from retrieve_rerank.indexes.filters import Where
-from retrieve_rerank.indexes.store import check_ids
 from retrieve_rerank.langchain.convert import checked_documents, new_records, to_document
 from retrieve_rerank.langchain.serialization import Component, Count, restorable
 
