@@ -266,7 +266,7 @@ def faulty_model(tiny_cross_encoder: Path, fault: Fault, monkeypatch: pytest.Mon
     """Our own model, whose forward pass fails."""
     import transformers
 
-    monkeypatch.setattr("retrieve_rerank.models.batching._CPU_TOKENS", 64)  # several batches
+    monkeypatch.setattr("retrieve_rerank.models.engine._CPU_TOKENS", 64)  # several batches
     kind = transformers.BertForSequenceClassification
     forward = kind.forward
 

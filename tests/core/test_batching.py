@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retrieve_rerank import BiEncoder, CrossEncoder, InvalidInputError
-from retrieve_rerank.models.batching import consecutive, pack, token_budget
+from retrieve_rerank.models.engine import consecutive, pack, token_budget
 
 lengths_of_texts = st.lists(st.integers(0, 600), max_size=60)
 

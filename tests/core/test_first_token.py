@@ -13,7 +13,7 @@ import transformers
 from transformers.models.bert.modeling_bert import BertPooler
 
 from retrieve_rerank import BiEncoder, CrossEncoder
-from retrieve_rerank.models.first_token import FirstToken
+from retrieve_rerank.models.heads import FirstToken
 from tests import tiny
 
 QUERY = "capital of france"

@@ -20,9 +20,8 @@ from safetensors.torch import load_file, save_file
 
 from retrieve_rerank import BiEncoder, CrossEncoder, InvalidInputError, ModelError, TruncationWarning
 from retrieve_rerank.models import loading
-from retrieve_rerank.models.limits import longest_input
-from retrieve_rerank.models.loading import Checkpoint, load_bi_encoder, load_cross_encoder
-from retrieve_rerank.models.weights import weights_digest
+from retrieve_rerank.models.loading import Checkpoint, load_bi_encoder, load_cross_encoder, weights_digest
+from retrieve_rerank.models.reading import longest_input
 from tests import tiny
 
 LOADERS = {"bi-encoder": load_bi_encoder, "cross-encoder": load_cross_encoder}

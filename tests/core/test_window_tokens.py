@@ -64,7 +64,7 @@ def check_windows(model: CrossEncoder, text: str) -> None:
     """Every window is read whole, and together they hold all that is no blank."""
     engine = model._worker.run(model._loaded)
     reading = engine._reading(QUERY)
-    cut = engine._cut(reading, text, reading.lengths([text])[0])
+    [cut] = reading.pieces([text], engine.max_windows)
     assert not cut.truncated
     assert not text.strip() or max(reading.lengths(list(cut.pieces))) <= engine.max_length
     if cut.windows is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import pickle
 import re
 import time
@@ -18,8 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retrieve_rerank import CrossEncoder, InvalidInputError, Passage, TruncationWarning
-from retrieve_rerank.models.reading import token_spans
-from retrieve_rerank.models.windows import Cut, Tally, split, spread
+from retrieve_rerank.models.engine import _Passages
+from retrieve_rerank.models.ranking import Scoring
+from retrieve_rerank.models.reading import Pieces, Reading, split, spread, token_spans
 from tests import tiny
 
 QUERY = "paris"
@@ -117,19 +119,30 @@ def test_taken_windows_are_spread_from_the_first_to_the_last() -> None:
     assert spread([], 3) == []
 
 
+class InPieces(Reading):
+    """Texts that were cut by hand."""
+
+    def __init__(self) -> None:
+        pass
+
+    def pieces(self, texts: Any, max_windows: Any) -> list[Pieces]:
+        spans = ((0, 1), (2, 3), (4, 5))
+        return [Pieces(("a", "b", "c"), (1, 1, 1), spans), Pieces(("b",), (1,)), Pieces(("a", "a"), (1, 1))]
+
+    lengths = fit = None  # type: ignore[assignment]
+
+
 def test_the_best_window_counts_the_first_among_equals_and_nan_beats_all() -> None:
-    cuts = [Cut(("a", "b", "c"), (1, 1, 1), ((0, 1), (2, 3), (4, 5))), Cut(("b",), (1,)), Cut(("a", "a"), (1, 1))]
-    tally = Tally(cuts)
-    assert (tally.pieces, tally.lengths) == (["a", "b", "c"], [1, 1, 1])
-    assert list(tally.put(2, 7.0)) == []
-    assert list(tally.put(0, 7.0)) == [2]
-    assert list(tally.put(1, 1.0)) == [0, 1]
-    assert [tally.best(passage) for passage in range(3)] == [(7.0, (0, 1)), (1.0, None), (7.0, None)]
-    tally.put(1, float("nan"))
-    broken = Tally(cuts)
-    for piece, logit in enumerate([1.0, float("nan"), 9.0]):
-        list(broken.put(piece, logit))
-    assert np.isnan(broken.best(0)[0])
+    for third, best in ((7.0, 7.0), (math.nan, math.nan)):
+        scoring = Scoring("q", ["a b c", "b", "a a"])
+        passages = _Passages(scoring, InPieces(), range(3), 3)
+        assert (passages.pieces, passages.lengths) == (["a", "b", "c"], [1, 1, 1])
+        for piece, (logit, done) in enumerate([(7.0, [2]), (1.0, [1, 2]), (third, [0, 1, 2])]):
+            passages.put(piece, logit)
+            assert [at for at, score in enumerate(scoring.scores) if score] == done
+        logits, windows = zip(*((score.logit, score.window) for score in scoring.scores if score), strict=True)
+        np.testing.assert_equal(logits, (best, 1.0, 7.0))
+        assert windows[:2] == ((4, 5) if math.isnan(third) else (0, 1), None)
 
 
 # The real path, on a model that reads 64 tokens.
@@ -262,7 +275,7 @@ def test_the_query_is_never_cut_and_must_leave_room(model: CrossEncoder) -> None
 
 
 def test_settings_are_checked_shown_and_travel(tiny_cross_encoder: Path) -> None:
-    with pytest.raises(InvalidInputError, match="long_passages must be one of truncate, windows; got 'cut'"):
+    with pytest.raises(InvalidInputError, match="long_passages must be 'truncate' or 'windows'; got 'cut'"):
         CrossEncoder(tiny_cross_encoder, long_passages="cut")  # type: ignore[arg-type]
     for value in (0, -1, 1.5, True, None):
         with pytest.raises(InvalidInputError, match="max_windows"):

@@ -1,14 +1,14 @@
 """The batch loop: texts in, tensors out, for both kinds of model.
 
-Runs on one thread (see `worker`). Every text is first tokenised without a limit to know its true length, which tells
-what will be cut and lets batches be packed with little padding; then each batch is handed to sentence-transformers.
+Runs on one thread. Every text is first tokenised without a limit to know its true length, which tells what will be cut
+and lets batches be packed with little padding; then each batch is handed to sentence-transformers.
 """
 
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,22 +20,69 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from tqdm.auto import tqdm
 
 from retrieve_rerank.errors import InvalidInputError, ModelError
-from retrieve_rerank.models.batching import consecutive, pack, token_budget
-from retrieve_rerank.models.first_token import read_first_token_only
-from retrieve_rerank.models.heads import keep_head_exact, to_logits
-from retrieve_rerank.models.limits import readers, set_limits
+from retrieve_rerank.models.heads import keep_head_exact, read_first_token_only, to_logits
+from retrieve_rerank.models.loading import rows_digest, weights_digest
 from retrieve_rerank.models.precision import Choice, choose_precision
 from retrieve_rerank.models.ranking import Scoring
-from retrieve_rerank.models.reading import ChatReading, PairReading, Reading, features, token_counts
-from retrieve_rerank.models.weights import rows_digest, weights_digest
-from retrieve_rerank.models.windows import Cut, Span, Tally, split, spread
+from retrieve_rerank.models.reading import (
+    ChatReading,
+    PairReading,
+    Reading,
+    features,
+    preprocess,
+    readers,
+    set_limits,
+    token_counts,
+)
+
+# Padded tokens in one forward pass. On a CPU larger batches gain nothing and their temporaries leave the cache and make
+# the allocator map and unmap them each time; a GPU needs many more to be busy.
+_CPU_TOKENS = 2_048
+_GPU_TOKENS = 32_768
 
 # With a deadline: as many batches' worth of tokens are sorted by length together. More waste less, and let a passage
 # that came late in the order be scored before one that came early.
 _GROUP = 4
 
-# Tokens of a window, and tokens that neighbours share.
-_WINDOW, _OVERLAP = 192, 48
+
+def token_budget(device: torch.device) -> int:
+    """Return how many padded tokens one batch may hold on `device`."""
+    return _CPU_TOKENS if device.type == "cpu" else _GPU_TOKENS
+
+
+def pack(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Group positions into batches of similar length.
+
+    Args:
+        lengths: Tokens of each text.
+        budget: Padded tokens that a batch may hold: its longest length times its size. A text longer than the budget
+            gets a batch of its own.
+
+    Returns:
+        Batches of positions into `lengths`, longest first (a batch that does not fit into memory fails at once).
+        Every position is in exactly one batch. Equal lengths keep their order.
+    """
+    batches: list[list[int]] = []
+    widest = 0
+    for position in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        if batches and (len(batches[-1]) + 1) * widest <= budget:
+            batches[-1].append(position)
+        else:
+            batches.append([position])
+            widest = max(1, lengths[position])
+    return batches
+
+
+def consecutive(lengths: Sequence[int], budget: int) -> list[range]:
+    """Group positions in their order: each group holds at most `budget` tokens, or a single longer text."""
+    groups: list[range] = []
+    start = tokens = 0
+    for position, length in enumerate(lengths):
+        if position > start and tokens + length > budget:
+            groups.append(range(start, position))
+            start, tokens = position, 0
+        tokens += length
+    return [*groups, range(start, len(lengths))] if lengths else []
 
 
 class Engine:
@@ -221,14 +268,14 @@ class CrossEngine(Engine):
                     break
                 self._score_some([self._part(scoring, range(start, min(start + step, len(scoring.texts))))])
 
-    def _score_some(self, parts: Sequence[_Part]) -> None:
-        pieces = [(part, piece) for part in parts for piece in range(len(part.tally.pieces))]
-        lengths = [part.tally.lengths[piece] for part, piece in pieces]
+    def _score_some(self, parts: Sequence[_Passages]) -> None:
+        pieces = [(part, piece) for part in parts for piece in range(len(part.pieces))]
+        lengths = [part.lengths[piece] for part, piece in pieces]
         groups = [range(len(pieces))] if pieces else []
         if len(parts) == 1 and parts[0].scoring.deadline is not None:
             groups = consecutive(lengths, _GROUP * self.token_budget)
         for group in groups:
-            pairs = [(part.scoring.query, part.tally.pieces[piece]) for part, piece in (pieces[at] for at in group)]
+            pairs = [(part.scoring.query, part.pieces[piece]) for part, piece in (pieces[at] for at in group)]
             options = parts[0].reading.options  # the same for every query
             wanted = partial(_is_wanted, [pieces[at][0].scoring for at in group])
             for batch, rows in self.batches(pairs, [lengths[at] for at in group], wanted, **options):
@@ -236,47 +283,8 @@ class CrossEngine(Engine):
                     part, piece = pieces[group[index]]
                     part.put(piece, logit)
 
-    def _part(self, scoring: Scoring, positions: range) -> _Part:
-        reading = self._reading(scoring.query)
-        texts = [scoring.texts[position] for position in positions]
-        lengths = reading.lengths(texts)
-        tally = Tally([self._cut(reading, text, length) for text, length in zip(texts, lengths, strict=True)])
-        return _Part(scoring, reading, tally, positions)
-
-    def _cut(self, reading: Reading, text: str, length: int) -> Cut:
-        if self.max_length is None or length <= self.max_length:
-            return Cut((text,), (length,))
-        # A window's own tokens may be one or two more than they were in the whole text; of some scripts, many.
-        size = min(_WINDOW, max(1, self.max_length - reading.around - 2))
-        windows = self.max_windows and split(text, reading.spans(text), size, min(_OVERLAP, size // 4))
-        if not self.max_windows or not windows:
-            lost = bool(text.strip())  # of blanks alone there are no windows, and nothing is lost
-            return Cut((reading.fit(text),), (self.max_length,), truncated=lost)
-        fitting = self._fitting(reading, text, windows, size, self.max_length)
-        taken, lengths = zip(*spread(fitting, self.max_windows), strict=True)
-        pieces = tuple(text[start:end] for start, end in taken)
-        truncated = len(taken) < len(fitting) or max(lengths) > self.max_length
-        return Cut(pieces, lengths, taken, truncated)
-
-    def _fitting(
-        self, reading: Reading, text: str, windows: Sequence[Span], size: int, limit: int
-    ) -> list[tuple[Span, int]]:
-        """Return windows with their tokens, all of which the model reads: what is too long by itself is cut again."""
-        fitting: list[tuple[Span, int]] = []
-        for (start, end), length in zip(
-            windows, reading.lengths([text[slice(*span)] for span in windows]), strict=True
-        ):
-            if length <= limit or end - start == 1:
-                fitting.append(((start, end), length))
-                continue
-            piece, half = text[start:end], max(1, size // 2)
-            parts = split(piece, reading.spans(piece), half, half // 4)
-            if len(parts) < 2:  # its tokens do not tell where
-                middle = (end - start) // 2
-                parts = [(0, middle), (middle, end - start)]
-            again = [(start + begin, start + stop) for begin, stop in parts]
-            fitting += self._fitting(reading, text, again, half, limit)
-        return fitting
+    def _part(self, scoring: Scoring, positions: range) -> _Passages:
+        return _Passages(scoring, self._reading(scoring.query), positions, self.max_windows)
 
     def _reading(self, query: str) -> Reading:
         reading = (ChatReading if self._chat else PairReading)(self._cross_encoder, query, self.prompt, self.max_length)
@@ -288,20 +296,46 @@ class CrossEngine(Engine):
         return reading
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """Some texts of one query, made ready to be scored."""
+class _Passages:
+    """Some texts of one query in the pieces that the model reads; a text's score is that of its best piece.
 
-    scoring: Scoring
-    reading: Reading
-    tally: Tally
-    positions: range
+    Args:
+        scoring: Takes the scores.
+        reading: Of its query.
+        positions: Of the texts among those of `scoring`.
+        max_windows: As `CrossEngine` takes it.
 
-    def put(self, piece: int, logit: float) -> None:
-        """Take the score of a piece, and pass on those of the texts that are now complete."""
-        for done in self.tally.put(piece, logit):
-            best, window = self.tally.best(done)
-            self.scoring.put(self.positions[done], best, truncated=self.tally.cuts[done].truncated, window=window)
+    Attributes:
+        pieces: All different pieces, in order; equal ones are scored once.
+        lengths: Tokens of each, with all that is around it.
+    """
+
+    def __init__(self, scoring: Scoring, reading: Reading, positions: range, max_windows: int | None) -> None:
+        self.scoring, self.reading, self._positions = scoring, reading, positions
+        self._texts = reading.pieces([scoring.texts[position] for position in positions], max_windows)
+        known = {piece: length for text in self._texts for piece, length in zip(text.pieces, text.lengths, strict=True)}
+        self.pieces, self.lengths = list(known), list(known.values())
+        self._owners: dict[str, list[int]] = {piece: [] for piece in known}
+        for owner, text in enumerate(self._texts):
+            for piece in dict.fromkeys(text.pieces):
+                self._owners[piece].append(owner)
+        self._missing = [len(set(text.pieces)) for text in self._texts]
+        self._logits: dict[str, float] = {}
+
+    def put(self, position: int, logit: float) -> None:
+        """Take the score of a piece, and pass on those of the texts of which all pieces are now scored."""
+        piece = self.pieces[position]
+        self._logits[piece] = logit
+        for owner in self._owners[piece]:
+            self._missing[owner] -= 1
+            if self._missing[owner]:
+                continue
+            text = self._texts[owner]
+            logits = [self._logits[each] for each in text.pieces]
+            # NaN beats all, for the caller to refuse; else the first among equals.
+            best = max(range(len(logits)), key=lambda index: (math.isnan(logits[index]), logits[index]))
+            window = None if text.windows is None else text.windows[best]
+            self.scoring.put(self._positions[owner], logits[best], truncated=text.truncated, window=window)
 
 
 class BiEngine(Engine):
@@ -348,7 +382,7 @@ class BiEngine(Engine):
             return token_counts(tokenizer, [f"{prompt}{text}" for text in texts])
         # A chat template puts words of its own around the text.
         options: dict[str, Any] = {"prompt": prompt or None, "processing_kwargs": {"text": {"truncation": False}}}
-        around = self.model.preprocess(["a"], task=task, **options)["input_ids"].shape[1]
+        around = preprocess(self.model, ["a"], task=task, **options)["input_ids"].shape[1]
         one, *counts = token_counts(tokenizer, ["a", *texts], add_special_tokens=False)
         return [around - one + count for count in counts]
 

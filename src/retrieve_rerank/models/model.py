@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from retrieve_rerank.models.engine import Engine
-    from retrieve_rerank.models.limits import Limits
     from retrieve_rerank.models.loading import Checkpoint
     from retrieve_rerank.models.precision import Precision
+    from retrieve_rerank.models.reading import Limits
     from retrieve_rerank.models.server import RemoteModel, Served
 
 E = TypeVar("E", bound="Engine")
@@ -232,11 +232,9 @@ class Model(ABC, Generic[E, R]):
             if self._settings["batch_tokens"] is not None:
                 engine.token_budget = self._settings["batch_tokens"]
             if backend != "torch":
-                from retrieve_rerank.models.network import replace_network
+                from retrieve_rerank.models.runtimes import replace_network
 
-                engine.precision = replace_network(
-                    engine.model, checkpoint, backend, self._settings["precision"], engine.weights
-                )
+                engine.precision = replace_network(engine.model, checkpoint, backend, self._settings["precision"])
             self._engine, self._limits = engine, engine.limits
         return self._engine
 

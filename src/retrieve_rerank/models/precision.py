@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
-
-from retrieve_rerank.errors import InvalidInputError
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import torch
@@ -23,17 +21,10 @@ class Choice:
     reason: str
 
 
-def check_precision(precision: str) -> None:
-    """Raise InvalidInputError unless `precision` is one of the names we know."""
-    if precision not in get_args(Precision):
-        raise InvalidInputError(f"precision must be one of {', '.join(get_args(Precision))}; got {precision!r}")
-
-
 def choose_precision(precision: str, device: torch.device) -> Choice:
     """Return the precision to compute in on `device`."""
-    import torch  # here, so that a constructor can check a name without it
+    import torch  # here, so that the names of precisions do not need it
 
-    check_precision(precision)
     if precision != "auto":
         return Choice(precision, "asked for")
     if device.type == "cuda":

@@ -41,7 +41,7 @@ from typing_extensions import Self, TypedDict
 
 from retrieve_rerank.checks import check_count, check_prompt, check_seconds
 from retrieve_rerank.errors import InvalidInputError
-from retrieve_rerank.models.precision import Precision, check_precision
+from retrieve_rerank.models.precision import Precision
 from retrieve_rerank.types import Metric, Scale
 
 Backend = Literal["torch", "onnx", "openvino"]
@@ -54,7 +54,7 @@ ENDPOINT_VARIABLE = "RETRIEVE_RERANK_ENDPOINT"  # the address that the environme
 _PRECISIONS: dict[str, tuple[str, ...]] = {
     "torch": ("auto", "float32", "bfloat16", "float16"),
     "onnx": ("auto", "float32", "int8"),  # its CPU kernels have nothing between the two
-    "openvino": ("auto", "float32", "bfloat16", "int8"),
+    "openvino": ("auto", "float32", "bfloat16"),
 }
 LEFT_BEHIND = {"token": None, "api_key": None, "trust_remote_code": False}  # by pickles
 # In a model's docstring, what stands for the settings that both models share.
@@ -197,7 +197,7 @@ class ModelSettings(BaseModel):
     what is computed in the same batch."""
     backend: Annotated[Backend, _LOCAL] = _setting(default="torch")
     """What computes the network: "torch", or on the processor "onnx" (ONNX Runtime: "float32", "int8") or "openvino"
-    ("float32", "bfloat16", "int8"). The checkpoint's weights are needed all the same: the network is exported from them
+    ("float32", "bfloat16"). The checkpoint's weights are needed all the same: the network is exported from them
     and kept in `cache_folder`, or beside the hub client's cache."""
     revision: Annotated[str | None, _LOCAL] = _setting(default=None)
     """Branch, tag or commit on the hub."""
@@ -315,7 +315,6 @@ class ModelSettings(BaseModel):
         for name, setting in type(self).model_fields.items():
             if (place := self._misplaced(setting)) and getattr(self, name) != setting.default:
                 raise InvalidInputError(f"{name} {place.elsewhere}")
-        check_precision(self.precision)
         if self.precision not in _PRECISIONS[self.backend]:
             able = " or ".join(f"backend={other!r}" for other, known in _PRECISIONS.items() if self.precision in known)
             raise InvalidInputError(
