@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import warnings
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -107,16 +106,6 @@ def test_texts_of_similar_length_share_a_batch(model: CrossEncoder, counted_rows
     assert 2 <= len(counted_rows) < 20
 
 
-def test_no_texts_have_no_scores_and_load_nothing() -> None:
-    scores = CrossEncoder("no-such-model").rank(QUERY, [])
-    assert scores == []
-
-
-def test_score_of_no_texts_is_an_empty_array(model: CrossEncoder) -> None:
-    scores = model.score(QUERY, [])
-    assert (scores.shape, scores.dtype) == ((0,), np.float32)
-
-
 @pytest.mark.parametrize(
     ("fixture", "around"),  # [CLS] query [SEP] passage [SEP], or the words of the template
     [
@@ -147,11 +136,8 @@ def test_truncation_is_warned_of_once_with_counts_and_marked(model: CrossEncoder
     assert caught[0].filename == __file__
     assert {hit.passage.id for hit in hits if hit.truncated} == {"1", "3"}
     model.rank("paris", texts[:1])  # fits exactly: no warning, which would be an error here
-
-
-def test_a_warning_of_score_points_at_the_caller(model: CrossEncoder) -> None:
     with pytest.warns(TruncationWarning) as caught:
-        model.score("paris", ["word " * 100])
+        model.score("paris", texts)
     assert caught[0].filename == __file__
 
 
@@ -193,6 +179,13 @@ def test_max_length_beyond_the_positions_is_refused(request: pytest.FixtureReque
         CrossEncoder(path, max_length=65).score("a", ["b"])
 
 
+def test_no_texts_have_no_scores_and_load_nothing() -> None:
+    model = CrossEncoder("no-such-model")
+    assert model.rank(QUERY, []) == []
+    scores = model.score(QUERY, [])
+    assert (scores.shape, scores.dtype) == ((0,), np.float32)
+
+
 def test_prompts_saved_given_and_switched_off(tiny_cross_encoder: Path, tmp_path: Path) -> None:
     prompted = sentence_transformers.CrossEncoder(
         str(tiny_cross_encoder), device="cpu", prompts={"task": "find the "}, default_prompt_name="task"
@@ -206,34 +199,28 @@ def test_prompts_saved_given_and_switched_off(tiny_cross_encoder: Path, tmp_path
     assert saved == close_to(plain.score("find the capital", ["rome", "paris"]))
     assert given == close_to(plain.score("what is the capital", ["rome", "paris"]))
     assert off == close_to(plain.score("capital", ["rome", "paris"]))
-
-
-def test_a_prompt_counts_towards_the_length(tiny_cross_encoder: Path) -> None:
-    with CrossEncoder(tiny_cross_encoder, prompt="the ") as model:
+    with CrossEncoder(tiny_cross_encoder, prompt="the ") as model:  # a prompt counts towards the length
         with pytest.warns(TruncationWarning, match="1 of 1"):
             model.score("paris", ["word " * (tiny.POSITIONS - 3 - 1)])
         with pytest.raises(InvalidInputError, match="the query has 64 tokens"):
             model.score("paris " * 60, ["word"])
 
 
-@pytest.mark.parametrize("query", ["", "  ", None, 5, "\ud800"])
-async def test_an_unusable_query_is_refused_before_anything_loads(query: Any) -> None:
+@pytest.mark.parametrize(
+    ("query", "texts", "says"),
+    [
+        *((query, ["a"], "query") for query in ("", "  ", None, 5, "\ud800")),
+        *((QUERY, texts, "text|passage") for texts in ("one text", None, [None], ["a", 5], ["\ud800"])),
+    ],
+)
+async def test_unusable_input_is_refused_before_anything_loads(query: Any, texts: Any, says: str) -> None:
     model = CrossEncoder("no-such-model")
     for method in (model.score, model.rank):
-        with pytest.raises(InvalidInputError, match="query"):
-            method(query, ["a"])
+        with pytest.raises(InvalidInputError, match=says):
+            method(query, texts)
     for method in (model.ascore, model.arank):
-        with pytest.raises(InvalidInputError, match="query"):
-            await method(query, ["a"])
-
-
-@pytest.mark.parametrize("texts", ["one text", None, [None], ["a", 5], ["\ud800"]])
-def test_unusable_texts_are_refused_before_anything_loads(texts: Any) -> None:
-    model = CrossEncoder("no-such-model")
-    with pytest.raises(InvalidInputError):
-        model.score(QUERY, texts)
-    with pytest.raises(InvalidInputError):
-        model.rank(QUERY, texts)
+        with pytest.raises(InvalidInputError, match=says):
+            await method(query, texts)
 
 
 def test_logits_that_are_no_numbers_are_an_error(model: CrossEncoder) -> None:
@@ -241,13 +228,3 @@ def test_logits_that_are_no_numbers_are_an_error(model: CrossEncoder) -> None:
     network.classifier.bias.data[:] = float("nan")
     with pytest.raises(ModelError, match="NaN for 2 of 2 passages"):
         model.rank(QUERY, ["a", "b"])
-
-
-def test_the_default_model_is_the_documented_one() -> None:
-    assert CrossEncoder().model == "cross-encoder/ms-marco-MiniLM-L6-v2"
-
-
-def test_warnings_can_be_turned_off_by_their_category(model: CrossEncoder) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", TruncationWarning)
-        assert model.score("paris", ["word " * 100]).shape == (1,)

@@ -51,6 +51,26 @@ def test_what_is_wrong_is_said(wrong: dict[str, Any], says: str) -> None:
             kind("some/model", **wrong)
 
 
+@pytest.mark.parametrize("value", [0, -1, True, 1.5])
+@pytest.mark.parametrize(("kind", "name"), [(BiEncoder, "truncate_dim"), (CrossEncoder, "max_windows")])
+def test_counts_below_one_are_refused_before_anything_loads(kind: type, name: str, value: Any) -> None:
+    for argument in ("max_length", name):
+        with pytest.raises(InvalidInputError, match=argument):
+            kind("no-such-model", **{argument: value})
+
+
+@pytest.mark.parametrize("model", ["", "  ", None, 5, b"bytes"])
+def test_a_model_is_a_name_or_a_folder(model: Any) -> None:
+    for kind in (BiEncoder, CrossEncoder):
+        with pytest.raises(InvalidInputError, match="model must be a hub name or a folder"):
+            kind(model)
+
+
+def test_the_default_models_are_the_documented_ones() -> None:
+    assert BiEncoder().model == "sentence-transformers/multi-qa-mpnet-base-dot-v1"
+    assert CrossEncoder().model == "cross-encoder/ms-marco-MiniLM-L6-v2"
+
+
 def test_an_unknown_argument_is_named() -> None:
     with pytest.raises(TypeError, match="unexpected keyword argument 'max_lenght'"):
         BiEncoder("some/model", max_lenght=3)  # type: ignore[call-arg]
