@@ -104,8 +104,9 @@ def index(
             of such; or any iterable of Passage, which is read once, into Ray's object store. Of equal ids the last
             wins; a Dataset that has such ids is read a second time.
         encoder: A `BiEncoder`, which each worker loads once; anything of its shape that can be pickled; or a function
-            that makes one. A token or key that it was made with stays here, as in any pickle: set HF_TOKEN or
-            RETRIEVE_RERANK_API_KEY on the nodes, or give a function.
+            that makes one. A token, a key and `trust_remote_code` that it was made with stay here, as in any pickle:
+            set HF_TOKEN, or RETRIEVE_RERANK_API_KEY and beside it RETRIEVE_RERANK_ENDPOINT, on the nodes; or give a
+            function.
         collection: Name of the collection; it is made if missing.
         host: The Chroma server, as every node of the cluster reaches it.
         port: Its port.
