@@ -484,7 +484,7 @@ class BM25Index:
         """The number of each id. Made when first needed, as searching needs none."""
         if self._numbers is None:
             rows = self._content.rows
-            self._numbers = {rows[number].id: number for number, alive in enumerate(self._alive) if alive}
+            self._numbers = {rows.id(number): number for number, alive in enumerate(self._alive) if alive}
         return self._numbers
 
     def _fresh(self) -> Any:

@@ -37,6 +37,7 @@ _PREFIX = "generation-"
 _SAVED = "saved"  # in a folder that index.json has named; of a first save that was interrupted there is none
 _OURS = re.compile(rf"{_PREFIX}[0-9a-f]{{32}}")
 _BLOCK = 1 << 20  # words weighed in one go: the interim results are kept small
+_read_id = json.JSONDecoder().raw_decode
 _ARRAYS = ("words", "lengths", "ends")
 _MATRIX = ("data", "indices", "indptr")
 
@@ -69,6 +70,11 @@ class Rows:
             return self.new[number - len(self.kept)]
         place = self.kept[number]
         return self.stored[self.ends[place - 1] if place else 0 : self.ends[place]]
+
+    def id(self, number: int) -> str:
+        """Return a record's id, without reading the rest of it."""
+        id_: str = _read_id(self.raw(number).decode(), 1)[0]
+        return id_
 
     def append(self, record: Record) -> None:
         """Put one more record at the end."""

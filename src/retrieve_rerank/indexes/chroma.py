@@ -358,7 +358,7 @@ class ChromaIndex:
             vectors, fetch, rows=rows, where=where, where_document=where_document, with_vectors=mmr_lambda is not None
         )
         if mmr_lambda is not None:
-            found = [diverse(collection, items, k, mmr_lambda) for items in found]
+            found = [diverse(items, k, mmr_lambda, collection.metric) for items in found]
         scored = [[(item.record.passage, collection.similarity(item.distance)) for item in items] for items in found]
         return [
             [

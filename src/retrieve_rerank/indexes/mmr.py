@@ -3,72 +3,52 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from numbers import Real
-from typing import TypeVar, cast
+from typing import cast
 
 import numpy as np
-import numpy.typing as npt
 
 from retrieve_rerank.checks import check_count
 from retrieve_rerank.errors import InvalidInputError
-from retrieve_rerank.indexes.nearest import Found
-from retrieve_rerank.indexes.store import ChromaCollection
+from retrieve_rerank.indexes.nearest import Found, Vectors, to_similarity
 from retrieve_rerank.types import Metric
-
-Vector = npt.NDArray[np.float32]
-Similarity = Callable[[Vector, Vector], Vector]
-T = TypeVar("T")
 
 PREFETCH_FACTOR = 4  # how many times as many are fetched as are chosen
 
 
-def most_diverse(
-    items: Sequence[T],
-    vectors: Vector,
-    relevance: Sequence[float] | npt.NDArray[np.floating],
-    similarity: Similarity,
-    k: int,
-    diversity: float,
-) -> list[T]:
-    """Choose `k` items by maximal marginal relevance, in the order chosen.
+def diverse(
+    found: Sequence[Found], k: int, diversity: float, metric: Metric, query: Vectors | None = None
+) -> list[Found]:
+    """Choose `k` of what a query found by maximal marginal relevance, in the order chosen.
 
     The first is the most relevant one. Each further one has the largest `diversity` * relevance - (1 - `diversity`) *
     similarity to the most similar of those chosen before. Of equals the first wins.
 
     Args:
-        items: The candidates, n.
-        vectors: Theirs, (n, dimension).
-        relevance: Theirs to the query, n.
-        similarity: Takes vectors (n, dimension) and one (dimension,), returns (n,).
+        found: The candidates, with their vectors.
         k: How many to choose.
         diversity: In [0, 1]: 1 is the order of relevance.
+        metric: What is similar, and what is relevant.
+        query: The query's vector, (dimension,), where the metric is not the collection's; None takes the distances.
     """
-    relevance = np.asarray(relevance, np.float64)
-    nearest = np.full(len(items), -math.inf)  # similarity to the most similar item chosen so far
-    left = np.ones(len(items), bool)
+    if not found:
+        return []
+    vectors = np.stack([cast(Vectors, item.vector) for item in found])
+    if query is None:
+        relevance = np.array([to_similarity(item.distance, metric) for item in found], np.float64)
+    else:
+        relevance = _similarity(vectors, query, metric).astype(np.float64)
+    nearest = np.full(len(found), -math.inf)  # similarity to the most similar item chosen so far
+    left = np.ones(len(found), bool)
     chosen: list[int] = []
-    while len(chosen) < min(k, len(items)):
+    while len(chosen) < min(k, len(found)):
         gain = diversity * relevance - (1.0 - diversity) * nearest if chosen else relevance
         best = int(np.argmax(np.where(left, gain, -math.inf)))
         chosen.append(best)
         left[best] = False
-        nearest = np.maximum(nearest, similarity(vectors, vectors[best]))
-    return [items[position] for position in chosen]
-
-
-def diverse(collection: ChromaCollection, found: Sequence[Found], k: int, diversity: float) -> list[Found]:
-    """Choose `k` of what a query found, with vectors, by the collection's own metric; see `most_diverse`."""
-    if not found:
-        return []
-    vectors = np.stack([cast(Vector, item.vector) for item in found])
-    relevance = [collection.similarity(item.distance) for item in found]
-    return most_diverse(found, vectors, relevance, similarity_of(collection.metric), k, diversity)
-
-
-def similarity_of(metric: Metric) -> Similarity:
-    """Return the similarity of vectors (n, dimension) to one (dimension,) by a metric; larger is more alike."""
-    return {"cosine": _cosine, "dot": _dot, "euclidean": _euclidean}[metric]
+        nearest = np.maximum(nearest, _similarity(vectors, vectors[best], metric))
+    return [found[position] for position in chosen]
 
 
 def check_mmr(mmr_lambda: float | None, mmr_pool: int | None, k: int) -> int:
@@ -107,14 +87,13 @@ def check_diversity(value: float, name: str) -> float:
     return float(value)
 
 
-def _cosine(vectors: Vector, vector: Vector) -> Vector:
-    norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(vector)
-    return cast(Vector, vectors @ vector / np.maximum(norms, 1e-12))
-
-
-def _dot(vectors: Vector, vector: Vector) -> Vector:
-    return cast(Vector, vectors @ vector)
-
-
-def _euclidean(vectors: Vector, vector: Vector) -> Vector:
-    return cast(Vector, 1.0 / (1.0 + np.linalg.norm(vectors - vector, axis=1)))
+def _similarity(vectors: Vectors, vector: Vectors, metric: Metric) -> Vectors:
+    """Return how alike vectors (n, dimension) are to one (dimension,), larger is more alike: (n,)."""
+    if metric == "euclidean":
+        alike = 1.0 / (1.0 + np.linalg.norm(vectors - vector, axis=1))
+    elif metric == "dot":
+        alike = vectors @ vector
+    else:
+        norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(vector)
+        alike = vectors @ vector / np.maximum(norms, 1e-12)
+    return cast(Vectors, alike)

@@ -182,7 +182,7 @@ class ChromaRetriever(Component, BaseRetriever):
         threshold = self.score_threshold if score_threshold is None else score_threshold
 
         def documents_of(found: list[Found]) -> list[Document]:
-            chosen = found if diversity is None else diverse(collection, found, k, diversity)
+            chosen = found if diversity is None else diverse(found, k, diversity, collection.metric)
             scored = [(collection.similarity(item.distance), item.record) for item in chosen]
             return [
                 to_document(record, {"retrieval_score": score, "retrieval_rank": rank})

@@ -18,7 +18,7 @@ from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.indexes.chroma_server import RETRY_SECONDS
 from retrieve_rerank.indexes.filters import Where
 from retrieve_rerank.indexes.health import adopt_at_opening, check, repair
-from retrieve_rerank.indexes.mmr import check_diversity, most_diverse, similarity_of
+from retrieve_rerank.indexes.mmr import check_diversity, diverse
 from retrieve_rerank.indexes.nearest import Found, Vectors
 from retrieve_rerank.indexes.reports import IndexCheck, RepairReport
 from retrieve_rerank.indexes.store import ChromaCollection
@@ -343,12 +343,8 @@ class ChromaVectorStore(VectorStore):
         check_diversity(lambda_mult, "lambda_mult")
         vector = np.asarray([embedding], dtype=np.float32)
         found = self._found(vector, fetch_k, filter, where_document, with_vectors=True)
-        if not found:
-            return []
         # By the cosine, whatever the collection's metric: what LangChain's stores do.
-        vectors, similarity = np.stack([cast(Vectors, item.vector) for item in found]), similarity_of("cosine")
-        chosen = most_diverse(found, vectors, similarity(vectors, vector[0]), similarity, k, lambda_mult)
-        return [to_document(item.record) for item in chosen]
+        return [to_document(item.record) for item in diverse(found, k, lambda_mult, "cosine", vector[0])]
 
     def _select_relevance_score_fn(self) -> Callable[[float], float]:
         if self._relevance_score_fn is not None:

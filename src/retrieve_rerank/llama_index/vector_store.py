@@ -436,7 +436,7 @@ class ChromaVectorStore(BasePydanticVectorStore, Restorable):
 
     def _results(self, request: _Request, found: list[list[Found]]) -> list[VectorStoreQueryResult]:
         if request.diversity is not None:
-            found = [diverse(self._collection, items, request.k, request.diversity) for items in found]
+            found = [diverse(items, request.k, request.diversity, self._collection.metric) for items in found]
         return [
             VectorStoreQueryResult(
                 nodes=[record_to_node(item.record) for item in items],
