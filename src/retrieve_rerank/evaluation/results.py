@@ -344,11 +344,11 @@ def _read_evaluation(path: Path) -> Evaluation:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InvalidInputError(f"{path} cannot be read as an evaluation: {error}") from error
-    found = content.get("format") if isinstance(content, dict) else None
-    if found != _FORMAT:
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        found = str(content.get("format"))[:40] if isinstance(content, dict) else None
         raise InvalidInputError(
-            f"{path} is not an evaluation that this version reads (format {found!r:.40}, expected {_FORMAT}); "
-            "write it anew with Evaluation.to_json"
+            f"{path} is not an evaluation that this version reads (format {found}, expected {_FORMAT}); write it anew "
+            "with Evaluation.to_json"
         )
     if "systems" not in content:
         raise InvalidInputError(
@@ -359,11 +359,9 @@ def _read_evaluation(path: Path) -> Evaluation:
         evaluation = TypeAdapter(Evaluation).validate_python(content)
         _check(evaluation)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))
-        raise InvalidInputError(
-            f"{path} is not a whole evaluation: {place}: {first['msg']}, got {first['input']!r:.40}"
-        ) from error
+        raise InvalidInputError(f"{path} is not a whole evaluation: {place}: {first['msg']}") from error
     except (LookupError, ValueError) as error:
         raise InvalidInputError(f"{path} is not a whole evaluation: {type(error).__name__} {error}") from error
     return evaluation
