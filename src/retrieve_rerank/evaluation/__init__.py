@@ -36,4 +36,4 @@ def _presenter() -> results.Presenter:
     return page
 
 
-results.present_with(_presenter)
+results.Presented.presenter = _presenter

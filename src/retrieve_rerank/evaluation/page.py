@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from base64 import b64encode
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from hashlib import sha256
 from importlib.resources import files
@@ -18,6 +19,7 @@ from retrieve_rerank.evaluation.dataset import WEAK, counted
 from retrieve_rerank.evaluation.measuring import SHOWN, examples, missed
 from retrieve_rerank.evaluation.results import Evaluation, System
 from retrieve_rerank.evaluation.words import answer, markdown, short
+from retrieve_rerank.models.ranking import sigmoid
 from retrieve_rerank.types import Hit, Passage
 from retrieve_rerank.view import CSS, candidate_row, cut, hit_row, minus, side
 
@@ -121,10 +123,7 @@ def _rankings(evaluation: Evaluation, system: System, query: str) -> dict[str, o
     before, after = _hits(evaluation, baseline, query), _hits(evaluation, system, query)
     best = max((hit.score for hit in before if math.isfinite(hit.score)), default=0.0)
     left = [candidate_row(hit, best, now.get(hit.passage.id), _badge(hit, judged)) for hit in before]
-    cut_off = set(system.cut.get(query, ()))
-    right = [
-        hit_row(_scored(hit, was[hit.passage.id], truncated=hit.rank in cut_off), _badge(hit, judged)) for hit in after
-    ]
+    right = [hit_row(hit, _badge(hit, judged)) for hit in after]
     return {
         "moves": [(passage, was[passage], rank) for passage, rank in now.items() if judged.get(passage, 0) > 0],
         "missed": missed(system, query, judged),
@@ -134,19 +133,18 @@ def _rankings(evaluation: Evaluation, system: System, query: str) -> dict[str, o
 
 
 def _hits(evaluation: Evaluation, system: System, query: str) -> list[Hit]:
-    """Return the top of a ranking, with its scores."""
-    ids, scores = system.run[query][:SHOWN], system.scores.get(query, ())
-    known = [*scores, *[None] * len(ids)]
-    return [
-        Hit(Passage(passage, evaluation.texts.get(passage, "")), rank, math.nan if score is None else score)
-        for rank, (passage, score) in enumerate(zip(ids, known, strict=False), start=1)
-    ]
-
-
-def _scored(hit: Hit, was: int, *, truncated: bool) -> Hit:
-    logit = None if math.isnan(hit.score) else hit.score
-    score = math.nan if logit is None else 1 / (1 + math.exp(-logit)) if logit > -700 else 0.0
-    return Hit(hit.passage, hit.rank, score, retrieval_rank=was, logit=logit, truncated=truncated)
+    """Return the top of a ranking, with its scores: a first stage's as they are, a cross-encoder's as logits."""
+    ids, scores, cut_off = system.run[query][:SHOWN], system.scores.get(query, ()), system.cut.get(query, ())
+    hits = []
+    for rank, passage in enumerate(ids, start=1):
+        score = scores[rank - 1] if rank <= len(scores) else None
+        hit = Hit(Passage(passage, evaluation.texts.get(passage, "")), rank, math.nan if score is None else score)
+        if system.baseline is not None:
+            was = evaluation[system.baseline].run[query].index(passage) + 1
+            relevance = math.nan if score is None else sigmoid(score)
+            hit = replace(hit, score=relevance, retrieval_rank=was, logit=score, truncated=rank in cut_off)
+        hits.append(hit)
+    return hits
 
 
 def _badge(hit: Hit, judged: Mapping[str, int]) -> str:

@@ -1,7 +1,7 @@
 """What an evaluation found, and its files: one record a system, one a comparison, and the whole of them.
 
 This is data. What shows it, in words, as a page or drawn, stands above it and is loaded at its first use: see
-`present_with`.
+`Presented`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 from urllib.parse import quote
 
 from retrieve_rerank import __version__
@@ -42,36 +42,34 @@ class Presenter(Protocol):
     def draw(self, result: Any, ax: Axes | None) -> Axes: ...
 
 
-_door: list[Callable[[], Presenter]] = []
-
-
-def present_with(load: Callable[[], Presenter]) -> None:
-    """Say what loads the presenter. The package does, so that nothing here imports what is above."""
-    _door[:] = [load]
-
-
 class Presented:
-    """What an `Evaluation` and a `Tuning` show of themselves."""
+    """What an `Evaluation` and a `Tuning` show of themselves.
+
+    Attributes:
+        presenter: Loads what shows them. The package sets it, so that nothing here imports what stands above.
+    """
 
     __slots__ = ()
+
+    presenter: ClassVar[Callable[[], Presenter]]
 
     @property
     def answer(self) -> str:
         """One sentence: what to do, by how much it helps, and at what cost."""
-        return _door[0]().answer(self)
+        return type(self).presenter().answer(self)
 
     def __repr__(self) -> str:
-        return _door[0]().short(self)
+        return type(self).presenter().short(self)
 
     def _repr_html_(self) -> str:
-        return _door[0]().fragment(self)
+        return type(self).presenter().fragment(self)
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
         """Write a report as one HTML file that loads nothing from outside."""
-        write_text(_door[0]().page(self), path, "the report")
+        write_text(type(self).presenter().page(self), path, "the report")
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw quality against seconds a question with matplotlib.
+        """Draw quality against seconds a question with matplotlib; what would cover each other stands side by side.
 
         Args:
             ax: Where; None takes a new figure.
@@ -82,7 +80,7 @@ class Presented:
         Raises:
             MissingDependencyError: If matplotlib is not installed.
         """
-        return _door[0]().draw(self, ax)
+        return type(self).presenter().draw(self, ax)
 
 
 def write_json(content: Mapping[str, object], path: str | os.PathLike[str], what: str) -> None:
@@ -301,7 +299,7 @@ class Evaluation(Presented):
 
     def to_markdown(self) -> str:
         """Return the answer, the table and the notes as Markdown."""
-        return _door[0]().markdown(self)
+        return type(self).presenter().markdown(self)
 
     def to_html(self, path: str | os.PathLike[str], tuning: Presented | None = None) -> None:
         """Write a report as one HTML file that loads nothing from outside.
@@ -313,7 +311,7 @@ class Evaluation(Presented):
             path: The file.
             tuning: What `tune` found on the same data: the setting to paste, and what it was chosen from.
         """
-        write_text(_door[0]().page(self, tuning), path, "the report")
+        write_text(type(self).presenter().page(self, tuning), path, "the report")
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Write everything, values per question included, as one JSON object, in UTF-8; `from_json` reads it."""
