@@ -39,23 +39,26 @@ def test_the_repr_counts_what_is_judged() -> None:
     assert repr(dataset(weak="by guess")).endswith("4 judgements, weak: by guess>")
 
 
-def test_judgements_of_unknown_passages_are_kept_and_said() -> None:
-    made = Dataset("toy", TEXTS, QUERIES, {"q1": {"a": 1, "gone": 1, "lost": 0}})
-    assert made.judgements == {"q1": {"a": 1, "gone": 1, "lost": 0}}
-    assert made.notes == ("2 judgements are of passages that are not there and cannot be found",)
-    assert made.notes[0] in repr(made)
-
-
-def test_judgements_of_unknown_questions_are_left_out_and_said() -> None:
-    made = Dataset("toy", TEXTS, QUERIES, {"q1": {"a": 1}, "q9": {"a": 1}, "q2": {}})
-    assert made.judgements == {"q1": {"a": 1}}
-    assert made.notes == ("1 judged question without a text left out",)
-
-
-def test_a_question_without_a_relevant_passage_is_said() -> None:
-    made = Dataset("toy", TEXTS, QUERIES, {"q1": {"a": 1}, "q2": {"b": 0}})
-    assert set(made.judgements) == {"q1", "q2"}
-    assert made.notes == ("1 question has no relevant passage: every system gets 0 on such a question",)
+@pytest.mark.parametrize(
+    ("judged", "kept", "note"),
+    [
+        (
+            {"q1": {"a": 1, "gone": 1, "lost": 0}},
+            {"q1": {"a": 1, "gone": 1, "lost": 0}},
+            "2 judgements are of passages that are not there and cannot be found",
+        ),
+        ({"q1": {"a": 1}, "q9": {"a": 1}, "q2": {}}, {"q1": {"a": 1}}, "1 judged question without a text left out"),
+        (
+            {"q1": {"a": 1}, "q2": {"b": 0}},
+            {"q1": {"a": 1}, "q2": {"b": 0}},
+            "1 question has no relevant passage: every system gets 0 on such a question",
+        ),
+    ],
+)
+def test_what_a_reader_should_know_is_said(judged: Any, kept: Any, note: str) -> None:
+    made = Dataset("toy", TEXTS, QUERIES, judged)
+    assert (made.judgements, made.notes) == (kept, (note,))
+    assert note in repr(made)
 
 
 def test_a_sample_is_seeded_and_keeps_the_passages() -> None:

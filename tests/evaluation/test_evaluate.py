@@ -12,7 +12,7 @@ import ir_measures
 import pytest
 
 from retrieve_rerank import BiEncoder, ChromaIndex, CrossEncoder, Hit, InvalidInputError, Passage, RetrieveRerank
-from retrieve_rerank.evaluation import Dataset, Evaluation, evaluate
+from retrieve_rerank.evaluation import Dataset, evaluate
 from retrieve_rerank.evaluation.measuring import latency as latency_of
 from tests.core.stubs import LetterEncoder, TableScorer
 from tests.evaluation.stubs import TEXTS, Shelf, dataset, logits
@@ -174,6 +174,17 @@ def test_equal_questions_and_equal_texts_are_no_new_work() -> None:
 def test_a_passage_found_twice_counts_at_its_first_place() -> None:
     evaluation = evaluate({"stutters": Shelf({"one": "caacd", "two": "bb"})}, dataset())
     assert evaluation["stutters"].run == {"q1": ("c", "a", "d"), "q2": ("b",)}
+
+
+def test_a_first_stage_that_returns_too_many_is_cut_as_a_search_cuts_it() -> None:
+    class Generous(Shelf):
+        def retrieve(self, query: str, k: int) -> list[Hit]:
+            return super().retrieve(query, 100)
+
+    texts = {"a": "aa", "b": "bb", "c": "cc"}
+    data = Dataset("many", texts, {"q1": "one"}, {"q1": {"c": 1}})
+    search = RetrieveRerank(Generous({"one": "abc"}, texts), TableScorer({"aa": 1.0, "bb": 2.0, "cc": 3.0}), fetch_k=2)
+    assert evaluate({"search": search}, data, ("RR@10",), fetch_k=2)["search"].means["RR@10"] == 0.0
 
 
 def test_cuts_of_the_pipeline_do_not_cut_what_is_measured() -> None:
@@ -355,20 +366,17 @@ def test_an_index_of_something_else_is_refused_before_re_ranking() -> None:
 def test_what_the_numbers_do_not_say_is_in_the_notes() -> None:
     with ChromaIndex(LetterEncoder()) as index:
         index.add([*dataset().passages[:2], Passage("z", "of another kind")])
-        evaluation = evaluate({"index": index}, dataset(), ("nDCG@10", "R@100"), fetch_k=50)
+        given = dataset()
+        lost = Dataset("toy", given.passages, given.queries, {**given.judgements, "q2": {"b": 1, "gone": 1}})
+        evaluation = evaluate({"index": index}, lost, ("nDCG@10", "R@100"), fetch_k=50)
+    assert evaluation["index"].per_query["R@100"]["q2"] == 0.5
     assert evaluation.notes == (
+        "1 judgement is of passages that are not there and cannot be found",
         "Only 2 questions: no difference, however large, can show.",
         "'index' fetched 50, so R@100 looks at no more than that.",
         "33% of what 'index' found is not among the dataset's passages.",
         "'index' searches 3 passages, and the dataset has 6: it cannot find the others.",
     )
-
-
-def test_notes_of_the_dataset_come_along() -> None:
-    data = Dataset("toy", TEXTS, {"q1": "one"}, {"q1": {"a": 1, "gone": 1}})
-    evaluation: Evaluation = evaluate({"shelf": Shelf(LISTS)}, data)
-    assert evaluation.notes[0] == "1 judgement is of passages that are not there and cannot be found"
-    assert evaluation["shelf"].per_query["R@100"] == {"q1": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -379,6 +387,7 @@ def test_notes_of_the_dataset_come_along() -> None:
         ({"pipelines": {" ": pipeline()}}, "the name of a pipeline"),
         ({"pipelines": {"x": object()}}, r"pipeline 'x' must be a RetrieveRerank or have retrieve\(query, k\)"),
         ({"pipelines": {"a": pipeline(), "first stage of a": pipeline()}}, "two systems have one name"),
+        ({"pipelines": dict.fromkeys("ab", Shelf(LISTS))}, "'b' is the same first stage as 'a'"),
         ({"dataset": "cranfield"}, "dataset must be a Dataset, as load_dataset returns, got str"),
         ({"measures": ()}, "measures must be a list"),
         ({"measures": "nDCG@10"}, "measures must be a list"),
@@ -398,12 +407,6 @@ def test_what_cannot_be_used_is_named_before_anything_is_searched(changed: dict[
     with pytest.raises(InvalidInputError, match=says):
         evaluate(**{**arguments, **changed})
     assert shelf.asked == []
-
-
-def test_one_first_stage_under_two_names() -> None:
-    shelf = Shelf(LISTS)
-    with pytest.raises(InvalidInputError, match="'b' is the same first stage as 'a'"):
-        evaluate({"a": shelf, "b": shelf}, dataset())
 
 
 def test_progress_is_on_stderr_and_only_when_asked_for(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,15 +1,16 @@
-"""Questions from the corpus: what is asked, what is cut out, and what is said about it."""
+"""Questions: those made of the corpus, and what becomes of single ones while an evaluation runs."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from retrieve_rerank import InvalidInputError, Passage, RetrieveRerank
-from retrieve_rerank.evaluation import evaluate, sample_questions
+from retrieve_rerank import CrossEncoder, InvalidInputError, Passage, RetrieveRerank
+from retrieve_rerank.evaluation import Dataset, evaluate, sample_questions, tune
 from tests.core.stubs import TableScorer
-from tests.evaluation.stubs import Shelf
+from tests.evaluation.stubs import TEXTS, Shelf, dataset, logits
 
 REST = "Most loaves are leavened with yeast, which needs an hour at least."
 
@@ -87,33 +88,19 @@ def test_passages_that_cannot_be_cut_stay_whole(text: str) -> None:
     assert set(dataset.queries) == {"long"}
 
 
-def test_it_is_marked_as_weak_and_the_evaluation_says_what_that_means() -> None:
-    dataset = sample_questions([Passage(str(n), f"Question number {n}. {REST} {n}") for n in range(3)])
-    assert dataset.weak is not None
-    lists = {question: ["2", "1", "0"] for question in dataset.queries.values()}
-    texts = {passage.id: passage.text for passage in dataset.passages}
-    search = RetrieveRerank(Shelf(lists, texts), TableScorer(dict.fromkeys(texts.values(), 0.0)))
-    evaluation = evaluate({"search": search}, dataset)
-    assert "(weak questions, made from the passages themselves)" in evaluation.answer
-    assert f"The questions are weak: {dataset.weak}" in evaluation.to_markdown()
-    assert not any("word for word" in note for note in evaluation.notes)
-
-
-def test_an_index_that_still_holds_the_questions_is_told() -> None:
+@pytest.mark.parametrize("index", ["cut", "whole", "another holds them"])
+def test_they_are_weak_and_an_index_that_still_holds_the_questions_is_told(index: str) -> None:
     passages = [Passage(str(n), f"Question number {n}. {REST} {n}") for n in range(3)]
     dataset = sample_questions(passages)
-    lists = {question: ["2", "1", "0"] for question in dataset.queries.values()}
-    evaluation = evaluate({"shelf": Shelf(lists, {passage.id: passage.text for passage in passages})}, dataset)
-    assert any(
-        "'shelf' searches passages that hold the question word for word (3 questions)" in n for n in evaluation.notes
-    )
-
-
-def test_another_passage_may_hold_the_question() -> None:
-    dataset = sample_questions([Passage(str(n), f"Question number {n}. {REST} {n}") for n in range(3)])
-    texts = {**{passage.id: passage.text for passage in dataset.passages}, "x": " ".join(dataset.queries.values())}
-    lists = {question: ["x", "2", "1", "0"] for question in dataset.queries.values()}
-    assert not any("word for word" in note for note in evaluate({"shelf": Shelf(lists, texts)}, dataset).notes)
+    texts = {passage.id: passage.text for passage in (passages if index == "whole" else dataset.passages)}
+    if index == "another holds them":
+        texts["x"] = " ".join(dataset.queries.values())
+    lists = dict.fromkeys(dataset.queries.values(), [*texts][::-1])
+    evaluation = evaluate({"shelf": Shelf(lists, texts)}, dataset)
+    assert "(weak questions, made from the passages themselves)" in evaluation.answer
+    assert f"The questions are weak: {dataset.weak}" in evaluation.to_markdown()
+    told = "'shelf' searches passages that hold the question word for word (3 questions)"
+    assert any(told in note for note in evaluation.notes) is (index == "whole")
 
 
 @pytest.mark.parametrize(
@@ -164,3 +151,49 @@ def test_what_a_passage_says_again_is_not_asked() -> None:
     twice = f"How is bread made? {REST} How is bread made?"
     with pytest.raises(InvalidInputError, match="and it does not say again"):
         sample_questions([Passage("p", twice)])
+
+
+def test_a_question_that_is_too_long_is_named(tiny_cross_encoder: Path) -> None:
+    texts = {"q1": "paris", "q2": "what is the bread " * 30}
+    shelf = Shelf(dict.fromkeys(texts.values(), "abc"))
+    long = Dataset("long", TEXTS, texts, {"q1": {"a": 1}, "q2": {"b": 1}})
+    with (
+        CrossEncoder(tiny_cross_encoder) as model,
+        pytest.raises(InvalidInputError, match=r"^question 'q2': the query has \d+ tokens .* shorten the query$"),
+    ):
+        evaluate({"search": RetrieveRerank(shelf, model)}, long)
+
+
+def test_a_question_that_is_a_passage_does_not_find_itself() -> None:
+    """As in ArguAna: passage a is question a. b is judged for itself, c asks what a asks, d is called so by chance."""
+    queries = {"a": "one", "b": "two", "c": "one", "d": "six"}
+    texts = {**TEXTS, "a": "A title. one", "b": "two"}
+    data = Dataset("arguments", texts, queries, {"a": {"b": 1}, "b": {"b": 1}, "c": {"d": 1}, "d": {"a": 1}})
+    shelf = Shelf({"one": "acbd", "two": "bad", "six": "da"})
+    search = RetrieveRerank(shelf, TableScorer(logits("abcdef")), fetch_k=2)
+    evaluation = evaluate({"search": search}, data, ["RR@10"])
+    first, reranked = evaluation.systems
+    # As deep as was asked for.
+    assert first.run == {"a": ("c", "b"), "b": ("b", "a"), "c": ("a", "c"), "d": ("d", "a")}
+    assert reranked.run == {"a": ("b", "c"), "b": ("a", "b"), "c": ("a", "c"), "d": ("a", "d")}
+    assert first.per_query["RR@10"] == {"a": 0.5, "b": 1.0, "c": 0.0, "d": 0.5}
+    note = "1 question is a passage and found itself, not judged for it: left out, as in BEIR."
+    assert note in evaluation.notes
+    tuning = tune({"shelf": shelf}, TableScorer(logits("abcdef")), data, measure="RR@10", depths=[1, 2])
+    assert tuning.settings[0].per_query == first.per_query["RR@10"]
+    assert note in tuning.notes
+
+
+async def _later() -> int:
+    return 1
+
+
+@pytest.mark.parametrize("count", [lambda text: 1, _later, lambda: "many", lambda: 1 / 0, 3])
+def test_a_count_of_another_kind_ends_no_evaluation(count: object) -> None:
+    shelf = Shelf({"one": "cad", "two": "efb"})
+    shelf.count = count  # type: ignore[attr-defined]
+    evaluation = evaluate({"shelf": shelf}, dataset(), ["RR@10"])
+    assert evaluation["shelf"].means["RR@10"] == pytest.approx(5 / 12)
+    assert not any("it cannot find the others" in note for note in evaluation.notes)
+    shelf.count = lambda: 4  # type: ignore[attr-defined]
+    assert any("it cannot find the others" in note for note in evaluate({"shelf": shelf}, dataset()).notes)
