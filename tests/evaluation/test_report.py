@@ -81,9 +81,10 @@ def test_it_is_well_formed_and_refers_to_nothing_outside(tmp_path: Path, make: A
 
 
 def test_the_answer_comes_first_also_when_it_is_no(tmp_path: Path) -> None:
-    evaluation = search({"one": "adc", "two": "bcd"}, "fedcba", 3)
-    page = page_of(evaluation, tmp_path)
-    head = page.said("header").replace("\u00a0", " ")
+    evaluation = search({"one": "adc", "two": "bcd"}, "fedcba", 3, dataset(weak="by guess"))
+    head = page_of(evaluation, tmp_path).said("header").replace("\u00a0", " ")
+    assert "The questions are weak: by guess. They show whether a system is broken" in head
+    assert "do not show how large the gain is" in head
     assert head.startswith("Does re-ranking help on toy ? ")
     assert evaluation.answer in head
     assert "Only 2 questions: no difference, however large, can show." in head
@@ -93,12 +94,6 @@ def test_several_pipelines_have_a_verdict_each(tmp_path: Path) -> None:
     head = page_of(reports.ordinary(), tmp_path).said("header").replace("\u00a0", " ")
     assert "Re-ranking helps in 0 of 3 pipelines on toy, over 40 questions:" in head
     assert re.search(r"5 bad hurts nDCG@10 goes from 0\.\d{3} to 0\.\d{3} \(-0\.\d{3}, 95 % interval", head)
-
-
-def test_weak_questions_are_said_to_be_weak(tmp_path: Path) -> None:
-    page = page_of(search({"one": "adc", "two": "bcd"}, "abcdef", 3, dataset(weak="by guess")), tmp_path)
-    assert "The questions are weak: by guess. They show whether a system is broken" in page.said("header")
-    assert "do not show how large the gain is" in page.said("header")
 
 
 def test_where_nothing_was_re_ranked_there_is_nothing_about_it(tmp_path: Path) -> None:

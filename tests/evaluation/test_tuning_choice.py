@@ -167,20 +167,11 @@ def test_what_a_reader_is_told() -> None:
     assert any("too few to check the choice" in note for note in few.notes)
 
 
-def test_weak_questions_are_said_to_be_weak() -> None:
-    tuning = tune(
-        {"shelf": Shelf({"one": "ca", "two": "eb"})},
-        {"table": TableScorer(logits("abcdef"))},
-        dataset(weak="first sentences"),
-        depths=[2],
-    )
+def test_a_notebook_shows_it_escaped() -> None:
+    shelf, weak = Shelf({"one": "ca", "two": "eb"}), dataset(weak="first sentences")
+    tuning = tune({"<b>shelf": shelf}, {"<script>": TableScorer(logits("abcdef"))}, weak, depths=[1, 2])
     assert "(weak questions, made from the passages themselves)" in tuning.answer
     assert any("The questions are weak: first sentences" in note for note in tuning.notes)
-
-
-def test_a_notebook_shows_it_escaped() -> None:
-    shelf = Shelf({"one": "ca", "two": "eb"})
-    tuning = tune({"<b>shelf": shelf}, {"<script>": TableScorer(logits("abcdef"))}, dataset(), depths=[1, 2])
     html = tuning._repr_html_()
     assert "<b>" not in html
     assert "<script>" not in html
