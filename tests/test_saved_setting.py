@@ -8,7 +8,7 @@ import pytest
 from langchain_core.documents import Document
 from llama_index.core.schema import TextNode
 
-from retrieve_rerank import CrossEncoder, RetrieveRerank, SavedSetting, load_setting
+from retrieve_rerank import CrossEncoder, InvalidInputError, RetrieveRerank, SavedSetting, load_setting
 from retrieve_rerank.evaluation import Dataset, tune
 from retrieve_rerank.indexes.bm25 import BM25Index
 from retrieve_rerank.langchain import BM25Retriever as LangChainBM25
@@ -66,3 +66,14 @@ def test_a_full_disk_leaves_the_old_file_as_it_was(tmp_path: Path, limit: int) -
     assert run_python(script, str(file), warnings="ignore").strip() == "OSError"
     assert file.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["setting.json"]
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, '{"format": 1, "first_stage": "a", "fetch_k": ' + "9" * 5_000 + "}", "\ud800"]
+)
+def test_a_hostile_file_is_no_setting(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "setting.json"
+    file.write_bytes(content.encode("utf-8", "surrogatepass"))
+    with pytest.raises(InvalidInputError, match="is no setting that") as caught:
+        load_setting(file)
+    assert len(str(caught.value)) < 2_000

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from numbers import Real
+from typing import Any, cast
 
-from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.errors import InvalidInputError, shown
 
 
 def check_query(query: str, what: str = "the query") -> str:
@@ -14,7 +15,7 @@ def check_query(query: str, what: str = "the query") -> str:
     if not isinstance(query, str):
         raise InvalidInputError(f"{what} must be a string, got {type(query).__name__}")
     if not query.strip():
-        raise InvalidInputError(f"{what} is empty (got {query!r}); give at least one word")
+        raise InvalidInputError(f"{what} is empty (got {shown(query)}); give at least one word")
     check_encodable(query, what)
     return query
 
@@ -60,17 +61,17 @@ def check_encodable(text: str, what: str) -> None:
 def check_prompt(value: str | None, name: str) -> str | None:
     """Return an instruction to a model, or raise InvalidInputError if it is no text."""
     if value is not None and not isinstance(value, str):
-        raise InvalidInputError(f"{name} must be a text that is put before each input, got {value!r}")
+        raise InvalidInputError(f"{name} must be a text that is put before each input, got {shown(value)}")
     return value
 
 
 def check_count(value: int, name: str) -> int:
     """Return `value` as an int of 1 or more, or raise InvalidInputError."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise InvalidInputError(f"{name} must be a whole number >= 1, got {value!r}")
+        raise InvalidInputError(f"{name} must be a whole number >= 1, got {shown(value)}")
     count = value.__index__()
     if count < 1:
-        raise InvalidInputError(f"{name} must be >= 1, got {count}")
+        raise InvalidInputError(f"{name} must be >= 1, got {shown(count)}")
     return count
 
 
@@ -78,17 +79,27 @@ def check_threshold(value: float | None) -> float | None:
     """Return `value` as a float in [0, 1] or None, or raise InvalidInputError."""
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value) or not 0 <= value <= 1:
+    if not 0 <= (number := number_of(value)) <= 1:
         raise InvalidInputError(
-            f"score_threshold is compared with the relevance score, which lies in [0, 1]; got {value!r}"
+            f"score_threshold is compared with the relevance score, which lies in [0, 1]; got {shown(value)}"
         )
-    return float(value)
+    return number
 
 
 def check_seconds(value: float | None, name: str) -> float | None:
     """Return `value` as a float above 0 or None, or raise InvalidInputError."""
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf:
-        raise InvalidInputError(f"{name} must be a number of seconds above 0, or None for no limit; got {value!r}")
-    return float(value)
+    if not 0 < (number := number_of(value)) < math.inf:
+        raise InvalidInputError(f"{name} must be a number of seconds above 0, or None for no limit; got {shown(value)}")
+    return number
+
+
+def number_of(value: object) -> float:
+    """Return a real number as a float; NaN, for which no comparison holds, for anything else."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if cast(Any, value) > 0 else -math.inf

@@ -21,9 +21,15 @@ import warnings
 from collections.abc import Callable
 from types import ModuleType
 
+_LONGEST_MESSAGE = 1_900  # characters: what was given may be megabytes
+_LONGEST_VALUE = 200
+
 
 class RetrieveRerankError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base of every error that this package raises on purpose. A message that is far too long loses its middle."""
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*(_cut(each, _LONGEST_MESSAGE) if isinstance(each, str) else each for each in arguments))
 
 
 class ModelError(RetrieveRerankError):
@@ -84,6 +90,18 @@ def warn_caller(message: str, category: type[Warning]) -> None:
     while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in _BETWEEN:
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)
+
+
+def shown(value: object) -> str:
+    """Return a value for a message, short whatever it is."""
+    try:
+        return _cut(repr(value), _LONGEST_VALUE)
+    except Exception:  # noqa: BLE001 - a number of more digits than Python writes, or a class whose repr fails
+        return f"a {type(value).__name__} that cannot be shown"
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length // 2]} … {text[-length // 3 :]}"
 
 
 _LONGEST_REASON = 300

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, overload, runtime_checkable
 
-from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.errors import InvalidInputError, shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,13 +39,12 @@ class Passage:
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not self.id:
-            raise InvalidInputError(f"a passage's id must be a non-empty string, got {self.id!r}")
-        if not isinstance(self.text, str):
-            raise InvalidInputError(f"the text of passage {self.id!r} must be a string, got {type(self.text).__name__}")
-        if not isinstance(self.metadata, Mapping):
-            raise InvalidInputError(
-                f"the metadata of passage {self.id!r} must be a mapping, got {type(self.metadata).__name__}"
-            )
+            raise InvalidInputError(f"a passage's id must be a non-empty string, got {shown(self.id)}")
+        for name, kind, a_kind in (("text", str, "string"), ("metadata", Mapping, "mapping")):
+            if not isinstance(value := getattr(self, name), kind):
+                raise InvalidInputError(
+                    f"the {name} of passage {shown(self.id)} must be a {a_kind}, got {type(value).__name__}"
+                )
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from retrieve_rerank import Passage, RetrieveRerank, SavedSetting, fuse
 from retrieve_rerank.checks import (
     check_count,
     check_encodable,
@@ -20,6 +22,8 @@ from retrieve_rerank.checks import (
     check_threshold,
 )
 from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.models.ranking import as_ranker
+from tests.core.stubs import ListRetriever, TableScorer
 
 
 @pytest.mark.parametrize("query", ["a", " padded ", "two\nlines", "日本語", "👍🏽", "\0"])
@@ -140,3 +144,39 @@ def test_seconds_become_float(value: Any) -> None:
 def test_seconds_that_are_none_are_refused(value: Any) -> None:
     with pytest.raises(InvalidInputError, match="time_budget must be a number of seconds above 0"):
         check_seconds(value, "time_budget")
+
+
+HUGE = 10**5_000  # more digits than Python writes
+
+
+class Unshown:
+    def __repr__(self) -> str:
+        raise RuntimeError("no repr")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: check_query(" " * 10**6),
+        lambda: check_query("a" * 10**6 + "\ud800", "the query " * 500),
+        lambda: check_count(-HUGE, "k"),
+        lambda: check_count("9" * 10**6, "k"),  # type: ignore[arg-type]
+        lambda: check_count(Unshown(), "k"),  # type: ignore[arg-type]
+        lambda: check_threshold(HUGE),
+        lambda: check_threshold(-(10**400)),
+        lambda: check_seconds(10**400, "time_budget"),
+        lambda: check_seconds(HUGE, "time_budget"),
+        lambda: check_seconds([0.0] * 10**6, "time_budget"),  # type: ignore[arg-type]
+        lambda: fuse([[], []], weights=[1, 10**400]),
+        lambda: fuse([[], []], weights=[1, -HUGE]),
+        lambda: fuse([[], []], rrf_k=HUGE),
+        lambda: Passage("i" * 10**6, 5),  # type: ignore[arg-type]
+        lambda: as_ranker(TableScorer({})).rank("q", [Passage("i" * 10**6, "\ud800")]),
+        lambda: SavedSetting("a" * 10**6, 5, 7),  # type: ignore[arg-type]
+        lambda: RetrieveRerank(ListRetriever([]), TableScorer({}), on_error="x" * 10**6),  # type: ignore[arg-type]
+    ],
+)
+def test_whatever_is_given_the_error_is_ours_and_short(call: Callable[[], object]) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        call()
+    assert len(str(caught.value)) < 2_000

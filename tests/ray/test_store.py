@@ -19,7 +19,7 @@ from tests.ray.stubs import Traced, encoded, passages
 pytest.importorskip("ray.data")
 
 from retrieve_rerank.ray import index_store
-from retrieve_rerank.ray.indexing import _Texts
+from retrieve_rerank.ray.indexing import _add_texts
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -65,8 +65,8 @@ class Mute:
 
 
 def test_a_store_that_cannot_be_asked_gets_everything() -> None:
-    sink = _Texts(Mute)
-    assert [sink.store(list(passages(3))).added for _ in range(2)] == [3, 3]
+    store = Mute()
+    assert [_add_texts(store, list(passages(3))).added for _ in range(2)] == [3, 3]
 
 
 def test_metadata_are_compared_as_they_are() -> None:
@@ -77,11 +77,6 @@ def test_metadata_are_compared_as_they_are() -> None:
             return [Document("a", id=id_, metadata={"1": {"flag": 1}, "2": {"x": float("nan")}}[id_]) for id_ in ids]
 
     passages = [Passage("1", "a", {"flag": True}), Passage("2", "a", {"x": float("nan")})]
-    made: list[Asked] = []
-
-    def make() -> Asked:
-        made.append(Asked())
-        return made[0]
-
-    assert _Texts(make).store(passages) == AddReport(updated=1, unchanged=1)
-    assert list(made[0].texts) == ["1"]
+    store = Asked()
+    assert _add_texts(store, passages) == AddReport(updated=1, unchanged=1)
+    assert list(store.texts) == ["1"]

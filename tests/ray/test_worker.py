@@ -23,7 +23,7 @@ TABLE = to_table([Passage("1", "a"), Passage("2", "b")])
 
 
 class Sink:
-    def store(self, passages: list[Passage]) -> AddReport:
+    def __call__(self, passages: list[Passage]) -> AddReport:
         return AddReport(added=len(passages))
 
 
@@ -37,7 +37,7 @@ def test_a_batch_whose_worker_was_lost_five_times_is_given_up() -> None:
     batches: list[bytes] = []
 
     class Dying(Sink):
-        def store(self, passages: list[Passage]) -> AddReport:
+        def __call__(self, passages: list[Passage]) -> AddReport:
             raise KeyboardInterrupt  # as little of it is seen again as of a process that was killed
 
     class Losing:
@@ -85,14 +85,14 @@ def test_one_that_fails_keeps_out_no_other() -> None:
     calls = 0
 
     class Picky(Sink):
-        def store(self, passages: list[Passage]) -> AddReport:
+        def __call__(self, passages: list[Passage]) -> AddReport:
             nonlocal calls
             calls += 1
             bad = {passage.id for passage in passages} & {"77", "300"}
             if bad:
                 raise RuntimeError(f"cannot encode {sorted(bad)[0]}")
             stored.extend(passage.id for passage in passages)
-            return super().store(passages)
+            return super().__call__(passages)
 
     table = to_table(Passage(str(number), "text") for number in range(500))
     done = outcome(_Worker(Picky, attempts), table)
@@ -108,7 +108,7 @@ def test_where_all_fail_it_does_not_go_on_for_long(error: Exception, most: int) 
     calls = 0
 
     class Failing(Sink):
-        def store(self, passages: list[Passage]) -> AddReport:
+        def __call__(self, passages: list[Passage]) -> AddReport:
             nonlocal calls
             calls += 1
             raise error

@@ -23,7 +23,7 @@ from retrieve_rerank.checks import (
     check_seconds,
     check_threshold,
 )
-from retrieve_rerank.errors import InvalidInputError, ModelError, warn_caller
+from retrieve_rerank.errors import InvalidInputError, ModelError, shown, warn_caller
 from retrieve_rerank.models.threads import Worker, time_left
 from retrieve_rerank.types import Hit, Passage, Scale, Scorer
 
@@ -158,7 +158,7 @@ class Ranking(Scoring):
     def check_texts(self) -> Ranking:
         """Return this, or raise InvalidInputError if a text is not valid Unicode."""
         for candidate in self.candidates:
-            check_encodable(candidate.passage.text, f"passage {candidate.passage.id!r}")
+            check_encodable(candidate.passage.text, f"passage {shown(candidate.passage.id)}")
         return self
 
     def counts(self) -> tuple[int, int]:
@@ -182,7 +182,7 @@ class Ranking(Scoring):
         nan = [hit.passage.id for hit, score in scored if math.isnan(score.logit)]
         if nan:
             raise ModelError(
-                f"the cross-encoder gave NaN for {len(nan)} of {len(scored)} passages (first: {nan[0]!r}), so "
+                f"the cross-encoder gave NaN for {len(nan)} of {len(scored)} passages (first: {shown(nan[0])}), so "
                 "they have no order; check the weights, or use precision='float32'"
             )
         # By the logit, which still differs where its score has reached 1.0.
@@ -465,7 +465,7 @@ def from_probabilities(probabilities: Logits) -> Logits:
 def check_scale(value: Scale) -> Scale:
     """Return `value`, or raise InvalidInputError if it is no scale."""
     if value not in get_args(Scale):
-        raise InvalidInputError(f"scores must be one of {', '.join(get_args(Scale))}; got {value!r}")
+        raise InvalidInputError(f"scores must be one of {', '.join(get_args(Scale))}; got {shown(value)}")
     return value
 
 

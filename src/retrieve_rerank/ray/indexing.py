@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +42,9 @@ from retrieve_rerank.types import AddReport, Encoder, Metric, Passage
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
+
+# Where passages with distinct ids go; what is stored already is left alone.
+_Sink: TypeAlias = Callable[[list[Passage]], AddReport]
 
 _MAX_FAILED = 1_000
 _SHOWN = 5  # failures in a message
@@ -141,24 +144,18 @@ def index(
         >>> index(passages, BiEncoder(bi_encoder_path), host="127.0.0.1", port=chroma_port, concurrency=1)
         AddReport(added=2, updated=0, unchanged=0)
     """
-    address: dict[str, Any] = {
-        "host": host,
-        "port": port,
-        "ssl": ssl,
-        "headers": dict(headers or {}),
-        "tenant": tenant,
-        "database": database,
-    }
-    make = partial(_Collection, encoder, collection, address, metric, assume_compatible)
-    return _store(
-        passages,
-        make,
-        worker_options(concurrency, num_cpus, num_gpus),
-        batch_size=batch_size,
-        max_failed=max_failed,
-        show_progress=show_progress,
-        trial=partial(make, tries=_FIRST_TRIES),
-    )
+
+    def opened(tries: int = _SERVER_TRIES) -> _Sink:
+        where = {"host": host, "port": port, "ssl": ssl, "headers": dict(headers or {})}
+        client = _client(tries, **where, tenant=tenant, database=database)
+        there = ChromaIndex(
+            made(encoder), collection, client=client, metric=metric, assume_compatible=assume_compatible
+        )
+        return lambda passages: there.add(passages, batch_size=max(1, len(passages)))
+
+    options = worker_options(concurrency, num_cpus, num_gpus)
+    trial = partial(opened, _FIRST_TRIES)
+    return _store(passages, opened, options, batch_size, max_failed, show_progress=show_progress, trial=trial)
 
 
 def index_store(
@@ -212,16 +209,12 @@ def index_store(
         raise InvalidInputError(
             f"store must be a function that makes the store in a worker, got {type(store).__name__}"
         )
-    make = partial(_Texts, store)
-    return _store(
-        passages,
-        make,
-        worker_options(concurrency, num_cpus, num_gpus),
-        batch_size=batch_size,
-        max_failed=max_failed,
-        show_progress=show_progress,
-        trial=make,
-    )
+
+    def opened() -> _Sink:
+        return partial(_add_texts, store())
+
+    options = worker_options(concurrency, num_cpus, num_gpus)
+    return _store(passages, opened, options, batch_size, max_failed, show_progress=show_progress, trial=opened)
 
 
 class TextStore(Protocol):
@@ -231,72 +224,38 @@ class TextStore(Protocol):
         """Store texts under ids."""
 
 
-class _Sink(Protocol):
-    """Where passages go."""
-
-    def store(self, passages: list[Passage]) -> AddReport:
-        """Store passages with distinct ids; what is stored already is left alone."""
-
-
-class _Collection:
-    """A collection of a Chroma server."""
-
-    def __init__(
-        self,
-        encoder: Encoder | Callable[[], Encoder],
-        collection: str,
-        address: Mapping[str, Any],
-        metric: Metric | None,
-        assume_compatible: bool,  # noqa: FBT001 - made by `partial` only
-        tries: int = _SERVER_TRIES,
-    ) -> None:
-        client = _client(address, tries)
-        self._index = ChromaIndex(
-            made(encoder), collection, client=client, metric=metric, assume_compatible=assume_compatible
-        )
-
-    def store(self, passages: list[Passage]) -> AddReport:
-        return self._index.add(passages, batch_size=max(1, len(passages)))
-
-
-def _client(address: Mapping[str, Any], tries: int) -> ClientAPI:
+def _client(tries: int, **where: Any) -> ClientAPI:
     import chromadb  # slow to import
 
     wait = tenacity.wait_random_exponential(0.5, max=8)
     try:
         return tenacity.Retrying(stop=tenacity.stop_after_attempt(tries), wait=wait, reraise=True)(
-            chromadb.HttpClient, **address
+            chromadb.HttpClient, **where
         )
     except Exception as error:  # of many libraries, and what is wrong with the server is in their words
         raise RemoteError(
-            f"cannot open the Chroma server at {address['host']}:{address['port']}: {in_one_line(error)}. Check that "
+            f"cannot open the Chroma server at {where['host']}:{where['port']}: {in_one_line(error)}. Check that "
             "it runs and that the nodes of the cluster can reach it under this name"
         ) from error
 
 
-class _Texts:
-    """A vector store of LangChain's."""
-
-    def __init__(self, make: Callable[[], TextStore]) -> None:
-        self._store = make()
-
-    def store(self, passages: list[Passage]) -> AddReport:
-        """Store the passages that the store does not have as they are."""
-        ids = [passage.id for passage in passages]
-        try:
-            found: list[Any] = getattr(self._store, "get_by_ids", lambda _: [])(ids) if ids else []
-        except NotImplementedError:  # as LangChain's own base class
-            found = []
-        stored = {document.id: _content(document.page_content, document.metadata or {}) for document in found}
-        changed = [p for p in passages if stored.get(p.id) != _content(p.text, p.metadata)]
-        if changed:
-            self._store.add_texts(
-                [passage.text for passage in changed],
-                [dict(passage.metadata) for passage in changed],
-                ids=[passage.id for passage in changed],
-            )
-        updated = sum(passage.id in stored for passage in changed)
-        return AddReport(len(changed) - updated, updated, len(passages) - len(changed))
+def _add_texts(store: TextStore, passages: list[Passage]) -> AddReport:
+    """Add the passages that the store does not have as they are."""
+    ids = [passage.id for passage in passages]
+    try:
+        found: list[Any] = getattr(store, "get_by_ids", lambda _: [])(ids) if ids else []
+    except NotImplementedError:  # as LangChain's own base class
+        found = []
+    stored = {document.id: _content(document.page_content, document.metadata or {}) for document in found}
+    changed = [p for p in passages if stored.get(p.id) != _content(p.text, p.metadata)]
+    if changed:
+        store.add_texts(
+            [passage.text for passage in changed],
+            [dict(passage.metadata) for passage in changed],
+            ids=[passage.id for passage in changed],
+        )
+    updated = sum(passage.id in stored for passage in changed)
+    return AddReport(len(changed) - updated, updated, len(passages) - len(changed))
 
 
 def _content(text: str, metadata: Mapping[str, Any]) -> tuple[str, str]:
@@ -365,7 +324,7 @@ def _stored_in_parts(sink: _Sink, passages: list[Passage]) -> tuple[AddReport, d
     while left and calls < _FAILED_CALLS:
         part = left.pop()
         try:
-            report += sink.store(part)
+            report += sink(part)
         except Exception as error:  # noqa: BLE001 - whatever the model or the store raises; the driver reports it
             reason, calls = in_one_line(error), calls + 1
             if isinstance(error, RemoteError):  # it is away, for all of them
@@ -384,9 +343,9 @@ def _store(
     passages: Passages,
     make: Callable[[], _Sink],
     options: Mapping[str, Any],
-    *,
     batch_size: int,
     max_failed: int,
+    *,
     show_progress: bool,
     trial: Callable[[], _Sink],
 ) -> AddReport:

@@ -10,7 +10,14 @@ from functools import partial
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from retrieve_rerank.checks import check_queries
-from retrieve_rerank.errors import DegradedWarning, InvalidInputError, RetrieveRerankError, in_one_line, warn_caller
+from retrieve_rerank.errors import (
+    DegradedWarning,
+    InvalidInputError,
+    RetrieveRerankError,
+    in_one_line,
+    shown,
+    warn_caller,
+)
 from retrieve_rerank.models.threads import run_beside
 from retrieve_rerank.retrieval.fusion import fuse, merge_of
 from retrieve_rerank.types import Hit, Retriever
@@ -167,7 +174,7 @@ def named(parts: Iterable[object]) -> list[str]:
 def check_on_retriever_error(on_error: OnRetrieverError) -> OnRetrieverError:
     """Return `on_error`, or raise InvalidInputError."""
     if on_error not in get_args(OnRetrieverError):
-        raise InvalidInputError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
+        raise InvalidInputError(f"on_error must be 'raise' or 'skip', got {shown(on_error)}")
     return on_error
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Generic, Literal, TypeVar
 
-from retrieve_rerank.checks import check_count
-from retrieve_rerank.errors import InvalidInputError, warn_caller
+from retrieve_rerank.checks import check_count, number_of
+from retrieve_rerank.errors import InvalidInputError, shown, warn_caller
 from retrieve_rerank.types import Hit
 
 Merge = Literal["id", "text"]
@@ -160,10 +159,9 @@ def check_weights(weights: Iterable[float] | None, count: int | None) -> tuple[f
         return (1.0,) * (count or 0)
     given = list(weights) if isinstance(weights, Iterable) and not isinstance(weights, str) else [weights]
     for position, weight in enumerate(given):
-        # A weight that is NaN fails the comparison, too.
-        if isinstance(weight, bool) or not isinstance(weight, Real) or not 0 <= weight < math.inf:
-            raise InvalidInputError(f"weights[{position}] must be a number >= 0, got {weight!r}")
-    checked = tuple(map(float, given))
+        if not 0 <= number_of(weight) < math.inf:
+            raise InvalidInputError(f"weights[{position}] must be a number >= 0, got {shown(weight)}")
+    checked = tuple(map(number_of, given))
     if count is not None and len(checked) != count:
         raise InvalidInputError(f"there must be one weight a retriever: {count}, got {len(checked)}")
     if checked and not 0 < sum(checked) < math.inf:
@@ -173,15 +171,15 @@ def check_weights(weights: Iterable[float] | None, count: int | None) -> tuple[f
 
 def check_rrf_k(rrf_k: float) -> float:
     """Return `rrf_k` as a float of 0 or more, or raise InvalidInputError."""
-    if isinstance(rrf_k, bool) or not isinstance(rrf_k, Real) or not 0 <= rrf_k < math.inf:
-        raise InvalidInputError(f"rrf_k must be a number >= 0, got {rrf_k!r}; 60 is usual")
-    return float(rrf_k)
+    if not 0 <= (number := number_of(rrf_k)) < math.inf:
+        raise InvalidInputError(f"rrf_k must be a number >= 0, got {shown(rrf_k)}; 60 is usual")
+    return number
 
 
 def check_merge(merge: Merge) -> Merge:
     """Return `merge`, or raise InvalidInputError."""
     if merge not in ("id", "text"):
-        raise InvalidInputError(f"merge must be 'id' or 'text', got {merge!r}")
+        raise InvalidInputError(f"merge must be 'id' or 'text', got {shown(merge)}")
     return merge
 
 

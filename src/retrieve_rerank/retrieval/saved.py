@@ -12,7 +12,7 @@ from typing import Any
 
 from retrieve_rerank._files import write_text
 from retrieve_rerank.checks import check_count
-from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.errors import InvalidInputError, shown
 from retrieve_rerank.models.cross_encoder import CrossEncoder
 from retrieve_rerank.models.settings import reading_back
 
@@ -63,10 +63,10 @@ class SavedSetting:
     def __post_init__(self) -> None:
         for name, value in (("first_stage", self.first_stage), ("cross_encoder", self.cross_encoder)):
             if not isinstance(value, str) and not (value is None and name == "cross_encoder"):
-                raise InvalidInputError(f"{name} of a setting must be a string, got {value!r}")
+                raise InvalidInputError(f"{name} of a setting must be a string, got {shown(value)}")
         check_count(self.fetch_k, "fetch_k")
         if self.model is not None and not isinstance(self.model, Mapping):
-            raise InvalidInputError(f"model of a setting must be a dict of arguments, got {self.model!r}")
+            raise InvalidInputError(f"model of a setting must be a dict of arguments, got {shown(self.model)}")
 
     @property
     def reranked(self) -> bool:
@@ -84,7 +84,7 @@ class SavedSetting:
         """
         if self.model is None:
             raise InvalidInputError(
-                f"the setting does not say how {self.cross_encoder!r} is made; give it as cross_encoder"
+                f"the setting does not say how {shown(self.cross_encoder)} is made; give it as cross_encoder"
                 if self.reranked
                 else "the setting is not to re-rank, so there is no cross-encoder"
             )
@@ -113,24 +113,17 @@ def load_setting(path: str | os.PathLike[str]) -> SavedSetting:
     """
     try:
         content: Any = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InvalidInputError(f"{os.fspath(path)!r} is no setting that Tuning.save wrote: {error}") from error
-    if not isinstance(content, dict) or "format" not in content:
-        raise InvalidInputError(f"{os.fspath(path)!r} is no setting that Tuning.save wrote: it names no format")
-    if content["format"] != _FORMAT:
-        raise InvalidInputError(
-            f"{os.fspath(path)!r} has format {content['format']!r}, and this version reads {_FORMAT}; update "
-            "retrieve-rerank, or save the setting again"
-        )
-    if "first_stage" not in content:
-        raise InvalidInputError(
-            f"{os.fspath(path)!r} is no setting that Tuning.save wrote: it names no first stage. An evaluation and a "
-            "setting are different files"
-        )
-    del content["format"]
-    try:
+        if not isinstance(content, dict) or "format" not in content:
+            raise InvalidInputError("it names no format")
+        if (written := content.pop("format")) != _FORMAT:
+            raise InvalidInputError(
+                f"it has format {shown(written)}, and this version reads {_FORMAT}; update retrieve-rerank, or save "
+                "it again"
+            )
+        if "first_stage" not in content:
+            raise InvalidInputError("it names no first stage. An evaluation and a setting are different files")
         return SavedSetting(**content)
-    except (TypeError, InvalidInputError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:  # our own are ValueErrors, too
         raise InvalidInputError(f"{os.fspath(path)!r} is no setting that Tuning.save wrote: {error}") from error
 
 
