@@ -88,12 +88,6 @@ def test_equal_scores_do_not_reorder() -> None:
     assert evaluate({"flat": flat}, dataset())["flat"].means["nDCG@10"] == pytest.approx(1.0)
 
 
-def test_only_judged_questions_are_searched() -> None:
-    shelf = Shelf(LISTS)
-    evaluate({"first": shelf}, dataset(), fetch_k=2)
-    assert shelf.asked == [("one", 2), ("two", 2)]
-
-
 def test_the_ranking_is_the_pipelines_own(tiny_bi_encoder: Path, tiny_cross_encoder: Path) -> None:
     texts = {str(number): f"bread {'word ' * number}paris {number}" for number in range(12)}
     questions = {"q1": "what is the capital", "q2": "bread"}
@@ -131,14 +125,14 @@ def test_a_shared_first_stage_is_asked_once_and_a_depth_of_its_own_once_more() -
     ]
 
 
-def test_a_first_stage_that_has_a_name_keeps_it() -> None:
+def test_a_first_stage_that_has_a_name_keeps_it_and_only_judged_questions_are_searched() -> None:
     shelf = Shelf(LISTS)
     evaluation = evaluate({"re-ranked": pipeline(shelf=shelf, fetch_k=4), "shelf": shelf}, dataset(), fetch_k=4)
     assert [(system.name, system.baseline) for system in evaluation.systems] == [
         ("shelf", None),
         ("re-ranked", "shelf"),
     ]
-    assert len(shelf.asked) == 2
+    assert shelf.asked == [("one", 4), ("two", 4)]
 
 
 def test_a_cross_encoder_reads_each_pair_once() -> None:
@@ -195,8 +189,8 @@ def test_cuts_of_the_pipeline_do_not_cut_what_is_measured() -> None:
     assert not any("without its" in note for note in whole.notes)
 
 
-def test_what_the_first_stage_missed_stays_missed() -> None:
-    """q2's only answer is not among the candidates: no number may put it back."""
+def test_what_the_first_stage_missed_stays_missed_and_a_perfect_cross_encoder_reaches_the_ceiling() -> None:
+    """q2's only answer is not among two candidates: no number may put it back."""
     evaluation = evaluate({"search": pipeline(fetch_k=2)}, dataset())
     first, search = evaluation.systems
     assert search.per_query["nDCG@10"]["q2"] == 0.0
@@ -205,9 +199,6 @@ def test_what_the_first_stage_missed_stays_missed() -> None:
     assert first.ceiling["RR@10"] == pytest.approx((1 + 0) / 2)
     assert first.ceiling["nDCG@10"] == pytest.approx(2 / (2 + 1 / math.log2(3)) / 2)
     assert search.ceiling == {}
-
-
-def test_a_perfect_cross_encoder_reaches_the_ceiling() -> None:
     evaluation = evaluate({"perfect": pipeline("badcef", fetch_k=3)}, dataset())
     first, perfect = evaluation.systems
     assert perfect.means == pytest.approx({name: first.ceiling[name] for name in evaluation.measures})
