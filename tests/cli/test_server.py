@@ -55,6 +55,18 @@ def test_evaluated_and_tuned_and_searched(
     assert len(server.asked) > asked
 
 
+def test_a_server_that_only_the_index_names_gets_no_key(
+    run: Run, server: InferenceServer, docs: Path, tiny_bi_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RETRIEVE_RERANK_API_KEY", "key-of-this-machine")
+    run("index", docs, "--to", "made", "--bi-encoder", tiny_bi_encoder, "--cross-encoder", server.url)
+    search = ("search", "capital of france", "--in", "made")
+    assert run(*search).lines
+    assert [sent["authorization"] for sent in server.headers if "authorization" in sent] == []
+    assert run(*search, "--cross-encoder", server.url).lines
+    assert server.headers[-1]["authorization"] == "Bearer key-of-this-machine"
+
+
 def test_a_device_is_of_no_use_to_a_server(run: Run, server: InferenceServer, pairs: Path) -> None:
     refused = run("rerank", pairs, "--cross-encoder", server.url, "--device", "cpu", status=1)
     assert "device" in refused.err

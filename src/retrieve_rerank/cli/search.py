@@ -85,6 +85,7 @@ def search(
     debug: Debug = False,
 ) -> None:
     """Search an index, and show what re-ranking changed."""
+    from retrieve_rerank.models.settings import reading_back
     from retrieve_rerank.retrieval.pipeline import RetrieveRerank
 
     folder = IndexFolder.open(index)
@@ -107,7 +108,9 @@ def search(
             if deep < top_n:
                 say(f"note: only {deep} candidates are re-ranked, so there are no {top_n} to show; raise --fetch-k")
             tuned = saved is not None and saved.reranked and chosen is None
-            made = _tuned(saved, setting, device, precision) if saved and tuned else models.make_cross_encoder()
+            # An address that only the folder names, which somebody else may have made, gets no key of this machine.
+            with reading_back(() if chosen is None else ("endpoint",)):
+                made = _tuned(saved, setting, device, precision) if saved and tuned else models.make_cross_encoder()
             scorer = opened.enter_context(made)
             # All of them, to say what became of those that were at the top before.
             pipeline = RetrieveRerank(stages[stage], scorer, fetch_k=deep, top_n=deep, score_threshold=threshold)
