@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from retrieve_rerank.models.engine import BiEngine
     from retrieve_rerank.models.loading import Checkpoint
-    from retrieve_rerank.models.precision import Precision
     from retrieve_rerank.models.server import RemoteBiEncoder
 
 Task: TypeAlias = Literal["query", "document"]
@@ -254,14 +253,14 @@ class BiEncoder(Model["BiEngine", "RemoteBiEncoder"]):
         vectors = [self._settings[name] for name in ("normalize", "truncate_dim", "metric")]
         return partial(RemoteBiEncoder, endpoint, self._wanted, prompts, *vectors)
 
-    def _load(self, checkpoint: Checkpoint, precision: Precision) -> BiEngine:
+    def _load(self, checkpoint: Checkpoint) -> BiEngine:
         from retrieve_rerank.models.engine import BiEngine
         from retrieve_rerank.models.loading import load_bi_encoder
 
         self._facts = None
         return BiEngine(
             load_bi_encoder(checkpoint),
-            precision,
+            self._torch_precision,
             self._settings["max_length"],
             normalize=self._settings["normalize"],
             truncate_dim=self._settings["truncate_dim"],

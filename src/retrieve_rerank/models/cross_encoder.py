@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from retrieve_rerank.models.engine import CrossEngine
     from retrieve_rerank.models.loading import Checkpoint
-    from retrieve_rerank.models.precision import Precision
     from retrieve_rerank.models.server import RemoteCrossEncoder, Served
 
 DEFAULT_MODEL = DefaultName("cross-encoder/ms-marco-MiniLM-L6-v2")
@@ -206,13 +205,13 @@ class CrossEncoder(Model["CrossEngine", "RemoteCrossEncoder"], Ranker):
         scale = "" if resource is None else f", gives {resource.scale}"
         return f"{super()._described(served)}{scale}"
 
-    def _load(self, checkpoint: Checkpoint, precision: Precision) -> CrossEngine:
+    def _load(self, checkpoint: Checkpoint) -> CrossEngine:
         from retrieve_rerank.models.engine import CrossEngine
         from retrieve_rerank.models.loading import load_cross_encoder
 
         return CrossEngine(
             load_cross_encoder(checkpoint),
-            precision,
+            self._torch_precision,
             self._settings["max_length"],
             prompt=self._settings["prompt"],
             max_windows=None if self._settings["long_passages"] == "truncate" else self._settings["max_windows"],

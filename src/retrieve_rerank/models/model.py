@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import fields
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from retrieve_rerank.errors import InvalidInputError, TruncationWarning, warn_caller
 from retrieve_rerank.models.settings import LEFT_BEHIND, Endpoint, ModelSettings, vouched
@@ -203,8 +203,13 @@ class Model(ABC, Generic[E, R]):
         """Return what makes the side that asks the server; it must not hold this object."""
 
     @abstractmethod
-    def _load(self, checkpoint: Checkpoint, precision: Precision) -> E:
+    def _load(self, checkpoint: Checkpoint) -> E:
         """Load the model; called on the worker's thread."""
+
+    @property
+    def _torch_precision(self) -> Precision:
+        # Another backend starts from the exact network.
+        return cast("Precision", self._settings["precision"] if self._settings["backend"] == "torch" else "float32")
 
     def _run(self, here: Callable[[], T], there: Callable[[R], Coroutine[Any, Any, T]], *, short: bool = False) -> T:
         """Return what a call gives, on the model's thread or at its server; a long call lets a short one in."""
@@ -227,8 +232,7 @@ class Model(ABC, Generic[E, R]):
 
             backend = self._settings["backend"]
             checkpoint = Checkpoint(**{part.name: self._settings[part.name] for part in fields(Checkpoint)})
-            # Another backend starts from the exact network.
-            engine = self._load(checkpoint, self._settings["precision"] if backend == "torch" else "float32")
+            engine = self._load(checkpoint)
             if self._settings["batch_tokens"] is not None:
                 engine.token_budget = self._settings["batch_tokens"]
             if backend != "torch":
