@@ -116,66 +116,6 @@ class _Runs(BaseCallbackHandler):
         self.failed[run_id] = error
 
 
-async def test_both_stages_of_every_query_are_runs(store: ChromaVectorStore) -> None:
-    handler = _Runs()
-    await both(pipeline(store), QUERIES, {"callbacks": [handler]})
-    parents = {run_id: query for run_id, (name, query, _, _) in handler.started.items() if name[0] == "R"}
-    children = [(query, parent) for name, query, parent, _ in handler.started.values() if name == "ChromaRetriever"]
-    assert len(parents) == len(children) == 8
-    assert all(parents[parent] == query for query, parent in children if parent)
-
-
-async def test_one_bad_query_fails_alone(store: ChromaVectorStore) -> None:
-    for retriever in (ChromaRetriever(vectorstore=store), pipeline(store)):
-        for good, bad, worse, other in await both(retriever, ["a", "", 5, "b"], return_exceptions=True):
-            assert (good, other) == (retriever.invoke("a"), retriever.invoke("b"))
-            assert isinstance(bad, InvalidInputError)
-            assert isinstance(worse, InvalidInputError)
-        with pytest.raises(InvalidInputError, match="query is empty"):
-            retriever.batch(["a", ""])
-        with pytest.raises(InvalidInputError, match="query is empty"):
-            await retriever.abatch(["a", ""])
-
-
-@pytest.mark.parametrize("options", [{"k": 0}, {"filter": {"n": {"$no": 1}}}, {"filter": "n"}, {"lambda_mult": 2}])
-async def test_what_is_wrong_for_all_is_each_ones_error_and_run(
-    store: ChromaVectorStore, options: dict[str, Any]
-) -> None:
-    handler = _Runs()
-    retriever = ChromaRetriever(vectorstore=store)
-    for errors in await both(retriever, ["a", "b"], {"callbacks": [handler]}, return_exceptions=True, **options):
-        assert [type(error) for error in errors] == [InvalidInputError, InvalidInputError]
-    assert len(handler.failed) == 4
-    with pytest.raises(InvalidInputError):
-        retriever.batch(["a", "b"], **options)
-
-
-async def test_an_unknown_option_is_refused_in_a_batch_too(store: ChromaVectorStore) -> None:
-    for retriever, error in ((ChromaRetriever(vectorstore=store), TypeError), (pipeline(store), InvalidInputError)):
-        with pytest.raises(error, match="filtre"):
-            retriever.batch(["a", "b"], filtre={})
-        with pytest.raises(error, match="filtre"):
-            await retriever.abatch(["a", "b"], filtre={})
-    with pytest.raises(InvalidInputError, match="fetch_k"):
-        pipeline(store).batch(["a"], fetch_k=0)
-
-
-async def test_a_batch_over_other_first_stages_is_as_before() -> None:
-    documents = [Document(text, id=str(number)) for number, text in enumerate(TEXTS)]
-    for results in await both(pipeline(ListRetriever(documents=documents, k=9), top_n=2), ["a", "b"]):
-        assert [ids(found) for found in results] == [["2", "1"]] * 2
-    hybrid = HybridRetriever(retrievers=[ListRetriever(documents=documents), ListRetriever(documents=documents)])
-    for results in await both(pipeline(hybrid, top_n=1), ["a", "b"]):
-        assert [found[0].metadata["retrieval_ranks"] for found in results] == [[3, 3]] * 2
-
-
-async def test_options_of_both_stages_in_a_batch(store: ChromaVectorStore) -> None:
-    retriever = pipeline(store, top_n=3)
-    options: dict[str, Any] = {"fetch_k": 2, "top_n": 1, "score_threshold": 0.1, "filter": {"n": {"$ne": 0}}}
-    for results in await both(retriever, QUERIES, **options):
-        assert results == [retriever.invoke(query, **options) for query in QUERIES]
-
-
 # A query in other words
 
 
@@ -203,12 +143,6 @@ async def test_rewrites_are_fused_and_scored_against_the_query(
     parents = [run_id for run_id, run in handler.started.items() if run[0] == "RetrieveRerankRetriever"]
     stages = [(query, parent) for name, query, parent, _ in handler.started.values() if name == "ChromaRetriever"]
     assert sorted(stages, key=str) == sorted([(query, parent) for parent in parents for query in "abc"], key=str)
-
-
-async def test_rewrites_in_a_batch_are_those_of_every_query(store: ChromaVectorStore) -> None:
-    retriever = pipeline(store, fetch_k=3)
-    for results in await both(retriever, ["a", "b"], rewrites=["c"]):
-        assert results == [retriever.invoke(query, rewrites=["c"]) for query in ("a", "b")]
 
 
 async def test_rewrites_over_any_first_stage_and_documents_without_ids() -> None:

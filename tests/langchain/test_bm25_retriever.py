@@ -14,7 +14,7 @@ from langchain_core.documents import Document
 from langchain_core.load import dumpd
 from langchain_core.runnables import ConfigurableField
 
-from retrieve_rerank import BM25Index, IndexMismatchError, InvalidInputError, Passage
+from retrieve_rerank import IndexMismatchError, InvalidInputError
 from retrieve_rerank.langchain import (
     BM25Retriever,
     CrossEncoderReranker,
@@ -38,19 +38,6 @@ def ids(documents: list[Document]) -> list[str | None]:
     return [document.id for document in documents]
 
 
-def test_documents_are_copies_with_score_and_rank() -> None:
-    index = BM25Index()
-    index.add(Passage(*row) for row in zip(IDS, TEXTS, METADATAS, strict=True))
-    hits = index.retrieve("alpha")
-    found = retriever().invoke("alpha")
-    assert ids(found) == [hit.passage.id for hit in hits] == ["a", "b", "d"]
-    for rank, (document, hit) in enumerate(zip(found, hits, strict=True), start=1):
-        marks = {"retrieval_rank": rank, "retrieval_score": hit.score}
-        assert document.page_content == hit.passage.text
-        assert document.metadata == {**hit.passage.metadata, **marks}
-        assert type(document.metadata["retrieval_score"]) is float
-
-
 def test_options_per_call() -> None:
     made = retriever(k=2, filter={"n": {"$ne": 0}})
     assert ids(made.invoke("alpha")) == ["b", "d"]
@@ -66,14 +53,6 @@ def test_options_per_call() -> None:
             made.invoke("alpha", **options)
     with pytest.raises(InvalidInputError, match="query"):
         made.invoke(" ")
-
-
-async def test_async_and_batch_find_the_same() -> None:
-    made = retriever()
-    expected = made.invoke("alpha")
-    assert await made.ainvoke("alpha") == expected
-    assert made.batch(["alpha", "gamma"]) == [expected, made.invoke("gamma")]
-    assert await made.abatch(["alpha", "gamma"], k=1) == [expected[:1], made.invoke("gamma")]
 
 
 def test_documents_are_added_replaced_and_deleted() -> None:

@@ -48,12 +48,6 @@ def test_a_loaded_bi_encoder_is_shared(tiny_bi_encoder: Path) -> None:
     assert BiEncoderEmbeddings(model=encoder).encoder is encoder
 
 
-def test_empty_list_and_plain_floats(tiny_bi_encoder: Path) -> None:
-    embeddings = BiEncoderEmbeddings(model=str(tiny_bi_encoder))
-    assert embeddings.embed_documents([]) == []
-    assert {type(value) for value in embeddings.embed_query("paris")} == {float}
-
-
 async def test_async_gives_the_same_and_leaves_the_loop_free(tiny_bi_encoder: Path) -> None:
     embeddings = BiEncoderEmbeddings(model=str(tiny_bi_encoder))
     texts = ["paris is the capital of france"] * 400
@@ -80,8 +74,3 @@ def test_unknown_and_wrong_settings_are_refused(tiny_bi_encoder: Path) -> None:
         BiEncoderEmbeddings(model=str(tiny_bi_encoder), encode_kwargs={})
     with pytest.raises(ValueError, match="model must be a hub name or a folder"):
         BiEncoderEmbeddings(model="")
-
-
-def test_the_token_is_in_no_dump() -> None:
-    embeddings = BiEncoderEmbeddings(model="some/model", token="hf_secret")
-    assert "hf_secret" not in repr(embeddings) + embeddings.model_dump_json()

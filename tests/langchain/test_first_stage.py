@@ -18,7 +18,6 @@ from langchain_core.vectorstores import InMemoryVectorStore, VectorStore, Vector
 
 from retrieve_rerank import IndexMismatchError, InvalidInputError
 from retrieve_rerank.langchain import (
-    BM25Retriever,
     ChromaRetriever,
     ChromaVectorStore,
     CrossEncoderReranker,
@@ -50,23 +49,6 @@ def faiss(**options: Any) -> Any:
     return FAISS.from_texts(TEXTS, WordEmbeddings(), METADATAS, **options)
 
 
-def faiss_dot(folder: Path) -> Any:
-    from langchain_community.vectorstores.utils import DistanceStrategy
-
-    return faiss(distance_strategy=DistanceStrategy.MAX_INNER_PRODUCT)
-
-
-def chroma(space: str) -> Callable[[Path], Any]:
-    def make(folder: Path) -> Any:
-        from langchain_chroma import Chroma
-
-        store = Chroma("scores", WordEmbeddings(), str(folder), collection_metadata={"hnsw:space": space})
-        store.add_texts(TEXTS, METADATAS)
-        return store
-
-    return make
-
-
 def qdrant(distance: str) -> Callable[[Path], Any]:
     def make(folder: Path) -> Any:
         from langchain_qdrant import QdrantVectorStore
@@ -96,7 +78,6 @@ def ours(metric: Any) -> Callable[[Path], Any]:
 
 
 def invoke(base: Any, fetch_k: int = 4, **options: Any) -> list[Document]:
-    from langchain_core.callbacks import CallbackManager
 
     return first_stage(base, fetch_k, options).invoke("a", CallbackManager([]))
 
@@ -118,16 +99,7 @@ def names(documents: list[Document]) -> list[str]:
 @pytest.mark.parametrize(
     ("make", "options", "expected"),
     [
-        (faiss_dot, {}, DOTS),
-        (lambda _: faiss(), {}, INVERSES),
-        (lambda _: faiss(normalize_L2=True), {}, COSINES),
-        (chroma("ip"), {}, DOTS),
-        (chroma("l2"), {}, INVERSES),
-        (chroma("cosine"), {}, COSINES),
-        (ours("dot"), {}, DOTS),
         (ours("euclidean"), {}, INVERSES),
-        (qdrant("Dot"), {}, DOTS),
-        (qdrant("Euclid"), {}, INVERSES),
         (qdrant("Manhattan"), {}, [(str(number), 1 / 3.5) for number in range(4)]),
         (lancedb, {}, INVERSES),
         (lancedb, {"metrics": "dot"}, DOTS),
@@ -359,14 +331,6 @@ def test_nothing_is_warned_of_in_a_search() -> None:
         assert caught == []
         store.similarity_search_with_relevance_scores("a")
         assert len(caught) == 1
-
-
-def test_a_bound_k_does_not_starve_the_next_stage() -> None:
-    store = ChromaVectorStore.from_texts(["word", "word two", "the word"], WordEmbeddings())
-    words = BM25Retriever.from_texts(["word", "word two", "the word"])
-    for base in (ChromaRetriever(vectorstore=store), words):
-        assert len(first_stage(base.bind(k=1), 3, {}).invoke("word", CallbackManager([]))) == 3
-    store.close()
 
 
 def test_embeddings_with_a_cache_around_them_are_those_within(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import contextvars
 import json
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -86,27 +85,6 @@ async def test_it_is_the_cores_fusion() -> None:
         assert ids(documents) == "a"
 
 
-@pytest.mark.parametrize(
-    "base",
-    [
-        lambda: ChromaVectorStore.from_texts(TEXTS, WordEmbeddings(), ids=["0", "1", "2", "3"]),
-        lambda: ChromaRetriever.from_texts(TEXTS, WordEmbeddings(), ids=["0", "1", "2", "3"], k=1),
-        lambda: InMemoryVectorStore.from_texts(TEXTS, WordEmbeddings(), ids=["0", "1", "2", "3"]).as_retriever(),
-        lambda: ListRetriever(documents=[Document(text, id=str(n)) for n, text in enumerate(TEXTS)], k=1),
-        lambda: RunnableLambda(lambda _: [Document(text, id=str(n)) for n, text in enumerate(TEXTS)]),
-    ],
-)
-async def test_any_retriever_or_store_is_asked_for_k(base: Callable[[], Any]) -> None:
-    made = base()
-    before = repr(made)
-    hybrid = HybridRetriever(retrievers=[made, listed("x")], k=3)
-    for documents in await both_ways(hybrid, "a"):
-        assert len(documents) == 3
-        assert sum(rank[0] is not None for rank in ranks(documents)) == 2
-        assert [document.metadata["retrieval_rank"] for document in documents] == [1, 2, 3]
-    assert repr(made) == before
-
-
 async def test_retrievers_run_at_the_same_time() -> None:
     """C13: the peer runs them one after another where it is not async."""
     hybrid = HybridRetriever(retrievers=[Slow(documents=[]), Slow(documents=[]), Slow(documents=[])])
@@ -167,15 +145,6 @@ async def test_retrievers_that_made_their_own_ids_are_told_of() -> None:
     for results, times in ((twice, 2), (once, 1)):
         for documents in results:
             assert sorted(document.page_content for document in documents) == sorted(texts * times)
-
-
-async def test_the_retrievers_documents_stay_as_they_are() -> None:
-    documents = [Document("a", id="1", metadata={"n": {"deep": 1}})]
-    hybrid = HybridRetriever(retrievers=[ListRetriever(documents=documents)])
-    for merged in await both_ways(hybrid, "q"):
-        assert merged[0].metadata["n"] == {"deep": 1}
-        assert merged[0] is not documents[0]
-    assert documents == [Document("a", id="1", metadata={"n": {"deep": 1}})]
 
 
 async def test_options_go_to_every_retriever_and_are_never_dropped() -> None:
@@ -310,11 +279,6 @@ def test_it_comes_back_from_what_was_written_down(tiny_bi_encoder: Path, tmp_pat
     assert (restored.rrf_k, restored.k, restored.on_error) == (5, 3, "skip")
     again = HybridRetriever.model_validate(json.loads(hybrid.model_dump_json()))
     assert again.invoke("rome") == hybrid.invoke("rome")
-
-
-def test_what_cannot_be_written_down_says_so_when_it_is_read() -> None:
-    with pytest.raises(ValueError, match="ListRetriever in it, which cannot be written down"):
-        load(dumpd(HybridRetriever(retrievers=[listed("a")])))
 
 
 # What cannot be used

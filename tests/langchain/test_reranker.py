@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 import copy
 import json
 import pickle
@@ -46,44 +45,6 @@ def test_order_and_scores_in_copies() -> None:
     json.dumps([document.metadata for document in result])
 
 
-@pytest.mark.parametrize(("top_n", "count"), [(1, 1), (2, 2), (7, 3), (None, 3)])
-def test_top_n(top_n: int | None, count: int) -> None:
-    assert len(reranker(top_n=top_n).compress_documents(documents(), "q")) == count
-
-
-@pytest.mark.parametrize("top_n", [0, -1, 1.5, True])
-def test_bad_top_n_is_refused(top_n: Any) -> None:
-    """C2: with top_n=-1 the stock class drops the worst document."""
-    with pytest.raises(ValueError, match="top_n must be"):
-        reranker(top_n=top_n)
-
-
-def test_threshold() -> None:
-    """C2: the stock class has none. 0.0 is a threshold, and an empty answer is an answer."""
-    assert [document.id for document in reranker(score_threshold=0.5).compress_documents(documents(), "q")] == [
-        "id-high",
-        "id-middle",
-    ]
-    assert len(reranker(score_threshold=0.0).compress_documents(documents(), "q")) == 3
-    assert list(reranker(score_threshold=1.0).compress_documents(documents(), "q")) == []
-    with pytest.raises(ValueError, match=r"lies in \[0, 1\]"):
-        reranker(score_threshold=4)
-
-
-def test_nan_raises() -> None:
-    """C4: one NaN freezes the stock class's order."""
-    model = TableCrossEncoder({"low": 0.1, "high": float("nan"), "middle": 0.9})
-    with pytest.raises(ModelError, match="NaN for 1 of 3"):
-        CrossEncoderReranker(model=model).compress_documents(documents(), "q")
-
-
-def test_too_few_scores_raise() -> None:
-    """C5: the stock class loses documents."""
-    model = TableCrossEncoder(SCORES, lambda scores: scores[:2])
-    with pytest.raises(ModelError, match="3 texts and returned scores of shape"):
-        CrossEncoderReranker(model=model).compress_documents(documents(), "q")
-
-
 def test_two_labels_raise_clearly() -> None:
     """C6: the stock class stops with an error about truth values."""
     model = TableCrossEncoder(SCORES, lambda scores: np.array([[0.1, score] for score in scores]))
@@ -115,25 +76,6 @@ class _Runs(BaseCallbackHandler):
 
     def on_chain_end(self, outputs: Any, **kwargs: Any) -> None:
         self.outputs.append(outputs)
-
-
-def test_the_call_is_traced() -> None:
-    """C3: the stock class ignores its callbacks."""
-    handler = _Runs()
-    reranker().compress_documents(documents(), "q", callbacks=[handler])
-    assert [name for name, _, _ in handler.runs] == ["CrossEncoderReranker"]
-    assert [document.id for document in handler.outputs[0]["documents"]] == ["id-high", "id-middle", "id-low"]
-
-
-def test_concurrent_calls_share_one_model(tiny_cross_encoder: Path) -> None:
-    """C10: 50 concurrent calls give what 50 serial ones give."""
-    compressor = CrossEncoderReranker(model=CrossEncoder(tiny_cross_encoder), top_n=2)
-    queries = [f"what is {word}" for word in ["paris", "rome", "bread", "word", "capital"]] * 10
-
-    async def together() -> list[Any]:
-        return await asyncio.gather(*(compressor.acompress_documents(documents(), query) for query in queries))
-
-    assert asyncio.run(together()) == [compressor.compress_documents(documents(), query) for query in queries]
 
 
 def test_inside_langchain_classic(tiny_cross_encoder: Path) -> None:
@@ -178,12 +120,6 @@ def test_ranking_twice_keeps_the_first_stage() -> None:
     once = reranker().compress_documents(documents(), "q")
     twice = reranker().compress_documents(once, "q")
     assert [document.metadata for document in twice] == [document.metadata for document in once]
-
-
-def test_equal_texts_stay_two_documents() -> None:
-    """C13: merging by text loses one of them."""
-    given = [Document("low", id="1"), Document("low", id="2")]
-    assert [document.id for document in reranker().compress_documents(given, "q")] == ["1", "2"]
 
 
 def test_empty_and_bad_input() -> None:

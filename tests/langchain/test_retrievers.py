@@ -2,10 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, ClassVar
-from uuid import UUID
 
 import pytest
-from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import RunnableLambda
@@ -38,14 +36,6 @@ def pipeline(base: Any, **options: Any) -> RetrieveRerankRetriever:
 
 def ids(documents: list[Document]) -> list[str | None]:
     return [document.id for document in documents]
-
-
-def test_candidates_carry_similarity_and_rank() -> None:
-    found = ChromaRetriever(vectorstore=store()).invoke("a")
-    assert ids(found) == ["0", "1", "3", "2"]
-    assert [document.metadata["retrieval_rank"] for document in found] == [1, 2, 3, 4]
-    assert found[0].metadata["retrieval_score"] == pytest.approx(1 / 1.25**0.5, abs=1e-6)
-    assert found[-1].metadata["retrieval_score"] == pytest.approx(0.0, abs=1e-6)
 
 
 def test_options_per_call() -> None:
@@ -116,10 +106,6 @@ def test_options_of_a_call_reach_their_stage() -> None:
         pipeline(ListRetriever(documents=[])).invoke("a", filter={"n": 1})
 
 
-def test_no_candidates_is_an_empty_answer() -> None:
-    assert pipeline(ListRetriever(documents=[])).invoke("a") == []
-
-
 def test_the_result_is_the_cores(tiny_bi_encoder: Path, tiny_cross_encoder: Path, tmp_path: Path) -> None:
     encoder, cross_encoder = BiEncoder(tiny_bi_encoder), CrossEncoder(tiny_cross_encoder)
     stored = ChromaVectorStore("passages", BiEncoderEmbeddings(model=encoder), tmp_path)
@@ -132,31 +118,6 @@ def test_the_result_is_the_cores(tiny_bi_encoder: Path, tiny_cross_encoder: Path
         assert document.metadata["relevance_score"] == pytest.approx(hit.score, abs=1e-6)
         assert document.metadata["retrieval_score"] == pytest.approx(hit.retrieval_score, abs=1e-6)
         assert document.metadata["retrieval_rank"] == hit.retrieval_rank
-
-
-class _Runs(BaseCallbackHandler):
-    def __init__(self) -> None:
-        self.parents: dict[str, UUID | None] = {}
-        self.ids: dict[str, UUID] = {}
-
-    def _note(self, name: str, run_id: UUID, parent_run_id: UUID | None) -> None:
-        self.ids[name], self.parents[name] = run_id, parent_run_id
-
-    def on_retriever_start(self, serialized: Any, query: str, *, run_id: UUID, **kwargs: Any) -> None:
-        self._note(kwargs["name"], run_id, kwargs.get("parent_run_id"))
-
-    on_chain_start = on_retriever_start
-
-
-@pytest.mark.parametrize("call", ["sync", "async"])
-async def test_both_stages_are_runs_under_the_retrievers_run(call: str) -> None:
-    handler = _Runs()
-    config: Any = {"callbacks": [handler]}
-    retriever = pipeline(store())
-    await retriever.ainvoke("a", config) if call == "async" else retriever.invoke("a", config)
-    parent = handler.ids["RetrieveRerankRetriever"]
-    assert handler.parents["RetrieveRerankRetriever"] is None
-    assert handler.parents["ChromaRetriever"] == handler.parents["CrossEncoderReranker"] == parent
 
 
 @pytest.mark.parametrize(
@@ -175,13 +136,6 @@ def test_bad_stages_are_refused() -> None:
         pipeline("store")
     with pytest.raises(InvalidInputError, match="query is empty"):
         pipeline(store()).invoke("")
-
-
-def test_the_depth_reaches_a_retriever_that_is_wrapped() -> None:
-    base = ChromaRetriever(vectorstore=store(), k=1).with_config(tags=["x"])
-    assert ids(pipeline(base, top_n=2).invoke("a")) == ["2", "1"]
-    bound = store().as_retriever(search_kwargs={"k": 1}).bind(filter={"n": {"$lt": 2}})
-    assert ids(pipeline(bound, top_n=3).invoke("a")) == ["1", "0"]
 
 
 def test_scores_of_an_earlier_search_are_not_taken_for_this_ones() -> None:
@@ -320,10 +274,3 @@ def test_fallbacks_that_leave_their_scores_elsewhere() -> None:
         pipeline(store().as_retriever().with_fallbacks([Scored()])).invoke("a", filter={"n": 1})
     with pytest.raises(InvalidInputError, match="Scored takes no options at invoke, got 'filter'"):
         pipeline(store().as_retriever().with_fallbacks([Scored()]).bind(filter={"n": 1})).invoke("a")
-
-
-async def test_what_is_bound_around_fallbacks_reaches_each() -> None:
-    plain = store().as_retriever()
-    base = plain.with_fallbacks([plain.with_retry()]).bind(filter={"n": {"$lt": 2}})
-    for documents in (pipeline(base).invoke("a"), await pipeline(base).ainvoke("a"), pipeline(base).batch(["a"])[0]):
-        assert ids(documents) == ["1", "0"]

@@ -139,12 +139,6 @@ def test_a_degraded_run_says_so(call: str) -> None:
     assert ids(outputs["documents"]) == ["id-low", "id-high", "id-middle"]
 
 
-def test_no_documents_are_a_run_too(call: str) -> None:
-    run = traced(call, CrossEncoderReranker(model=TableCrossEncoder({})).as_runnable(), {"query": "q", "documents": []})
-    assert run.outputs["documents"] == []
-    assert (run.outputs["candidates"], run.outputs["scored"], run.outputs["degraded"]) == (0, 0, None)
-
-
 def test_inside_the_incumbents_retriever(call: str) -> None:
     """C3: the stock compressor leaves nothing in the trace."""
     compressor = CrossEncoderReranker(model=TableCrossEncoder(SCORES), top_n=1)

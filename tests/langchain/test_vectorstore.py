@@ -25,24 +25,6 @@ def store(**options: Any) -> ChromaVectorStore:
     return ChromaVectorStore(embedding_function=WordEmbeddings(), **options)
 
 
-@pytest.mark.parametrize(
-    ("metric", "similarity"),
-    [
-        ("cosine", 2 / np.sqrt(5 * 1.25)),
-        ("dot", 2.0),
-        ("euclidean", 1 / (1 + np.sqrt(1 + 1 + 0.25))),
-    ],
-)
-def test_scores_of_every_metric(metric: Any, similarity: float) -> None:
-    """V1: squared distances in a formula for plain ones made relevances of -264 to 0.38."""
-    stored = store(metric=metric)
-    stored.add_texts(["a a b"])  # the query's vector is (1, 0, 0, 0.5), the text's (2, 1, 0, 0)
-    ((_, relevance),) = stored.similarity_search_with_relevance_scores("a")
-    ((_, distance),) = stored.similarity_search_with_score("a")
-    assert stored.collection.similarity(distance) == pytest.approx(similarity, abs=1e-6)
-    assert relevance == pytest.approx({"dot": (1 + 2 / 3) / 2}.get(metric, similarity), abs=1e-6)
-
-
 @pytest.mark.parametrize("metric", ["cosine", "dot", "euclidean"])
 def test_relevance_stays_in_the_unit_interval(metric: Any) -> None:
     stored = store(metric=metric)
@@ -94,22 +76,6 @@ def test_more_texts_than_chroma_takes_at_once() -> None:
     assert len(ids) == stored.collection.count() == limit + 10
 
 
-def test_nothing_to_add() -> None:
-    """V4: the stock store raises."""
-    stored = store()
-    assert stored.add_texts([]) == []
-    assert stored.add_documents([]) == []
-    assert stored.get_by_ids([]) == []
-    assert stored.delete([]) is True
-
-
-def test_documents_without_metadata_come_back() -> None:
-    """V5: the stock store stops with a validation error."""
-    stored = store()
-    stored.add_texts(["a"], ids=["1"])
-    assert stored.get_by_ids(["1"]) == [Document("a", id="1")]
-
-
 def test_another_metric_is_refused(tmp_path: Path) -> None:
     """V6: the stock store silently stays with the old one."""
     store(persist_directory=tmp_path, metric="euclidean")
@@ -145,26 +111,6 @@ def test_the_default_embedding_function_is_never_attached(tmp_path: Path) -> Non
     stored = store(persist_directory=tmp_path)
     with pytest.raises(ValueError, match="embedding function"):
         stored._collection.query(query_texts=["a"])
-
-
-def test_mixed_metadata_and_replacement() -> None:
-    """V9: the stock store makes two upserts of it. Chroma merges metadata; an update must replace it."""
-    stored = store()
-    stored.add_texts(["a", "b"], [{"x": 1, "y": None}, {}], ids=["1", "2"])
-    stored.add_texts(["a", "b b"], [{"z": [1, "two", {"three": 3}]}, {"w": 1}], ids=["1", "2"])
-    assert [document.metadata for document in stored.get_by_ids(["1", "2"])] == [
-        {"z": [1, "two", {"three": 3}]},
-        {"w": 1},
-    ]
-    stored.update_document("1", Document("c"))
-    assert stored.get_by_ids(["1"]) == [Document("c", id="1")]
-
-
-def test_of_equal_ids_the_last_wins() -> None:
-    """V11: the stock store raises."""
-    stored = store()
-    assert stored.add_texts(["a", "b", "c"], ids=["1", "2", "1"]) == ["1", "2", "1"]
-    assert [document.page_content for document in stored.get_by_ids(["2", "1", "0"])] == ["b", "c"]
 
 
 def test_stored_documents_are_not_embedded_again() -> None:

@@ -50,6 +50,7 @@ Base: TypeAlias = Runnable[str, list[Document]] | VectorStore
 
 _OURS = "retrieval_score"
 _DEEPEST = 20  # how far parts are followed
+_WIDEST = 100  # how much of a list is looked at: one of documents may be long
 _MOST = 1000  # how much of what a function may reach is looked at
 _DEPTHS = ("k", "top_k")  # the fields of a retriever that say how many documents it returns
 
@@ -441,7 +442,8 @@ def _finds(value: object, *, stores_only: bool = False, seen: tuple[int, ...] = 
         inside = itertools.chain.from_iterable(map(_looks_at, _functions(value)))
     elif isinstance(value, Runnable) and not stores_only:
         inside = _parts(value).values()
-    return any(_finds(item, stores_only=stores_only, seen=(*seen, id(value))) for item in inside)
+    some = itertools.islice(inside, _WIDEST)
+    return any(_finds(item, stores_only=stores_only, seen=(*seen, id(value))) for item in some)
 
 
 def _looks_at(function: object) -> Iterator[object]:
