@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -52,12 +53,16 @@ def test_any_sequence_of_changes(steps: list[tuple[str, Any]]) -> None:
             else:
                 index.retrieve("alpha")
         assert index.count() == len(left)
-        assert index.get(sorted(left)) == [left[id_] for id_ in sorted(left)]
+        assert index.get(["gone", *sorted(left, reverse=True)]) == [left[id_] for id_ in sorted(left, reverse=True)]
         with BM25Index() as fresh:
             fresh.add(left.values())
             for query in QUERIES:
                 expected = {hit.passage.id: hit.score for hit in fresh.retrieve(query)}
-                found = index.retrieve(query)
+                found = index.retrieve(query, np.int64(100))  # type: ignore[arg-type]
+                assert index.retrieve(query, 2) == found[:2]
+                twos = [hit.passage for hit in index.retrieve(query, 10**30, where={"n": 2})]
+                assert twos == [hit.passage for hit in found if hit.passage.metadata.get("n") == 2]
+                assert [(hit.rank, hit.retrieval_rank) for hit in found] == [(n, n) for n in range(1, len(found) + 1)]
                 assert {hit.passage.id: hit.score for hit in found} == pytest.approx(expected, abs=1e-6)
                 assert all(hit.passage == left[hit.passage.id] for hit in found)
                 assert [hit.score for hit in found] == sorted((hit.score for hit in found), reverse=True)

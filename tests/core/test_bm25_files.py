@@ -93,16 +93,6 @@ def test_changes_after_loading(saved: Path) -> None:
     assert "run" not in stems  # a word that went with its passage
 
 
-def test_clearing_is_saved(saved: Path) -> None:
-    with BM25Index(path=saved) as index:
-        index.clear()
-    with BM25Index(path=saved) as index:
-        assert (index.count(), answers(index)) == (0, [[]] * 4)
-        index.add(STORED)
-    with BM25Index(path=saved) as index:
-        assert index.count() == 4
-
-
 def test_saving_nothing_new_writes_nothing(saved: Path) -> None:
     before = generations(saved)
     with BM25Index(path=saved) as index:
@@ -355,15 +345,6 @@ def test_an_array_with_objects_in_it_is_never_unpickled(saved: Path) -> None:
     with pytest.raises(InvalidInputError, match="is damaged"):
         BM25Index(path=saved)
     assert not (saved / "sprung").exists()
-
-
-def test_what_else_is_in_the_directory_stays(tmp_path: Path) -> None:
-    (tmp_path / "mine.txt").write_text("mine", encoding="utf-8")
-    (tmp_path / "generation-of-swine").write_text("a file", encoding="utf-8")
-    with BM25Index(path=tmp_path) as index:
-        index.add(STORED)
-    assert (tmp_path / "mine.txt").read_text(encoding="utf-8") == "mine"
-    assert (tmp_path / "generation-of-swine").read_text(encoding="utf-8") == "a file"
 
 
 def test_what_an_interrupted_save_left_goes_with_the_next(saved: Path) -> None:

@@ -20,7 +20,6 @@ from retrieve_rerank import (
     InvalidInputError,
     MissingDependencyError,
     Passage,
-    Retriever,
     RetrieveRerank,
     RetrieveRerankError,
 )
@@ -88,38 +87,6 @@ def test_scores_and_order_are_those_of_bm25s_on_real_text(query: str, documented
         assert [hit.score for hit in hits] == pytest.approx(scores[expected[:k]].tolist(), abs=1e-6)
 
 
-def test_updates_score_as_if_all_had_been_added_at_once(documented: BM25Index) -> None:
-    index = BM25Index(tokenizer=cut)
-    index.add(passages(*["something else entirely"] * 200))
-    index.retrieve("something")
-    index.add(passages(*PARAGRAPHS[:300]))
-    index.retrieve("class")
-    index.add([Passage("gone", "class and more")])
-    index.delete(["gone", "7"])
-    index.add([Passage("7", PARAGRAPHS[7]), *passages(*PARAGRAPHS)])
-    assert index.count() == documented.count()
-    for query in QUERIES:
-        expected = {hit.passage.id: hit.score for hit in documented.retrieve(query, 10**6)}
-        assert {hit.passage.id: hit.score for hit in index.retrieve(query, 10**6)} == pytest.approx(expected, abs=1e-6)
-
-
-def test_what_is_added_is_there(index: BM25Index) -> None:
-    assert index.count() == 0
-    assert index.add(THREE) == AddReport(added=3)
-    assert index.count() == 3
-    assert index.get(["z", "x"]) == [THREE[2], THREE[0]]
-    assert isinstance(index, Retriever)
-
-
-def test_hits_carry_score_and_rank(index: BM25Index) -> None:
-    index.add(THREE)
-    hits = index.retrieve("ALPHA, betas!")
-    assert [hit.passage for hit in hits] == [THREE[1], THREE[0]]
-    assert [(hit.rank, hit.retrieval_rank) for hit in hits] == [(1, 1), (2, 2)]
-    assert all(hit.score == hit.retrieval_score and type(hit.score) is float for hit in hits)
-    assert hits[0].score > hits[1].score > 0
-
-
 @pytest.mark.parametrize("query", ["the and of", "unknown", "x", "!?", "zeta the"])
 def test_no_word_in_common_is_no_hit(index: BM25Index, query: str) -> None:
     index.add([*THREE, Passage("empty", ""), Passage("stop", "the and of")])
@@ -132,25 +99,6 @@ def test_of_equal_scores_the_one_stored_earlier_comes_first(index: BM25Index) ->
     assert ids(index, "words", 7) == [str(number) for number in range(7)]
     index.add([Passage("3", "same word")])  # stored again: now the last
     assert ids(index, "words")[-2:] == ["49", "3"]
-
-
-def test_get_keeps_the_order_asked_for_and_leaves_out_what_is_missing(index: BM25Index) -> None:
-    index.add(THREE)
-    assert [passage.id for passage in index.get(["y", "no", "x", "y", "z"])] == ["y", "x", "z"]
-    assert index.get([]) == []
-    assert index.get(["no"]) == []
-
-
-def test_upsert_replaces_text_and_metadata(index: BM25Index) -> None:
-    index.add([Passage("x", "alpha", {"kept": 1, "gone": 1}), Passage("other", "delta")])
-    new = Passage("x", "beta", {"kept": 1, "new": None})
-    assert index.add([new]) == AddReport(updated=1)
-    assert index.get(["x"]) == [new]
-    assert (ids(index, "alpha"), ids(index, "beta")) == ([], ["x"])
-    assert ids(index, "beta", where={"kept": 1}) == ["x"]
-    assert ids(index, "beta", where={"gone": 1}) == []
-    assert index.add([new]) == AddReport(unchanged=1)
-    assert index.count() == 2
 
 
 @pytest.mark.parametrize(
@@ -181,14 +129,6 @@ def test_an_id_is_only_an_id(index: BM25Index, id_: str) -> None:
     assert ids(index, "alpha") == [id_]
     index.delete([id_])
     assert index.count() == 1
-
-
-def test_of_equal_ids_in_one_call_the_last_wins(index: BM25Index) -> None:
-    assert index.add([Passage("x", "first"), Passage("y", "other"), Passage("x", "last")]) == AddReport(added=2)
-    assert (texts(index, "x"), index.count()) == (["last"], 2)
-    index.add([Passage(f"{number % 3}", f"text {number}") for number in range(10)], batch_size=2)
-    assert texts(index, "0", "1", "2") == ["text 9", "text 7", "text 8"]
-    assert ids(index, "first") == []
 
 
 def test_a_generator_is_taken_batch_by_batch(index: BM25Index) -> None:
@@ -231,21 +171,6 @@ def test_a_batch_whose_words_cannot_be_cut_leaves_nothing() -> None:
         assert (index.count(), ids(index, "new"), ids(index, "alpha")) == (1, [], ["0"])
 
 
-def test_delete_takes_what_is_there_and_clear_takes_all(index: BM25Index) -> None:
-    index.add(THREE)
-    index.delete(["y", "no such id", "y"])
-    assert [passage.id for passage in index.get(["x", "y", "z"])] == ["x", "z"]
-    assert (ids(index, "alpha"), ids(index, "beta")) == (["x"], [])
-    index.delete([])
-    index.delete(["only", "missing"])
-    assert index.count() == 2
-    index.clear()
-    assert (index.count(), index.retrieve("alpha")) == (0, [])
-    index.clear()
-    assert index.add(THREE) == AddReport(added=3)
-    assert ids(index, "alpha") == ["x", "y"]
-
-
 def test_an_index_that_changes_for_ever_does_not_grow_for_ever(index: BM25Index) -> None:
     index.add(passages(*["kept alpha"] * 10))
     for number in range(60):
@@ -253,21 +178,6 @@ def test_an_index_that_changes_for_ever_does_not_grow_for_ever(index: BM25Index)
         assert len(index.retrieve("moving", 1000)) == 100
     assert len(index._content.rows) == 110
     assert {passage.text for passage in index.get([f"m{place}" for place in range(100)])} == {"moving n59"}
-
-
-def test_k_is_the_most_that_comes_back(index: BM25Index) -> None:
-    index.add(THREE)
-    for k in (1, 2, 100, np.int64(2), 2**31, 10**30):
-        assert len(index.retrieve("alpha", k)) == min(2, k)  # type: ignore[arg-type]
-        assert len(index.retrieve_many(["alpha"], k)[0]) == min(2, k)  # type: ignore[arg-type]
-
-
-def test_an_empty_index_finds_nothing(index: BM25Index) -> None:
-    assert index.retrieve("alpha") == []
-    assert index.retrieve_many(["alpha", "beta"]) == [[], []]
-    assert index.retrieve_many([]) == []
-    index.add([Passage("empty", ""), Passage("stop", "the")])
-    assert index.retrieve("alpha") == []
 
 
 def test_filters_come_before_the_best_are_chosen(index: BM25Index) -> None:
@@ -353,15 +263,6 @@ def test_it_is_a_first_stage(index: BM25Index) -> None:
     assert [hit.passage.id for hit in result] == ["y", "x"]
     assert [hit.retrieval_rank for hit in result] == [2, 1]
     assert result[0].retrieval_score is not None
-
-
-def test_progress_is_shown_only_when_asked(index: BM25Index, capfd: pytest.CaptureFixture[str]) -> None:
-    index.add(THREE)
-    assert capfd.readouterr() == ("", "")
-    index.add(passages("a", "b"), show_progress=True)
-    out, err = capfd.readouterr()
-    assert out == ""
-    assert "2/2" in err
 
 
 def test_a_closed_index_says_so(index: BM25Index) -> None:
