@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieve_rerank import InvalidInputError
-from retrieve_rerank.indexes.filters import DEEPEST, MOST_CLAUSES, MOST_VALUES, checked, chroma_filters, matcher
+from retrieve_rerank.indexes.filters import DEEPEST, LONGEST_TEXT, MOST_CLAUSES, MOST_VALUES, chroma_filters, matcher
 from retrieve_rerank.indexes.records import Record, to_record
 from retrieve_rerank.indexes.store import ChromaCollection
 from retrieve_rerank.types import Passage
@@ -279,7 +279,9 @@ def test_what_is_not_in_the_language_is_refused(where: Any, says: str) -> None:
             ({"$regex": pattern}, "is no valid regex")
             for pattern in ("(", "(?=a)b", r"(a)\1", "(a{1000}){1000}", "(" * 300)
         ),
-        ({"$regex": "a" * 10_001}, "10001 characters; at most 10000"),
+        ({"$regex": "a" * 10_001}, "it looks for 10001 characters, and 10000 are the most"),
+        ({"$not_contains": "a" * 60_000}, "it looks for 60000 characters"),
+        ({"$or": [{"$regex": "a"}] * 11}, "more than 10 regular expressions"),
         ({"$foo": "a"}, r"\$foo"),
         ({"n": "a"}, "'n'"),
         ({"$contains": "a", "$not_contains": "b"}, "exactly one"),
@@ -292,6 +294,12 @@ def test_an_unusable_filter_on_the_text(where_document: Any, says: str) -> None:
     for read in (chroma_filters, matcher):
         with pytest.raises(InvalidInputError, match=says):
             read(None, where_document)
+
+
+def test_a_text_as_long_as_may_be_looked_for(texts: ChromaCollection) -> None:
+    """SQLite takes 50,000 bytes, escapes included."""
+    for sign in "%_😀\\":
+        assert texts.read(where_document={"$contains": sign * LONGEST_TEXT}) == []
 
 
 def nested(depth: int) -> dict[str, Any]:
@@ -340,40 +348,43 @@ def test_messages_are_short() -> None:
         assert len(str(caught.value)) < 1_000
 
 
+def for_chroma(where: dict[str, Any]) -> dict[str, Any]:
+    made: dict[str, Any] = chroma_filters(where, None)["where"]
+    return made
+
+
 def test_a_value_from_outside_is_no_operator() -> None:
     """{"user": value} with a mapping from a request finds every user; the long form refuses it."""
     stolen = {"$ne": ""}
-    assert checked({"user": stolen}) == {"user": {"$ne": ""}}
+    assert for_chroma({"user": stolen}) == {"user": {"$ne": ""}}
     with pytest.raises(InvalidInputError, match="dict is no such value"):
-        checked({"user": {"$eq": stolen}})
+        for_chroma({"user": {"$eq": stolen}})
 
 
-def test_the_long_form_is_plain() -> None:
-    class Kind(str, Enum):
-        FACT = "fact"
+class Kind(str, Enum):
+    FACT = "fact"
 
-    class Level(IntEnum):
-        EASY = 1
 
-    class Half(float):
-        pass
+class Level(IntEnum):
+    EASY = 1
 
-    where = {"$and": ({"k": np.int64(3)}, {"k": {"$in": (np.float64(0.5), 2)}}, {"kind": Kind.FACT})}
-    long = checked(where)
-    assert long == {"$and": [{"k": {"$eq": 3}}, {"k": {"$in": [0.5, 2]}}, {"kind": {"$eq": "fact"}}]}
-    assert [type(value) for value in (long["$and"][0]["k"]["$eq"], long["$and"][2]["kind"]["$eq"])] == [int, str]
-    assert checked(long) == long
-    for value, plain in (
-        (Level.EASY, 1),
-        (HTTPStatus.OK, 200),
-        (Half(0.5), 0.5),
-        (Kind.FACT, "fact"),
-        (np.bool_(True), True),
-    ):
-        for test in (checked({"k": value})["k"]["$eq"], checked({"k": {"$in": [value]}})["k"]["$in"][0]):
-            assert (test, type(test)) == (plain, type(plain))
-    (key,) = checked({np.str_("n"): {np.str_("$gt"): 1}})
-    assert type(key) is str
+
+class Whole(float):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("value", "plain"),
+    [(Level.EASY, 1), (HTTPStatus.OK, 200), (Whole(1e300), 1e300), (Kind.FACT, "fact"), (np.bool_(True), True)],
+)
+def test_of_a_subclass_the_value_is_looked_for(value: Any, plain: Any) -> None:
+    """The search for an enumeration's number never ended."""
+    for where in ({"k": value}, {np.str_("k"): {np.str_("$eq"): value}}, {"k": {"$in": [value]}}):
+        long = for_chroma(where)
+        assert repr(long) == repr({"k": {"$eq": plain}})  # which tells a subclass's values from plain ones
+    assert for_chroma(long) == long
+    record = Record("x", "text", {"k": plain})
+    assert through([record], {"k": value}) == through([record], {"k": {"$in": {value}}}) == {"x"}
 
 
 @pytest.mark.parametrize("several", [list, tuple, set, frozenset, np.array, range])

@@ -49,7 +49,8 @@ TEXT_KEY = "#document"  # Chroma's name for the text; no metadata key may start 
 MOST_CLAUSES = 400
 DEEPEST = 40
 MOST_VALUES = 30_000
-LONGEST_REGEX = 10_000
+LONGEST_TEXT = 10_000  # characters that are looked for; SQLite takes 50,000 bytes
+MOST_REGEXES = 10  # each may take a quarter of a second to be read
 
 _ONE = ("$eq", "$ne")
 _ORDER = {"$gt": operator.gt, "$gte": operator.ge, "$lt": operator.lt, "$lte": operator.le}
@@ -71,15 +72,6 @@ class _Shortened(reprlib.Repr):
 _shortened = _Shortened()
 _shortened.maxlevel, _shortened.maxstring, _shortened.maxother = 4, 80, 80
 _show = _shortened.repr
-
-
-def checked(where: Where) -> dict[str, Any]:
-    """Return a filter on metadata in its long form: one operator under every key, plain Python values.
-
-    Raises:
-        InvalidInputError: If the filter is not in the language or too large, saying which part and why.
-    """
-    return _Reader("where").read(where)
 
 
 def chroma_filters(where: Where | None, where_document: Where | None) -> dict[str, Any]:
@@ -127,7 +119,7 @@ class _Reader:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._clauses = self._values = 0
+        self._clauses = self._values = self._regexes = 0
 
     def read(self, clause: Where, depth: int = 1) -> dict[str, Any]:
         """Return a clause in its long form; `depth` counts the clauses around it and itself."""
@@ -223,7 +215,12 @@ class _Reader:
         check_encodable(text, f"{name} in {self._name}")
         if "\x00" in text:  # {"$contains": "\x00"} would find everything
             raise self._refusal(clause, "it looks for a NUL, and Chroma reads a text up to the first NUL only")
+        if len(text) > LONGEST_TEXT:
+            raise self._refusal(clause, f"it looks for {len(text)} characters, and {LONGEST_TEXT} are the most")
         if name.endswith("regex"):
+            self._regexes += 1
+            if self._regexes > MOST_REGEXES:
+                raise self._refusal(clause, f"it has more than {MOST_REGEXES} regular expressions; join them by |")
             _compiled(text)
         return {name: text}
 
@@ -264,14 +261,18 @@ def _compiled(pattern: str) -> Callable[[str], bool]:
     """Return a search for a regular expression by Rust's engine, which is Chroma's, too, and never runs for long."""
     from pydantic_core import SchemaError, SchemaValidator, core_schema
 
-    if len(pattern) > LONGEST_REGEX:
-        raise InvalidInputError(
-            f"the regular expression {_show(pattern)} has {len(pattern)} characters; at most {LONGEST_REGEX} are taken"
-        )
     try:
         return SchemaValidator(core_schema.str_schema(pattern=pattern, regex_engine="rust-regex")).isinstance_python
     except SchemaError as error:
-        why = str(error).strip().splitlines()[-1].strip().removeprefix("SchemaError: ").removeprefix("error: ")
+        why = (
+            str(error)
+            .strip()
+            .splitlines()[-1]
+            .strip()
+            .removeprefix("SchemaError: ")
+            .removeprefix("error: ")
+            .rstrip(".")
+        )
         raise InvalidInputError(
             f"{_show(pattern)} is no valid regex: {why[:200]}. The language is that of Rust, without look-around "
             "and references back"
