@@ -130,12 +130,6 @@ def test_the_threshold_can_empty_the_result_and_the_candidates_stay(threshold: f
     assert repr(result).startswith(f"<SearchResult 'q': {len(expected)} of 4 candidates")
 
 
-def test_a_first_stage_that_finds_nothing_asks_no_scorer() -> None:
-    scorer = TableScorer({})
-    result = RetrieveRerank(ListRetriever([]), scorer).search("q")
-    assert (list(result), result.candidates, scorer.asked) == ([], (), [])
-
-
 @pytest.mark.parametrize("kind", [ListRetriever, Everything])
 async def test_options_of_a_search_go_to_the_first_stage(kind: type[ListRetriever]) -> None:
     retriever = kind(TEXTS)
@@ -199,26 +193,6 @@ async def test_times_are_those_of_each_stage() -> None:
     )
 
 
-async def test_async_does_not_block_the_loop_whatever_the_parts_can() -> None:
-    class SlowRetriever(ListRetriever):
-        def retrieve(self, query: str, k: int, **options: object) -> list[Hit]:
-            time.sleep(0.2)
-            return super().retrieve(query, k, **options)
-
-    class SlowScorer(TableScorer):
-        def score(self, query: str, texts: Sequence[str]) -> Any:
-            time.sleep(0.2)
-            return super().score(query, texts)
-
-    waiting = asyncio.create_task(RetrieveRerank(SlowRetriever(TEXTS), SlowScorer(TABLE)).asearch("q"))
-    ticks = 0
-    while not waiting.done():
-        ticks += 1
-        await asyncio.sleep(0.01)
-    assert found_texts(waiting.result()) == ["d", "b", "c", "a"]
-    assert ticks >= 15
-
-
 class Late(ListRetriever):
     """Takes 0.2 s; the first calls hang until they are released."""
 
@@ -251,12 +225,6 @@ async def test_a_first_stage_that_hung_once_does_not_block_the_next_search() -> 
         assert len(await asyncio.wait_for(search.asearch("q"), 10)) > 0
     finally:
         late.release.set()
-
-
-def test_the_caller_sees_its_own_hits_unchanged() -> None:
-    retriever = ListRetriever(TEXTS)
-    RetrieveRerank(retriever, TableScorer(TABLE)).search("q")
-    assert retriever.hits == found(TEXTS)
 
 
 @pytest.mark.parametrize("query", ["", "  ", None, 5, "\ud800"])
