@@ -19,9 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retrieve_rerank import CrossEncoder, InvalidInputError, Passage, TruncationWarning
-from retrieve_rerank.models.engine import _Passages
+from retrieve_rerank.models.engine import _Text
 from retrieve_rerank.models.ranking import Scoring
-from retrieve_rerank.models.reading import Pieces, Reading, split, spread, token_spans
+from retrieve_rerank.models.reading import Pieces, split, spread, token_spans
 from tests import tiny
 
 QUERY = "paris"
@@ -119,30 +119,22 @@ def test_taken_windows_are_spread_from_the_first_to_the_last() -> None:
     assert spread([], 3) == []
 
 
-class InPieces(Reading):
-    """Texts that were cut by hand."""
-
-    def __init__(self) -> None:
-        pass
-
-    def pieces(self, texts: Any, max_windows: Any) -> list[Pieces]:
-        spans = ((0, 1), (2, 3), (4, 5))
-        return [Pieces(("a", "b", "c"), (1, 1, 1), spans), Pieces(("b",), (1,)), Pieces(("a", "a"), (1, 1))]
-
-    lengths = fit = None  # type: ignore[assignment]
-
-
-def test_the_best_window_counts_the_first_among_equals_and_nan_beats_all() -> None:
-    for third, best in ((7.0, 7.0), (math.nan, math.nan)):
-        scoring = Scoring("q", ["a b c", "b", "a a"])
-        passages = _Passages(scoring, InPieces(), range(3), 3)
-        assert (passages.pieces, passages.lengths) == (["a", "b", "c"], [1, 1, 1])
-        for piece, (logit, done) in enumerate([(7.0, [2]), (1.0, [1, 2]), (third, [0, 1, 2])]):
-            passages.put(piece, logit)
-            assert [at for at, score in enumerate(scoring.scores) if score] == done
-        logits, windows = zip(*((score.logit, score.window) for score in scoring.scores if score), strict=True)
-        np.testing.assert_equal(logits, (best, 1.0, 7.0))
-        assert windows[:2] == ((4, 5) if math.isnan(third) else (0, 1), None)
+@pytest.mark.parametrize(
+    ("logits", "best", "window"),
+    [((7.0, 1.0, 7.0), 7.0, (0, 1)), ((7.0, math.nan, 9.0), math.nan, (2, 3)), ((1.0, 2.0, 3.0), 3.0, (4, 5))],
+)
+def test_the_best_window_counts_the_first_among_equals_and_nan_beats_all(
+    logits: tuple[float, ...], best: float, window: tuple[int, int]
+) -> None:
+    scoring = Scoring("q", ["a b c"])
+    text = _Text(scoring, 0, Pieces(("a", "b", "c"), (1, 1, 1), ((0, 1), (2, 3), (4, 5))))
+    for number in (2, 0, 1):
+        assert scoring.scores == [None]
+        text.put(number, logits[number])
+    [score] = scoring.scores
+    assert score is not None
+    np.testing.assert_equal(score.logit, best)
+    assert score.window == window
 
 
 # The real path, on a model that reads 64 tokens.

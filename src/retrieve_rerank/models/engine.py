@@ -9,8 +9,8 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ from retrieve_rerank.models.ranking import Scoring
 from retrieve_rerank.models.reading import (
     ChatReading,
     PairReading,
+    Pieces,
     Reading,
     features,
     preprocess,
@@ -121,40 +122,6 @@ class Engine:
         """Return what a repr should say of a loaded model."""
         return f"{self.precision.name}: {self.precision.reason}, on {self.device}, max_length={self.max_length}"
 
-    def run(
-        self,
-        inputs: Sequence[Any],
-        lengths: Sequence[int],
-        *,
-        between: Callable[[], None] | None = None,
-        show_progress: bool = False,
-        **options: Any,
-    ) -> torch.Tensor:
-        """Run all inputs through the model.
-
-        Args:
-            inputs: Texts or pairs of texts; at least one.
-            lengths: Tokens of each.
-            between: Called after each batch.
-            show_progress: Show a bar on stderr.
-            **options: Passed to the model's `preprocess`.
-
-        Returns:
-            Float32 tensor on the CPU, one row an input, in their order.
-        """
-        rows: list[torch.Tensor] = []
-        order: list[int] = []
-        with tqdm(total=len(inputs), disable=not show_progress, unit="text", desc="Encoding") as bar:
-            for batch, values in self.batches(inputs, lengths, **options):
-                rows.append(values)
-                order += batch
-                bar.update(len(batch))
-                if between is not None:
-                    between()
-        back = torch.empty(len(order), dtype=torch.long)
-        back[torch.tensor(order)] = torch.arange(len(order))
-        return torch.cat(rows)[back]
-
     def batches(
         self,
         inputs: Sequence[Any],
@@ -164,8 +131,13 @@ class Engine:
     ) -> Iterator[tuple[list[int], torch.Tensor]]:
         """Run inputs through the model batch by batch, longest first; what is not asked for is not computed.
 
-        Takes what `run` takes, and `wanted`, which tells before each batch whether a position still is. Where a batch
-        does not fit into the device's memory, it and all later ones get smaller.
+        Where a batch does not fit into the device's memory, it and all later ones get smaller.
+
+        Args:
+            inputs: Texts or pairs of texts.
+            lengths: Tokens of each.
+            wanted: Tells before each batch whether a position still is.
+            **options: Passed to the model's `preprocess`.
 
         Yields:
             Positions in `inputs`, and their rows as a float32 tensor on the CPU.
@@ -242,14 +214,14 @@ class CrossEngine(Engine):
             keep_head_exact(model)
         self.prompt = _saved_prompt(model) if prompt is None else prompt
         self.max_windows = max_windows
-        self._chat = "message" in getattr(model[0], "modality_config", {})
-        if prompt and self._chat:
-            plain, told = (ChatReading(model, "a", given, None) for given in ("", prompt))
-            if plain.around == told.around:
-                raise InvalidInputError(
-                    "the chat template of this cross-encoder has no place for an instruction, so prompt would change "
-                    "nothing; leave it out, or put what it says into the query"
-                )
+        self._kind = ChatReading if "message" in getattr(model[0], "modality_config", {}) else PairReading
+        told = self._kind(model, "a", self.prompt, None)
+        self._options = told.options
+        if prompt and self._kind is ChatReading and told.around == self._kind(model, "a", "", None).around:
+            raise InvalidInputError(
+                "the chat template of this cross-encoder has no place for an instruction, so prompt would change "
+                "nothing; leave it out, or put what it says into the query"
+            )
 
     def score(self, scorings: Sequence[Scoring]) -> None:
         """Score the texts of one or more queries batch by batch, as long as somebody waits for them.
@@ -258,36 +230,26 @@ class CrossEngine(Engine):
         at a time, so that the first come first.
         """
         together = [scoring for scoring in scorings if scoring.deadline is None]
-        self._score_some([self._part(scoring, range(len(scoring.texts))) for scoring in together])
+        self._score_pieces([piece for each in together for piece in self._pieces(each, 0, len(each.texts))])
         for scoring in scorings:
-            if scoring.deadline is None:
-                continue
             step = max(1, self.token_budget // 64)
-            for start in range(0, len(scoring.texts), step):
+            for start in () if scoring.deadline is None else range(0, len(scoring.texts), step):
                 if not scoring.wanted:
                     break
-                self._score_some([self._part(scoring, range(start, min(start + step, len(scoring.texts))))])
+                pieces = self._pieces(scoring, start, start + step)
+                for group in consecutive([piece.length for piece in pieces], _GROUP * self.token_budget):
+                    self._score_pieces([pieces[at] for at in group])
 
-    def _score_some(self, parts: Sequence[_Passages]) -> None:
-        pieces = [(part, piece) for part in parts for piece in range(len(part.pieces))]
-        lengths = [part.lengths[piece] for part, piece in pieces]
-        groups = [range(len(pieces))] if pieces else []
-        if len(parts) == 1 and parts[0].scoring.deadline is not None:
-            groups = consecutive(lengths, _GROUP * self.token_budget)
-        for group in groups:
-            pairs = [(part.scoring.query, part.pieces[piece]) for part, piece in (pieces[at] for at in group)]
-            options = parts[0].reading.options  # the same for every query
-            wanted = partial(_is_wanted, [pieces[at][0].scoring for at in group])
-            for batch, rows in self.batches(pairs, [lengths[at] for at in group], wanted, **options):
-                for index, logit in zip(batch, self.to_logits(rows).tolist(), strict=True):
-                    part, piece = pieces[group[index]]
-                    part.put(piece, logit)
-
-    def _part(self, scoring: Scoring, positions: range) -> _Passages:
-        return _Passages(scoring, self._reading(scoring.query), positions, self.max_windows)
+    def _score_pieces(self, pieces: Sequence[_Piece]) -> None:
+        pairs = [(piece.scoring.query, piece.text) for piece in pieces]
+        lengths = [piece.length for piece in pieces]
+        for batch, rows in self.batches(pairs, lengths, lambda at: pieces[at].scoring.wanted, **self._options):
+            for at, logit in zip(batch, self.to_logits(rows).tolist(), strict=True):
+                for text, number in pieces[at].parts_of:
+                    text.put(number, logit)
 
     def _reading(self, query: str) -> Reading:
-        reading = (ChatReading if self._chat else PairReading)(self._cross_encoder, query, self.prompt, self.max_length)
+        reading = self._kind(self._cross_encoder, query, self.prompt, self.max_length)
         if self.max_length is not None and reading.around >= self.max_length:
             raise InvalidInputError(
                 f"the query has {reading.around} tokens{' with the prompt' if self.prompt else ''} and this "
@@ -295,47 +257,43 @@ class CrossEngine(Engine):
             )
         return reading
 
+    def _pieces(self, scoring: Scoring, start: int, stop: int) -> list[_Piece]:
+        """Return what is read of some texts of a query."""
+        reads = self._reading(scoring.query).pieces(scoring.texts[start:stop], self.max_windows)
+        pieces: dict[str, _Piece] = {}  # equal ones are scored once
+        for position, read in enumerate(reads, start):
+            text = _Text(scoring, position, read)
+            for number, (part, length) in enumerate(zip(read.pieces, read.lengths, strict=True)):
+                pieces.setdefault(part, _Piece(scoring, part, length, [])).parts_of.append((text, number))
+        return list(pieces.values())
 
-class _Passages:
-    """Some texts of one query in the pieces that the model reads; a text's score is that of its best piece.
 
-    Args:
-        scoring: Takes the scores.
-        reading: Of its query.
-        positions: Of the texts among those of `scoring`.
-        max_windows: As `CrossEngine` takes it.
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """A text while it is scored; its score is that of its best piece."""
 
-    Attributes:
-        pieces: All different pieces, in order; equal ones are scored once.
-        lengths: Tokens of each, with all that is around it.
-    """
+    scoring: Scoring
+    position: int
+    read: Pieces
+    logits: dict[int, float] = field(default_factory=dict)
 
-    def __init__(self, scoring: Scoring, reading: Reading, positions: range, max_windows: int | None) -> None:
-        self.scoring, self.reading, self._positions = scoring, reading, positions
-        self._texts = reading.pieces([scoring.texts[position] for position in positions], max_windows)
-        known = {piece: length for text in self._texts for piece, length in zip(text.pieces, text.lengths, strict=True)}
-        self.pieces, self.lengths = list(known), list(known.values())
-        self._owners: dict[str, list[int]] = {piece: [] for piece in known}
-        for owner, text in enumerate(self._texts):
-            for piece in dict.fromkeys(text.pieces):
-                self._owners[piece].append(owner)
-        self._missing = [len(set(text.pieces)) for text in self._texts]
-        self._logits: dict[str, float] = {}
-
-    def put(self, position: int, logit: float) -> None:
-        """Take the score of a piece, and pass on those of the texts of which all pieces are now scored."""
-        piece = self.pieces[position]
-        self._logits[piece] = logit
-        for owner in self._owners[piece]:
-            self._missing[owner] -= 1
-            if self._missing[owner]:
-                continue
-            text = self._texts[owner]
-            logits = [self._logits[each] for each in text.pieces]
+    def put(self, number: int, logit: float) -> None:
+        """Take the score of a piece, and pass on the text's once all are there."""
+        self.logits[number] = logit
+        if len(self.logits) == len(self.read.pieces):
             # NaN beats all, for the caller to refuse; else the first among equals.
-            best = max(range(len(logits)), key=lambda index: (math.isnan(logits[index]), logits[index]))
-            window = None if text.windows is None else text.windows[best]
-            self.scoring.put(self._positions[owner], logits[best], truncated=text.truncated, window=window)
+            best = max(sorted(self.logits), key=lambda each: (math.isnan(self.logits[each]), self.logits[each]))
+            window = None if self.read.windows is None else self.read.windows[best]
+            self.scoring.put(self.position, self.logits[best], truncated=self.read.truncated, window=window)
+
+
+class _Piece(NamedTuple):
+    """What the model reads at once: a text, or one of its windows."""
+
+    scoring: Scoring
+    text: str
+    length: int
+    parts_of: list[tuple[_Text, int]]
 
 
 class BiEngine(Engine):
@@ -403,14 +361,16 @@ class BiEngine(Engine):
                 f"this bi-encoder reads {limit} tokens, and {around} of them are there without any text: those of the "
                 f"prompt, {prompt!r}, and special ones. Shorten {task}_prompt, or raise max_length"
             )
-        vectors = self.run(
-            texts,
-            lengths,
-            between=between,
-            show_progress=show_progress,
-            prompt=prompt or None,
-            task=task,
-        )
+        rows: list[torch.Tensor] = []
+        order: list[int] = []
+        with tqdm(total=len(texts), disable=not show_progress, unit="text", desc="Encoding") as bar:
+            for batch, values in self.batches(texts, lengths, prompt=prompt or None, task=task):
+                rows.append(values)
+                order += batch
+                bar.update(len(batch))
+                if between is not None:
+                    between()
+        vectors = torch.cat(rows)[torch.tensor(order).argsort()]
         if self.truncate_dim is not None:
             if self.truncate_dim > vectors.shape[1]:
                 raise InvalidInputError(
@@ -440,10 +400,6 @@ def _empty_cache(device: torch.device) -> None:
         torch.cuda.empty_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()
-
-
-def _is_wanted(scorings: Sequence[Scoring], position: int) -> bool:
-    return scorings[position].wanted
 
 
 def _saved_prompt(model: sentence_transformers.CrossEncoder) -> str:
