@@ -25,7 +25,7 @@ from huggingface_hub import constants as hub_constants
 from safetensors import SafetensorError, safe_open
 from transformers.utils import logging
 
-from retrieve_rerank.errors import InvalidInputError, ModelError
+from retrieve_rerank.errors import ModelError
 
 AnyModel: TypeAlias = "sentence_transformers.SentenceTransformer | sentence_transformers.CrossEncoder"
 Model = TypeVar("Model", sentence_transformers.SentenceTransformer, sentence_transformers.CrossEncoder)
@@ -57,10 +57,6 @@ class Checkpoint:
     token: str | bool | None = field(default=None, repr=False)
     trust_remote_code: bool = False
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.model, str) or not self.model.strip():
-            raise InvalidInputError(f"model must be a hub name or a folder, got {self.model!r}")
-
 
 def load_bi_encoder(checkpoint: Checkpoint) -> sentence_transformers.SentenceTransformer:
     """Load a bi-encoder.
@@ -75,8 +71,7 @@ def load_bi_encoder(checkpoint: Checkpoint) -> sentence_transformers.SentenceTra
             "passage and has no embeddings. Use CrossEncoder for it, and a bi-encoder such as "
             "'sentence-transformers/multi-qa-mpnet-base-dot-v1' here"
         )
-    file = saved_file(model, checkpoint, _KIND)
-    saved_as = None if file is None else json.loads(file.read_text(encoding="utf-8")).get("model_type")
+    saved_as = _saved_json(model, checkpoint, _KIND).get("model_type")
     if saved_as not in (None, "SentenceTransformer"):
         raise ModelError(
             f"{checkpoint.model!r} was saved as a {saved_as} of sentence-transformers, which is no bi-encoder with one "
@@ -133,12 +128,14 @@ def _know_padding(model: AnyModel, checkpoint: Checkpoint) -> None:
 def _load(kind: Callable[..., Model], checkpoint: Checkpoint, what: str) -> Model:
     folder = Path(checkpoint.model).expanduser()
     local = folder.is_dir()
-    if not local and _looks_like_path(checkpoint.model):
+    name = checkpoint.model
+    pathlike = name.startswith((".", "~", os.sep)) or folder.is_absolute() or name.count("/") > 1 or "\\" in name
+    if pathlike and not local:
         raise ModelError(f"there is no folder {str(folder)!r} to load a {what} from; check the path")
     _check_device(checkpoint, what)
     offline = checkpoint.local_files_only or hub_constants.HF_HUB_OFFLINE
     # Without this question, every file that might exist is asked for with retries: a minute before the error.
-    unreachable = None if local or offline else hub_failure()
+    unreachable = None if local or offline else _hub_failure()
     cached = offline or unreachable is not None
     try:
         with _one_at_a_time, _quiet_loading():
@@ -197,11 +194,7 @@ def _refuse_empty_tokenizers(model: AnyModel, checkpoint: Checkpoint) -> None:
             )
 
 
-def _looks_like_path(name: str) -> bool:
-    return name.startswith((".", "~", os.sep)) or Path(name).is_absolute() or name.count("/") > 1 or "\\" in name
-
-
-def hub_failure() -> Exception | None:
+def _hub_failure() -> Exception | None:
     """Return why the hub cannot be reached, or None if it answers."""
     try:
         huggingface_hub.get_session().head(hub_constants.ENDPOINT, timeout=5)
@@ -278,7 +271,7 @@ def _check_names(transformer: Any, saved: set[str], checkpoint: Checkpoint, advi
     # Experts are merged while they load, so their names tell nothing.
     names = [name for name, _ in transformer.named_parameters() if "experts" not in name]
     names = [name for name in names if unused is None or not name.startswith(unused)]
-    missing = [name for name in names if name not in tails and not any(_is_tail(known, name) for known in saved)]
+    missing = [name for name in names if name not in tails and not any(name.endswith(f".{known}") for known in saved)]
     head = [name for name in missing if not name.startswith(f"{transformer.base_model_prefix}.")]
     if len(missing) > len(names) / 2:  # the library loads them under other names: only the head tells
         missing = head if unused is None else []
@@ -291,25 +284,19 @@ def _check_names(transformer: Any, saved: set[str], checkpoint: Checkpoint, advi
         )
 
 
-def _is_tail(tail: str, name: str) -> bool:
-    return name.endswith(f".{tail}")
-
-
 def _modules(model: AnyModel, checkpoint: Checkpoint) -> Iterator[tuple[Any, str]]:
     """Yield the modules of a model, those on the routes of a router instead of it, each with its saved folder."""
-    listed = saved_file(model, checkpoint, "modules.json")
-    folders = [] if listed is None else [str(entry["path"]) for entry in json.loads(listed.read_text(encoding="utf-8"))]
+    folders = [str(entry["path"]) for entry in _saved_json(model, checkpoint, "modules.json")]
     for position, module in enumerate(model):
         folder = folders[position] if position < len(folders) else ""
         routes = getattr(module, "sub_modules", None)
         if routes is None:
             yield module, folder
             continue
-        config = saved_file(model, checkpoint, _joined(folder, "router_config.json"))
-        names = {} if config is None else json.loads(config.read_text(encoding="utf-8"))["structure"]
+        names = _saved_json(model, checkpoint, f"{folder}/router_config.json").get("structure", {})
         for route, modules in routes.items():
             for name, part in zip(names.get(route, ()), modules, strict=False):
-                yield part, _joined(folder, name)
+                yield part, f"{folder}/{name}"
 
 
 def network_in(module: torch.nn.Module) -> Any:
@@ -317,32 +304,31 @@ def network_in(module: torch.nn.Module) -> Any:
     return next((part for part in module.modules() if isinstance(part, transformers.PreTrainedModel)), None)
 
 
-def _joined(folder: str, name: str) -> str:
-    return f"{folder}/{name}" if folder else name
-
-
 def _saved_names(model: AnyModel, checkpoint: Checkpoint, inside: str) -> set[str]:
     """Return the names of the saved tensors, read from the file's header; empty where it cannot be found."""
-    index = saved_file(model, checkpoint, _joined(inside, _WEIGHTS_INDEX))
-    if index is not None:
-        weight_map: dict[str, Any] = json.loads(index.read_text(encoding="utf-8")).get("weight_map", {})
-        return set(weight_map)
-    weights = saved_file(model, checkpoint, _joined(inside, _WEIGHTS))
+    if index := _saved_json(model, checkpoint, f"{inside}/{_WEIGHTS_INDEX}"):
+        return set(index.get("weight_map", {}))
+    weights = _saved_file(model, checkpoint, f"{inside}/{_WEIGHTS}")
     if weights is None:
         return set()
     with safe_open(weights, framework="pt") as file:
         return set(file.keys())
 
 
-def saved_file(model: AnyModel, checkpoint: Checkpoint, name: str) -> Path | None:
+def _saved_json(model: AnyModel, checkpoint: Checkpoint, name: str) -> Any:
+    """Return what a file of a checkpoint holds; an empty mapping where there is none."""
+    file = _saved_file(model, checkpoint, name)
+    return {} if file is None else json.loads(file.read_text(encoding="utf-8"))
+
+
+def _saved_file(model: AnyModel, checkpoint: Checkpoint, name: str) -> Path | None:
     """Return a file of a checkpoint, by its name inside; None where there is none, or none in the hub's cache."""
+    name = name.lstrip("/")
     folder = Path(checkpoint.model).expanduser()
     if folder.is_dir():
         return folder / name if (folder / name).is_file() else None
-    config = model.config
     # Of what lies in a folder of its own, the config names the place in the cache.
-    repository = checkpoint.model if "/" in name else getattr(config, "_name_or_path", checkpoint.model)
-    found = huggingface_hub.try_to_load_from_cache(
-        repository, name, cache_dir=checkpoint.cache_folder, revision=getattr(config, "_commit_hash", None)
-    )
+    repository = checkpoint.model if "/" in name else getattr(model.config, "_name_or_path", checkpoint.model)
+    revision = getattr(model.config, "_commit_hash", None)
+    found = huggingface_hub.try_to_load_from_cache(repository, name, checkpoint.cache_folder, revision)
     return Path(found) if isinstance(found, str) else None
