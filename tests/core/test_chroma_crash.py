@@ -42,8 +42,17 @@ SCRIPT = """
 
         encode_queries = encode_documents
 
+    KINDS = [
+        lambda n: {"list": [n, n + 1], "words": ["a", str(n)]},
+        lambda n: {"chroma:kept": n, "none": None, "mixed": [1, "a", 0.5]},
+        lambda n: {f"key {key}": key / 7 for key in range(60)},
+        lambda n: {"huge": 2**80 + n, "tiny": 5e-324, "inf": float("inf"), "": "no key"},
+        lambda n: {"long": list(range(7000))} if n % 250 == 4 else {"short": [True, False]},
+    ]
+
     def passage(number):
-        return Passage(f"p{number}", f"text {number}", {"n": number, "odd": bool(number % 2), "deep": {"n": [number]}})
+        metadata = {"n": number, "odd": bool(number % 2), "deep": {"n": [number]}, **KINDS[number % 5](number)}
+        return Passage(f"p{number}", f"text {number}", metadata)
 
     def in_child(work):
         "Run work in a forked child; its answer, or None if it did not live to give one."
