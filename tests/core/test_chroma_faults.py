@@ -105,7 +105,7 @@ def test_an_embedding_function_that_is_stored_is_never_built(
 
         collection = ChromaCollection("-", handle=client.get_collection("passages", embedding_function=None))
         collection.write([Record("b", "bb", {"x": 1})], [letters("bb")])
-        collection.relabel([Record("b", "bb", {"x": 2})])
+        collection.upsert([Record("b", "bb", {"x": 2})], LetterEncoder().encode_documents)
     else:
         with ChromaIndex(LetterEncoder(), path=tmp_path) as index:
             index.add([Passage("b", "bb", {"x": 1})])

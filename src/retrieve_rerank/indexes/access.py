@@ -6,7 +6,6 @@ import os
 import threading
 import time
 import uuid
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -61,7 +60,6 @@ class Share:
     """One object's part in a directory: what it has seen, and whether it is among those that write. As `Threads`.
 
     Args:
-        holder: The object; with it, its part in the writers' lock goes.
         shared: The directory.
         store: Chroma's.
         seconds: To wait while another process writes, at the first write.
@@ -71,12 +69,11 @@ class Share:
         InvalidInputError: Of the same: if the directory cannot be written or locked.
     """
 
-    def __init__(self, holder: object, shared: Directory, store: Any, seconds: float) -> None:
+    def __init__(self, shared: Directory, store: Any, seconds: float) -> None:
         self.folder = shared.folder
         self._shared, self._store, self._seconds = shared, store, seconds
         self._owner, self._process, self._epoch = uuid.uuid4().hex, os.getpid(), -1
         shared.current(store)
-        weakref.finalize(holder, shared.let_go, self._owner, self._process)
 
     @contextmanager
     def reading(self, look: Callable[[], object]) -> Iterator[object]:

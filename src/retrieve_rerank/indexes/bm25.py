@@ -30,8 +30,7 @@ from retrieve_rerank.checks import check_count, check_queries, check_query
 from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, RetrieveRerankError, require, warn_caller
 from retrieve_rerank.indexes.bm25_files import Content, IndexFolder, Ints, Weights, used, weigh
 from retrieve_rerank.indexes.filters import Where, matcher
-from retrieve_rerank.indexes.records import Record, check_passage, check_passages, to_record
-from retrieve_rerank.indexes.store import check_ids
+from retrieve_rerank.indexes.records import Record, check_ids, check_passage, check_passages, to_record
 from retrieve_rerank.indexes.words import Analyzer, Tokenizer, Vocabulary
 from retrieve_rerank.models.threads import Worker
 from retrieve_rerank.types import AddReport, Hit, Passage

@@ -18,11 +18,11 @@ from retrieve_rerank.indexes.chroma_server import RETRY_SECONDS
 from retrieve_rerank.indexes.filters import Where
 from retrieve_rerank.indexes.health import adopt_at_opening, adopt_stored, check, repair
 from retrieve_rerank.indexes.mmr import check_mmr, diverse
-from retrieve_rerank.indexes.records import Record, check_passage, check_passages, to_record
+from retrieve_rerank.indexes.records import Record, check_ids, check_passage, check_passages, to_record
 from retrieve_rerank.indexes.recovery import recovering
 from retrieve_rerank.indexes.reports import AdoptReport, IndexCheck, RepairReport
 from retrieve_rerank.indexes.sources import Source, one_at_a_time
-from retrieve_rerank.indexes.store import ChromaCollection, check_ids
+from retrieve_rerank.indexes.store import ChromaCollection
 from retrieve_rerank.models.bi_encoder import one_truncation_warning
 from retrieve_rerank.types import AddReport, Encoder, Hit, Metric, Passage
 

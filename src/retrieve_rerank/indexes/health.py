@@ -503,7 +503,7 @@ def prove(collection: ChromaCollection, encoder: Encoder) -> None:
         if collection.recorded and report.samples:
             collection.verified = True  # what is written down stays: it may say more
         else:  # in whatever metric: it is what the caller asked for
-            collection.note_encoder(encoder.fingerprint)
+            collection.record_encoder(encoder.fingerprint, only_if_free=True)
         return
     if collection.recorded:
         raise IndexMismatchError(

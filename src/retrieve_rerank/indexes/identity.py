@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from retrieve_rerank.errors import IndexMismatchError
+from retrieve_rerank.errors import IndexMismatchError, InvalidInputError
 from retrieve_rerank.types import Metric
 
 FORMAT = 1
@@ -79,6 +80,26 @@ def check_identity(name: str, found: Identity, metric: Metric | None, fingerprin
             f"collection {name!r} compares vectors by {found.metric!r}, and {metric!r} was asked for; a collection's "
             f"metric cannot change. Pass metric={found.metric!r} to keep it, or use another collection name and add "
             "the passages again"
+        )
+
+
+def check_suits(name: str, metric: Metric, encoders: Metric) -> None:
+    """Raise IndexMismatchError if a collection of vectors of different lengths has not the metric of its encoder."""
+    if metric != encoders:
+        raise IndexMismatchError(
+            f"collection {name!r} compares vectors by {metric!r}, and this encoder's are made for {encoders!r}. The "
+            "two give one order for vectors of length 1 only; these are not, or there are none yet. A collection's "
+            f"metric cannot change: pass metric={metric!r} to keep it, or use another collection name and add the "
+            "passages again"
+        )
+
+
+def check_name(name: str) -> None:
+    """Raise InvalidInputError if a collection cannot be called so."""
+    if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,510}[A-Za-z0-9]", name)):
+        raise InvalidInputError(
+            "a collection's name is 3 to 512 letters, digits, dots, dashes or underscores, with a letter or digit at "
+            f"both ends; got {name!r}"
         )
 
 

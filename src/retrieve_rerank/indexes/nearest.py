@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.indexes.client import EF_SEARCH
 from retrieve_rerank.indexes.records import Record
 from retrieve_rerank.types import Metric
@@ -173,6 +174,25 @@ def _distances(stored: Vectors, vector: Vectors, metric: Metric) -> npt.NDArray[
         rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
         one = one / max(float(np.linalg.norm(one)), 1e-30)
     return 1.0 - rows @ one
+
+
+def check_vectors(vectors: npt.ArrayLike, rows: int | None, ids: Sequence[str] | None = None) -> Vectors:
+    """Return vectors as an array (rows, dimension), or raise InvalidInputError, which names a bad one by its id."""
+    try:
+        array = np.asarray(vectors, dtype=np.float32)
+    except (ValueError, TypeError) as error:
+        array = np.zeros(0, np.float32)
+        shape = f"something else: {error}"
+    else:
+        shape = str(array.shape)
+    if array.ndim != 2 or (rows is not None and len(array) != rows):
+        expected = "n" if rows is None else rows
+        raise InvalidInputError(f"expected vectors of shape ({expected}, dimension), got {shape}")
+    if not np.isfinite(array).all():
+        bad = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
+        which = f"vector {bad}" if ids is None else f"the vector of {ids[bad]!r}"
+        raise InvalidInputError(f"{which} holds NaN or infinity, which cannot be searched; check the encoder")
+    return array
 
 
 def same_vector(left: Vectors, right: Vectors, metric: Metric, tolerance: float = 1e-5) -> bool:

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from retrieve_rerank.checks import check_encodable
+from retrieve_rerank.checks import check_encodable, check_texts
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.types import Passage
 
@@ -282,3 +282,34 @@ def _is_storable(key: str, value: object) -> bool:
     if isinstance(value, float):
         return math.isfinite(value)
     return isinstance(value, str)
+
+
+def metadatas_over(records: Sequence[Record], old: Mapping[str, Record]) -> Any:
+    """Return what to send to Chroma so that records have their own metadata, whatever is stored under their ids.
+
+    Chroma merges metadata: a key goes only if it is set to None. A new record must not send None values, which Chroma
+    takes on known ids only.
+    """
+    keys = {id_: record.metadata for id_, record in old.items()}
+    return [{**dict.fromkeys(keys.get(record.id, ())), **record.metadata} or None for record in records]
+
+
+def check_ids(ids: Sequence[str]) -> list[str]:
+    """Return `ids` as a list, or raise InvalidInputError if one is not a non-empty string."""
+    wanted = check_texts(ids, "ids")
+    if "" in wanted:
+        raise InvalidInputError(f"ids[{wanted.index('')}] is empty; an id must have at least one character")
+    return wanted
+
+
+def batches_of(records: Iterable[Record], limit: int) -> Iterator[list[Record]]:
+    """Group records into batches of `limit`, without holding more than one; of equal ids in a batch the last wins."""
+    batch: dict[str, Record] = {}
+    for record in records:
+        batch.pop(record.id, None)
+        batch[record.id] = record
+        if len(batch) == limit:
+            yield list(batch.values())
+            batch = {}
+    if batch:
+        yield list(batch.values())

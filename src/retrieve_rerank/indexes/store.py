@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import time
-import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
@@ -23,20 +20,11 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 import numpy as np
 import numpy.typing as npt
 
-from retrieve_rerank.checks import check_count, check_texts
+from retrieve_rerank.checks import check_count
 from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, RetrieveRerankError, warn_caller
-from retrieve_rerank.indexes.access import Share, Threads
-from retrieve_rerank.indexes.chroma_server import RETRY_SECONDS, Patient, check_patience, is_server, with_patience
-from retrieve_rerank.indexes.client import (
-    directory_of,
-    drop_collection,
-    drop_private,
-    find_or_create,
-    open_client,
-    other_collections,
-    translated,
-    without_stored_functions,
-)
+from retrieve_rerank.indexes.access import Share
+from retrieve_rerank.indexes.chroma_server import RETRY_SECONDS, Patient, check_patience, is_server
+from retrieve_rerank.indexes.client import drop_collection, drop_private, open_collection, translated
 from retrieve_rerank.indexes.directory import check_wait, one_spelling
 from retrieve_rerank.indexes.filters import Where, chroma_filters
 from retrieve_rerank.indexes.identity import (
@@ -45,6 +33,8 @@ from retrieve_rerank.indexes.identity import (
     Identity,
     check_format,
     check_identity,
+    check_name,
+    check_suits,
     needs_proof,
     to_metadata,
 )
@@ -54,13 +44,14 @@ from retrieve_rerank.indexes.nearest import (
     Found,
     Search,
     Vectors,
+    check_vectors,
     in_chunks,
     is_unit,
     records_of,
     same_vector,
     to_similarity,
 )
-from retrieve_rerank.indexes.records import Record
+from retrieve_rerank.indexes.records import Record, batches_of, check_ids, metadatas_over
 from retrieve_rerank.models.threads import Worker, run_beside
 from retrieve_rerank.types import AddReport, Metric
 
@@ -76,26 +67,6 @@ _MOST = 2**31 - 1  # results; Chroma counts them in 32 bits
 _SIZE_SECONDS = 30.0  # for which a count is taken as true; it takes longer the more there is
 _WRITE_CHUNK = 1_000  # passages encoded and written in one go: enough to sort by length, little to lose
 _LOOKED_AT = 20  # vectors whose length is looked at
-_IN_MEMORY = Threads()  # of Chroma's store in memory, which is one for the whole process
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What an upsert of some records has to do.
-
-    Attributes:
-        records: Those that need a vector: they are new, or their text is.
-        relabelled: Those of which only the metadata changes.
-        report: What will have become of all.
-        stored: What is stored of them, by id.
-        state: Of the store then; see `ChromaCollection.reading`.
-    """
-
-    records: Sequence[Record]
-    relabelled: Sequence[Record]
-    report: AddReport
-    stored: Mapping[str, Record]
-    state: object
 
 
 class ChromaCollection:
@@ -141,76 +112,48 @@ class ChromaCollection:
         for one in (metric, encoder_metric):
             if one is not None and one not in SPACES:
                 raise InvalidInputError(f"metric must be one of {', '.join(SPACES)}; got {one!r}")
-        if handle is None and not (
-            isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,510}[A-Za-z0-9]", name)
-        ):
-            raise InvalidInputError(
-                "a collection's name is 3 to 512 letters, digits, dots, dashes or underscores, with a letter or digit "
-                f"at both ends; got {name!r}"
-            )
+        if handle is None:
+            check_name(name)
         check_patience(retry_seconds)
         self.lock_timeout = check_wait(lock_timeout)
         self.search_breadth = None if search_breadth is None else check_count(search_breadth, "search_breadth")
         self.name = name if handle is None else handle.name
         self.assume_compatible = assume_compatible
         self.worker = Worker(f"retrieve-rerank collection {self.name}")
-        self.made = False  # whether this made the collection
-        # The directory's other collections, where this one was made here: a name may have been mistaken.
-        self.beside: tuple[str, ...] = ()
         self._fingerprint = fingerprint
         self._process = os.getpid()
         self._live = handle
-        self._is_private = handle is None and path is None and client is None
         self._is_ours = handle is None and client is None
         self._is_closed = False
         # Records, until when that is taken as true, and of which state of what is stored.
         self._counted: tuple[int, float, object] | None = None
         self._drop_private: Callable[[], object] | None = None
         with translated(f"collection {self.name!r}"):
-            self._open(path, client, handle, metric or encoder_metric or "cosine", retry_seconds)
+            opened = open_collection(
+                handle or name,
+                path,
+                client,
+                metric or encoder_metric or "cosine",
+                fingerprint,
+                retry_seconds,
+                lock_timeout,
+            )
+        self.client, self._chroma, self._turns, self.made = opened.client, opened.chroma, opened.turns, opened.made
+        # The directory's other collections, where this one was made here: a name may have been mistaken.
+        self.beside = opened.beside
+        self.at_server = is_server(self.client)
         self.folder: str | None = None if path is None else str(one_spelling(path))
+        weakref.finalize(self, self._turns.let_go)
+        if self._is_ours and path is None:  # in memory; nobody else can reach it: it goes with this object
+            finalizer = weakref.finalize(self, drop_private, self.client, self.handle.name, os.getpid())
+            finalizer.atexit = False
+            self._drop_private = finalizer
+            _PRIVATE.add(self)
         try:
             self._identify(metric, encoder_metric)
         except IndexMismatchError:
             self.close()
             raise
-
-    def _open(
-        self,
-        path: str | os.PathLike[str] | None,
-        client: ClientAPI | None,
-        handle: chromadb.Collection | None,
-        metric: Metric,
-        retry_seconds: float,
-    ) -> None:
-        if handle is not None:
-            # A live collection has no public way to its client, which knows the batch limit.
-            self.client: ClientAPI = cast("ClientAPI", handle._client)  # noqa: SLF001
-        else:
-            self.client = open_client(path) if client is None else with_patience(client, retry_seconds)
-        self.at_server = is_server(self.client)
-        shared = directory_of(self.client)
-        self._turns: Share | Threads = _IN_MEMORY
-        if self.at_server:
-            self._turns = Threads(knows=False)
-        elif shared is not None:
-            self._turns = Share(self, *shared, self.lock_timeout)
-        if handle is not None:
-            plain = without_stored_functions(handle)
-            self._chroma: Any = Patient(plain, retry_seconds) if self.at_server else plain
-            return
-        # Chroma's in-memory store is one for the whole process: two indexes must not meet in it.
-        stored_name = f"{self.name[:400]}-{uuid.uuid4().hex}" if self._is_private else self.name
-        self._chroma, self.made = find_or_create(
-            self.client, stored_name, metric, self._fingerprint, self._turns.writing
-        )
-        if self._is_private:  # nobody else can reach it: it goes with this object
-            finalizer = weakref.finalize(self, drop_private, self.client, stored_name, os.getpid())
-            finalizer.atexit = False
-            self._drop_private = finalizer
-            _PRIVATE.add(self)
-        elif self.made and not self.at_server:  # a server has those of many
-            self.beside = other_collections(self.client, stored_name)
 
     def _identify(self, metric: Metric | None, encoder_metric: Metric | None) -> None:
         found = self.identity
@@ -292,12 +235,7 @@ class ChromaCollection:
             some = self.chroma.get(limit=_LOOKED_AT, include=["embeddings"])["embeddings"]
             if some is not None and len(some) and all(map(is_unit, some)):
                 return
-        raise IndexMismatchError(
-            f"collection {self.name!r} compares vectors by {self.metric!r}, and this encoder's are made for "
-            f"{metric!r}. The two give one order for vectors of length 1 only; these are not, or there are none yet. A "
-            f"collection's metric cannot change: pass metric={self.metric!r} to keep it, or use another collection "
-            "name and add the passages again"
-        )
+        check_suits(self.name, self.metric, metric)
 
     def __reduce__(self) -> tuple[Callable[[], Self], tuple[()]]:
         if self.folder is None:
@@ -340,21 +278,26 @@ class ChromaCollection:
                 "it by its directory or with a Chroma client instead, and do it there"
             )
 
-    def record_encoder(self, fingerprint: Fingerprint) -> None:
-        """Write down which encoder makes this collection's vectors."""
+    def record_encoder(self, fingerprint: Fingerprint, *, only_if_free: bool = False) -> None:
+        """Write down which encoder makes this collection's vectors.
+
+        Args:
+            fingerprint: The encoder's.
+            only_if_free: For who only reads: do nothing where the writers' lock is not to be had at once, and give it
+                back if it was taken for this alone.
+        """
         kept = {key: value for key, value in (self.handle.metadata or {}).items() if not key.startswith("hnsw:")}
         asked = self.chroma.like(self.handle) if isinstance(self.chroma, Patient) else self.handle
-        with self.writing():
-            asked.modify(metadata={**kept, **to_metadata(fingerprint)})
+
+        def write() -> None:
+            with self.writing():
+                asked.modify(metadata={**kept, **to_metadata(fingerprint)})
+
+        if only_if_free:
+            self._turns.try_hold(write)
+        else:
+            write()
         self.verified = True
-
-    def note_encoder(self, fingerprint: Fingerprint) -> None:
-        """As `record_encoder`, for who only reads: where the writers' lock is not to be had, nothing is written down.
-
-        The lock is given back, if it was taken for this alone.
-        """
-        if self._turns.try_hold(partial(self.record_encoder, fingerprint)) is False:
-            self.verified = True
 
     def close(self) -> None:
         """End the worker, drop a private in-memory collection, and let go of a store that was opened here."""
@@ -363,6 +306,7 @@ class ChromaCollection:
         self.worker.close()
         if self._drop_private is not None:
             self._drop_private()
+            _PRIVATE.discard(self)
         elif self._is_ours and not self._is_closed:
             cast("Any", self.client).close()  # counted: the store itself closes with its last client
         self._is_closed = self._is_closed or self._is_ours
@@ -381,16 +325,17 @@ class ChromaCollection:
         """How many records Chroma takes in one call."""
         return int(self.client.get_max_batch_size())
 
-    def batch_size(self, size: int | None = None) -> int:
-        """Return how many records are written at once: `size`, or fewer where Chroma takes fewer. May ask a server."""
-        return min(_WRITE_CHUNK if size is None else check_count(size, "batch_size"), self.max_batch)
-
     def batches(self, records: Iterable[Record], size: int | None = None) -> Iterator[list[Record]]:
-        """As `batches_of`, in batches that Chroma takes."""
-        return batches_of(records, self.batch_size(size))
+        """As `batches_of`, in batches of `size`, or fewer where Chroma takes fewer."""
+        return batches_of(
+            records, min(_WRITE_CHUNK if size is None else check_count(size, "batch_size"), self.max_batch)
+        )
 
     def upsert(self, records: Sequence[Record], encode: Callable[[list[str]], npt.ArrayLike]) -> AddReport:
         """Store records (distinct ids, one batch); vectors are made only of texts that are not stored already.
+
+        A vector that is stored stays, as one that is written again where dozens are equal can fall out of Chroma's
+        index: no search finds it then.
 
         Args:
             records: What to store.
@@ -399,77 +344,78 @@ class ChromaCollection:
         Raises:
             IndexLockedError: If another process writes the directory.
         """
-        plan = self.plan(records)
-        if plan.records:
-            self.write(plan.records, encode([record.text for record in plan.records]), plan)
-        self.relabel(plan.relabelled, plan)
-        return plan.report
+        with self._planning(records) as (stored, state):
+            changed = [record for record in records if record.id not in stored or record.text != stored[record.id].text]
+            unchanged = sum(record.id in stored and record.equals(stored[record.id]) for record in records)
+            added = sum(record.id not in stored for record in records)
+        if changed:
+            self.write(changed, encode([record.text for record in changed]), (stored, state))
+        self._relabel(records, changed, stored, state)
+        return AddReport(added, len(records) - added - unchanged, unchanged)
 
     def upsert_vectors(self, records: Sequence[Record], vectors: npt.ArrayLike) -> None:
-        """Store records (distinct ids, one batch) with vectors (n, dimension), made of the texts or of more.
+        """As `upsert`, with vectors (n, dimension) that may have been made of more than the texts."""
+        array = check_vectors(vectors, len(records), [record.id for record in records])
+        with self._planning(records) as (stored, state):
+            same = [record.id for record in records if record.id in stored and record.text == stored[record.id].text]
+            there: dict[str, Vectors] = {}
+            with suppress(RetrieveRerankError):  # of a damaged index nothing is known
+                there = self.vectors(same)
+        rows = [
+            row
+            for row, record in enumerate(records)
+            if record.id not in there or not same_vector(there[record.id], array[row], self.metric)
+        ]
+        changed = [records[row] for row in rows]
+        self.write(changed, array[rows], (stored, state))
+        self._relabel(records, changed, stored, state)
 
-        A vector that is stored already is not written again: see `relabel`.
-        """
-        plan, array = self.plan(records), self._checked(vectors, len(records), [record.id for record in records])
-        row = {record.id: position for position, record in enumerate(records)}
-        kept = {record.id for record in records} - {record.id for record in plan.records}
-        with suppress(RetrieveRerankError):  # of a damaged index nothing is known
-            stored = self.vectors(list(kept))
-            kept = {id_ for id_ in stored if same_vector(stored[id_], array[row[id_]], self.metric)}
-        changed = [record for record in records if record.id not in kept]
-        self.write(changed, array[[row[record.id] for record in changed]], plan)
-        self.relabel([record for record in plan.relabelled if record.id in kept], plan)
-
-    def plan(self, records: Sequence[Record]) -> Plan:
-        """Compare records (distinct ids, one batch) with what is stored, as whoever is about to write.
-
-        Raises:
-            IndexLockedError: If another process writes the directory.
-        """
+    @contextmanager
+    def _planning(self, records: Sequence[Record]) -> Iterator[tuple[dict[str, Record], object]]:
+        """Look at what is stored of records, as whoever is about to write; gives it by id, and the state then."""
         self.become_writer()
         with self.reading() as state:
-            stored = self._stored(records)
-        changed, relabelled, added = [], [], 0
-        for record in records:
-            old = stored.get(record.id)
-            if old is None or record.text != old.text:
-                added += old is None
-                changed.append(record)
-            elif not record.equals(old):
-                relabelled.append(record)
-        updated = len(changed) - added + len(relabelled)
-        report = AddReport(added, updated, len(records) - added - updated)
-        return Plan(changed, relabelled, report, stored, state)
+            yield self._stored(records), state
 
-    def write(self, records: Sequence[Record], vectors: npt.ArrayLike, plan: Plan | None = None) -> None:
-        """Store records (distinct ids, one batch) with their vectors (n, dimension)."""
+    def write(
+        self,
+        records: Sequence[Record],
+        vectors: npt.ArrayLike,
+        seen: tuple[Mapping[str, Record], object] = ({}, None),
+    ) -> None:
+        """Store records (distinct ids, one batch) with their vectors (n, dimension).
+
+        Args:
+            records: What to store.
+            vectors: Their vectors.
+            seen: What was stored of them by id, and in which state: it is not read again if nobody has written since.
+        """
         if not records:
             return
         ids = [record.id for record in records]
-        array = self._checked(vectors, len(records), ids)
+        array = check_vectors(vectors, len(records), ids)
         with self.writing() as state:
             self._counted = None
-            old = self._stored_since(records, plan, state)
-            texts, metadatas = [record.text for record in records], _metadatas(records, old)
+            old = seen[0] if state is not None and state == seen[1] else self._stored(records)
+            texts, metadatas = [record.text for record in records], metadatas_over(records, old)
             self.chroma.upsert(ids=ids, embeddings=array, documents=texts, metadatas=metadatas)
 
-    def relabel(self, records: Sequence[Record], plan: Plan | None = None) -> None:
-        """Store the metadata of records (distinct ids, one batch) that are there with the same text and vector.
+    def _relabel(
+        self, records: Sequence[Record], changed: Sequence[Record], stored: Mapping[str, Record], before: object
+    ) -> None:
+        """Store the metadata of those records that are there with the same text and vector.
 
-        A vector that is written again where dozens are equal can fall out of Chroma's index: no search finds it then.
         A record that another thread has deleted, or given another text, since this was planned stays as that left it.
         """
-        if not records:
+        written = {record.id for record in changed}
+        others = [record for record in records if record.id not in written and not record.equals(stored[record.id])]
+        if not others:
             return
         with self.writing() as state:
-            old = self._stored_since(records, plan, state)
-            same = [record for record in records if record.id in old and old[record.id].text == record.text]
+            old = stored if state is not None and state == before else self._stored(others)
+            same = [record for record in others if record.id in old and old[record.id].text == record.text]
             if same:
-                self.chroma.update(ids=[record.id for record in same], metadatas=_metadatas(same, old))
-
-    def _stored_since(self, records: Sequence[Record], plan: Plan | None, state: object) -> Mapping[str, Record]:
-        # Read again only where another thread may have written since, or this one.
-        return plan.stored if plan is not None and state is not None and plan.state == state else self._stored(records)
+                self.chroma.update(ids=[record.id for record in same], metadatas=metadatas_over(same, old))
 
     def _stored(self, records: Sequence[Record]) -> dict[str, Record]:
         return {record.id: record for record in self.read([record.id for record in records])}
@@ -529,12 +475,6 @@ class ChromaCollection:
         rows.sort(key=lambda record: place[record.id])
         return rows[offset or 0 :][:limit]
 
-    async def aread(
-        self, ids: Sequence[str], *, where: Where | None = None, where_document: Where | None = None
-    ) -> list[Record]:
-        """As `read`, without blocking the event loop; a server is asked side by side with other calls."""
-        return await self.arun(self.read, ids, where=where, where_document=where_document)
-
     def vectors(self, ids: Sequence[str]) -> dict[str, Vectors]:
         """Return the stored vectors of `ids`, by id."""
         with self.reading():
@@ -577,26 +517,11 @@ class ChromaCollection:
             ids: Records to search among; ids that are not stored are left out.
             with_vectors: Whether to return the stored vectors.
         """
-        array, limit = self._checked(vectors, rows), min(check_count(k, "k"), _MOST)
+        array, limit = check_vectors(vectors, rows), min(check_count(k, "k"), _MOST)
         filters = chroma_filters(where, where_document)
         search = Search(array, limit, filters, ids, self.search_breadth, self.metric, with_vectors)
         with self.reading() as state:
             return search.run(self.chroma, self._size(state, again=len(array) > 1))
-
-    async def aquery(
-        self,
-        vectors: npt.ArrayLike,
-        k: int,
-        *,
-        rows: int | None = None,
-        where: Where | None = None,
-        where_document: Where | None = None,
-        ids: Sequence[str] | None = None,
-        with_vectors: bool = False,
-    ) -> list[list[Found]]:
-        """As `query`, without blocking the event loop; a server is asked side by side with other calls."""
-        options: Any = {"where": where, "where_document": where_document, "ids": ids, "with_vectors": with_vectors}
-        return await self.arun(self.query, vectors, k, rows=rows, **options)
 
     def _size(self, state: object, *, again: bool) -> int:
         # For one vector the size says how broadly to search; for several, how many results Chroma can look up, too.
@@ -615,7 +540,8 @@ class ChromaCollection:
                 f"{names}; to search one of these, open it by its name",
                 UserWarning,
             )
-        if self in _PRIVATE and any(other.holds_more_than(self) for other in list(_PRIVATE)):
+        others = [one for one in list(_PRIVATE) if one is not self and one.name == self.name]
+        if self in _PRIVATE and any(one.count() for one in others):
             _PRIVATE.discard(self)  # said once
             warn_caller(
                 f"collection {self.name!r} is empty, so that nothing is found. Another object of this process has one "
@@ -624,58 +550,9 @@ class ChromaCollection:
                 UserWarning,
             )
 
-    def holds_more_than(self, empty: ChromaCollection) -> bool:
-        """Whether this is another object's collection of the same name, with something in it."""
-        return self is not empty and self.name == empty.name and not self._is_closed and bool(self._chroma.count())
-
     def similarity(self, distance: float) -> float:
         """Return a distance as similarity, larger is better; see `to_similarity`."""
         return to_similarity(distance, self.metric)
 
-    def _checked(self, vectors: npt.ArrayLike, rows: int | None, ids: Sequence[str] | None = None) -> Vectors:
-        try:
-            array = np.asarray(vectors, dtype=np.float32)
-        except (ValueError, TypeError) as error:
-            array = np.zeros(0, np.float32)
-            shape = f"something else: {error}"
-        else:
-            shape = str(array.shape)
-        if array.ndim != 2 or (rows is not None and len(array) != rows):
-            expected = "n" if rows is None else rows
-            raise InvalidInputError(f"expected vectors of shape ({expected}, dimension), got {shape}")
-        if not np.isfinite(array).all():
-            bad = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
-            which = f"vector {bad}" if ids is None else f"the vector of {ids[bad]!r}"
-            raise InvalidInputError(f"{which} holds NaN or infinity, which cannot be searched; check the encoder")
-        return array
-
 
 _PRIVATE: weakref.WeakSet[ChromaCollection] = weakref.WeakSet()
-
-
-def _metadatas(records: Sequence[Record], old: Mapping[str, Record]) -> Any:
-    # Chroma merges metadata: a key goes only if it is set to None. A new record must not send None values, which Chroma
-    # takes on known ids only.
-    keys = {id_: record.metadata for id_, record in old.items()}
-    return [{**dict.fromkeys(keys.get(record.id, ())), **record.metadata} or None for record in records]
-
-
-def check_ids(ids: Sequence[str]) -> list[str]:
-    """Return `ids` as a list, or raise InvalidInputError if one is not a non-empty string."""
-    wanted = check_texts(ids, "ids")
-    if "" in wanted:
-        raise InvalidInputError(f"ids[{wanted.index('')}] is empty; an id must have at least one character")
-    return wanted
-
-
-def batches_of(records: Iterable[Record], limit: int) -> Iterator[list[Record]]:
-    """Group records into batches of `limit`, without holding more than one; of equal ids in a batch the last wins."""
-    batch: dict[str, Record] = {}
-    for record in records:
-        batch.pop(record.id, None)
-        batch[record.id] = record
-        if len(batch) == limit:
-            yield list(batch.values())
-            batch = {}
-    if batch:
-        yield list(batch.values())

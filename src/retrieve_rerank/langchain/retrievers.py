@@ -159,7 +159,7 @@ class ChromaRetriever(Component, BaseRetriever):
         limit, options, documents_of = self._search(**options)
         vectors = await self.vectorstore.aembed_queries([check_query(query)])
         collection = self.vectorstore.collection
-        return await collection.worker.arun(documents_of, (await collection.aquery(vectors, limit, **options))[0])
+        return await collection.arun(lambda: documents_of(collection.query(vectors, limit, **options)[0]))
 
     def _search(
         self,

@@ -17,8 +17,7 @@ from llama_index.core.vector_stores.types import MetadataFilters
 from retrieve_rerank.checks import check_count, check_query
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.indexes.bm25 import BM25Index
-from retrieve_rerank.indexes.records import Record
-from retrieve_rerank.indexes.store import check_ids
+from retrieve_rerank.indexes.records import Record, check_ids
 from retrieve_rerank.indexes.words import Analyzer
 from retrieve_rerank.llama_index.compat import BM25_RETRIEVER, in_place_of
 from retrieve_rerank.llama_index.convert import (

@@ -30,8 +30,9 @@ from retrieve_rerank.indexes.health import adopt_at_opening, check, prove, repai
 from retrieve_rerank.indexes.identity import Identity, check_identity, needs_proof
 from retrieve_rerank.indexes.mmr import PREFETCH_FACTOR, check_diversity, diverse
 from retrieve_rerank.indexes.nearest import Found
+from retrieve_rerank.indexes.records import check_ids
 from retrieve_rerank.indexes.reports import IndexCheck, RepairReport
-from retrieve_rerank.indexes.store import ChromaCollection, check_ids
+from retrieve_rerank.indexes.store import ChromaCollection
 from retrieve_rerank.llama_index.compat import asked_metric
 from retrieve_rerank.llama_index.convert import (
     DOCUMENT_KEY,
@@ -403,14 +404,7 @@ class ChromaVectorStore(BasePydanticVectorStore, Restorable):
         return self._results(request, found)
 
     async def _asearch(self, request: _Request) -> list[VectorStoreQueryResult]:
-        arun = self._collection.worker.arun
-        if request.vectors is None:
-            return await arun(self._search, request)
-        ids = None if request.node_ids is None else await arun(self._restriction, request.node_ids)
-        found = await self._collection.aquery(request.vectors, request.fetch, ids=ids, **request.options())
-        if request.diversity is None:
-            return self._results(request, found)
-        return await arun(self._results, request, found)
+        return await self._collection.arun(self._search, request)
 
     def _restriction(self, node_ids: Sequence[str] | None) -> Sequence[str] | None:
         """Return the ids that a query is restricted to.
