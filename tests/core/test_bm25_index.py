@@ -166,9 +166,12 @@ def test_a_batch_whose_words_cannot_be_cut_leaves_nothing() -> None:
 
     with BM25Index(tokenizer=cut) as index:
         index.add(passages("alpha"))
+        assert ids(index, "alpha") == ["0"]
         with pytest.raises(ZeroDivisionError):
             index.add([Passage("1", "new"), Passage("2", "bad")])
-        assert (index.count(), ids(index, "new"), ids(index, "alpha")) == (1, [], ["0"])
+        assert (index.count(), ids(index, "new"), ids(index, "new alpha")) == (1, [], ["0"])
+        index.delete(["0"])
+        assert ids(index, "alpha") == []
 
 
 def test_an_index_that_changes_for_ever_does_not_grow_for_ever(index: BM25Index) -> None:

@@ -109,7 +109,6 @@ class BM25Index:
         _ALL.add(self)
         if self._folder is not None:
             self._load(self._folder)
-            _OPEN.add(self)
 
     def __reduce__(self) -> tuple[Callable[[], BM25Index], tuple[()]]:
         if self.path is None:
@@ -274,14 +273,13 @@ class BM25Index:
         with self._lock:
             scorer, rows = self._fresh(), self._content.rows
             k = min(k, len(rows))
-            words = [self._vocabulary.look_up(query) for query in queries]
+            # The vocabulary may have learned more since, from passages that could not be stored.
+            stems = len(scorer.scores["indptr"]) - 1
+            asked = [[word for word in self._vocabulary.look_up(query) if word < stems] for query in queries]
         # No lock from here on: what others add lies behind the rows that the scorer knows.
         found: list[list[tuple[Record, float]]] = []
-        for known in words:
-            if not known or not len(scorer.scores["data"]):
-                found.append([])
-                continue
-            scores = scorer.get_scores_from_ids(known)
+        for words in asked:
+            scores = scorer.get_scores_from_ids(words) if words else np.zeros(0, np.float32)
             best = _best(scores, k if matches is None else None).tolist()
             items = ((rows[number], float(scores[number])) for number in best)
             found.append(list(islice((item for item in items if matches is None or matches(item[0])), k)))
@@ -340,13 +338,9 @@ class BM25Index:
         return f"BM25Index(path={self.path!r}, language={self.language!r})"
 
     def __del__(self) -> None:
-        # Nobody else can save it any more. An object that failed to be made has no `_closed`.
-        if not getattr(self, "_closed", True) and self._folder is not None:
-            self._close_or_warn()
-
-    def _close_or_warn(self) -> None:
-        """Close where nobody could catch an error: at the end of the object, or of the program."""
-        if self._told:
+        # At the end of the object or of the program, when nobody else can save it any more, and nobody catch an error.
+        # An object that failed to be made has no `_closed`.
+        if getattr(self, "_closed", True) or self._folder is None or self._told:
             return
         try:
             self.close()
@@ -528,14 +522,13 @@ def _best(scores: npt.NDArray[np.float32], k: int | None) -> Ints:
 
 _NONE: Ints = np.zeros(0, np.int32)
 _ALL: weakref.WeakSet[BM25Index] = weakref.WeakSet()
-_OPEN: weakref.WeakSet[BM25Index] = weakref.WeakSet()  # those in a directory
 
 
 @atexit.register
 def _close_all() -> None:
     with ExitStack() as turns:  # each gets its turn, even where warnings are errors
-        for index in list(_OPEN):
-            turns.callback(index._close_or_warn)  # noqa: SLF001 - nobody else's business
+        for index in list(_ALL):
+            turns.callback(index.__del__)
 
 
 def _after_fork() -> None:

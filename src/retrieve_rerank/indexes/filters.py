@@ -30,6 +30,7 @@ import math
 import operator
 import reprlib
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -257,6 +258,7 @@ def _is_whole(value: Scalar) -> bool:
     return not isinstance(value, float) or value.is_integer()
 
 
+@lru_cache(maxsize=MOST_REGEXES)
 def _compiled(pattern: str) -> Callable[[str], bool]:
     """Return a search for a regular expression by Rust's engine, which is Chroma's, too, and never runs for long."""
     from pydantic_core import SchemaError, SchemaValidator, core_schema
@@ -264,17 +266,9 @@ def _compiled(pattern: str) -> Callable[[str], bool]:
     try:
         return SchemaValidator(core_schema.str_schema(pattern=pattern, regex_engine="rust-regex")).isinstance_python
     except SchemaError as error:
-        why = (
-            str(error)
-            .strip()
-            .splitlines()[-1]
-            .strip()
-            .removeprefix("SchemaError: ")
-            .removeprefix("error: ")
-            .rstrip(".")
-        )
+        why = str(error).splitlines()[-1].rpartition("rror: ")[2].rstrip(".")
         raise InvalidInputError(
-            f"{_show(pattern)} is no valid regex: {why[:200]}. The language is that of Rust, without look-around "
+            f"{_show(pattern)} is no valid regex: {why:.200}. The language is that of Rust, without look-around "
             "and references back"
         ) from error
 

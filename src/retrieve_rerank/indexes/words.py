@@ -19,6 +19,7 @@ Tokenizer = Callable[[str], list[str]]
 
 _EXTRA = "hybrid"
 _CUT = "3"  # of the rules below; what is stored is cut again where they change
+_CACHED = 1 << 18  # pieces of text whose words are remembered
 _LONGEST_NAME = 100  # characters of an identifier that is looked for by its parts; what is longer is data
 
 # Letters and digits, with the signs of C++ and C#. Not one letter that is part of "it's" or "e.g.".
@@ -173,7 +174,7 @@ class Analyzer:
 
 
 class Vocabulary:
-    """Stems by number, in the order in which they were first seen. Every distinct piece of text is stemmed once.
+    """Stems by number, in the order in which they were first seen. What comes often is stemmed once.
 
     Args:
         analyzer: Cuts the texts.
@@ -183,14 +184,14 @@ class Vocabulary:
     def __init__(self, analyzer: Analyzer, stems: Iterable[str] = ()) -> None:
         self.analyzer = analyzer
         self.stems = {stem: number for number, stem in enumerate(stems)}
-        self._numbers = _Numbers(self)
+        self._numbers = lru_cache(_CACHED)(self._numbers_of)
 
     def __len__(self) -> int:
         return len(self.stems)
 
     def learn(self, text: str) -> list[int]:
         """Return the numbers of a passage's words; a new stem gets the next number."""
-        return list(chain.from_iterable(map(self._numbers.__getitem__, self.analyzer.pieces(text))))
+        return list(chain.from_iterable(map(self._numbers, self.analyzer.pieces(text))))
 
     def look_up(self, text: str) -> list[int]:
         """Return the numbers of a query's words; words that no passage has are left out."""
@@ -198,24 +199,9 @@ class Vocabulary:
         words = (word for piece in analyzer.pieces(text) for word in analyzer.words_of(piece, asked=True))
         return [self.stems[stem] for stem in map(analyzer.stem, words) if stem in self.stems]
 
-    def numbers(self, piece: str) -> tuple[int, ...]:
-        """Return the numbers of the words of a piece of a passage."""
+    def _numbers_of(self, piece: str) -> tuple[int, ...]:
         stems = map(self.analyzer.stem, self.analyzer.words_of(piece))
         return tuple(self.stems.setdefault(stem, len(self.stems)) for stem in stems if stem is not None)
-
-
-class _Numbers(dict[str, tuple[int, ...]]):
-    """The numbers of every piece seen. A dictionary, as millions of words go through it."""
-
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        super().__init__()
-        self._numbers_of = vocabulary.numbers
-
-    def __missing__(self, piece: str) -> tuple[int, ...]:
-        numbers = self._numbers_of(piece)
-        if not _runs_on(piece):  # which is a sentence, and does not come again
-            self[piece] = numbers
-        return numbers
 
 
 def _parts(name: str) -> list[str]:
