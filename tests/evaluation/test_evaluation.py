@@ -86,7 +86,7 @@ HOSTILE = (
     "[click](javascript:alert(1)) [a][b]",
     "# not a title\n\n- no list\n```\nno code",
     "1. no list",
-    "&lt;b&gt; `x` *y*",
+    "&lt;b&gt; `x` *y* _z_ __init__ a_b ~~w~~ \\_",
 )
 
 
@@ -101,7 +101,7 @@ def test_markdown_shows_what_comes_from_outside_as_text(name: str) -> None:
     data = Dataset(name, TEXTS, {"q1": "one", "q2": "two"}, {"q1": {"a": 2}, "q2": {"b": 1}}, weak=name)
     pipelines = {name: RetrieveRerank(Named(LISTS), TableScorer(logits("abcdef")), fetch_k=3), f"{name}2": Shelf(LISTS)}
     text = evaluate(pipelines, data).to_markdown()
-    found = MarkdownIt("commonmark").enable("table").parse(text)
+    found = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(text)
     kinds = {token.type for token in found} | {child.type for token in found for child in token.children or ()}
     parts = {"paragraph", "bullet_list", "list_item", "table", "thead", "tbody", "tr", "th", "td"}
     expected = {f"{part}_{end}" for part in parts for end in ("open", "close")}

@@ -108,7 +108,9 @@ def markdown(evaluation: Evaluation) -> str:
 
 def _literal(text: str) -> str:
     """Return text that Markdown shows as it is, on one line: no tag, no link or image, no code, no border of a cell."""
-    text = re.sub(r"([\\`*|])", r"\\\1", escape(" ".join(text.split()), quote=False))
+    text = escape(" ".join(text.split()), quote=False).replace("\\", "\\\\")
+    # An underscore within a word is only that.
+    text = re.sub(r"[`*|~]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", text)
     return text.replace("](", "]\\(").replace("][", "]\\[")
 
 
