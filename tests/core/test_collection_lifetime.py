@@ -20,18 +20,6 @@ from retrieve_rerank.indexes.client import drop_collection, translated
 from tests.core.stubs import LetterEncoder
 
 
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [(1.0, "1"), ("0.5", 0.5), ([1.0], ["1"]), (1700000000.12345, 1700000000.12346), (1, True), (1, 1.0)],
-)
-def test_a_value_that_only_looks_the_same_is_stored(old: object, new: object) -> None:
-    with ChromaIndex(LetterEncoder()) as index:
-        index.add([Passage("x", "a", {"v": old})])
-        assert index.add([Passage("x", "a", {"v": new})]).updated == 1
-        stored = index.get(["x"])[0].metadata["v"]
-        assert (stored, type(stored)) == (new, type(new))
-
-
 def test_two_threads_that_write_one_passage_do_not_mix_its_metadata() -> None:
     class Meeting(LetterEncoder):
         """Both threads have planned their write before either one writes."""

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import json
 import logging
 import pickle
 import time
 import uuid
-import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -268,23 +266,6 @@ async def test_searches_overlap_and_the_event_loop_runs(opened: Callable[..., Ch
     assert ticks >= 5
 
 
-def test_every_event_loop_gets_connections_of_its_own(opened: Callable[..., ChromaIndex]) -> None:
-    index = opened()
-    index.add(passages("aa", "ab"))
-    for _ in range(3):  # a connection of an earlier loop would fail, or warn that it was never closed
-        assert asyncio.run(index.aretrieve("ab", k=1))[0].passage.id == "1"
-
-    async def alone() -> None:
-        for close_it in (False, True):  # the last that happens in the loop
-            with contextlib.nullcontext(opened(index.collection.name)) as other:
-                await asyncio.gather(*(other.aretrieve("ab", k=1) for _ in range(8)))
-                if close_it:
-                    other.close()
-
-    asyncio.run(alone())
-    gc.collect()
-
-
 async def test_a_cancelled_search_harms_no_other(opened: Callable[..., ChromaIndex], flaky: FlakyServer) -> None:
     index = opened()
     index.add(passages("aa", "ab"))
@@ -320,21 +301,6 @@ def test_a_short_header_leaves_a_message_readable(flaky: FlakyServer) -> None:
     said = Patient(client, 0.0)._hide(f"Connection refused, key c3, {TOKEN}")
     assert said == "Connection refused, key ***, ***"
     close(client)
-
-
-def test_an_event_loop_that_ended_is_let_go_of(opened: Callable[..., ChromaIndex]) -> None:
-    index = opened()
-    index.add(passages("aa"))
-    loops: list[weakref.ref[asyncio.AbstractEventLoop]] = []
-
-    async def search() -> None:
-        loops.append(weakref.ref(asyncio.get_running_loop()))
-        await index.aretrieve("aa")
-
-    for _ in range(3):
-        asyncio.run(search())
-    gc.collect()
-    assert [loop() for loop in loops] == [None] * 3
 
 
 async def test_two_servers_in_one_event_loop_get_their_own_headers(flaky: FlakyServer) -> None:
