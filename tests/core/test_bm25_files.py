@@ -126,18 +126,6 @@ def test_an_object_that_is_let_go_of_is_saved(tmp_path: Path) -> None:
         assert again.count() == 4
 
 
-def test_the_end_of_the_program_saves(tmp_path: Path) -> None:
-    script = """
-        import sys
-        from retrieve_rerank import BM25Index, Passage
-        index = BM25Index(path=sys.argv[1])
-        index.add([Passage("1", "alpha")])
-    """
-    run_python(script, str(tmp_path))
-    with BM25Index(path=tmp_path) as index:
-        assert index.count() == 1
-
-
 def test_an_error_in_the_block_loses_nothing(tmp_path: Path) -> None:
     def failing() -> Iterator[Passage]:
         yield from STORED
@@ -419,23 +407,6 @@ def test_two_that_save_take_turns(saved: Path) -> None:
     lock = saved / "index.lock"
     with locked(lock), pytest.raises(IndexLockedError, match="being written by another"), locked(lock, seconds=0.05):
         pass
-
-
-def test_another_process_holds_the_lock(tmp_path: Path) -> None:
-    script = """
-        import sys
-        from pathlib import Path
-        from retrieve_rerank.errors import IndexLockedError
-        from retrieve_rerank._files import locked
-        try:
-            with locked(Path(sys.argv[1]), seconds=0.1):
-                print("free")
-        except IndexLockedError:
-            print("held")
-    """
-    with locked(tmp_path / "lock"):
-        assert run_python(script, str(tmp_path / "lock")) == "held\n"
-    assert run_python(script, str(tmp_path / "lock")) == "free\n"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

@@ -185,13 +185,6 @@ def test_a_close_that_cannot_save_leaves_the_index_open(saved: Path) -> None:
     index.close()
 
 
-def test_a_block_whose_end_cannot_save_loses_nothing(saved: Path) -> None:
-    with full_disk(), pytest.raises(InvalidInputError, match="No space left"), BM25Index(path=saved) as index:
-        index.add([NEW])
-    index.close()
-    assert "new" in ids(saved)
-
-
 def test_a_close_that_waits_in_vain_for_the_lock(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index = BM25Index(path=saved)
     index.add([NEW])

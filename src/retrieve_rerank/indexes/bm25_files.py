@@ -154,14 +154,14 @@ def weigh(words: Ints, lengths: Ints, counted: npt.NDArray[np.bool_], k1: float,
 
 
 def used(content: Content, stems: Sequence[str]) -> Content:
-    """Return content to be saved: with the stems that are in use, which are not those of deleted passages."""
+    """Return content to be saved: with the stems in use, and not those of what was deleted or could not be stored."""
     weights: Weights = content.weights or {}
     indptr = weights["indptr"]
     used = np.diff(indptr) > 0
     numbers = np.cumsum(used, dtype=np.int32) - np.int32(1)
     return replace(
         content,
-        stems=[stem for stem, is_used in zip(stems, used.tolist(), strict=True) if is_used],
+        stems=[stem for stem, is_used in zip(stems, used.tolist(), strict=False) if is_used],
         words=numbers[content.words],
         weights={**weights, "indptr": np.concatenate([[0], indptr[1:][used]])},
     )
