@@ -91,6 +91,13 @@ VALUES: dict[str, Any] = {
 }
 
 
+class PlainWords(WordEmbeddings):
+    """A query is embedded as a text is."""
+
+    def embed_query(self, text: str) -> list[float]:
+        return self.embed_documents([text])[0]
+
+
 def parameters(theirs: Callable[..., Any]) -> list[str]:
     fields = getattr(theirs, "model_fields", None)
     if fields is not None:
@@ -138,7 +145,7 @@ def test_a_mistyped_name_makes_no_collection(tmp_path: Path) -> None:
     assert opened.similarity_search("a")[0].page_content == "a"
     opened.close()
     for _ in range(2):
-        with pytest.raises(InvalidInputError, match=r"no collection 'mien', and .*; there is 'mine'"):
+        with pytest.raises(InvalidInputError, match=r"collection 'mien' does not exist, and .*; there is 'mine'"):
             ChromaVectorStore("mien", WordEmbeddings(), tmp_path / "db", **options)
     with pytest.raises(InvalidInputError, match="no directory"):
         ChromaVectorStore("mine", WordEmbeddings(), tmp_path / "bd", **options)
@@ -165,6 +172,16 @@ def test_by_position_as_in_the_core() -> None:
         BM25Retriever(["a"])
     with pytest.raises(InvalidInputError, match="model is given twice"):
         CrossEncoderReranker("some/folder", model="another")
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_no_distance_is_below_nothing(metric: Any) -> None:
+    """Chroma's rounding gave -1.2e-07 for the text itself, where the incumbent's users compare with 0.0."""
+    store = ChromaVectorStore.from_texts(["a " * n for n in range(1, 60)], PlainWords(), metric=metric)
+    for n in range(1, 60):
+        found = store.similarity_search_with_score("a " * n, k=3)
+        assert min(distance for _, distance in found) == pytest.approx(0.0, abs=1e-6)
+        assert all(distance >= 0.0 for _, distance in found)
 
 
 async def test_what_a_search_says_of_documents_is_not_stored(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -182,7 +183,7 @@ class ChromaVectorStore(VectorStore):
             self.collection.drop()
             beside = ", ".join(map(repr, self.collection.beside)) or "none"
             raise InvalidInputError(
-                f"there is no collection {collection_name!r}, and create_collection_if_not_exists=False makes none; "
+                f"collection {collection_name!r} does not exist, and create_collection_if_not_exists=False makes none; "
                 f"there is {beside}"
             )
         tell_what_was_made(self.collection, unused)
@@ -215,8 +216,14 @@ class ChromaVectorStore(VectorStore):
 
     @property
     def _collection(self) -> chromadb.Collection:
-        # The incumbent's name for it, which its users' code reaches for.
+        # The incumbent's name for it, which its users' code reaches for; so is the next.
         return self.collection.handle
+
+    _chroma_collection = _collection
+
+    @property
+    def _client(self) -> ClientAPI | None:
+        return self.collection.client
 
     @property
     def metric(self) -> Metric:
@@ -258,7 +265,7 @@ class ChromaVectorStore(VectorStore):
         For a similarity, larger is nearer, use `similarity_search_with_relevance_scores` or `ChromaRetriever`.
         """
         refuse(kwargs)
-        return _with_distance(self._found(self._embed(query), k, filter, where_document))
+        return _with_distance(self._found(self._embed(query), k, filter, where_document), self.metric)
 
     def similarity_search_by_vector(
         self,
@@ -286,7 +293,7 @@ class ChromaVectorStore(VectorStore):
     ) -> list[tuple[Document, float]]:
         """As `similarity_search_with_score`, for a vector: what langchain-chroma calls so returns distances, too."""
         refuse(kwargs)
-        return _with_distance(self._found([embedding], k, filter, where_document))
+        return _with_distance(self._found([embedding], k, filter, where_document), self.metric)
 
     def similarity_search_with_vectors(
         self,
@@ -544,5 +551,7 @@ class ChromaVectorStore(VectorStore):
         return f"ChromaVectorStore({self.collection.name!r}, {self.metric}, embeddings={self._encoder!r})"
 
 
-def _with_distance(found: list[Found]) -> list[tuple[Document, float]]:
-    return [(to_document(item.record), item.distance) for item in found]
+def _with_distance(found: list[Found], metric: Metric) -> list[tuple[Document, float]]:
+    # Chroma's rounding makes some a little less than nothing; a dot product may be anything.
+    least = -math.inf if metric == "dot" else 0.0
+    return [(to_document(item.record), max(least, item.distance)) for item in found]
