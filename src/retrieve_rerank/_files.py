@@ -14,13 +14,27 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from retrieve_rerank.errors import IndexLockedError
+from retrieve_rerank.errors import IndexLockedError, InvalidInputError, shown
 
 if TYPE_CHECKING:
     import filelock
 
 _SYSTEM = (Path("/dev"), Path("/proc"))  # whose links stand for what a process has open, such as /dev/stdout
 _MOST_LINKS = 40  # as Linux follows
+
+
+def check_path(path: str | os.PathLike[str], what: str) -> Path:
+    """Return `path`, or raise InvalidInputError if no file can be called so; it need not be there."""
+    name = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
+    if not isinstance(name, str) or not name:
+        raise InvalidInputError(f"{what} must be a path, got {shown(path)}")
+    try:
+        named = "\0" not in name and bool(os.fsencode(name))
+    except UnicodeEncodeError:
+        named = False
+    if not named:
+        raise InvalidInputError(f"{what} must be a path, and {shown(name)} has a character that no path has")
+    return Path(name)
 
 
 @contextmanager
@@ -50,7 +64,7 @@ def atomic_write(path: str | os.PathLike[str], what: str = "the file", *, durabl
         ...     (Path(folder) / "notes.txt").read_text()
         'new'
     """
-    target = _target(Path(path))
+    target = _target(check_path(path, f"the file of {what}"))
     try:
         if target is None:
             yield Path(path)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import operator
+import sys
 from collections.abc import Iterable, Mapping
 from numbers import Real
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from retrieve_rerank.errors import InvalidInputError, shown
+
+T = TypeVar("T")
 
 
 def check_query(query: str, what: str = "the query") -> str:
@@ -24,10 +28,8 @@ def check_queries(queries: Iterable[str], what: str = "queries") -> list[str]:
     """Return `queries` as a list, or raise InvalidInputError if it is no list or one of them is not usable."""
     if isinstance(queries, (str, bytes)):
         raise InvalidInputError(f"{what} must be a list of strings, got one {type(queries).__name__}; wrap it: [...]")
-    if not isinstance(queries, Iterable) or isinstance(queries, Mapping):  # of which the keys would be asked
-        raise InvalidInputError(f"{what} must be a list of strings, got {type(queries).__name__}")
     item = "the query" if what == "queries" else f"one of {what}"
-    return [check_query(query, item) for query in queries]
+    return [check_query(query, item) for query in _list_of_strings(queries, what)]
 
 
 def check_texts(texts: Iterable[str], what: str = "texts") -> list[str]:
@@ -36,14 +38,32 @@ def check_texts(texts: Iterable[str], what: str = "texts") -> list[str]:
         raise InvalidInputError(
             f"{what} must be a list of strings, got a single {type(texts).__name__}; wrap it: [...]"
         )
-    if not isinstance(texts, Iterable) or isinstance(texts, Mapping):  # of which the keys would be taken
-        raise InvalidInputError(f"{what} must be a list of strings, got {type(texts).__name__}")
-    items = list(texts)
+    items = _list_of_strings(texts, what)
     for position, item in enumerate(items):
         if not isinstance(item, str):
             raise InvalidInputError(f"{what}[{position}] must be a string, got {type(item).__name__}")
         check_encodable(item, f"{what}[{position}]")
     return items
+
+
+def _list_of_strings(values: Iterable[str], what: str) -> list[str]:
+    if isinstance(values, Mapping):  # of which the keys would be taken
+        raise InvalidInputError(f"{what} must be a list of strings, got {type(values).__name__}")
+    return list(check_iterable(values, what, "strings"))
+
+
+def check_iterable(values: Iterable[T], what: str, of: str) -> Iterable[T]:
+    """Return an iterator over `values`, or raise InvalidInputError if there is none, as over an array of no dimension.
+
+    Args:
+        values: Whatever the caller gave.
+        what: What the error calls it.
+        of: What it should hold.
+    """
+    try:
+        return iter(values)
+    except TypeError as error:
+        raise InvalidInputError(f"{what} must be a list of {of}, got {type(values).__name__}") from error
 
 
 def check_encodable(text: str, what: str) -> None:
@@ -65,14 +85,26 @@ def check_prompt(value: str | None, name: str) -> str | None:
     return value
 
 
-def check_count(value: int, name: str) -> int:
-    """Return `value` as an int of 1 or more, or raise InvalidInputError."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise InvalidInputError(f"{name} must be a whole number >= 1, got {shown(value)}")
-    count = value.__index__()
-    if count < 1:
-        raise InvalidInputError(f"{name} must be >= 1, got {shown(count)}")
-    return count
+def check_count(value: int, name: str, *, least: int = 1) -> int:
+    """Return `value` as an int of `least` or more, or raise InvalidInputError."""
+    try:
+        count = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        count = None
+    if count is None:
+        raise InvalidInputError(f"{name} must be a whole number >= {least}, got {shown(value)}")
+    if count < least:
+        raise InvalidInputError(f"{name} must be >= {least}, got {shown(count)}")
+    return min(count, sys.maxsize)  # which is as good as all, and the most that Python counts to
+
+
+def check_choice(value: str, choices: Iterable[str], name: str) -> str:
+    """Return `value` as a plain string, or raise InvalidInputError if it is none of the choices."""
+    known = tuple(choices)
+    if not isinstance(value, str) or (plain := str.__str__(value)) not in known:
+        wanted = f"one of {', '.join(known)};" if len(known) > 2 else f"{' or '.join(map(repr, known))},"
+        raise InvalidInputError(f"{name} must be {wanted} got {shown(value)}")
+    return plain
 
 
 def check_threshold(value: float | None) -> float | None:

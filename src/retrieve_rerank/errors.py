@@ -16,20 +16,20 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import reprlib
 import sys
 import warnings
 from collections.abc import Callable
 from types import ModuleType
 
-_LONGEST_MESSAGE = 1_900  # characters: what was given may be megabytes
-_LONGEST_VALUE = 200
+_LONGEST_MESSAGE = 1_900  # bytes: what was given may be megabytes
 
 
 class RetrieveRerankError(Exception):
     """Base of every error that this package raises on purpose. A message that is far too long loses its middle."""
 
     def __init__(self, *arguments: object) -> None:
-        super().__init__(*(_cut(each, _LONGEST_MESSAGE) if isinstance(each, str) else each for each in arguments))
+        super().__init__(*(_without_middle(each) if isinstance(each, str) else each for each in arguments))
 
 
 class ModelError(RetrieveRerankError):
@@ -92,16 +92,31 @@ def warn_caller(message: str, category: type[Warning]) -> None:
     warnings.warn(message, category, stacklevel=level)
 
 
+class _Shown(reprlib.Repr):
+    """Shows a number by its size where its digits would fill the screen."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        return super().repr_int(x, level) if x.bit_length() < 1_000 else f"<a number of {x.bit_length()} bits>"
+
+
+_repr = _Shown()
+_repr.maxlevel, _repr.maxstring, _repr.maxother = 4, 120, 120
+
+
 def shown(value: object) -> str:
-    """Return a value for a message, short whatever it is."""
-    try:
-        return _cut(repr(value), _LONGEST_VALUE)
-    except Exception:  # noqa: BLE001 - a number of more digits than Python writes, or a class whose repr fails
-        return f"a {type(value).__name__} that cannot be shown"
+    """Return a value for a message: short, whatever it is, and however deep; also where its own repr fails."""
+    return _repr.repr(value)
 
 
-def _cut(text: str, length: int) -> str:
-    return text if len(text) <= length else f"{text[: length // 2]} … {text[-length // 3 :]}"
+def _without_middle(message: str) -> str:
+    """Return a message with a gap if it is very long: what was expected, and what to do, stand at its end."""
+    if len(message) * 4 <= _LONGEST_MESSAGE:
+        return message
+    given = message.encode("utf-8", "backslashreplace")
+    if len(given) <= _LONGEST_MESSAGE:
+        return message
+    half = _LONGEST_MESSAGE // 2
+    return f"{given[:half].decode('utf-8', 'ignore')} … {given[-half:].decode('utf-8', 'ignore')}"
 
 
 _LONGEST_REASON = 300

@@ -66,6 +66,9 @@ class Hit:
         index: 0-based position in what was given to be ranked: in `rank`'s passages, or in a search's `candidates`;
             None for what a first stage found. It says where a hit was, not what it is, and is not compared.
 
+    Raises:
+        InvalidInputError: If the passage is none.
+
     Example:
         >>> Hit(Passage("a", "text"), rank=1, score=0.9).retrieval_rank is None
         True
@@ -81,6 +84,10 @@ class Hit:
     truncated: bool = False
     retrieval_ranks: tuple[int | None, ...] = ()
     index: int | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.passage, Passage):
+            raise InvalidInputError(f"a hit's passage must be a Passage, got {shown(self.passage)}")
 
 
 @dataclass(frozen=True, slots=True, repr=False)

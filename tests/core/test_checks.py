@@ -98,7 +98,7 @@ def test_a_lone_surrogate_is_shown_with_its_place_and_the_repair() -> None:
     check_encodable("whole pair: \U0001f600", "the text")
 
 
-@pytest.mark.parametrize("value", [1, 7, np.int64(1), np.int32(3), np.uint8(255), 10**30])
+@pytest.mark.parametrize("value", [1, 7, np.int64(1), np.int32(3), np.uint8(255), 10**18])
 def test_whole_numbers_become_int(value: Any) -> None:
     count = check_count(value, "k")
     assert (count, type(count)) == (int(value), int)

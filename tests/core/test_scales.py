@@ -104,7 +104,7 @@ def test_the_scale_of_our_own_model_is_known() -> None:
     assert as_ranker(model) is model
     with pytest.raises(InvalidInputError, match="a CrossEncoder ranks by logits already"):
         as_ranker(model, "probabilities")
-    with pytest.raises(InvalidInputError, match="scores must be one of logits, probabilities"):
+    with pytest.raises(InvalidInputError, match="scores must be 'logits' or 'probabilities'"):
         as_ranker(Given(), "percent")  # type: ignore[arg-type]
 
 

@@ -172,7 +172,7 @@ async def test_what_happens_on_an_error_can_be_said_at_a_call() -> None:
     assert [ids(documents) for documents in found] == [["0", "1", "3", "2"]] * 5
     with pytest.raises(ConnectionError):
         lenient.invoke("a", on_error="raise")
-    with pytest.raises(InvalidInputError, match="on_error must be one of raise, retrieval_order; got 'skip'"):
+    with pytest.raises(InvalidInputError, match="on_error must be 'raise' or 'retrieval_order', got 'skip'"):
         strict.invoke("a", on_error="skip")
 
 

@@ -9,7 +9,7 @@ from copy import copy
 from dataclasses import dataclass
 
 from retrieve_rerank.checks import check_count
-from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.errors import InvalidInputError, shown
 from retrieve_rerank.types import Passage
 
 WEAK = (
@@ -67,7 +67,7 @@ class Dataset:
         weak: str | None = None,
     ) -> None:
         if not isinstance(name, str) or not name.strip():
-            raise InvalidInputError(f"the name of a dataset must be a string with something in it, got {name!r}")
+            raise InvalidInputError(f"the name of a dataset must be a string with something in it, got {shown(name)}")
         if isinstance(passages, Mapping):
             passages = [Passage(identifier, text) for identifier, text in passages.items()]
         kept = _checked_passages(passages)
@@ -136,7 +136,7 @@ def counted(number: int, thing: str) -> str:
 
 def _checked_passages(passages: Iterable[Passage]) -> tuple[Passage, ...]:
     if isinstance(passages, (str, bytes, Passage)) or not isinstance(passages, Iterable):
-        raise InvalidInputError(f"passages must be a list of Passage or a dict id -> text, got {passages!r:.80}")
+        raise InvalidInputError(f"passages must be a list of Passage or a dict id -> text, got {shown(passages)}")
     kept = tuple(passages)
     seen: set[str] = set()
     for position, passage in enumerate(kept):
@@ -155,7 +155,7 @@ def _checked_queries(queries: Mapping[str, str]) -> dict[str, str]:
         raise InvalidInputError(f"queries must be a dict id -> text, got {type(queries).__name__}")
     for query, text in queries.items():
         if not isinstance(query, str) or not isinstance(text, str):
-            raise InvalidInputError(f"queries must be a dict of strings, got {query!r}: {text!r}")
+            raise InvalidInputError(f"queries must be a dict of strings, got {shown(query)}: {shown(text)}")
     return dict(queries)
 
 
@@ -168,14 +168,15 @@ def _checked_judgements(judgements: Mapping[str, Mapping[str, int]]) -> dict[str
     for query, scores in judgements.items():
         if not isinstance(query, str) or not isinstance(scores, Mapping):
             raise InvalidInputError(
-                f"judgements must be a dict question id -> passage id -> whole number, got {query!r}: {scores!r:.80}"
+                "judgements must be a dict question id -> passage id -> whole number, got "
+                f"{shown(query)}: {shown(scores)}"
             )
         for passage, given in scores.items():
             score = _whole(given)
             if not isinstance(passage, str) or score is None:
                 raise InvalidInputError(
                     f"a judgement of question {query!r} must be a passage id with a whole number, got "
-                    f"{passage!r}: {given!r}"
+                    f"{shown(passage)}: {shown(given)}"
                 )
             checked.setdefault(query, {})[passage] = score
             if score > _MOST_RELEVANT:

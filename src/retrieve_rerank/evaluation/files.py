@@ -9,8 +9,9 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
+from retrieve_rerank._files import check_path
 from retrieve_rerank.checks import check_count
-from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.errors import InvalidInputError, shown
 from retrieve_rerank.evaluation.dataset import Dataset
 from retrieve_rerank.types import Hit, Passage
 
@@ -53,7 +54,7 @@ def load_dataset(
         >>> dataset.passages[0].text, dataset.judgements
         ('Paris A city.', {'q1': {'p1': 1}})
     """
-    path = Path(folder)
+    path = check_path(folder, "the folder of a dataset")
     if not path.is_dir():
         raise InvalidInputError(f"{path} is not a folder; expected one with corpus.jsonl, queries.jsonl and qrels")
     file = _qrels_file(path, qrels)
@@ -76,9 +77,9 @@ def _records(file: Path) -> Iterator[tuple[str, str, dict[str, object]]]:
         if isinstance(identifier, int) and not isinstance(identifier, bool):
             identifier = str(identifier)
         if not isinstance(identifier, str) or not identifier:
-            raise InvalidInputError(f"{place} needs an id, as `_id` or `id`, got {identifier!r}")
+            raise InvalidInputError(f"{place} needs an id, as `_id` or `id`, got {shown(identifier)}")
         if not isinstance(record.get("text"), str):
-            raise InvalidInputError(f"{place} needs a `text` that is a string, got {record.get('text')!r}")
+            raise InvalidInputError(f"{place} needs a `text` that is a string, got {shown(record.get('text'))}")
         if identifier in seen:
             raise InvalidInputError(f"{place} has id {identifier!r}, as {seen[identifier]} has")
         seen[identifier] = place
@@ -89,7 +90,7 @@ def _passages(file: Path) -> Iterator[Passage]:
     for place, identifier, record in _records(file):
         text, title = str(record["text"]), record.get("title") or ""
         if not isinstance(title, str):
-            raise InvalidInputError(f"{place} has a `title` that is no string: {title!r}")
+            raise InvalidInputError(f"{place} has a `title` that is no string: {shown(title)}")
         if title.strip():
             yield Passage(identifier, f"{title} {text}".strip(), {"title": title})
         else:
@@ -103,7 +104,7 @@ def load_queries(file: Path) -> dict[str, str]:
 
 def _named(folder: Path, file: str | os.PathLike[str]) -> Path:
     inside = folder / file  # an absolute path stays as it is
-    return inside if inside.is_file() else Path(file)
+    return inside if inside.is_file() else check_path(file, "a file of a dataset")
 
 
 def _qrels_file(folder: Path, qrels: str | os.PathLike[str] | None) -> Path:
@@ -222,7 +223,7 @@ def load_run(file: str | os.PathLike[str], dataset: Dataset) -> StoredRun:
         InvalidInputError: If the file is missing, a line cannot be used or names a passage that the dataset lacks, or
             no question of the run is in the dataset.
     """
-    path = Path(file)
+    path = check_path(file, "the file of a run")
     passages = {passage.id: passage for passage in dataset.passages}
     found: dict[str, list[tuple[float, Passage]]] = {}
     for place, line in _lines(path):

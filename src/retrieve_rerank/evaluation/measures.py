@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from retrieve_rerank.errors import InvalidInputError, require
+from retrieve_rerank.errors import InvalidInputError, require, shown
 
 ir_measures = require("ir_measures", extra="evaluation")
 
@@ -25,7 +25,7 @@ def check_measures(measures: Sequence[str], judgements: Judgements | None = None
         InvalidInputError: If a name is unknown, or the measure cannot be computed here or has no mean.
     """
     if isinstance(measures, str) or not isinstance(measures, Sequence) or not measures:
-        raise InvalidInputError(f'measures must be a list of names, such as ["nDCG@10"], got {measures!r}')
+        raise InvalidInputError(f'measures must be a list of names, such as ["nDCG@10"], got {shown(measures)}')
     highest = max((max(scores.values()) for scores in (judgements or {}).values()), default=1)
     names = []
     for name in measures:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 from urllib.parse import quote
 
 from retrieve_rerank import __version__
-from retrieve_rerank._files import write_text
+from retrieve_rerank._files import check_path, write_text
 from retrieve_rerank.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -324,7 +324,7 @@ class Evaluation(Presented):
         Raises:
             InvalidInputError: If the file is missing, is something else, or is of another version's format.
         """
-        return _read_evaluation(Path(path))
+        return _read_evaluation(check_path(path, "an evaluation's file"))
 
     def to_runs(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Write TREC run files, one a system, and `qrels.txt`; return the paths of the runs, in the systems' order.
@@ -332,7 +332,7 @@ class Evaluation(Presented):
         `ir_measures FOLDER/qrels.txt RUN nDCG@10` computes the same numbers from them. The folder is made if missing.
         TREC files are columns between white space: white space and `%` in ids are written as in URLs (`%20`).
         """
-        return _write_runs(self.judgements, self.systems, Path(folder))
+        return _write_runs(self.judgements, self.systems, check_path(folder, "the folder of runs"))
 
 
 def _read_evaluation(path: Path) -> Evaluation:

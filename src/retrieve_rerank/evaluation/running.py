@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from tqdm.auto import tqdm
 
-from retrieve_rerank.errors import InvalidInputError, TruncationWarning
+from retrieve_rerank.errors import InvalidInputError, TruncationWarning, shown
 from retrieve_rerank.evaluation.dataset import Dataset
 from retrieve_rerank.evaluation.files import StoredRun
 from retrieve_rerank.evaluation.store import Score, ScoreStore, key_of
@@ -92,7 +92,7 @@ def plan_stages(pipelines: Mapping[str, RetrieveRerank | Retriever], fetch_k: in
     """Return the rows: each first stage before what re-ranks it, no first stage twice."""
     if not isinstance(pipelines, Mapping) or not pipelines:
         raise InvalidInputError(
-            f"pipelines must be a dict name -> RetrieveRerank or first stage, got {pipelines!r:.80}"
+            f"pipelines must be a dict name -> RetrieveRerank or first stage, got {shown(pipelines)}"
         )
     firsts: dict[tuple[int, int], Stage] = {}
     for name, pipeline in pipelines.items():
@@ -211,4 +211,4 @@ def _check_found(stage: Stage, dataset: Dataset) -> None:
 def check_name(name: object, of: str) -> None:
     """Raise InvalidInputError unless this is a name."""
     if not isinstance(name, str) or not name.strip():
-        raise InvalidInputError(f"the name of a {of} must be a string with something in it, got {name!r}")
+        raise InvalidInputError(f"the name of a {of} must be a string with something in it, got {shown(name)}")

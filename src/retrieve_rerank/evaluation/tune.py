@@ -9,13 +9,12 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from numbers import Real
 from pathlib import Path
 
 import numpy as np
 
-from retrieve_rerank.checks import check_count, check_seconds
-from retrieve_rerank.errors import InvalidInputError, TruncationWarning
+from retrieve_rerank.checks import check_count, check_seconds, number_of
+from retrieve_rerank.errors import InvalidInputError, TruncationWarning, shown
 from retrieve_rerank.evaluation.choosing import HeldOut, Setting, Tuning, check, closest
 from retrieve_rerank.evaluation.dataset import WEAK, Dataset, check_dataset
 from retrieve_rerank.evaluation.measures import check_measures, per_query
@@ -100,10 +99,12 @@ def tune(
     (name,) = check_measures([measure], dataset.judgements)
     check_count(resamples, "resamples")
     check_seconds(latency_budget, "latency_budget")
-    if quality is not None and (isinstance(quality, bool) or not isinstance(quality, Real) or not quality < math.inf):
-        raise InvalidInputError(f"quality must be a number, the mean of the measure that is enough; got {quality!r}")
+    if quality is not None and not number_of(quality) < math.inf:
+        raise InvalidInputError(
+            f"quality must be a number, the mean of the measure that is enough; got {shown(quality)}"
+        )
     if isinstance(depths, (str, int)) or not isinstance(depths, Sequence) or not depths:
-        raise InvalidInputError(f"depths must be a list of whole numbers, such as [10, 20, 50], got {depths!r}")
+        raise InvalidInputError(f"depths must be a list of whole numbers, such as [10, 20, 50], got {shown(depths)}")
     levels = [check_count(depth, "each of depths") for depth in depths]
     grid = Grid(_first_stages(first_stages), _cross_encoders(cross_encoders), levels, scores)
     with nullcontext() if cache is None else open_store(cache) as store:

@@ -18,7 +18,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import islice
-from numbers import Real
 from types import TracebackType
 from typing import Any
 
@@ -26,8 +25,15 @@ import numpy as np
 import numpy.typing as npt
 from tqdm.auto import tqdm
 
-from retrieve_rerank.checks import check_count, check_queries, check_query
-from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, RetrieveRerankError, require, warn_caller
+from retrieve_rerank.checks import check_count, check_queries, check_query, number_of
+from retrieve_rerank.errors import (
+    IndexMismatchError,
+    InvalidInputError,
+    RetrieveRerankError,
+    require,
+    shown,
+    warn_caller,
+)
 from retrieve_rerank.indexes.bm25_files import Content, IndexFolder, Ints, Weights, used, weigh
 from retrieve_rerank.indexes.filters import Where, matcher
 from retrieve_rerank.indexes.records import Record, check_ids, check_passage, check_passages, to_record
@@ -543,6 +549,6 @@ if hasattr(os, "register_at_fork"):
 def _checked_number(name: str, value: float | None, most: float) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= most:
-        raise InvalidInputError(f"{name} must be a number from 0 to {most:g}, got {value!r}")
+    if not 0 <= number_of(value) <= most:
+        raise InvalidInputError(f"{name} must be a number from 0 to {most:g}, got {shown(value)}")
     return float(value)

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from retrieve_rerank._files import locked, sync_file, sync_folder, write_text
+from retrieve_rerank._files import check_path, locked, sync_file, sync_folder, write_text
 from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, RetrieveRerankError, require
 from retrieve_rerank.indexes.records import Record
 
@@ -178,12 +178,11 @@ class IndexFolder:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        folder = check_path(path, "the directory of a BM25 index")
         try:
-            if not os.fspath(path):
-                raise ValueError("the path is empty")
-            self.path = Path(path).expanduser().resolve()
+            self.path = folder.expanduser().resolve()
             self.path.mkdir(parents=True, exist_ok=True)
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, RuntimeError) as error:
             raise InvalidInputError(
                 f"cannot open a BM25 index in {str(path)!r}: {error}. Give a directory that can be written"
             ) from error

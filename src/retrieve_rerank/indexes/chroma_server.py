@@ -15,13 +15,13 @@ import time
 import weakref
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
-from numbers import Real
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 import numpy as np
 
-from retrieve_rerank.errors import InvalidInputError, RemoteError, in_one_line
+from retrieve_rerank.checks import number_of
+from retrieve_rerank.errors import InvalidInputError, RemoteError, in_one_line, shown
 
 if TYPE_CHECKING:
     import tenacity
@@ -55,9 +55,10 @@ _ROWS = {
 
 def check_patience(seconds: float) -> float:
     """Return the seconds for which a failed request is repeated, or raise InvalidInputError."""
-    if isinstance(seconds, bool) or not isinstance(seconds, Real) or not 0 <= seconds < math.inf:
+    if not 0 <= number_of(seconds) < math.inf:
         raise InvalidInputError(
-            f"retry_seconds must be a number of seconds from 0 on, for which a server is asked again; got {seconds!r}"
+            f"retry_seconds must be a number of seconds from 0 on, for which a server is asked again; got "
+            f"{shown(seconds)}"
         )
     return float(seconds)
 

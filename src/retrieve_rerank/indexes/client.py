@@ -25,6 +25,7 @@ from retrieve_rerank.errors import (
     RemoteError,
     RetrieveRerankError,
     in_one_line,
+    shown,
     warn_caller,
 )
 from retrieve_rerank.indexes.access import Share, Threads
@@ -381,6 +382,8 @@ def directory_of(client: object) -> tuple[Directory, Any] | None:
         RetrieveRerankError: In a forked child of a process that used Chroma.
     """
     store: Any = getattr(client, "_server", client)  # there is no public way to it
+    if not callable(getattr(store, "get_settings", None)):
+        raise InvalidInputError(f"client must be a Chroma client, such as chromadb.HttpClient(), got {shown(client)}")
     settings = store.get_settings()
     if is_server(client):
         return None

@@ -34,12 +34,12 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from retrieve_rerank._files import FileLock, write_text
-from retrieve_rerank.errors import IndexLockedError, InvalidInputError, RetrieveRerankError
+from retrieve_rerank._files import FileLock, check_path, write_text
+from retrieve_rerank.checks import number_of
+from retrieve_rerank.errors import IndexLockedError, InvalidInputError, RetrieveRerankError, shown
 
 DATABASE = "chroma.sqlite3"  # Chroma's
 
@@ -55,7 +55,7 @@ _LONG_AGO = 10**10  # nanoseconds
 
 def one_spelling(path: str | os.PathLike[str]) -> Path:
     """Return the one spelling of a directory that Chroma is ever given."""
-    return Path(path).expanduser().resolve()
+    return check_path(path, "the directory of an index").expanduser().resolve()
 
 
 @dataclass
@@ -362,10 +362,10 @@ def directory(folder: str | os.PathLike[str]) -> Directory:
 
 def check_wait(seconds: float) -> float:
     """Return the seconds to wait for another writer, or raise InvalidInputError."""
-    if isinstance(seconds, bool) or not isinstance(seconds, Real) or not 0 <= seconds < math.inf:
+    if not 0 <= number_of(seconds) < math.inf:
         raise InvalidInputError(
             "lock_timeout must be a number of seconds from 0 on, to wait while another process writes the directory; "
-            f"got {seconds!r}"
+            f"got {shown(seconds)}"
         )
     return float(seconds)
 

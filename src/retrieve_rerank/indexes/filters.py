@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import math
 import operator
-import reprlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, TypeAlias
@@ -36,7 +35,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from retrieve_rerank.checks import check_encodable
-from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.errors import InvalidInputError, shown
 from retrieve_rerank.indexes.records import Record
 
 Where = Mapping[str, Any]
@@ -61,18 +60,6 @@ _OPERATORS = (*_ONE, *_ORDER, *_SEVERAL, *_INSIDE)
 _ON_TEXT = (*_INSIDE, "$regex", "$not_regex")
 _JOINS: dict[str, Callable[[Any], bool]] = {"$and": all, "$or": any}
 _LEAST_INT, _LARGEST_INT = -(2**63), 2**63 - 1
-
-
-class _Shortened(reprlib.Repr):
-    """Shows a value in one or two hundred characters, however large or deep it is."""
-
-    def repr_int(self, x: int, level: int) -> str:
-        return super().repr_int(x, level) if x.bit_length() < 1_000 else f"<a number of {x.bit_length()} bits>"
-
-
-_shortened = _Shortened()
-_shortened.maxlevel, _shortened.maxstring, _shortened.maxother = 4, 80, 80
-_show = _shortened.repr
 
 
 def chroma_filters(where: Where | None, where_document: Where | None) -> dict[str, Any]:
@@ -126,7 +113,7 @@ class _Reader:
         """Return a clause in its long form; `depth` counts the clauses around it and itself."""
         if not isinstance(clause, Mapping):
             example = {"source": "atlas"} if self._name == "where" else {"$contains": "word"}
-            raise InvalidInputError(f"{self._name} must be a mapping such as {example}, got {_show(clause)}")
+            raise InvalidInputError(f"{self._name} must be a mapping such as {example}, got {shown(clause)}")
         if len(clause) != 1:
             raise self._refusal(
                 clause,
@@ -144,7 +131,7 @@ class _Reader:
             raise self._refusal(clause, f"its clauses are nested more than {DEEPEST} deep; write it flatter")
         ((key, test),) = clause.items()
         if not isinstance(key, str) or not key:
-            raise self._refusal(clause, f"a key must be a string with at least one character, not {_show(key)}")
+            raise self._refusal(clause, f"a key must be a string with at least one character, not {shown(key)}")
         key = str.__str__(key)
         check_encodable(key, f"a key in {self._name}")
         if key in _JOINS:
@@ -155,7 +142,7 @@ class _Reader:
             return self._on_text(clause, key, test)
         if key.startswith("$") or (key.startswith("#") and key != TEXT_KEY):
             raise self._refusal(
-                clause, f"no metadata key starts with $ or #, and {_show(key)} is none of $and, $or and {TEXT_KEY}"
+                clause, f"no metadata key starts with $ or #, and {shown(key)} is none of $and, $or and {TEXT_KEY}"
             )
         return {key: self._on_metadata(clause, key, test)}
 
@@ -178,7 +165,7 @@ class _Reader:
             return self._on_text(clause, name, value)
         if name not in _OPERATORS:
             known = ", ".join(_OPERATORS)
-            raise self._refusal(clause, f"the operator {_show(name)} is unknown; there are {known}, $and and $or")
+            raise self._refusal(clause, f"the operator {shown(name)} is unknown; there are {known}, $and and $or")
         if name in _SEVERAL:
             return {name: self._several(clause, name, value)}
         plain = self._scalar(clause, value)
@@ -209,9 +196,9 @@ class _Reader:
     def _on_text(self, clause: Where, name: str, text: object) -> dict[str, Any]:
         if name not in _ON_TEXT:
             known = ", ".join(_ON_TEXT)
-            raise self._refusal(clause, f"{_show(name)} is no operator on text; there are {known}, $and and $or")
+            raise self._refusal(clause, f"{shown(name)} is no operator on text; there are {known}, $and and $or")
         if not isinstance(text, str) or not text:
-            raise self._refusal(clause, f"{name} takes a non-empty string, got {_show(text)}")
+            raise self._refusal(clause, f"{name} takes a non-empty string, got {shown(text)}")
         text = str.__str__(text)
         check_encodable(text, f"{name} in {self._name}")
         if "\x00" in text:  # {"$contains": "\x00"} would find everything
@@ -236,7 +223,7 @@ class _Reader:
         if isinstance(value, int):
             number = int.__int__(value)  # of a subclass, such as an enumeration, the value
             if not _LEAST_INT <= number <= _LARGEST_INT:
-                raise self._refusal(clause, f"{_show(number)} does not fit into 64 bits, and is stored nowhere")
+                raise self._refusal(clause, f"{shown(number)} does not fit into 64 bits, and is stored nowhere")
             return number
         if isinstance(value, float):
             if not math.isfinite(value):
@@ -246,7 +233,7 @@ class _Reader:
         raise self._refusal(clause, f"a value is text, a number or a boolean, and {what}")
 
     def _refusal(self, clause: object, why: str) -> InvalidInputError:
-        return InvalidInputError(f"the {self._name} filter {_show(clause)} cannot be used: {why}")
+        return InvalidInputError(f"the {self._name} filter {shown(clause)} cannot be used: {why}")
 
 
 def _kind(value: Scalar) -> type:
@@ -268,7 +255,7 @@ def _compiled(pattern: str) -> Callable[[str], bool]:
     except SchemaError as error:
         why = str(error).splitlines()[-1].rpartition("rror: ")[2].rstrip(".")
         raise InvalidInputError(
-            f"{_show(pattern)} is no valid regex: {why:.200}. The language is that of Rust, without look-around "
+            f"{shown(pattern)} is no valid regex: {why:.200}. The language is that of Rust, without look-around "
             "and references back"
         ) from error
 

@@ -96,9 +96,7 @@ def check(
         show_progress: Show a bar on stderr.
     """
     if samples is not None:
-        if isinstance(samples, bool) or not hasattr(samples, "__index__") or samples.__index__() < 0:
-            raise InvalidInputError(f"samples must be a whole number >= 0, or None for all passages; got {samples!r}")
-        samples = samples.__index__()
+        samples = check_count(samples, "samples", least=0)
     try:
         count = collection.count()
     except RetrieveRerankError:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from retrieve_rerank.errors import IndexMismatchError, InvalidInputError
+from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, shown
 from retrieve_rerank.types import Metric
 
 FORMAT = 1
@@ -99,7 +99,7 @@ def check_name(name: str) -> None:
     if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,510}[A-Za-z0-9]", name)):
         raise InvalidInputError(
             "a collection's name is 3 to 512 letters, digits, dots, dashes or underscores, with a letter or digit at "
-            f"both ends; got {name!r}"
+            f"both ends; got {shown(name)}"
         )
 
 

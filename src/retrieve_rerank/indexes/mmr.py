@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Real
 from typing import cast
 
 import numpy as np
 
-from retrieve_rerank.checks import check_count
-from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.checks import check_count, number_of
+from retrieve_rerank.errors import InvalidInputError, shown
 from retrieve_rerank.indexes.nearest import Found, Vectors, to_similarity
 from retrieve_rerank.types import Metric
 
@@ -80,9 +79,9 @@ def wider_pool(pool: int, chosen: int, k: int) -> int:
 
 def check_diversity(value: float, name: str) -> float:
     """Return `value` as a float in [0, 1], or raise InvalidInputError."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 1:
+    if not 0 <= number_of(value) <= 1:
         raise InvalidInputError(
-            f"{name} must be a number from 0 (as diverse as can be) to 1 (by relevance alone), got {value!r}"
+            f"{name} must be a number from 0 (as diverse as can be) to 1 (by relevance alone), got {shown(value)}"
         )
     return float(value)
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from retrieve_rerank.checks import check_encodable, check_texts
-from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.errors import InvalidInputError, shown
 from retrieve_rerank.types import Passage
 
 JSON_KEY = "_retrieve_rerank_json"
@@ -97,7 +97,7 @@ def _split(passage: Passage) -> tuple[dict[str, Any], dict[str, Any]]:
     for key, value in passage.metadata.items():
         if not isinstance(key, str):
             raise InvalidInputError(
-                f"the metadata of passage {passage.id!r} has the key {key!r}; keys must be strings, not "
+                f"the metadata of passage {passage.id!r} has the key {shown(key)}; keys must be strings, not "
                 f"{type(key).__name__}"
             )
         if key == JSON_KEY:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 
-from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.errors import InvalidInputError, shown
 from retrieve_rerank.indexes.records import check_passage, check_passages, to_record
 from retrieve_rerank.indexes.store import ChromaCollection
 from retrieve_rerank.types import Passage
@@ -47,7 +47,7 @@ class Source:
     def __init__(self, collection: ChromaCollection, source_id: str, source_key: str) -> None:
         for name, value in (("source_id", source_id), ("source_key", source_key)):
             if not isinstance(value, str) or not value:
-                raise InvalidInputError(f"{name} must be a non-empty string, got {value!r}")
+                raise InvalidInputError(f"{name} must be a non-empty string, got {shown(value)}")
         if to_record(Passage("-", "", {source_key: source_id})).metadata.get(source_key) != source_id:
             raise InvalidInputError(
                 f"source_key {source_key!r} cannot be searched by; use a plain word such as 'source'"

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 import numpy as np
 import numpy.typing as npt
 
-from retrieve_rerank.checks import check_count
+from retrieve_rerank.checks import check_choice, check_count
 from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, RetrieveRerankError, warn_caller
 from retrieve_rerank.indexes.access import Share
 from retrieve_rerank.indexes.chroma_server import RETRY_SECONDS, Patient, check_patience, is_server
@@ -110,8 +110,8 @@ class ChromaCollection:
         if path is not None and client is not None:
             raise InvalidInputError("give either a path or a client, not both: a client already knows where it stores")
         for one in (metric, encoder_metric):
-            if one is not None and one not in SPACES:
-                raise InvalidInputError(f"metric must be one of {', '.join(SPACES)}; got {one!r}")
+            if one is not None:
+                check_choice(one, SPACES, "metric")
         if handle is None:
             check_name(name)
         check_patience(retry_seconds)

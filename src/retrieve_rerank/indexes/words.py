@@ -13,7 +13,7 @@ from functools import cache, lru_cache
 from itertools import chain, pairwise
 
 from retrieve_rerank.checks import check_encodable
-from retrieve_rerank.errors import InvalidInputError, require
+from retrieve_rerank.errors import InvalidInputError, require, shown
 
 Tokenizer = Callable[[str], list[str]]
 
@@ -108,7 +108,7 @@ class Analyzer:
 
     def __init__(self, language: str | None, tokenizer: Tokenizer | None = None) -> None:
         if tokenizer is not None and not callable(tokenizer):
-            raise InvalidInputError(f"tokenizer must be a function from a text to its words, got {tokenizer!r}")
+            raise InvalidInputError(f"tokenizer must be a function from a text to its words, got {shown(tokenizer)}")
         self.language = None if tokenizer is not None else language_name(language)
         self.tokenizer = tokenizer
         self._stem: Callable[[str], str] | None = None
@@ -245,8 +245,8 @@ def language_name(language: str | None) -> str | None:
     codes = {name: code for code, name in _CODES.items()}
     offered = ", ".join(f"{name} ({codes[name]})" if name in codes else name for name in sorted(names))
     raise InvalidInputError(
-        f"there is no stemmer for the language {language!r}; there is {offered}. None takes words as they are, in any "
-        "language that puts spaces between them"
+        f"there is no stemmer for the language {shown(language)}; there is {offered}. None takes words as they are, "
+        "in any language that puts spaces between them"
     )
 
 

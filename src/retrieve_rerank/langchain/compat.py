@@ -21,7 +21,7 @@ from langchain_core.documents import Document
 from langchain_core.runnables.config import run_in_executor
 from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 
-from retrieve_rerank.errors import InvalidInputError, warn_caller
+from retrieve_rerank.errors import InvalidInputError, shown, warn_caller
 from retrieve_rerank.indexes.client import connect
 from retrieve_rerank.indexes.identity import SPACES, Identity
 from retrieve_rerank.indexes.nearest import to_similarity
@@ -117,7 +117,7 @@ def asked_space(
     for metric, name in SPACES.items():
         if name == space:
             return metric, unused
-    raise InvalidInputError(f"the space must be one of {', '.join(SPACES.values())}; got {space!r}")
+    raise InvalidInputError(f"the space must be one of {', '.join(SPACES.values())}; got {shown(space)}")
 
 
 def tell_what_was_made(collection: ChromaCollection, unused: list[str]) -> None:

@@ -7,7 +7,6 @@ import math
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import zip_longest
-from numbers import Real
 from string import Formatter
 from typing import Any
 
@@ -17,7 +16,8 @@ from langchain_core.cross_encoders import BaseCrossEncoder
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 
-from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.checks import number_of
+from retrieve_rerank.errors import InvalidInputError, shown
 from retrieve_rerank.indexes.records import Record, to_record
 from retrieve_rerank.models.cross_encoder import CrossEncoder, register_adapter
 from retrieve_rerank.models.ranking import scorer_name
@@ -181,12 +181,7 @@ def to_hits(documents: Sequence[Document], texts: Sequence[str]) -> list[Hit]:
 
 def finite(score: object) -> float | None:
     """Return a score, numpy's too, as a plain float; None if it is no finite number."""
-    if isinstance(score, bool) or not isinstance(score, Real):
-        return None
-    try:
-        number = float(score)
-    except OverflowError:
-        return None
+    number = number_of(score)
     return number if math.isfinite(number) else None
 
 
@@ -323,10 +318,10 @@ def check_template(template: str | None) -> str | None:
     try:
         names = [name for _, name, _, _ in Formatter().parse(template or "") if name is not None]
     except ValueError as error:
-        raise InvalidInputError(f"text_template {template!r} cannot be read: {error}") from error
+        raise InvalidInputError(f"text_template {shown(template)} cannot be read: {error}") from error
     if wrong := [name for name in names if not name.isidentifier()]:
         raise InvalidInputError(
-            f"text_template {template!r} may name metadata keys and page_content only, such as '{{title}}. "
+            f"text_template {shown(template)} may name metadata keys and page_content only, such as '{{title}}. "
             f"{{page_content}}'; got {wrong[0]!r}"
         )
     return template
@@ -345,11 +340,11 @@ def render(document: Document, template: str | None) -> str:
         return template.format_map({**document.metadata, "page_content": document.page_content})
     except KeyError as error:
         raise InvalidInputError(
-            f"text_template {template!r} names {error}, which document {document.id!r} has not: its metadata has "
+            f"text_template {shown(template)} names {error}, which document {document.id!r} has not: its metadata has "
             f"{sorted(document.metadata)}. Fill it for every document, or leave it out of the template"
         ) from error
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise InvalidInputError(
-            f"text_template {template!r} cannot be filled from document {document.id!r}, whose metadata is "
-            f"{document.metadata!r:.200}: {error}. Leave out the format, or store values that it fits"
+            f"text_template {shown(template)} cannot be filled from document {document.id!r}, whose metadata is "
+            f"{shown(document.metadata)}: {error}. Leave out the format, or store values that it fits"
         ) from error

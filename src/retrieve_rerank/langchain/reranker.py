@@ -14,7 +14,7 @@ from pydantic import ConfigDict, PrivateAttr, field_validator
 from typing_extensions import TypedDict
 
 from retrieve_rerank.checks import check_query
-from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.errors import InvalidInputError, shown
 from retrieve_rerank.langchain.convert import (
     LangChainCrossEncoder,
     PairScorer,
@@ -276,7 +276,7 @@ class RerankStep(RunnableSerializable[RerankInput, list[Document]]):
 
     def _prepare(self, job: RerankInput) -> tuple[list[Document], list[Hit]]:
         if not isinstance(job, Mapping) or not {"query", "documents"} <= set(job):
-            raise InvalidInputError(f"expected a mapping with 'query' and 'documents', got {job!r:.200}")
+            raise InvalidInputError(f"expected a mapping with 'query' and 'documents', got {shown(job)}")
         check_query(job["query"])
         documents = checked_documents(job["documents"])
         return documents, to_hits(documents, [render(document, self.reranker.text_template) for document in documents])

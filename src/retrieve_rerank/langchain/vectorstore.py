@@ -15,7 +15,7 @@ from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 from typing_extensions import Never, Self, TypedDict, Unpack
 
 from retrieve_rerank.checks import check_count, check_queries, check_query
-from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.errors import InvalidInputError, shown
 from retrieve_rerank.indexes.chroma_server import RETRY_SECONDS
 from retrieve_rerank.indexes.filters import Where
 from retrieve_rerank.indexes.health import adopt_at_opening, check, repair
@@ -489,8 +489,8 @@ class ChromaVectorStore(VectorStore):
         included = _KEPT if include is None else include
         if isinstance(included, str) or not set(included) <= {*_KEPT, "embeddings"}:
             raise InvalidInputError(
-                f"include must be a list of 'documents', 'metadatas' and 'embeddings', got {include!r}; nothing else "
-                "is kept here"
+                f"include must be a list of 'documents', 'metadatas' and 'embeddings', got {shown(include)}; nothing "
+                "else is kept here"
             )
         wanted = [ids] if isinstance(ids, str) else ids
         records = self.collection.read(wanted, where=where, where_document=where_document, limit=limit, offset=offset)

@@ -7,7 +7,7 @@ from functools import wraps
 from inspect import signature
 from typing import Any, ParamSpec, TypeVar
 
-from retrieve_rerank.errors import InvalidInputError, warn_caller
+from retrieve_rerank.errors import InvalidInputError, shown, warn_caller
 from retrieve_rerank.indexes.identity import SPACES
 from retrieve_rerank.types import Metric
 
@@ -84,7 +84,7 @@ def asked_metric(collection_kwargs: Mapping[str, Any] | None, metric: Metric | N
         )
     asked = metric if space is None else next((name for name, other in SPACES.items() if other == space), None)
     if space is not None and asked is None:
-        raise InvalidInputError(f"the space must be one of {', '.join(SPACES.values())}; got {space!r}")
+        raise InvalidInputError(f"the space must be one of {', '.join(SPACES.values())}; got {shown(space)}")
     if metric is not None and asked != metric:
         raise InvalidInputError(f"metric={metric!r} and the space {space!r} of collection_kwargs differ; give one")
     return asked

@@ -21,7 +21,7 @@ from llama_index.core.schema import (
 )
 
 from retrieve_rerank.checks import check_encodable
-from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.errors import InvalidInputError, shown
 from retrieve_rerank.indexes.records import NODE_KEY, Record, to_record
 from retrieve_rerank.llama_index.nodes import FusedNode, RerankedNode
 from retrieve_rerank.llama_index.serialization import to_json
@@ -55,7 +55,8 @@ def check_document_id(ref_doc_id: object) -> None:
     """Raise InvalidInputError if `ref_doc_id` cannot be the id of a source document."""
     if not isinstance(ref_doc_id, str) or not ref_doc_id or ref_doc_id == NO_DOCUMENT:
         raise InvalidInputError(
-            f"ref_doc_id must be the id of a document, got {ref_doc_id!r} ({NO_DOCUMENT!r} marks nodes without one)"
+            f"ref_doc_id must be the id of a document, got {shown(ref_doc_id)} ({NO_DOCUMENT!r} marks nodes without "
+            "one)"
         )
 
 

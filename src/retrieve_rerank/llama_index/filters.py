@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from llama_index.core.vector_stores import FilterCondition, FilterOperator, MetadataFilter, MetadataFilters
 
-from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.errors import InvalidInputError, shown
 from retrieve_rerank.indexes.filters import TEXT_KEY, Scalar, Where, joined
 
 _COMPARE = {
@@ -32,7 +32,6 @@ _ON_TEXT = (
 )
 # The characters with a meaning in the regular expressions of Rust, which Chroma's are.
 _SPECIAL = re.compile(r"([\\.+*?()|\[\]{}^$#&\-~])")
-_SHOWN = 500  # characters of a filter in an error
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +163,9 @@ def _several(item: MetadataFilter) -> list[str] | list[int] | list[float]:
 
 
 def _refusal(item: MetadataFilter, why: str) -> InvalidInputError:
-    shown = f"{item.key!r} {item.operator.value} {item.value!r}"
-    shown = shown if len(shown) <= _SHOWN else shown[:_SHOWN] + "…"
-    return InvalidInputError(f"the filter {shown} cannot be used: {why}")
+    return InvalidInputError(
+        f"the filter {shown(item.key)} {item.operator.value} {shown(item.value)} cannot be used: {why}"
+    )
 
 
 def _every(clauses: list[Where]) -> Where | None:

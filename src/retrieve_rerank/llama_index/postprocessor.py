@@ -15,7 +15,7 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 
 from retrieve_rerank.checks import check_count, check_query, check_seconds, check_threshold
-from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.errors import InvalidInputError, shown
 from retrieve_rerank.llama_index.compat import SENTENCE_TRANSFORMER_RERANK, in_place_of
 from retrieve_rerank.llama_index.convert import hits_to_nodes, nodes_to_hits
 from retrieve_rerank.llama_index.serialization import Restorable
@@ -231,7 +231,7 @@ def _mode(mode: MetadataMode | str) -> MetadataMode:
         return MetadataMode(mode)
     except ValueError as error:
         known = ", ".join(item.value for item in MetadataMode)
-        raise InvalidInputError(f"metadata_mode must be one of {known}; got {mode!r}") from error
+        raise InvalidInputError(f"metadata_mode must be one of {known}; got {shown(mode)}") from error
 
 
 def _query_of(bundle: QueryBundle | None) -> str:

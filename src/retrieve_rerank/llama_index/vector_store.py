@@ -23,7 +23,7 @@ from llama_index.core.vector_stores.types import (
 )
 
 from retrieve_rerank.checks import check_count
-from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.errors import InvalidInputError, shown
 from retrieve_rerank.indexes.chroma_server import RETRY_SECONDS
 from retrieve_rerank.indexes.client import connect
 from retrieve_rerank.indexes.health import adopt_at_opening, check, prove, repair
@@ -526,7 +526,7 @@ def _prefetch(k: int, options: Mapping[str, Any]) -> int:
     if factor is None:
         factor = PREFETCH_FACTOR
     if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 1 <= factor < math.inf:
-        raise InvalidInputError(f"mmr_prefetch_factor must be a number >= 1, got {factor!r}")
+        raise InvalidInputError(f"mmr_prefetch_factor must be a number >= 1, got {shown(factor)}")
     return int(k * factor)
 
 

@@ -9,7 +9,7 @@ from dataclasses import fields
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from retrieve_rerank.errors import InvalidInputError, TruncationWarning, warn_caller
+from retrieve_rerank.errors import InvalidInputError, TruncationWarning, shown, warn_caller
 from retrieve_rerank.models.settings import LEFT_BEHIND, Endpoint, ModelSettings, vouched
 from retrieve_rerank.models.threads import EventLoopThread, Worker
 
@@ -44,7 +44,7 @@ class Model(ABC, Generic[E, R]):
 
     def __init__(self, model: str | os.PathLike[str], settings: ModelSettings) -> None:
         if not isinstance(model, (str, os.PathLike)) or not os.fspath(model).strip():
-            raise InvalidInputError(f"model must be a hub name or a folder, got {model!r}")
+            raise InvalidInputError(f"model must be a hub name or a folder, got {shown(model)}")
         self.model = str(os.fspath(model))
         given = vouched(self.model, settings.arguments)
         self._endpoint: Endpoint | None = None

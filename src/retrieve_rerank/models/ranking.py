@@ -10,12 +10,13 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import get_args
+from typing import cast, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from retrieve_rerank.checks import (
+    check_choice,
     check_count,
     check_encodable,
     check_queries,
@@ -403,7 +404,12 @@ class ScorerRanker(Ranker):
         name = scorer_name(self.scorer)
         try:
             numbers = np.asarray(answer, dtype=np.float64)
-        except (ValueError, TypeError, RuntimeError) as error:  # the last of a tensor that has a gradient
+        except (
+            ArithmeticError,
+            ValueError,
+            TypeError,
+            RuntimeError,
+        ) as error:  # the last of a tensor that has a gradient
             raise ModelError(
                 f"{name} must return one number a pair of query and text; its scores cannot be read: {error}"
             ) from error
@@ -464,9 +470,7 @@ def from_probabilities(probabilities: Logits) -> Logits:
 
 def check_scale(value: Scale) -> Scale:
     """Return `value`, or raise InvalidInputError if it is no scale."""
-    if value not in get_args(Scale):
-        raise InvalidInputError(f"scores must be one of {', '.join(get_args(Scale))}; got {shown(value)}")
-    return value
+    return cast(Scale, check_choice(value, get_args(Scale), "scores"))
 
 
 def scorer_name(scorer: object) -> str:

@@ -40,7 +40,7 @@ from pydantic.fields import FieldInfo
 from typing_extensions import Self, TypedDict
 
 from retrieve_rerank.checks import check_count, check_prompt, check_seconds
-from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.errors import InvalidInputError, shown
 from retrieve_rerank.models.precision import Precision
 from retrieve_rerank.types import Metric, Scale
 
@@ -486,7 +486,7 @@ def in_words(error: ValidationError) -> str:
         if isinstance(reason, Exception):  # a check of ours
             said[str(reason) if name in str(reason) else f"{name}: {reason}"] = None
         elif fault["type"] == "literal_error":
-            said[f"{name} must be {fault['ctx']['expected']}; got {fault['input']!r}"] = None
+            said[f"{name} must be {fault['ctx']['expected']}; got {shown(fault['input'])}"] = None
         else:
             said[f"{name}: {fault['msg']}, got {type(fault['input']).__name__}"] = None
     return "; ".join(said)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence, Sized
 from concurrent.futures import ALL_COMPLETED, FIRST_EXCEPTION, Future, wait
 from functools import partial
-from typing import Any, Literal, TypeAlias, TypeVar, get_args
+from typing import Any, Literal, TypeAlias, TypeVar, cast, get_args
 
-from retrieve_rerank.checks import check_queries
+from retrieve_rerank.checks import check_choice, check_queries
 from retrieve_rerank.errors import (
     DegradedWarning,
     InvalidInputError,
@@ -59,15 +59,14 @@ class FirstStage:
         """
         if queries := check_queries(rewrites, "rewrites"):
             return self._fused(self.retrieve_many([query, *queries], k, options), k)
-        return self._checked(self.retriever.retrieve, options)(query, k, **options)[:k]
+        return self._first(self._checked(self.retriever.retrieve, options)(query, k, **options), k)
 
     async def aretrieve(self, query: str, k: int, options: Options, rewrites: Sequence[str] = ()) -> list[Hit]:
         """As `retrieve`, without blocking the event loop."""
         if queries := check_queries(rewrites, "rewrites"):
             return self._fused(await self.aretrieve_many([query, *queries], k, options), k)
         call = self._awaitable("aretrieve", "retrieve", options)
-        found: list[Hit] = await call(query, k, **options)
-        return found[:k]
+        return self._first(await call(query, k, **options), k)
 
     def retrieve_many(self, queries: Sequence[str], k: int, options: Options) -> list[list[Hit]]:
         """Find candidates for each query, together where the retriever can."""
@@ -112,12 +111,20 @@ class FirstStage:
         return fuse(found, k=k, merge=merge_of(self.retriever))
 
     def _one_each(self, queries: Sequence[str], found: Sequence[list[Hit]], k: int) -> list[list[Hit]]:
-        if len(found) != len(queries):
+        if not isinstance(found, Sized) or len(found) != len(queries):
             raise InvalidInputError(
                 f"{type(self.retriever).__name__}.retrieve_many was given {len(queries)} queries and returned "
-                f"{len(found)} lists; expected one a query"
+                f"{f'{len(found)} lists' if isinstance(found, Sized) else shown(found)}; expected one a query"
             )
-        return [hits[:k] for hits in found]
+        return [self._first(hits, k) for hits in found]
+
+    def _first(self, found: Sequence[Hit], k: int) -> list[Hit]:
+        """Return the first `k` of what the retriever found, or raise InvalidInputError if that is no list of hits."""
+        if isinstance(found, (list, tuple)):
+            hits = list(found[:k])
+            if all(isinstance(hit, Hit) for hit in hits):
+                return hits
+        raise InvalidInputError(f"{type(self.retriever).__name__} must find a list of Hit, and found {shown(found)}")
 
 
 def ask_all(
@@ -173,9 +180,7 @@ def named(parts: Iterable[object]) -> list[str]:
 
 def check_on_retriever_error(on_error: OnRetrieverError) -> OnRetrieverError:
     """Return `on_error`, or raise InvalidInputError."""
-    if on_error not in get_args(OnRetrieverError):
-        raise InvalidInputError(f"on_error must be 'raise' or 'skip', got {shown(on_error)}")
-    return on_error
+    return cast(OnRetrieverError, check_choice(on_error, get_args(OnRetrieverError), "on_error"))
 
 
 def _failure(done: Future[T] | asyncio.Future[T]) -> BaseException | None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar, cast, get_args
 
-from retrieve_rerank.checks import check_count, number_of
+from retrieve_rerank.checks import check_choice, check_count, number_of
 from retrieve_rerank.errors import InvalidInputError, shown, warn_caller
 from retrieve_rerank.types import Hit
 
@@ -178,9 +178,7 @@ def check_rrf_k(rrf_k: float) -> float:
 
 def check_merge(merge: Merge) -> Merge:
     """Return `merge`, or raise InvalidInputError."""
-    if merge not in ("id", "text"):
-        raise InvalidInputError(f"merge must be 'id' or 'text', got {shown(merge)}")
-    return merge
+    return cast(Merge, check_choice(merge, get_args(Merge), "merge"))
 
 
 def _shared(lists: Iterable[Iterable[Hashable]]) -> bool:

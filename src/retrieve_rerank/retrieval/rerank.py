@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
-from retrieve_rerank.checks import check_count, check_seconds, check_threshold
-from retrieve_rerank.errors import DegradedWarning, InvalidInputError, RemoteError, in_one_line, shown, warn_caller
+from retrieve_rerank.checks import check_choice, check_count, check_seconds, check_threshold
+from retrieve_rerank.errors import DegradedWarning, InvalidInputError, RemoteError, in_one_line, warn_caller
 from retrieve_rerank.models.model import Model
 from retrieve_rerank.models.ranking import Ranker, Ranking, ScorerRanker, scorer_name
 from retrieve_rerank.types import Hit
@@ -207,9 +207,7 @@ class _Call:
 
 def check_on_error(value: OnError) -> OnError:
     """Return `value`, or raise InvalidInputError if it is no way to deal with errors."""
-    if value not in get_args(OnError):
-        raise InvalidInputError(f"on_error must be one of {', '.join(get_args(OnError))}; got {shown(value)}")
-    return value
+    return cast(OnError, check_choice(value, get_args(OnError), "on_error"))
 
 
 def described(ranker: Ranker) -> tuple[str, str | None]:

@@ -7,10 +7,9 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
-from retrieve_rerank._files import write_text
+from retrieve_rerank._files import check_path, write_text
 from retrieve_rerank.checks import check_count
 from retrieve_rerank.errors import InvalidInputError, shown
 from retrieve_rerank.models.cross_encoder import CrossEncoder
@@ -111,8 +110,9 @@ def load_setting(path: str | os.PathLike[str]) -> SavedSetting:
     Raises:
         InvalidInputError: If the file is missing, is something else, or was written by a newer version.
     """
+    file = check_path(path, "a setting's file")
     try:
-        content: Any = json.loads(Path(path).read_text(encoding="utf-8"))
+        content: Any = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(content, dict) or "format" not in content:
             raise InvalidInputError("it names no format")
         if (written := content.pop("format")) != _FORMAT:
