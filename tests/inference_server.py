@@ -51,7 +51,6 @@ class InferenceServer:
         encoder: Whose vectors are answered.
         words: Words that the model reads; one more for every special token.
         items: Texts that are taken in one request.
-        prompts: Saved prompts by name, as Text Embeddings Inference knows them.
         key: What must come in the Authorization header, or None.
         asked: Path and body of each POST.
         headers: The headers of each request.
@@ -68,7 +67,6 @@ class InferenceServer:
         self.scorer: Any = TableScorer({})
         self.encoder: Any = LetterEncoder()
         self.words, self.items = 512, 32
-        self.prompts: dict[str, str] = {}
         self.key: str | None = None
         self.asked: list[tuple[str, Any]] = []
         self.headers: list[dict[str, str]] = []
@@ -145,10 +143,6 @@ class InferenceServer:
         return sorted(rows, key=lambda row: -row["score"])
 
     def _tei_embed(self, body: Any) -> list[list[float]]:
-        if "prompt_name" in body:
-            if body["prompt_name"] not in self.prompts:
-                raise Refusal(413, _tei_error("`default-prompt-name` was not found in the prompts", "Validation"))
-            body = {**body, "inputs": [self.prompts[body["prompt_name"]] + text for text in body["inputs"]]}
         if not all(body["inputs"]):
             raise Refusal(413, _tei_error("Input validation error: `inputs` cannot be empty", "Validation"))
         texts = self._tei_checked(body["inputs"], body["truncate"], 2)

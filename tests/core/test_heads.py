@@ -155,11 +155,23 @@ def test_an_instruction_that_the_template_drops_is_refused(tiny_language_model: 
         CrossEncoder(path, prompt="judge").score(QUERY, TEXTS)
 
 
-def test_a_template_without_the_pair_is_an_error(tmp_path: Path) -> None:
-    path = tiny.save_language_model_reranker(tmp_path)
-    (path / "chat_template.jinja").write_text("{{ messages[0]['content'] }} is", encoding="utf-8")
-    with pytest.raises(ModelError, match="cannot read a query with a passage"):
+@pytest.mark.parametrize(
+    "template",
+    ["{{ messages[0]['content'] }} is", "is", "{{ nothing.at_all }}", "{{ raise_exception('roles') }}", "{%"],
+)
+@pytest.mark.parametrize("labels", ["answers", "one, language model", "one", "two"])
+def test_a_template_that_drops_a_role_is_an_error(tmp_path: Path, labels: str, template: str) -> None:
+    """Of a model with one label it was a `ValueError`, with advice that cannot be followed here."""
+    if labels == "answers":
+        path = tiny.save_language_model_reranker(tmp_path)
+    elif labels == "one, language model":
+        path = tiny.save_language_model_with_head(tmp_path / "model")
+    else:
+        path = tiny.save_cross_encoder(tmp_path, **({"labels": 2, "names": ("no", "yes")} if labels == "two" else {}))
+    (path / "chat_template.jinja").write_text(template, encoding="utf-8")
+    with pytest.raises(ModelError, match=r"cannot read a query with a passage.* Mend the chat template") as caught:
         CrossEncoder(path).score(QUERY, TEXTS)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("precision", "within"), [("float32", 1e-5), ("bfloat16", 0.15)])

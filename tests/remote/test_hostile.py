@@ -165,6 +165,21 @@ def test_nothing_is_unpacked(packing: str, body: bytes) -> None:
     assert "which was not asked for" in told
 
 
+def test_what_is_packed_as_nothing_is_read() -> None:
+    plain = answer(b'[{"index": 0, "score": 2.5}]', "Content-Encoding: Identity", "Connection: close")
+    with hostile(plain) as (url, _), CrossEncoder(endpoint=url) as model:
+        assert model.score("q", ["a"]).tolist() == [2.5]
+
+
+def test_a_server_does_not_say_how_large_its_answers_may_be() -> None:
+    """By the number of texts that it wants in one request."""
+    greedy = hostile(answer(b" " * 6_000_000), info=EMBED | {"max_client_batch_size": 10**6})
+    with greedy as (url, asked), BiEncoder(endpoint=url, metric="dot") as encoder:
+        with pytest.raises(RemoteError, match="more than"):
+            encoder.encode_documents([str(number) for number in range(5_000)])
+        assert 1 < len(asked) < 20
+
+
 def test_an_answer_without_end_is_left() -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
     assert "more than" in score([head, *[b"100000\r\n" + b" " * 0x100000 + b"\r\n"] * 100])

@@ -25,7 +25,8 @@ T = TypeVar("T")
 
 _CONNECT = 5.0  # seconds to wait for a connection
 _TRIES = 5
-_BACKOFF = tenacity.wait_random_exponential(multiplier=0.4, max=8)  # random: callers who failed together spread out
+# With some chance in it: callers who failed together do not come back together.
+_BACKOFF = tenacity.wait_exponential(multiplier=0.2, max=8) + tenacity.wait_random(0, 0.2)
 _LONGEST_WAIT = 60.0  # seconds that a server may let a call wait, all tries together
 _PASSING = frozenset({429, 502, 503, 504})  # statuses of a server that is overloaded or starting, or behind a proxy
 _BROKEN = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)
@@ -33,8 +34,8 @@ _ADVICE = {
     404: "Check endpoint, and protocol if it is given",
     429: "Lower max_concurrency, or give the server more room",
 }
-# Bytes of an answer: 10,000 dimensions are a quarter of a million, and some servers repeat what they were asked.
-_ANSWER, _PER_TEXT, _REPEATED = 4 << 20, 256 << 10, 2
+# Of any answer. Some servers repeat what they were asked.
+_ANSWER, _REPEATED = 2 << 20, 2  # bytes, and times as many as were sent
 _SHOWN = 200  # characters of what a server says
 
 
@@ -77,7 +78,7 @@ class Connection:
         self._slots = asyncio.Semaphore(endpoint.max_concurrency)
 
     async def ask(
-        self, method: str, path: str, form: TypeAdapter[T], body: Mapping[str, Any] | None = None, texts: int = 0
+        self, method: str, path: str, form: TypeAdapter[T], body: Mapping[str, Any] | None = None, room: int = 0
     ) -> T:
         """Return what the server answers, read from JSON.
 
@@ -89,7 +90,7 @@ class Connection:
             path: Below the endpoint.
             form: Of the answer.
             body: To be sent as JSON.
-            texts: Of how many texts results are asked for, by which an answer may be longer.
+            room: Bytes that the results may take, beside what any answer may have.
 
         Raises:
             RefusedError: If the server answers with an error.
@@ -97,7 +98,7 @@ class Connection:
         """
         url = f"{self.endpoint.url}{path}"
         content = None if body is None else json.dumps(body).encode()
-        most = _ANSWER + texts * _PER_TEXT + _REPEATED * len(content or b"")
+        most = _ANSWER + room + _REPEATED * len(content or b"")
         tries = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type(_PassingError),
             wait=_pause,
@@ -152,8 +153,8 @@ class Connection:
         try:
             with anyio.fail_after(self.endpoint.timeout):
                 async with self._open().stream(method, url, content=content) as response:
-                    packed = response.headers.get("Content-Encoding", "identity")
-                    if packed != "identity":  # a few bytes may become any number
+                    packed = response.headers.get("Content-Encoding", "").strip().lower()
+                    if packed not in ("", "identity"):  # a few bytes may become any number
                         raise self.odd(f"bytes packed as {self.shown(packed)}, which was not asked for")
                     async for part in response.aiter_raw():
                         body += part

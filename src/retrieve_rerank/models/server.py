@@ -31,6 +31,8 @@ T = TypeVar("T")
 Send: TypeAlias = Callable[[Sequence[str], bool], Awaitable[Sequence[T]]]  # texts, and whether they may be cut
 
 _ITEMS = 32  # texts in one request, where the server does not say how many it takes
+_MOST_ITEMS = 256  # whatever it says: one answer must not be too large
+_SCORE, _NUMBER, _WIDEST = 256, 32, 8_192  # bytes that a score takes, and a number of a vector, and numbers of one
 _IN_TIME = 8  # texts in a request where there is a deadline: few enough for the first to be there in time
 _PER_TOKEN = 3  # characters; a text with fewer a token is seldom too long
 _TOO_LONG = re.compile(r"(?i)less than \d+ (?:tokens|characters)|maximum context length|longer than the maximum")
@@ -110,16 +112,17 @@ class Server:
 
     async def scores(self, query: str, texts: Sequence[str], *, cut: bool = False) -> list[float]:
         """Return a score a text, in their order; `cut` lets the server cut what is too long."""
+        room = _SCORE * len(texts)
         if self.served.product == "tei":
             body: dict[str, Any] = {"query": query, "texts": list(texts), "raw_scores": True, "truncate": cut}
-            rows = await self.connection.ask("POST", "/rerank", _BARE_ROWS, body, len(texts))
+            rows = await self.connection.ask("POST", "/rerank", _BARE_ROWS, body, room)
         else:
             # Both of vLLM: the latter in versions before 0.12.
             raw = {"infinity": {"raw_scores": True}, "vllm": {"use_activation": False, "activation": False}}
             body = {"model": self.served.model, "query": query, "documents": list(texts), **self._cutting(cut=cut)}
             body |= raw.get(self.served.product, {})
             path = f"{self.served.prefix}/rerank"
-            rows = (await self.connection.ask("POST", path, _ROWS, body, len(texts)))["rows"]
+            rows = (await self.connection.ask("POST", path, _ROWS, body, room))["rows"]
         scores = self._by_index(rows, len(texts))
         return [score if isinstance(score, float) else self._refuse("a score that is no number") for score in scores]
 
@@ -127,11 +130,12 @@ class Server:
         self, texts: Sequence[str], *, cut: bool = False, normalize: bool | None = None
     ) -> npt.NDArray[np.float32]:
         """Return an array (len(texts), width); `normalize` goes to servers that know it."""
+        room = _NUMBER * (self.width or _WIDEST) * len(texts)
         if self.served.product == "tei":
             # In the order of the texts by definition. "" is refused; tokenizers read it as they read a space.
             body: dict[str, Any] = {"inputs": [text or " " for text in texts], "truncate": cut}
             body |= {} if normalize is None else {"normalize": normalize}
-            rows: list[Any] = await self.connection.ask("POST", "/embed", _VECTORS, body, len(texts))
+            rows: list[Any] = await self.connection.ask("POST", "/embed", _VECTORS, body, room)
         elif normalize is False:
             raise RemoteError(
                 f"normalize=False cannot be asked of {self.connection.endpoint.url}: this kind of server gives its "
@@ -142,7 +146,7 @@ class Server:
             packed = {} if self.served.product == "openai" else {"encoding_format": "base64"}
             body = {"model": self.served.model, "input": list(texts), **packed, **self._cutting(cut=cut)}
             path = f"{self.served.prefix}/embeddings"
-            answer = await self.connection.ask("POST", path, _ROWS, body, len(texts))
+            answer = await self.connection.ask("POST", path, _ROWS, body, room)
             rows = [self._decoded(row) for row in self._by_index(answer["rows"], len(texts))]
         widths = sorted({len(row) for row in rows})
         if len(rows) != len(texts) or len(widths) != 1 or not widths[0]:
@@ -269,7 +273,7 @@ def _served_by_tei(connection: Connection, info: Mapping[str, Any], model: str |
         revision=_text(info.get("model_sha")),
         dtype=_text(info.get("model_dtype")),
         max_length=_count(info.get("max_input_length")),
-        items=_count(info.get("max_client_batch_size")) or _ITEMS,
+        items=min(_count(info.get("max_client_batch_size")) or _ITEMS, _MOST_ITEMS),
     )
 
 
