@@ -247,7 +247,7 @@ def to_reranked(document: Document, hit: Hit, degraded: str | None = None) -> Do
         scores["rerank_truncated"] = True
     if degraded is not None:
         scores["rerank_degraded"] = degraded
-    kept = {key: document.metadata[key] for key in RETRIEVAL_KEYS & document.metadata.keys()}
+    kept = {key: value for key, value in document.metadata.items() if key in RETRIEVAL_KEYS}
     return with_marks(document, {**kept, **scores})
 
 
