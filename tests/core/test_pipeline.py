@@ -88,7 +88,11 @@ class Strict:
     ("options", "says"),
     [
         ({"wher": {}}, "^Strict has no option 'wher' in a search; it takes: where$"),
-        ({"k": 3}, "has no option 'k' in a search; .* how many candidates it finds is fetch_k of the pipeline"),
+        (
+            {"k": 3},
+            "no option 'k' in a search; .* hits a search returns is top_n, .* candidates it finds is fetch_k of",
+        ),
+        ({"fetch_k": 3}, "has no option 'fetch_k' in a search; it takes: where; it is set where the pipeline is made"),
     ],
 )
 async def test_an_option_that_the_first_stage_does_not_have(options: dict[str, Any], says: str) -> None:
@@ -103,6 +107,27 @@ async def test_an_option_that_the_first_stage_does_not_have(options: dict[str, A
             await search.asearch("q", **options)
         with pytest.raises(InvalidInputError, match=says):
             search.search_many(["q"], **options)
+
+
+async def test_an_option_must_be_one_of_the_method_that_is_asked() -> None:
+    """The sync method takes the filter; the others would have found what it keeps out, or raised a TypeError."""
+
+    class Uneven(Strict):
+        async def aretrieve(self, query: str, k: int) -> list[Hit]:
+            return found(TEXTS)[:k]
+
+        def retrieve_many(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+            return [found(TEXTS)[:k] for _ in queries]
+
+    search = RetrieveRerank(Uneven(), TableScorer(TABLE))
+    assert len(search.search("q", where={"n": 1})) == 4
+    refused = pytest.raises(InvalidInputError, match=r"^Uneven has no option 'where' in a search; it takes: none$")
+    with refused:
+        await search.asearch("q", where={"n": 1})
+    with refused:
+        search.search("q", rewrites=["r"], where={"n": 1})
+    with refused:
+        search.search_many(["q", "r"], where={"n": 1})
 
 
 def test_the_defaults_are_the_documented_ones() -> None:
