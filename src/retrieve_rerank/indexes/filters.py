@@ -46,7 +46,7 @@ TEXT_KEY = "#document"  # Chroma's name for the text; no metadata key may start 
 
 # Of one filter. SQLite, on which Chroma stands, takes expressions 1,000 deep, where each clause of $or is one deeper
 # than the one before it, and 32,766 values; Chroma takes clauses nested about 60 deep, and dies of thousands of them.
-MOST_CLAUSES = 400
+MOST_CLAUSES = 900
 DEEPEST = 40
 MOST_VALUES = 30_000
 LONGEST_TEXT = 10_000  # characters that are looked for; SQLite takes 50,000 bytes
