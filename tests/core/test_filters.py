@@ -310,7 +310,8 @@ def nested(depth: int) -> dict[str, Any]:
 
 
 AS_LARGE_AS_CAN_BE: list[dict[str, Any]] = [
-    {"$or": [{"k": {"$gte": number + 0.5}} for number in range(MOST_CLAUSES - 1)]},
+    {"$or": [{"k": {"$gte": number + 0.5}} for number in range(MOST_CLAUSES // 2 - 1)]},
+    {"$or": [{"k": number} for number in range(MOST_CLAUSES - 1)]},
     {"k": {"$in": [number + 0.5 for number in range(MOST_VALUES // 4)]}},
     {"k": {"$nin": list(range(MOST_VALUES // 2))}},
     {"k": {"$in": [f"{number}" for number in range(MOST_VALUES)]}},

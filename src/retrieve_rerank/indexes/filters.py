@@ -124,8 +124,8 @@ class _Reader:
         if self._clauses > MOST_CLAUSES:
             raise self._refusal(
                 clause,
-                f"it has more than {MOST_CLAUSES} clauses; write several values of a key as {{key: {{'$in': [...]}}}}, "
-                "or search in several calls",
+                f"it has more than {MOST_CLAUSES} clauses, comparisons with a fraction counted twice; write several "
+                "values of a key as {key: {'$in': [...]}}, or search in several calls",
             )
         if depth > DEEPEST:
             raise self._refusal(clause, f"its clauses are nested more than {DEEPEST} deep; write it flatter")
@@ -173,6 +173,7 @@ class _Reader:
             raise self._refusal(
                 clause, f"{name} compares numbers; store dates as numbers, such as a timestamp or 20240131"
             )
+        self._clauses += name in _ORDER and not _is_whole(plain)  # as Chroma gets four of it
         return {name: plain}
 
     def _several(self, clause: Where, name: str, value: object) -> list[Scalar]:
