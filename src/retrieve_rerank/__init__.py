@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from retrieve_rerank.retrieval.paragraphs import split_paragraphs
     from retrieve_rerank.retrieval.pipeline import RetrieveRerank
     from retrieve_rerank.retrieval.saved import SavedSetting, load_setting
-    from retrieve_rerank.types import AddReport, Encoder, Hit, Passage, Retriever, Scorer, SearchResult, Timings
+    from retrieve_rerank.search_result import SearchResult, Timings
+    from retrieve_rerank.types import AddReport, Encoder, Hit, Passage, Retriever, Scorer
 
 __version__ = "0.1.0"
 
@@ -59,8 +60,8 @@ _ROOMS = {
     "SavedSetting": "retrieval.saved",
     "Retriever": "types",
     "Scorer": "types",
-    "SearchResult": "types",
-    "Timings": "types",
+    "SearchResult": "search_result",
+    "Timings": "search_result",
     "TruncationWarning": "errors",
     "fuse": "retrieval.fusion",
     "load_setting": "retrieval.saved",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, overload, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from retrieve_rerank.errors import InvalidInputError, shown
 
@@ -117,79 +117,6 @@ class AddReport:
     def __repr__(self) -> str:
         removed = f", removed={self.removed}" if self.removed else ""
         return f"AddReport(added={self.added}, updated={self.updated}, unchanged={self.unchanged}{removed})"
-
-
-@dataclass(frozen=True, slots=True)
-class Timings:
-    """Wall-clock seconds of the two stages of one search."""
-
-    retrieve_seconds: float
-    rerank_seconds: float
-
-
-@dataclass(frozen=True, slots=True, repr=False, eq=False)
-class SearchResult(Sequence[Hit]):
-    """The hits of one search, best first, with how they came about.
-
-    Attributes:
-        query: The query as given.
-        hits: The final hits; the result itself iterates, indexes and counts them.
-        candidates: The first stage's hits, in its order.
-        timings: Seconds spent in each stage.
-        truncated_count: Candidates whose text the cross-encoder did not see whole.
-        degraded: Why this is not the re-ranked result that was asked for; None if it is. It is about the re-ranking: a
-            retriever that a `HybridRetriever` with `on_error="skip"` left out shows in its `DegradedWarning` only.
-
-    Example:
-        >>> hit = Hit(Passage("a", "Paris is a city."), rank=1, score=0.98)
-        >>> result = SearchResult("what is Paris?", (hit,), (hit,), Timings(0.01, 0.2))
-        >>> result
-        <SearchResult 'what is Paris?': 1 of 1 candidates, best 0.980, retrieve 0.010 s, re-rank 0.200 s>
-        >>> [hit.passage.id for hit in result]
-        ['a']
-    """
-
-    query: str
-    hits: tuple[Hit, ...]
-    candidates: tuple[Hit, ...]
-    timings: Timings
-    truncated_count: int = 0
-    degraded: str | None = None
-
-    def __len__(self) -> int:
-        return len(self.hits)
-
-    @overload
-    def __getitem__(self, index: int) -> Hit: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Hit]: ...
-    def __getitem__(self, index: int | slice) -> Hit | Sequence[Hit]:
-        return self.hits[index]
-
-    def __repr__(self) -> str:
-        query = self.query if len(self.query) <= 50 else self.query[:49] + "…"
-        best = f", best {self.hits[0].score:.3f}" if self.hits else ""
-        degraded = f", degraded: {self.degraded}" if self.degraded else ""
-        truncated = f", {self.truncated_count} truncated" if self.truncated_count else ""
-        return (
-            f"<SearchResult {query!r}: {len(self.hits)} of {len(self.candidates)} candidates{best}, "
-            f"retrieve {self.timings.retrieve_seconds:.3f} s, re-rank {self.timings.rerank_seconds:.3f} s"
-            f"{truncated}{degraded}>"
-        )
-
-    def to_html(self) -> str:
-        """Return the search as a page of its own: candidates and hits side by side, with what moved and why.
-
-        The page loads nothing and runs no script; everything that came from outside is escaped. Write it in UTF-8.
-        """
-        from retrieve_rerank import view  # only who looks pays for it
-
-        return view.page(self)
-
-    def _repr_html_(self) -> str:
-        from retrieve_rerank import view
-
-        return view.fragment(self)
 
 
 @runtime_checkable

@@ -25,7 +25,7 @@ from retrieve_rerank import (
     SearchResult,
 )
 from retrieve_rerank.cli import tables
-from retrieve_rerank.types import Timings
+from retrieve_rerank.search_result import Timings
 from tests.cli.conftest import Run, environment
 from tests.forking import python
 

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
     from retrieve_rerank.models.cross_encoder import CrossEncoder
     from retrieve_rerank.retrieval.saved import SavedSetting
-    from retrieve_rerank.types import Hit, Retriever, SearchResult
+    from retrieve_rerank.search_result import SearchResult
+    from retrieve_rerank.types import Hit, Retriever
 
 HELP = with_examples(
     "Search an index, and show what re-ranking changed.\n\n"
@@ -169,7 +170,7 @@ def _retrieved(retriever: Retriever, deep: int, options: Mapping[str, Any], quer
     import time
 
     from retrieve_rerank.checks import check_query
-    from retrieve_rerank.types import SearchResult, Timings
+    from retrieve_rerank.search_result import SearchResult, Timings
 
     start = time.perf_counter()
     found = tuple(retriever.retrieve(check_query(query), deep, **options))

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from retrieve_rerank.evaluation.choosing import Tuning
     from retrieve_rerank.evaluation.results import Evaluation
-    from retrieve_rerank.types import Hit, SearchResult
+    from retrieve_rerank.search_result import SearchResult
+    from retrieve_rerank.types import Hit
 
 _SNIPPET = 240  # characters of a text
 _BEFORE = 40  # of them before a word of the question

@@ -18,7 +18,7 @@ from retrieve_rerank.evaluation.measuring import mean_of, perfect
 from retrieve_rerank.evaluation.results import Evaluation, System
 from retrieve_rerank.evaluation.significance import bootstrap_interval
 from retrieve_rerank.evaluation.words import shown_time
-from retrieve_rerank.view import cut, minus
+from retrieve_rerank.search_result import cut, minus
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

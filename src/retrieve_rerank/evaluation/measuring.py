@@ -20,8 +20,8 @@ from retrieve_rerank.evaluation.running import Stage, plan_stages, run
 from retrieve_rerank.evaluation.significance import bootstrap_interval, holm, mean, randomisation_p
 from retrieve_rerank.evaluation.store import open_store
 from retrieve_rerank.retrieval.pipeline import RetrieveRerank
+from retrieve_rerank.search_result import cut
 from retrieve_rerank.types import Retriever
-from retrieve_rerank.view import cut
 
 _TOP = 10  # where unjudged passages are counted
 _UNUSED = ("score_threshold", "time_budget")  # settings of a pipeline that cut what is measured here

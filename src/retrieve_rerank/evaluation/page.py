@@ -20,8 +20,8 @@ from retrieve_rerank.evaluation.measuring import SHOWN, examples, missed
 from retrieve_rerank.evaluation.results import Evaluation, System
 from retrieve_rerank.evaluation.words import answer, markdown, short
 from retrieve_rerank.models.ranking import sigmoid
+from retrieve_rerank.search_result import candidate_row, css, cut, hit_row, minus, side
 from retrieve_rerank.types import Hit, Passage
-from retrieve_rerank.view import CSS, candidate_row, cut, hit_row, minus, side
 
 __all__ = ["answer", "draw", "fragment", "markdown", "page", "short"]  # what a result shows of itself
 
@@ -42,7 +42,7 @@ def page(result: Evaluation | Tuning, tuning: Tuning | None = None) -> str:
     script = (folder / "report.js").read_text(encoding="utf-8")
     frame = {
         "digest": b64encode(sha256(script.encode()).digest()).decode(),
-        "style": CSS + (folder / "report.css").read_text(encoding="utf-8"),
+        "style": css() + (folder / "report.css").read_text(encoding="utf-8"),
         "script": script,
     }
     if isinstance(result, Tuning):

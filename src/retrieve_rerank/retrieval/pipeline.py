@@ -12,7 +12,8 @@ from retrieve_rerank.models.ranking import Ranker, as_ranker
 from retrieve_rerank.retrieval.first_stage import FirstStage, Options
 from retrieve_rerank.retrieval.rerank import OnError, Reranked, SecondStage, check_on_error
 from retrieve_rerank.retrieval.saved import load_setting
-from retrieve_rerank.types import Hit, Retriever, Scale, Scorer, SearchResult, Timings
+from retrieve_rerank.search_result import SearchResult, Timings
+from retrieve_rerank.types import Hit, Retriever, Scale, Scorer
 
 
 class RetrieveRerank:

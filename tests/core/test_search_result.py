@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from retrieve_rerank import Hit, Passage, SearchResult, Timings
-from tests.core.stubs import run_python
 
 EVIL = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>\"&amp;"
 
@@ -164,15 +163,3 @@ def test_text_that_is_not_unicode_can_be_written() -> None:
     page = SearchResult("q \ud83d", (found,), (found,), Timings(0, 0)).to_html()
     assert page.encode("utf-8")
     assert "cut ? off" in page
-
-
-def test_only_who_looks_loads_the_view() -> None:
-    script = """
-        import sys
-        from retrieve_rerank import SearchResult, Timings
-        result = SearchResult("q", (), (), Timings(0, 0))
-        before = "retrieve_rerank.view" in sys.modules
-        result.to_html()
-        print(before, "retrieve_rerank.view" in sys.modules)
-    """
-    assert run_python(script).strip() == "False True"

@@ -1,23 +1,21 @@
-"""A search to look at: before and after side by side, as HTML that needs nothing from outside and runs no script."""
+"""What a search gives back, and how it looks: before and after side by side, as HTML that runs no script."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
-from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import Any, overload
 
-if TYPE_CHECKING:
-    from retrieve_rerank.types import Hit, SearchResult
+from retrieve_rerank.types import Hit
 
 _SHOWN = 10  # rows of each side before the rest is folded away
 _WHOLE = 420  # characters up to which a text is shown whole
 _AROUND = 80  # characters before and after an excerpt's window
 _FACTS = 6  # metadata shown of a hit
 _FACT = 80  # characters of each
-
-CSS = files("retrieve_rerank").joinpath("view.css").read_text(encoding="utf-8")  # of a search, wherever it is shown
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -41,20 +39,87 @@ body{{margin:0;padding:16px;background:#f3f5f7}}
 """
 
 
-def page(result: SearchResult) -> str:
-    """Return a search as a page of its own."""
-    return _PAGE.format(title=escaped(cut(result.query, 80)), body=fragment(result))
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Wall-clock seconds of the two stages of one search."""
+
+    retrieve_seconds: float
+    rerank_seconds: float
 
 
-def fragment(result: SearchResult) -> str:
-    """Return a search as a piece of a page, which styles nothing but itself."""
-    note = "" if result.degraded is None else f'<div class="rr-note"><b>Degraded:</b> {escaped(result.degraded)}</div>'
-    return (
-        f'<div class="rr-result"><style>{CSS}</style>'
-        f"{_query(result.query)}"
-        f'<div class="rr-sum">{_summary(result)}</div>{note}'
-        f'<div class="rr-sides">{_before(result)}{_after(result)}</div></div>'
-    )
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class SearchResult(Sequence[Hit]):
+    """The hits of one search, best first, with how they came about.
+
+    Attributes:
+        query: The query as given.
+        hits: The final hits; the result itself iterates, indexes and counts them.
+        candidates: The first stage's hits, in its order.
+        timings: Seconds spent in each stage.
+        truncated_count: Candidates whose text the cross-encoder did not see whole.
+        degraded: Why this is not the re-ranked result that was asked for; None if it is. It is about the re-ranking: a
+            retriever that a `HybridRetriever` with `on_error="skip"` left out shows in its `DegradedWarning` only.
+
+    Example:
+        >>> hit = Hit(Passage("a", "Paris is a city."), rank=1, score=0.98)
+        >>> result = SearchResult("what is Paris?", (hit,), (hit,), Timings(0.01, 0.2))
+        >>> result
+        <SearchResult 'what is Paris?': 1 of 1 candidates, best 0.980, retrieve 0.010 s, re-rank 0.200 s>
+        >>> [hit.passage.id for hit in result]
+        ['a']
+    """
+
+    query: str
+    hits: tuple[Hit, ...]
+    candidates: tuple[Hit, ...]
+    timings: Timings
+    truncated_count: int = 0
+    degraded: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.hits)
+
+    @overload
+    def __getitem__(self, index: int) -> Hit: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Hit]: ...
+    def __getitem__(self, index: int | slice) -> Hit | Sequence[Hit]:
+        return self.hits[index]
+
+    def __repr__(self) -> str:
+        query = self.query if len(self.query) <= 50 else self.query[:49] + "…"
+        best = f", best {self.hits[0].score:.3f}" if self.hits else ""
+        degraded = f", degraded: {self.degraded}" if self.degraded else ""
+        truncated = f", {self.truncated_count} truncated" if self.truncated_count else ""
+        return (
+            f"<SearchResult {query!r}: {len(self.hits)} of {len(self.candidates)} candidates{best}, "
+            f"retrieve {self.timings.retrieve_seconds:.3f} s, re-rank {self.timings.rerank_seconds:.3f} s"
+            f"{truncated}{degraded}>"
+        )
+
+    def to_html(self) -> str:
+        """Return the search as a page of its own: candidates and hits side by side, with what moved and why.
+
+        The page loads nothing and runs no script; everything that came from outside is escaped. Write it in UTF-8.
+        """
+        return _PAGE.format(title=escaped(cut(self.query, 80)), body=self._repr_html_())
+
+    def _repr_html_(self) -> str:
+        note = "" if self.degraded is None else f'<div class="rr-note"><b>Degraded:</b> {escaped(self.degraded)}</div>'
+        return (
+            f'<div class="rr-result"><style>{css()}</style>'
+            f"{_query(self.query)}"
+            f'<div class="rr-sum">{_summary(self)}</div>{note}'
+            f'<div class="rr-sides">{_before(self)}{_after(self)}</div></div>'
+        )
+
+
+@functools.cache
+def css() -> str:
+    """Return the style of a search, wherever it is shown."""
+    from importlib.resources import files  # only who looks pays for it
+
+    return files("retrieve_rerank").joinpath("search_result.css").read_text(encoding="utf-8")
 
 
 def _query(query: str) -> str:
