@@ -362,3 +362,10 @@ def test_values_of_subclasses_are_taken_as_what_they_are() -> None:
         assert (found.id, found.text, dict(found.metadata)) == ("a", "a", plain)
         assert {key: type(found.metadata[key]) for key in plain} == {key: type(plain[key]) for key in plain}
         assert index.add([Passage("a", "a", metadata)]).unchanged == 1
+        assert [passage.id for passage in index.get([Name.A])] == ["a"]
+        index.replace_source(Name.A, [Passage("b", "b")], source_key=Name.A)
+        assert index.replace_source("a", [], source_key="a").removed == 1
+        index.delete([Name.A])
+        assert index.count() == 0
+    with ChromaIndex(LetterEncoder(), Shouting("abc")) as index:
+        assert index.collection.name == "abc"

@@ -20,8 +20,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from retrieve_rerank.checks import number_of
-from retrieve_rerank.errors import InvalidInputError, RemoteError, in_one_line, shown
+from retrieve_rerank.errors import InvalidInputError, RemoteError, in_one_line
 
 if TYPE_CHECKING:
     import tenacity
@@ -51,16 +50,6 @@ _ROWS = {
     "get": ("ids",),
     "delete": ("ids",),
 }
-
-
-def check_patience(seconds: float) -> float:
-    """Return the seconds for which a failed request is repeated, or raise InvalidInputError."""
-    if not 0 <= number_of(seconds) < math.inf:
-        raise InvalidInputError(
-            f"retry_seconds must be a number of seconds from 0 on, for which a server is asked again; got "
-            f"{shown(seconds)}"
-        )
-    return float(seconds)
 
 
 def is_server(client: object) -> bool:

@@ -360,13 +360,10 @@ def directory(folder: str | os.PathLike[str]) -> Directory:
         return _DIRECTORIES.setdefault(resolved, Directory(resolved))
 
 
-def check_wait(seconds: float) -> float:
-    """Return the seconds to wait for another writer, or raise InvalidInputError."""
+def check_wait(seconds: float, name: str, for_what: str) -> float:
+    """Return seconds to wait, which may be none, or raise InvalidInputError."""
     if not 0 <= number_of(seconds) < math.inf:
-        raise InvalidInputError(
-            "lock_timeout must be a number of seconds from 0 on, to wait while another process writes the directory; "
-            f"got {shown(seconds)}"
-        )
+        raise InvalidInputError(f"{name} must be a number of seconds from 0 on, {for_what}; got {shown(seconds)}")
     return float(seconds)
 
 

@@ -86,14 +86,9 @@ def check(
     samples: int | None = 100,
     show_progress: bool = False,
 ) -> IndexCheck:
-    """Compare a collection's stored passages with what searches return.
+    """Compare a collection's stored passages with what searches return; see `ChromaIndex.check`.
 
-    Args:
-        collection: What to look at. Nothing is written.
-        encoder: What made the vectors; None leaves the samples out.
-        samples: How many passages, evenly spread, to encode again and compare with their stored vectors. None is all
-            of them.
-        show_progress: Show a bar on stderr.
+    What made the vectors may be unknown: `encoder=None` leaves the samples out.
     """
     if samples is not None:
         samples = check_count(samples, "samples", least=0)
@@ -281,18 +276,12 @@ def _compare(
 def repair(
     collection: ChromaCollection, encoder: DocumentEncoder, *, samples: int | None = 1000, show_progress: bool = False
 ) -> RepairReport:
-    """Make every stored passage one that queries find, once, by the vector of its text.
+    """Make every stored passage one that queries find, once, by the vector of its text; see `ChromaIndex.repair`.
 
     Passages that only lack their vector are encoded again. Where Chroma's index is mixed up, which shows in doubled
     results, in failing queries or in a sample with a wrong vector, no vector in it can be trusted: all passages are
     encoded again into a new collection, which then takes the old one's name. A process that is killed meanwhile leaves
     the old collection, or the new one. Nobody else writes meanwhile, but to a server.
-
-    Args:
-        collection: What to repair.
-        encoder: What made the vectors.
-        samples: How many passages, evenly spread, to encode again beforehand in search of wrong vectors; None is all.
-        show_progress: Show bars on stderr.
 
     Raises:
         IndexLockedError: If another process writes the directory, and there is something to repair.
@@ -431,18 +420,7 @@ def adopt_stored(
 
     The metric must suit the encoder, too: `langchain-chroma` and LlamaIndex's store write no fingerprint, and Chroma's
     squared L2 distance unless told otherwise.
-
-    Args:
-        encoder: What may have made the vectors.
-        name: The collection's.
-        path: Its directory; or
-        client: a Chroma client.
-        samples: How many texts, evenly spread, to encode again.
-
-    Raises:
-        InvalidInputError: If there is no such collection.
-        IndexLockedError: If another process writes the directory.
-        IndexMismatchError: If the collection is another encoder's, or its vectors are of another length.
+    See `ChromaIndex.adopt` for the arguments and errors.
     """
     from chromadb.errors import ChromaError, NotFoundError
 

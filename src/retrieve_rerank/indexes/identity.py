@@ -94,13 +94,14 @@ def check_suits(name: str, metric: Metric, encoders: Metric) -> None:
         )
 
 
-def check_name(name: str) -> None:
-    """Raise InvalidInputError if a collection cannot be called so."""
+def check_name(name: str) -> str:
+    """Return a collection's name, or raise InvalidInputError if it cannot be called so."""
     if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,510}[A-Za-z0-9]", name)):
         raise InvalidInputError(
             "a collection's name is 3 to 512 letters, digits, dots, dashes or underscores, with a letter or digit at "
             f"both ends; got {shown(name)}"
         )
+    return str.__str__(name)  # a subclass, such as an enumeration, has other words for str()
 
 
 def needs_proof(stored: Fingerprint | None, given: Fingerprint | None) -> bool:

@@ -299,7 +299,7 @@ def check_ids(ids: Sequence[str]) -> list[str]:
     wanted = check_texts(ids, "ids")
     if "" in wanted:
         raise InvalidInputError(f"ids[{wanted.index('')}] is empty; an id must have at least one character")
-    return wanted
+    return [str.__str__(id_) for id_ in wanted]  # an enumeration of strings is found under its names only
 
 
 def batches_of(records: Iterable[Record], limit: int) -> Iterator[list[Record]]:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from retrieve_rerank.checks import check_choice, check_count
 from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, RetrieveRerankError, warn_caller
 from retrieve_rerank.indexes.access import Share
-from retrieve_rerank.indexes.chroma_server import RETRY_SECONDS, Patient, check_patience, is_server
+from retrieve_rerank.indexes.chroma_server import RETRY_SECONDS, Patient, is_server
 from retrieve_rerank.indexes.client import drop_collection, drop_private, open_collection, translated
 from retrieve_rerank.indexes.directory import check_wait, one_spelling
 from retrieve_rerank.indexes.filters import Where, chroma_filters
@@ -72,19 +72,13 @@ _LOOKED_AT = 20  # vectors whose length is looked at
 class ChromaCollection:
     """One collection, new or existing.
 
+    The arguments are those of `ChromaIndex`, but for these.
+
     Args:
         name: The collection's name.
-        path: Directory of a persistent store; it is made if missing.
-        client: A Chroma client to use instead. Neither: in memory, private to this object.
-        metric: What vectors are compared by; None takes the collection's, if the encoder's orders alike.
         encoder_metric: What the encoder's vectors are made for, and a new collection compares by; None is cosine.
         fingerprint: The encoder's; None skips the check and records nothing.
-        assume_compatible: Open a collection of another encoder or metric all the same.
-        handle: A live collection to use instead of all of the above but `metric` and `fingerprint`.
-        retry_seconds: For how long a request that a server does not answer is repeated; 0 asks once.
-        lock_timeout: Seconds to wait while another process writes the directory, at the first write.
-        search_breadth: How many neighbours a search keeps while it walks through the vectors; None chooses by their
-            number.
+        handle: A live collection to use instead of a name, a path or a client.
 
     Raises:
         InvalidInputError: If the directory cannot be used or the name is not valid.
@@ -112,12 +106,11 @@ class ChromaCollection:
         for one in (metric, encoder_metric):
             if one is not None:
                 check_choice(one, SPACES, "metric")
-        if handle is None:
-            check_name(name)
-        check_patience(retry_seconds)
-        self.lock_timeout = check_wait(lock_timeout)
+        name = check_name(name) if handle is None else handle.name
+        check_wait(retry_seconds, "retry_seconds", "for which a server is asked again")
+        self.lock_timeout = check_wait(lock_timeout, "lock_timeout", "to wait while another process writes")
         self.search_breadth = None if search_breadth is None else check_count(search_breadth, "search_breadth")
-        self.name = name if handle is None else handle.name
+        self.name = name
         self.assume_compatible = assume_compatible
         self.worker = Worker(f"retrieve-rerank collection {self.name}")
         self._fingerprint = fingerprint
