@@ -13,7 +13,7 @@ import pytest
 from retrieve_rerank import Hit, Passage, SearchResult, Timings
 from retrieve_rerank.evaluation import Evaluation, Tuning
 from tests.browser import FAULTY, LONG_WORD, LOOK, browse, faults, is_dark, needs_browser
-from tests.core.test_view import EVIL, candidate, hit
+from tests.core.test_search_result import EVIL, candidate, hit
 from tests.evaluation import reports
 
 pytestmark = needs_browser
