@@ -8,7 +8,7 @@ from functools import lru_cache
 from retrieve_rerank import RetrieveRerank
 from retrieve_rerank.evaluation import Dataset, Evaluation, Tuning, evaluate, tune
 from tests.core.stubs import TableScorer
-from tests.core.test_view import EVIL
+from tests.core.test_search_result import EVIL
 from tests.evaluation.stubs import Shelf
 
 LONG_WORD = "antidisestablishmentarianism" * 12
