@@ -134,15 +134,10 @@ def test_a_servers_tokens_are_not_counted_with_another_model() -> None:
         assert server.asked == []
 
 
-def test_a_web_site_is_no_inference_server() -> None:
+@pytest.mark.parametrize("form", ["openai", "page"])  # the latter answers everything with a page
+def test_a_web_site_is_no_inference_server(form: str) -> None:
     refused = pytest.raises(RemoteError, match="answers neither /info as Text Embeddings Inference nor /models")
-    with inference_server("openai") as server, CrossEncoder(endpoint=server.url) as model, refused:
-        model.score("q", TEXTS)
-
-
-def test_a_web_site_that_answers_everything_with_a_page_is_none_either() -> None:
-    refused = pytest.raises(RemoteError, match="answers neither /info as Text Embeddings Inference nor /models")
-    with inference_server("page") as server, CrossEncoder(endpoint=server.url) as model, refused:
+    with inference_server(form) as server, CrossEncoder(endpoint=server.url) as model, refused:
         model.score("q", TEXTS)
 
 

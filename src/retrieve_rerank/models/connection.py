@@ -153,9 +153,9 @@ class Connection:
         try:
             with anyio.fail_after(self.endpoint.timeout):
                 async with self._open().stream(method, url, content=content) as response:
-                    packed = response.headers.get("Content-Encoding", "").strip().lower()
-                    if packed not in ("", "identity"):  # a few bytes may become any number
-                        raise self.odd(f"bytes packed as {self.shown(packed)}, which was not asked for")
+                    encoding = response.headers.get("Content-Encoding", "").strip().lower()
+                    if encoding not in ("", "identity"):  # a few bytes may become any number
+                        raise self.odd(f"bytes encoded as {self.shown(encoding)}, which was not asked for")
                     async for part in response.aiter_raw():
                         body += part
                         if len(body) > most:

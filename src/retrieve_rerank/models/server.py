@@ -143,8 +143,8 @@ class Server:
             )
         else:
             # base64 is exact, and a fraction of the time to read.
-            packed = {} if self.served.product == "openai" else {"encoding_format": "base64"}
-            body = {"model": self.served.model, "input": list(texts), **packed, **self._cutting(cut=cut)}
+            encoding = {} if self.served.product == "openai" else {"encoding_format": "base64"}
+            body = {"model": self.served.model, "input": list(texts), **encoding, **self._cutting(cut=cut)}
             path = f"{self.served.prefix}/embeddings"
             answer = await self.connection.ask("POST", path, _ROWS, body, room)
             rows = [self._decoded(row) for row in self._by_index(answer["rows"], len(texts))]
