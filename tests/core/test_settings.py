@@ -6,6 +6,7 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from retrieve_rerank import BiEncoder, CrossEncoder, InvalidInputError
@@ -37,7 +38,7 @@ def test_every_setting_is_typed_shown_and_explained(kind: type, settings: type[M
         ({"batch_tokens": "5"}, "batch_tokens must be a whole number >= 1, got '5'"),
         ({"max_length": True}, "max_length must be a whole number"),
         ({"precision": "int3"}, "precision must be 'auto', .* got 'int3'"),
-        ({"precision": "int8"}, "precision='int8' needs backend='onnx' or backend='openvino'"),
+        ({"precision": "int8"}, "precision='int8' needs backend='onnx'"),
         ({"backend": "onnx", "device": "cuda"}, "runs on the processor here, got device='cuda'"),
         ({"device": 3}, "device: .* got int"),
         ({"timeout": 3}, "timeout can be given for a server only"),
@@ -69,6 +70,26 @@ def test_a_model_is_a_name_or_a_folder(model: Any) -> None:
 def test_the_default_models_are_the_documented_ones() -> None:
     assert BiEncoder().model == "sentence-transformers/multi-qa-mpnet-base-dot-v1"
     assert CrossEncoder().model == "cross-encoder/ms-marco-MiniLM-L6-v2"
+
+
+class Unshowable:
+    def __repr__(self) -> str:
+        raise RuntimeError("no repr")
+
+
+ODD = [10**5000, -(10**5000), int, np.array([1, 2]), Unshowable(), b"x", {}]
+
+
+@pytest.mark.parametrize("value", ODD, ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize("name", ["max_length", "precision", "protocol", "timeout", "device", "model"])
+def test_odd_values_are_refused_in_our_words(name: str, value: Any) -> None:
+    server = {"endpoint": "http://localhost"} if name in ("protocol", "timeout") else {}
+    if (name == "max_length" and value is ODD[0]) or (name == "device" and isinstance(value, bytes)):
+        return  # what the model has room for is known when it is loaded; bytes are read as text
+    for kind in (BiEncoder, CrossEncoder):
+        with pytest.raises(InvalidInputError) as caught:
+            kind(**{"model": "some/model", name: value, **server})
+        assert len(str(caught.value)) < 1000
 
 
 def test_an_unknown_argument_is_named() -> None:

@@ -323,8 +323,8 @@ class ModelSettings(BaseModel):
             )
         if self.backend != "torch" and self.device not in (None, "cpu"):
             raise InvalidInputError(
-                f"backend={self.backend!r} runs on the processor here, got device={self.device!r}; leave device out, "
-                "or use backend='torch' for a GPU"
+                f"backend={self.backend!r} runs on the processor here, got device={shown(self.device)}; leave device "
+                "out, or use backend='torch' for a GPU"
             )
         return self
 
