@@ -53,7 +53,7 @@ class ChromaIndex:
             `fingerprint`.
         collection: Name of the collection: 3 to 512 letters, digits, dots, dashes or underscores.
         path: Directory of a persistent store; it is made if missing. One process at a time may write it, any number
-            read.
+            read. One that cannot be written, or whose writer is stopped, is searched as a copy, with a warning.
         client: A Chroma client to use instead: `chromadb.HttpClient`, `CloudClient`, or an awaited `AsyncHttpClient`.
             Any number of processes may write to a server. Neither path nor client: in memory, private to this object.
         metric: "cosine", "dot" or "euclidean". None takes the encoder's, or that of a collection which is there, if
@@ -181,6 +181,9 @@ class ChromaIndex:
         self, passages: Iterable[Passage], *, batch_size: int | None = None, show_progress: bool = False
     ) -> AddReport:
         """Store passages: new ids are added, known ids replaced, text and metadata; equal ones are not encoded again.
+
+        Metadata comes back as it was. Filters see text, numbers, booleans and lists of one kind, up to 4,000 values of
+        a passage, of which Chroma cannot apply many more.
 
         Args:
             passages: Any iterable; a generator is never held whole. Of equal ids the last wins.
@@ -408,13 +411,15 @@ class ChromaIndex:
 
         Passages that only lack their vector are encoded again. Where Chroma's index is mixed up, which shows in doubled
         results, failing queries or a wrong vector in a sample, the collection is made anew. Killed meanwhile, it leaves
-        the old collection or the new one.
+        the old collection or the new one. Metadata that Chroma has logged and cannot apply is kept as JSON. No other
+        process or thread writes meanwhile.
 
         Args:
             samples: As for `check`; beforehand, in search of wrong vectors.
             show_progress: Show bars on stderr.
 
         Raises:
+            IndexLockedError: If another process writes the directory, and there is something to repair.
             IndexMismatchError: If none of the samples has the encoder's vector: another encoder's. Nothing is changed.
             RetrieveRerankError: If a passage has lost its vector and never had a text. Nothing is changed.
         """
