@@ -66,6 +66,15 @@ def check_iterable(values: Iterable[T], what: str, of: str) -> Iterable[T]:
         raise InvalidInputError(f"{what} must be a list of {of}, got {type(values).__name__}") from error
 
 
+def check_mapping(value: Mapping[str, T] | None, what: str) -> dict[str, T]:
+    """Return `value` as a dict, an empty one for None, or raise InvalidInputError if its keys are no strings."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise InvalidInputError(f"{what} must be a mapping whose keys are strings, got {shown(value)}")
+    return dict(value)
+
+
 def check_encodable(text: str, what: str) -> None:
     """Raise InvalidInputError if `text` holds lone surrogates, which no model and no store can take."""
     try:
@@ -85,8 +94,8 @@ def check_prompt(value: str | None, name: str) -> str | None:
     return value
 
 
-def check_count(value: int, name: str, *, least: int = 1) -> int:
-    """Return `value` as an int of `least` or more, or raise InvalidInputError."""
+def check_count(value: int, name: str, *, least: int = 1, most: int = sys.maxsize) -> int:
+    """Return `value` as an int from `least` to `most`, or raise InvalidInputError."""
     try:
         count = None if isinstance(value, bool) else operator.index(value)
     except TypeError:
@@ -95,7 +104,9 @@ def check_count(value: int, name: str, *, least: int = 1) -> int:
         raise InvalidInputError(f"{name} must be a whole number >= {least}, got {shown(value)}")
     if count < least:
         raise InvalidInputError(f"{name} must be >= {least}, got {shown(count)}")
-    return min(count, sys.maxsize)  # which is as good as all, and the most that Python counts to
+    if count > most < sys.maxsize:
+        raise InvalidInputError(f"{name} must be <= {most}, got {shown(count)}")
+    return min(count, most)  # beyond what Python counts to is as good as all
 
 
 def check_choice(value: str, choices: Iterable[str], name: str) -> str:

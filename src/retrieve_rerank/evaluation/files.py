@@ -103,8 +103,8 @@ def load_queries(file: Path) -> dict[str, str]:
 
 
 def _named(folder: Path, file: str | os.PathLike[str]) -> Path:
-    inside = folder / file  # an absolute path stays as it is
-    return inside if inside.is_file() else check_path(file, "a file of a dataset")
+    inside = folder / check_path(file, "a file of a dataset")  # an absolute path stays as it is
+    return inside if inside.is_file() else Path(file)
 
 
 def _qrels_file(folder: Path, qrels: str | os.PathLike[str] | None) -> Path:

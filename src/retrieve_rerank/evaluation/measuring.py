@@ -17,7 +17,7 @@ from retrieve_rerank.evaluation.measures import check_measures, cutoff, per_quer
 from retrieve_rerank.evaluation.questions import holds
 from retrieve_rerank.evaluation.results import SIGNIFICANT, TIE, Comparison, Evaluation, Latency, System
 from retrieve_rerank.evaluation.running import Stage, plan_stages, run
-from retrieve_rerank.evaluation.significance import bootstrap_interval, holm, mean, randomisation_p
+from retrieve_rerank.evaluation.significance import bootstrap_interval, check_draws, holm, mean, randomisation_p
 from retrieve_rerank.evaluation.store import open_store
 from retrieve_rerank.retrieval.pipeline import RetrieveRerank
 from retrieve_rerank.search_result import cut
@@ -87,7 +87,7 @@ def evaluate(
     """
     check_dataset(dataset)
     names = check_measures(measures, dataset.judgements)
-    check_count(resamples, "resamples")
+    check_draws(resamples, seed)
     plan = plan_stages(pipelines, check_count(fetch_k, "fetch_k"))
     with nullcontext() if cache is None else open_store(cache) as store:
         run(plan, dataset, store, show_progress=show_progress)

@@ -8,9 +8,10 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from retrieve_rerank.checks import check_count
+from retrieve_rerank.checks import check_count, check_iterable
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.evaluation.dataset import Dataset
+from retrieve_rerank.indexes.records import check_passage
 from retrieve_rerank.types import Passage
 
 _SHORTEST, _LONGEST = 10, 300  # characters of a question
@@ -53,10 +54,8 @@ def sample_questions(
         ({'bread': 'Bread is made from flour and water.'}, 'Most loaves are leavened with yeast, which needs an hour.')
     """
     check_count(n, "n")
-    whole = list(passages)
-    for position, passage in enumerate(whole):
-        if not isinstance(passage, Passage):
-            raise InvalidInputError(f"passages[{position}] must be a Passage, got {type(passage).__name__}")
+    check_count(seed, "seed", least=0)
+    whole = [check_passage(one, at) for at, one in enumerate(check_iterable(passages, "passages", "Passage"))]
     titles = Counter(_title(passage) for passage in whole)
     questions: dict[str, str] = {}
     cut: list[Passage] = []

@@ -8,10 +8,18 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from retrieve_rerank.checks import check_count
+
 Array = npt.NDArray[np.float64]
 
 _CELLS = 4_000_000  # of the random matrix that is held at once
 _EQUAL = 1e-12  # what rounding may do to a mean of measures, which lie in [0, 1]
+
+
+def check_draws(resamples: int, seed: int) -> None:
+    """Raise InvalidInputError if intervals and tests cannot be drawn so."""
+    check_count(resamples, "resamples", most=1_000_000)  # which gives more digits than anybody reads
+    check_count(seed, "seed", least=0)
 
 
 def mean(values: Array, axis: int = 0) -> Array:

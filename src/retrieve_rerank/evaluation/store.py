@@ -10,6 +10,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 
+from retrieve_rerank._files import check_path
 from retrieve_rerank.errors import InvalidInputError
 
 _FORMAT = 1
@@ -73,7 +74,7 @@ def open_store(path: str | os.PathLike[str]) -> Iterator[ScoreStore]:
     Raises:
         InvalidInputError: If the file cannot be opened or is something else.
     """
-    name = os.fspath(path)
+    name = str(check_path(path, "cache"))
     with _named(name):
         connection = sqlite3.connect(name, timeout=_PATIENCE)
     with closing(connection):
@@ -87,7 +88,7 @@ def _named(path: str) -> Iterator[None]:
     """Name the file in SQLite's errors."""
     try:
         yield
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeEncodeError) as error:
         raise InvalidInputError(f"cache={path!r} cannot be used: {error}; give another path") from error
 
 

@@ -22,7 +22,7 @@ from retrieve_rerank.evaluation.measuring import latency, mean_of, perfect
 from retrieve_rerank.evaluation.measuring import measure as measured
 from retrieve_rerank.evaluation.measuring import notes as notes_on
 from retrieve_rerank.evaluation.running import Reader, Stage, check_name, run
-from retrieve_rerank.evaluation.significance import bootstrap_interval, mean
+from retrieve_rerank.evaluation.significance import bootstrap_interval, check_draws, mean
 from retrieve_rerank.evaluation.store import open_store
 from retrieve_rerank.models.cross_encoder import CrossEncoder
 from retrieve_rerank.models.ranking import Ranker, scorer_name
@@ -97,7 +97,7 @@ def tune(
     start = time.perf_counter()
     check_dataset(dataset)
     (name,) = check_measures([measure], dataset.judgements)
-    check_count(resamples, "resamples")
+    check_draws(resamples, seed)
     check_seconds(latency_budget, "latency_budget")
     if quality is not None and not number_of(quality) < math.inf:
         raise InvalidInputError(

@@ -34,7 +34,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from retrieve_rerank.checks import check_encodable
+from retrieve_rerank.checks import check_encodable, check_mapping
 from retrieve_rerank.errors import InvalidInputError, shown
 from retrieve_rerank.indexes.records import Record
 
@@ -89,7 +89,7 @@ def matcher(where: Where | None, where_document: Where | None) -> Matches | None
 
 def joined(join: str, clauses: Sequence[Where]) -> dict[str, Any]:
     """Join clauses, at least one, by "$and" or "$or", which want two or more of them."""
-    return {join: list(clauses)} if len(clauses) > 1 else dict(clauses[0])
+    return {join: list(clauses)} if len(clauses) > 1 else check_mapping(clauses[0], "a filter")
 
 
 # What a filter may be

@@ -180,7 +180,7 @@ def check_vectors(vectors: npt.ArrayLike, rows: int | None, ids: Sequence[str] |
     """Return vectors as an array (rows, dimension), or raise InvalidInputError, which names a bad one by its id."""
     try:
         array = np.asarray(vectors, dtype=np.float32)
-    except (ValueError, TypeError) as error:
+    except (ArithmeticError, ValueError, TypeError) as error:
         array = np.zeros(0, np.float32)
         shape = f"something else: {error}"
     else:

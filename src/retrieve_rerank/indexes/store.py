@@ -452,12 +452,14 @@ class ChromaCollection:
     ) -> list[Record]:
         """Return records by id, in the order asked for and missing ones left out, or by filter, or all."""
         options = {**chroma_filters(where, where_document), "include": TEXTS}
+        limit = None if limit is None else check_count(limit, "limit", least=0)
+        offset = 0 if offset is None else check_count(offset, "offset", least=0)
         rows: list[Record] = []
         with self.reading():
             if ids is None:
                 while limit is None or len(rows) < limit:
                     step = READ_CHUNK if limit is None else min(limit - len(rows), READ_CHUNK)
-                    page = records_of(self.chroma.get(limit=step, offset=(offset or 0) + len(rows), **options))
+                    page = records_of(self.chroma.get(limit=step, offset=offset + len(rows), **options))
                     rows += page
                     if len(page) < step:
                         break
@@ -466,7 +468,7 @@ class ChromaCollection:
             rows = [record for part in in_chunks(self.chroma, wanted, **options) for record in records_of(part)]
         place = {id_: position for position, id_ in enumerate(wanted)}
         rows.sort(key=lambda record: place[record.id])
-        return rows[offset or 0 :][:limit]
+        return rows[offset:][:limit]
 
     def vectors(self, ids: Sequence[str]) -> dict[str, Vectors]:
         """Return the stored vectors of `ids`, by id."""

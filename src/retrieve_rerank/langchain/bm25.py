@@ -15,7 +15,7 @@ from langchain_core.retrievers import BaseRetriever
 from pydantic import ConfigDict, Field, field_validator
 from typing_extensions import Self, TypedDict, Unpack
 
-from retrieve_rerank.checks import check_count, check_query
+from retrieve_rerank.checks import check_count, check_mapping, check_query
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.indexes.bm25 import BM25Index
 from retrieve_rerank.indexes.filters import Where
@@ -146,7 +146,7 @@ class BM25Retriever(Component, BaseRetriever):
         Raises:
             InvalidInputError: If an argument cannot be used, naming it.
         """
-        weights = dict(bm25_params or {})
+        weights = check_mapping(bm25_params, "bm25_params")
         if unknown := sorted(set(weights) - {"k1", "b"}):
             raise InvalidInputError(
                 f"bm25_params may have k1 and b, not {', '.join(map(repr, unknown))}: BM25 as Lucene has it, which is "

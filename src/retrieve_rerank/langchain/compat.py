@@ -21,6 +21,7 @@ from langchain_core.documents import Document
 from langchain_core.runnables.config import run_in_executor
 from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 
+from retrieve_rerank.checks import check_mapping
 from retrieve_rerank.errors import InvalidInputError, shown, warn_caller
 from retrieve_rerank.indexes.client import connect
 from retrieve_rerank.indexes.identity import SPACES, Identity
@@ -104,14 +105,16 @@ def asked_space(
     metadata: Mapping[str, Any] | None, configuration: Mapping[str, Any] | None
 ) -> tuple[Metric | None, list[str]]:
     """Return the metric that was asked for in Chroma's ways, and what else was."""
-    hnsw = (configuration or {}).get("hnsw") or {}
+    metadata = check_mapping(metadata, "collection_metadata")
+    configuration = check_mapping(configuration, "collection_configuration")
+    hnsw = check_mapping(configuration.get("hnsw"), "collection_configuration['hnsw']")
     others = {
-        "collection_metadata": [key for key in metadata or {} if key != "hnsw:space"],
-        "collection_configuration": [key for key in configuration or {} if key != "hnsw"],
+        "collection_metadata": [key for key in metadata if key != "hnsw:space"],
+        "collection_configuration": [key for key in configuration if key != "hnsw"],
         "collection_configuration['hnsw']": [key for key in hnsw if key != "space"],
     }
     unused = [f"{name}[{key!r}]" for name, keys in others.items() for key in keys]
-    space = hnsw.get("space") or (metadata or {}).get("hnsw:space")
+    space = hnsw.get("space") or metadata.get("hnsw:space")
     if space is None:
         return None, unused
     for metric, name in SPACES.items():

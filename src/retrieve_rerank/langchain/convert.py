@@ -16,7 +16,7 @@ from langchain_core.cross_encoders import BaseCrossEncoder
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 
-from retrieve_rerank.checks import number_of
+from retrieve_rerank.checks import check_iterable, check_mapping, number_of
 from retrieve_rerank.errors import InvalidInputError, shown
 from retrieve_rerank.indexes.records import Record, to_record
 from retrieve_rerank.models.cross_encoder import CrossEncoder, register_adapter
@@ -280,13 +280,17 @@ def new_records(
     if isinstance(texts, str):
         raise InvalidInputError("texts must be an iterable of strings, got a single str; wrap it: [...]")
     missing = object()
+    given = {"texts": texts, "metadatas": metadatas, "ids": ids}
     columns = [column for column in (metadatas, ids) if column is not None]
+    walked: list[Iterable[Any]] = [
+        check_iterable(column, name, "one a text") for name, column in given.items() if column is not None
+    ]
     lengths = [len(column) for column in (texts, *columns) if isinstance(column, Sized)]
     if len(set(lengths)) > 1:  # before anything is stored, where it can be known
         raise InvalidInputError(
             f"texts, metadatas and ids must be equally long, but one of them ends after {min(lengths)} items"
         )
-    for position, (text, *rest) in enumerate(zip_longest(texts, *columns, fillvalue=missing)):
+    for position, (text, *rest) in enumerate(zip_longest(*walked, fillvalue=missing)):
         if any(item is missing for item in (text, *rest)):
             raise InvalidInputError(
                 f"texts, metadatas and ids must be equally long, but one of them ends after {position} items"
@@ -295,18 +299,19 @@ def new_records(
         id_: Any = rest.pop(0) if ids is not None else None
         if not isinstance(text, str):
             raise InvalidInputError(f"texts[{position}] must be a string, got {type(text).__name__}")
-        if metadata and "retrieval_rank" in metadata:  # what a search of this package returned is stored as it was
+        metadata = check_mapping(metadata, f"metadatas[{position}]")
+        if "retrieval_rank" in metadata:  # what a search of this package returned is stored as it was
             metadata = {key: value for key, value in metadata.items() if key not in RETRIEVAL_KEYS | RERANK_KEYS}
-        passage = Passage(str(uuid.uuid4()) if id_ is None else id_, text, metadata or {})
+        passage = Passage(str(uuid.uuid4()) if id_ is None else id_, text, metadata)
         made.append(passage.id)
         yield to_record(passage)
 
 
 def checked_documents(documents: Iterable[Document]) -> list[Document]:
     """Return `documents` as a list, or raise InvalidInputError naming the first item that is none."""
-    if isinstance(documents, (str, Document)) or not isinstance(documents, Iterable):
+    if isinstance(documents, (str, Document)):
         raise InvalidInputError(f"documents must be a list of Document, got one {type(documents).__name__}")
-    items = list(documents)
+    items = list(check_iterable(documents, "documents", "Document"))
     for position, item in enumerate(items):
         if not isinstance(item, Document):
             raise InvalidInputError(f"documents[{position}] must be a Document, got {type(item).__name__}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,8 +18,8 @@ from langchain_core.vectorstores import VectorStore
 from pydantic import ConfigDict, field_validator
 from typing_extensions import Self, Unpack
 
-from retrieve_rerank.checks import check_count, check_query
-from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.checks import check_count, check_query, number_of
+from retrieve_rerank.errors import InvalidInputError, shown
 from retrieve_rerank.indexes.filters import Where
 from retrieve_rerank.indexes.mmr import check_diversity, check_mmr, diverse, wider_pool
 from retrieve_rerank.indexes.nearest import Found
@@ -179,7 +180,9 @@ class ChromaRetriever(Component, BaseRetriever):
         where = self.filter if filter is None else filter
         options = {"where": where, "where_document": where_document, "with_vectors": diversity is not None}
         collection = self.vectorstore.collection
-        threshold = self.score_threshold if score_threshold is None else score_threshold
+        threshold = self.score_threshold if score_threshold is None else number_of(score_threshold)
+        if threshold is not None and math.isnan(threshold):
+            raise InvalidInputError(f"score_threshold must be a number, got {shown(score_threshold)}")
 
         def documents_of(found: list[Found]) -> list[Document]:
             chosen = found if diversity is None else diverse(found, k, diversity, collection.metric)

@@ -222,7 +222,7 @@ def load(dumped: Mapping[str, Any], *, trust_remote_code: bool = False) -> Any:
         kind, name = part.get("type"), part.get("id")
         if part.get("lc") != 1 or not isinstance(name, list):
             continue
-        if kind == "not_implemented" or (kind == "constructor" and tuple(name) not in known):
+        if kind == "not_implemented" or (kind == "constructor" and tuple(map(str, name)) not in known):
             raise InvalidInputError(
                 f"the dump has a {'.'.join(map(str, name))} in it, which cannot be restored: load() makes components "
                 "of this package and LangChain's containers around them only. Give the object in code"

@@ -14,13 +14,13 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 from typing_extensions import Never, Self, TypedDict, Unpack
 
-from retrieve_rerank.checks import check_count, check_queries, check_query
+from retrieve_rerank.checks import check_count, check_mapping, check_queries, check_query
 from retrieve_rerank.errors import InvalidInputError, shown
 from retrieve_rerank.indexes.chroma_server import RETRY_SECONDS
 from retrieve_rerank.indexes.filters import Where
 from retrieve_rerank.indexes.health import adopt_at_opening, check, repair
 from retrieve_rerank.indexes.mmr import check_diversity, diverse
-from retrieve_rerank.indexes.nearest import Found, Vectors
+from retrieve_rerank.indexes.nearest import Found, Vectors, check_vectors
 from retrieve_rerank.indexes.reports import IndexCheck, RepairReport
 from retrieve_rerank.indexes.store import ChromaCollection
 from retrieve_rerank.langchain.compat import (
@@ -33,6 +33,7 @@ from retrieve_rerank.langchain.compat import (
 )
 from retrieve_rerank.langchain.convert import (
     EmbeddingsEncoder,
+    checked_documents,
     new_records,
     to_document,
     to_encoder,
@@ -348,7 +349,7 @@ class ChromaVectorStore(VectorStore):
         refuse(kwargs)
         check_count(k, "k")
         check_diversity(lambda_mult, "lambda_mult")
-        vector = np.asarray([embedding], dtype=np.float32)
+        vector = check_vectors([embedding], 1)
         found = self._found(vector, fetch_k, filter, where_document, with_vectors=True)
         # By the cosine, whatever the collection's metric: what LangChain's stores do.
         return [to_document(item.record) for item in diverse(found, k, lambda_mult, "cosine", vector[0])]
@@ -438,7 +439,8 @@ class ChromaVectorStore(VectorStore):
 
     def update_documents(self, ids: list[str], documents: list[Document]) -> None:
         """Replace documents."""
-        self.add_texts((document.page_content for document in documents), [doc.metadata for doc in documents], ids)
+        checked = checked_documents(documents)
+        self.add_texts([document.page_content for document in checked], [each.metadata for each in checked], ids)
 
     def delete(self, ids: list[str] | None = None, *, where: Where | None = None, **kwargs: Any) -> bool | None:
         """Delete by id and/or by metadata filter; ids that are not stored are no error.
@@ -487,7 +489,8 @@ class ChromaVectorStore(VectorStore):
             `ids`, `documents`, `metadatas`, and `embeddings`, an array (n, dimension); None for what is not included.
         """
         included = _KEPT if include is None else include
-        if isinstance(included, str) or not set(included) <= {*_KEPT, "embeddings"}:
+        known = (*_KEPT, "embeddings")
+        if not isinstance(included, Iterable) or isinstance(included, str) or not all(one in known for one in included):
             raise InvalidInputError(
                 f"include must be a list of 'documents', 'metadatas' and 'embeddings', got {shown(include)}; nothing "
                 "else is kept here"
@@ -524,7 +527,7 @@ class ChromaVectorStore(VectorStore):
         """
         options = {name: kwargs.pop(name) for name in set(kwargs) - set(VectorStoreRetriever.model_fields)}
         refuse({name: value for name, value in options.items() if name not in _SEARCH_OPTIONS})
-        search_kwargs = {**(kwargs.pop("search_kwargs", None) or {}), **options}
+        search_kwargs = {**check_mapping(kwargs.pop("search_kwargs", None), "search_kwargs"), **options}
         return super().as_retriever(search_kwargs=search_kwargs, **kwargs)
 
     @classmethod

@@ -197,7 +197,7 @@ class BM25Retriever(BaseRetriever):
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         condition, k = to_condition(self.filters), check_count(self.similarity_top_k, "similarity_top_k")
         options: dict[str, Any] = {"where": condition.where, "where_document": condition.where_document}
-        if query_bundle.query_str == "" and condition != Condition():
+        if isinstance(query_bundle.query_str, str) and not query_bundle.query_str and condition != Condition():
             matching = self._index.get_records(**options)[:k]
             return [NodeWithScore(node=self._node(record)) for record in matching]
         found = self._index.search_records([check_query(query_bundle.query_str)], k, **options)[0]

@@ -7,6 +7,7 @@ from functools import wraps
 from inspect import signature
 from typing import Any, ParamSpec, TypeVar
 
+from retrieve_rerank.checks import check_mapping
 from retrieve_rerank.errors import InvalidInputError, shown, warn_caller
 from retrieve_rerank.indexes.identity import SPACES
 from retrieve_rerank.types import Metric
@@ -69,8 +70,9 @@ def asked_metric(collection_kwargs: Mapping[str, Any] | None, metric: Metric | N
     """Return the metric that is asked for in the incumbent's way, or in ours; warn of what else is asked for."""
     if not collection_kwargs:
         return metric
-    metadata, configuration = (collection_kwargs.get(name) or {} for name in ("metadata", "configuration"))
-    hnsw = configuration.get("hnsw") or {}
+    given = check_mapping(collection_kwargs, "collection_kwargs")
+    metadata, configuration = (check_mapping(given.get(name), name) for name in ("metadata", "configuration"))
+    hnsw = check_mapping(configuration.get("hnsw"), "hnsw")
     space = hnsw.get("space") or metadata.get("hnsw:space")
     unused = [f"[{name!r}]" for name in collection_kwargs if name not in ("metadata", "configuration")]
     unused += [f"['metadata'][{name!r}]" for name in metadata if name != "hnsw:space"]

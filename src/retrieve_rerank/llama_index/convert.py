@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from typing import cast
 
 import numpy as np
@@ -110,7 +110,7 @@ def vectors_of(nodes: Sequence[BaseNode]) -> npt.NDArray[np.float32]:
         InvalidInputError: If a node has none, one of another length than the first node's, or one with NaN.
     """
     for node in nodes:
-        if not node.embedding:
+        if not isinstance(node.embedding, Sized) or len(node.embedding) == 0:
             raise InvalidInputError(
                 f"node {node.node_id!r} has no embedding; embed the nodes first (VectorStoreIndex and an "
                 "IngestionPipeline with the embedding model do), or set node.embedding"
@@ -120,7 +120,10 @@ def vectors_of(nodes: Sequence[BaseNode]) -> npt.NDArray[np.float32]:
                 f"the embedding of node {node.node_id!r} has {len(node.embedding)} numbers, that of node "
                 f"{nodes[0].node_id!r} has {len(nodes[0].embedding or [])}; embed all with one model"
             )
-    vectors = np.asarray([node.embedding for node in nodes], dtype=np.float32)
+    try:
+        vectors = np.asarray([node.embedding for node in nodes], dtype=np.float32)
+    except (ArithmeticError, ValueError, TypeError) as error:
+        raise InvalidInputError(f"the embedding of a node must be a list of numbers: {error}") from error
     finite = np.isfinite(vectors).all(axis=1)
     if not finite.all():
         bad = nodes[int(np.flatnonzero(~finite)[0])].node_id

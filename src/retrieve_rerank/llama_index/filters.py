@@ -86,9 +86,12 @@ def _group(filters: MetadataFilters, *, negated: bool) -> Where:
         raise InvalidInputError("a group of filters inside another is empty; leave it out")
     condition = filters.condition or FilterCondition.AND
     inner = negated != (condition is FilterCondition.NOT)  # NOT: none of its filters holds
+    items = filters.filters
+    if not isinstance(items, list) or not all(isinstance(one, (MetadataFilter, MetadataFilters)) for one in items):
+        raise InvalidInputError(f"the filters must be a list of MetadataFilter, got {shown(items)}")
     clauses = [
         _group(item, negated=inner) if isinstance(item, MetadataFilters) else _leaf(item, negated=inner)
-        for item in filters.filters
+        for item in items
     ]
     every = (condition is not FilterCondition.OR) != negated
     return joined("$and" if every else "$or", clauses)
@@ -116,6 +119,10 @@ def _leaf(item: MetadataFilter, *, negated: bool) -> Where:
 
 def _check(item: MetadataFilter) -> None:
     """Raise InvalidInputError if Chroma has no such filter, whatever the negation."""
+    if not isinstance(item.key, str) or not isinstance(item.operator, FilterOperator):
+        raise InvalidInputError(
+            f"a filter has a string as its key and a FilterOperator, got {shown(item.key)} and {shown(item.operator)}"
+        )
     on_text = item.key == TEXT_KEY
     if on_text and item.operator not in _ON_TEXT:
         raise _refusal(item, "the text can be searched with text_match, text_match_insensitive, contains, any and all")

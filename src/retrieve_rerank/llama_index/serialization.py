@@ -11,6 +11,7 @@ from pydantic import ModelWrapValidatorHandler, model_validator
 from pydantic_core import to_jsonable_python
 from typing_extensions import Self
 
+from retrieve_rerank.checks import check_mapping
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.models.settings import reading_back
 
@@ -33,7 +34,7 @@ class Restorable(BaseComponent):
     def from_dict(cls, data: dict[str, Any], **kwargs: Any) -> Self:
         """Make a component of what `to_dict` wrote; `kwargs` are arguments of the caller, which go before it."""
         with reading_back(kwargs):
-            return super().from_dict(dict(data), **kwargs)
+            return super().from_dict(check_mapping(data, "what from_dict takes"), **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         # The base class deletes what it cannot pickle from the dictionaries of the object itself: it gets a copy.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+import sys
+from collections.abc import Callable, Coroutine, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,7 +23,7 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQueryResult,
 )
 
-from retrieve_rerank.checks import check_count
+from retrieve_rerank.checks import check_count, number_of
 from retrieve_rerank.errors import InvalidInputError, shown
 from retrieve_rerank.indexes.chroma_server import RETRY_SECONDS
 from retrieve_rerank.indexes.client import connect
@@ -486,9 +487,11 @@ def _read_request(
     unknown = sorted(set(options) - set(_OPTIONS))
     if unknown:
         raise InvalidInputError(f"unknown query option {', '.join(unknown)}; there are {', '.join(_OPTIONS)}")
+    if not isinstance(query, VectorStoreQuery):
+        raise InvalidInputError(f"query must be a VectorStoreQuery, got {shown(query)}")
     if query.mode not in (VectorStoreQueryMode.DEFAULT, VectorStoreQueryMode.MMR):
         raise InvalidInputError(
-            f"this store cannot search in mode {query.mode.value!r}, only in 'default' and 'mmr': it holds one dense "
+            f"this store cannot search in mode {shown(query.mode)}, only in 'default' and 'mmr': it holds one dense "
             "vector a node"
         )
     k = check_count(query.similarity_top_k, "similarity_top_k")
@@ -497,8 +500,9 @@ def _read_request(
         condition = condition.both(Condition({DOCUMENT_KEY: {"$in": check_ids(query.doc_ids)}}))
     # VectorStoreIndex passes an empty list where it has no restriction.
     node_ids = check_ids(query.node_ids) if query.node_ids else None
-    if embeddings is None and query.query_embedding is not None and len(query.query_embedding):
-        embeddings = [query.query_embedding]
+    given = query.query_embedding
+    if embeddings is None and given is not None and not (isinstance(given, Sized) and len(given) == 0):
+        embeddings = [given]
     if embeddings is None and condition == Condition():
         raise InvalidInputError(
             "the query has no embedding and no filters: it is empty, or was not embedded; give "
@@ -506,12 +510,12 @@ def _read_request(
         )
     try:
         vectors = None if embeddings is None else np.asarray(embeddings, np.float32)
-    except (ValueError, TypeError) as error:
+    except (ArithmeticError, ValueError, TypeError) as error:
         raise InvalidInputError(f"the query's embedding must be a list of numbers: {error}") from error
     diversity, fetch = None, k
     if query.mode is VectorStoreQueryMode.MMR:
-        given = options.get("mmr_threshold")
-        threshold = query.mmr_threshold if given is None else given
+        threshold = options.get("mmr_threshold")
+        threshold = query.mmr_threshold if threshold is None else threshold
         diversity = 0.5 if threshold is None else check_diversity(threshold, "mmr_threshold")
         fetch = _prefetch(k, options)
     return _Request(vectors, k, condition, node_ids, fetch, diversity)
@@ -525,9 +529,9 @@ def _prefetch(k: int, options: Mapping[str, Any]) -> int:
         return max(k, check_count(count, "mmr_prefetch_k"))
     if factor is None:
         factor = PREFETCH_FACTOR
-    if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 1 <= factor < math.inf:
+    if not 1 <= number_of(factor) < math.inf:
         raise InvalidInputError(f"mmr_prefetch_factor must be a number >= 1, got {shown(factor)}")
-    return int(k * factor)
+    return min(int(k * number_of(factor)), sys.maxsize)
 
 
 def _check_collection(collection: object) -> None:
