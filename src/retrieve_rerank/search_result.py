@@ -61,6 +61,7 @@ class SearchResult(Sequence[Hit]):
             retriever that a `HybridRetriever` with `on_error="skip"` left out shows in its `DegradedWarning` only.
 
     Example:
+        >>> from retrieve_rerank import Hit, Passage, SearchResult, Timings
         >>> hit = Hit(Passage("a", "Paris is a city."), rank=1, score=0.98)
         >>> result = SearchResult("what is Paris?", (hit,), (hit,), Timings(0.01, 0.2))
         >>> result
