@@ -1,23 +1,19 @@
 """Hanging, and too little memory: what was scored by then comes out, batches become smaller, the next call works.
 
-Errors, NaN and wrong numbers of scores are in tests/test_faults.py, through every door.
+Scorers that hang, errors, NaN and wrong numbers of scores are in tests/test_faults.py, through every door.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import transformers
 
-from retrieve_rerank import BiEncoder, CrossEncoder, Hit, ModelError
-from retrieve_rerank.models.ranking import Ranker, as_ranker
-from tests.core.stubs import TableScorer
+from retrieve_rerank import BiEncoder, CrossEncoder, ModelError
 
 QUERY = "what is the capital of france"
 NUMBERS = [str(number) for number in range(100)]
@@ -28,35 +24,6 @@ def model(tiny_cross_encoder: Path) -> Iterator[CrossEncoder]:
     with CrossEncoder(tiny_cross_encoder, precision="float32") as model:
         model.score(QUERY, ["loads the model"])
         yield model
-
-
-async def ranked(ranker: Ranker, texts: list[str], budget: float | None, *, awaited: bool) -> list[Hit]:
-    """Return what `rank` or `arank` gives."""
-    if awaited:
-        return await ranker.arank(QUERY, texts, time_budget=budget)
-    return ranker.rank(QUERY, texts, time_budget=budget)
-
-
-@pytest.mark.parametrize("at", [0, 3, 6])
-async def test_a_scorer_that_hangs_at_a_chunk_gives_what_it_had_scored(at: int) -> None:
-    gate = threading.Event()
-
-    class Hanging(TableScorer):
-        calls = 0
-
-        def score(self, query: str, texts: Sequence[str]) -> Any:
-            self.calls += 1
-            if self.calls == at + 1:
-                gate.wait(20)
-            return np.array([float(text) for text in texts])
-
-    for awaited in (False, True):
-        ranker = as_ranker(Hanging({}))
-        hits = await ranked(ranker, NUMBERS, 1.0, awaited=awaited)
-        assert [hit.passage.id for hit in hits] == [*map(str, reversed(range(16 * at))), *map(str, range(16 * at, 100))]
-        assert [hit.logit is None for hit in hits] == [number >= 16 * at for number in range(100)]
-        assert [hit.passage.text for hit in await ranked(ranker, ["1", "2"], 30, awaited=awaited)] == ["2", "1"]
-    gate.set()
 
 
 @pytest.mark.parametrize("at", [1, 3, 5])

@@ -33,19 +33,6 @@ def test_worked_by_hand() -> None:
     assert {hit.logit for hit in hits} == {None}
 
 
-def test_a_passage_missing_from_a_list_has_no_share_of_it() -> None:
-    """Not the share of the rank after the last, as some fusions give."""
-    (first, second) = fuse([ranking("ab"), ranking("a")])
-    assert first.score == pytest.approx(2 / 61)
-    assert second.score == pytest.approx(1 / 62)
-
-
-def test_ranks_count_from_1() -> None:
-    """F2: the peer's count from 0, which with rrf_k=0 divides by 0."""
-    assert [hit.score for hit in fuse([ranking("abc")], rrf_k=0)] == pytest.approx([1, 1 / 2, 1 / 3])
-    assert fuse([ranking("a")])[0].score == pytest.approx(1 / 61)
-
-
 def test_weights_work() -> None:
     """F2, li#21444: the peer's rank fusion ignores them."""
     both = [ranking("ab"), ranking("ba")]
@@ -77,24 +64,11 @@ def test_which_list_has_which_rank_makes_no_difference_to_a_tie() -> None:
     assert len({hit.score for hit in hits}) == 2
 
 
-def test_k_cuts() -> None:
-    both = [ranking("abc"), ranking("dbe")]
-    assert ids(fuse(both, k=2)) == "ba"
-    assert fuse(both, k=2) == fuse(both)[:2]
-    assert fuse(both, k=99) == fuse(both)
-
-
 def test_one_list_and_empty_lists() -> None:
     assert ids(fuse([ranking("abc")])) == "abc"
     assert [hit.retrieval_ranks for hit in fuse([[], ranking("ab"), []])] == [(None, 1, None), (None, 2, None)]
     assert fuse([[], []]) == []
     assert fuse([]) == []
-
-
-def test_the_same_id_twice_in_a_list_counts_once_by_its_best_rank() -> None:
-    hits = fuse([ranking("aba"), ranking("b")])
-    assert [(hit.passage.id, hit.retrieval_ranks) for hit in hits] == [("b", (2, 1)), ("a", (1, None))]
-    assert hits[1].score == pytest.approx(1 / 61)
 
 
 def test_equal_texts_are_two_passages_unless_merged_by_text() -> None:

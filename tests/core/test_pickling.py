@@ -22,7 +22,7 @@ from retrieve_rerank import (
 )
 from retrieve_rerank.indexes.words import Analyzer
 from retrieve_rerank.models.threads import Worker
-from tests.core.stubs import LetterEncoder, TableScorer, found, run_python
+from tests.core.stubs import LetterEncoder, TableScorer, run_python
 
 MARKER = "marker-of-a-secret"
 TEXTS = ["paris is the capital of france", "rome is in italy", "bread", "what is a word"]
@@ -71,19 +71,6 @@ def test_a_pipeline_over_a_directory(pipeline: RetrieveRerank, tmp_path: Path) -
     restored.retriever.add([Passage("new", "capital")])
     assert pipeline.retriever.get(["new"])[0].text == "capital"  # it is the same collection
     assert MARKER not in repr(pickle.dumps(pipeline)) + repr(pipeline)
-
-
-def test_in_a_process_of_its_own(pipeline: RetrieveRerank, tmp_path: Path) -> None:
-    expected = [hit.passage.id for hit in pipeline.search("capital")]
-    pickled = tmp_path / "pipeline.pickle"
-    pickled.write_bytes(pickle.dumps(pipeline))
-    pipeline.retriever.close()
-    script = """
-        import pickle, sys
-        pipeline = pickle.loads(open(sys.argv[1], "rb").read())
-        print(*[hit.passage.id for hit in pipeline.search("capital")], sep="\\n")
-    """
-    assert run_python(script, str(pickled), warnings="ignore").splitlines() == expected
 
 
 def test_an_index_in_memory_cannot_be_pickled_and_says_so() -> None:
@@ -166,11 +153,6 @@ def test_words_and_vectors_in_a_process_of_its_own(pipeline: RetrieveRerank, tmp
     """
     found = run_python(script, str(pickled), warnings="ignore", forked=True).splitlines()
     assert found == ["|".join(row) for row in expected]
-
-
-def test_hits_and_results() -> None:
-    hits = found(["a", "b"])
-    assert again(hits) == hits
 
 
 def test_a_worker_comes_back_as_one_of_its_own() -> None:

@@ -181,12 +181,6 @@ async def test_every_way_in_finds_the_same(kind: type[ListRetriever]) -> None:
     assert search.search_many([]) == []
 
 
-def test_many_queries_are_retrieved_together_where_the_first_stage_can() -> None:
-    retriever = Everything(TEXTS)
-    RetrieveRerank(retriever, TableScorer(TABLE), fetch_k=9).search_many(["a", "b"])
-    assert retriever.asked == [("a; b", 9, {"many": True})]
-
-
 def test_a_first_stage_that_loses_a_query_is_an_error() -> None:
     class Forgetful(Everything):
         def retrieve_many(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
@@ -269,6 +263,8 @@ async def test_an_unusable_query_asks_nobody(query: Any) -> None:
         *(({name: value}, name) for name, value in itertools.product(("fetch_k", "top_n"), (0, -1, True, 1.5, "5"))),
         ({"fetch_k": None}, "fetch_k"),
         *(({"score_threshold": value}, "score_threshold") for value in (2, -0.1, float("nan"), True, "0.5")),
+        *(({"time_budget": value}, "time_budget") for value in (0, -1, float("nan"), "1")),
+        *(({"on_error": value}, "on_error") for value in ("ignore", None)),
     ],
 )
 def test_unusable_settings(options: dict[str, Any], says: str) -> None:

@@ -41,16 +41,12 @@ def ids(hits: Sequence[Hit]) -> list[str]:
 
 def test_hits_are_sorted_by_logit_and_ranked_from_one() -> None:
     hits = rank(["low", "high", "zero"])
-    assert [(hit.passage.text, hit.rank, hit.logit) for hit in hits] == [
-        ("high", 1, 3.0),
-        ("zero", 2, 0.0),
-        ("low", 3, -2.0),
+    assert [(hit.passage.id, hit.passage.text, hit.rank, hit.logit) for hit in hits] == [
+        ("1", "high", 1, 3.0),  # the id of a text is its position
+        ("2", "zero", 2, 0.0),
+        ("0", "low", 3, -2.0),
     ]
     assert [hit.score for hit in hits] == [1 / (1 + math.exp(-3)), 0.5, 1 / (1 + math.exp(2))]
-
-
-def test_a_text_gets_its_position_as_id() -> None:
-    assert ids(rank(["low", "high", "zero"])) == ["1", "2", "0"]
 
 
 def test_a_hit_says_where_it_was_in_what_was_given() -> None:
@@ -92,10 +88,16 @@ def test_any_iterable_of_passages_will_do(kind: Any) -> None:
     assert [hit.passage.text for hit in rank(kind(["low", "high"]))] == ["high", "low"]
 
 
-@pytest.mark.parametrize("top_n", [0, -1, True, False, 1.0, "1", math.inf])
-def test_an_unusable_top_n_is_refused_even_with_nothing_to_rank(top_n: Any) -> None:
-    with pytest.raises(InvalidInputError, match="top_n"):
-        rank([], top_n=top_n)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("top_n", value) for value in (0, -1, True, False, 1.0, "1", math.inf)),
+        *(("score_threshold", value) for value in (math.nan, 2, -0.1, "0.5", True)),
+    ],
+)
+def test_an_unusable_option_is_refused_even_with_nothing_to_rank(name: str, value: Any) -> None:
+    with pytest.raises(InvalidInputError, match=name):
+        rank([], **{name: value})
 
 
 @pytest.mark.parametrize(
@@ -115,12 +117,6 @@ def test_a_threshold_of_one_keeps_what_reaches_one() -> None:
 def test_the_threshold_also_holds_before_top_n() -> None:
     assert ids(rank(["low", "high", "zero"], score_threshold=0.5, top_n=5)) == ["1", "2"]
     assert ids(rank(["low", "high", "zero"], score_threshold=0.5, top_n=1)) == ["1"]
-
-
-@pytest.mark.parametrize("threshold", [math.nan, 2, -0.1, "0.5", True])
-def test_an_unusable_threshold_is_refused_even_with_nothing_to_rank(threshold: Any) -> None:
-    with pytest.raises(InvalidInputError, match="score_threshold"):
-        rank([], score_threshold=threshold)
 
 
 def test_saturated_logits_keep_their_order_and_differ_in_score() -> None:
@@ -182,6 +178,7 @@ def test_scores_may_come_in_any_numeric_form(answer: Any) -> None:
         (["a", None], r"passages\[1\].*NoneType"),
         ([("a", "text")], r"passages\[0\].*tuple"),
         (b"bytes", r"passages\[0\].*int"),
+        ({"id": "low"}, "must be a list of texts, passages or hits, got dict"),  # its keys were scored
         (["a", "\ud800"], "passage '1' holds a lone surrogate"),
         ([Passage("x", "\ud800")], "passage 'x' holds a lone surrogate"),
     ],
@@ -244,9 +241,3 @@ async def test_a_scorer_sees_the_callers_context() -> None:
     ranker.rank("q", ["a"], time_budget=5)
     await ranker.arank("q", ["a"])
     assert seen == ["kept"] * 3
-
-
-def test_a_mapping_is_no_list_of_passages() -> None:
-    """Its keys were scored."""
-    with pytest.raises(InvalidInputError, match="must be a list of texts, passages or hits, got dict"):
-        ScorerRanker(TableScorer(TABLE)).rank("q", {"id": "low"})

@@ -109,24 +109,20 @@ async def test_rewrites_over_an_index_cost_one_encoding() -> None:
         assert encoder.together == [["ab", "b", "c"]] * 2
 
 
-async def test_many_searches_take_options_and_are_encoded_together() -> None:
-    retriever = TogetherAsync([])
+@pytest.mark.parametrize(
+    ("kind", "asked", "awaited"), [(ByQuery, ["ab", "cd"], ["ab", "cd"]), (TogetherAsync, ["ab+cd"], ["aab+cd"])]
+)
+async def test_many_searches_take_options_and_go_to_the_retriever_together_where_it_can(
+    kind: type[ListRetriever], asked: list[str], awaited: list[str]
+) -> None:
+    retriever = kind([])
     search = RetrieveRerank(retriever, TableScorer(TABLE), fetch_k=2, top_n=1)
     results = [*search.search_many(["ab", "cd"], where=1), *await search.asearch_many(["ab", "cd"], where=1)]
     assert [result[0].passage.text for result in results] == ["b", "d"] * 2
-    assert [len(result) for result in search.search_many(["ab"], top_n=2)] == [2]
-    assert retriever.asked[:2] == [("ab+cd", 2, {"where": 1}), ("aab+cd", 2, {"where": 1})]
-
-
-async def test_many_searches_without_a_retriever_that_takes_many() -> None:
-    retriever = ByQuery([])
-    search = RetrieveRerank(retriever, TableScorer(TABLE), fetch_k=2, top_n=1)
-    results = [*search.search_many(["ab", "cd"], where=1), *await search.asearch_many(["ab", "cd"], where=1)]
-    assert [result[0].passage.text for result in results] == ["b", "d"] * 2
-    assert retriever.asked == [("ab", 2, {"where": 1}), ("cd", 2, {"where": 1})] * 2
+    assert retriever.asked == [(query, 2, {"where": 1}) for query in [*asked, *awaited]]
     assert search.search_many([]) == await search.asearch_many([]) == []
-    assert [len(result) for result in search.search_many(["ab"], top_n=2)] == [2]
-    assert [len(result) for result in await search.asearch_many(["ab"], top_n=2)] == [2]
+    for results in (search.search_many(["ab"], top_n=2), await search.asearch_many(["ab"], top_n=2)):
+        assert [len(result) for result in results] == [2]
 
 
 async def test_rewrites_over_a_hybrid() -> None:

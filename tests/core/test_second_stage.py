@@ -7,7 +7,6 @@ import contextlib
 import copy
 import math
 import pickle
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from retrieve_rerank import CrossEncoder, DegradedWarning, Hit, InvalidInputError, ModelError, Passage, RetrieveRerank
+from retrieve_rerank import CrossEncoder, DegradedWarning, Hit, InvalidInputError, Passage, RetrieveRerank
 from retrieve_rerank.models.ranking import as_ranker, sigmoid
 from retrieve_rerank.retrieval.rerank import SecondStage
 from tests.core.stubs import ListRetriever, TableScorer, found
@@ -133,27 +132,6 @@ async def test_bad_arguments_raise_in_both_modes(on_error: Any) -> None:
         search(TableScorer(TABLE), on_error=on_error).search("q", top_n=0)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"top_n": 0},
-        {"score_threshold": 2},
-        {"time_budget": 0},
-        {"time_budget": -1},
-        {"time_budget": float("nan")},
-        {"time_budget": "1"},
-        {"on_error": "ignore"},
-        {"on_error": None},
-    ],
-)
-def test_bad_settings_are_refused_when_they_are_given(options: dict[str, Any]) -> None:
-    name = next(iter(options))
-    with pytest.raises(InvalidInputError, match=name):
-        stage(**options)
-    with pytest.raises(InvalidInputError, match=name):
-        search(TableScorer(TABLE), **options)
-
-
 def test_a_first_stage_that_fails_raises_whatever_is_asked() -> None:
     class Down(ListRetriever):
         def retrieve(self, query: str, k: int, **options: object) -> list[Hit]:
@@ -161,17 +139,6 @@ def test_a_first_stage_that_fails_raises_whatever_is_asked() -> None:
 
     with pytest.raises(ConnectionError, match="no store"):
         RetrieveRerank(Down(TEXTS), TableScorer(TABLE), on_error="retrieval_order").search("q")
-
-
-def test_a_model_that_cannot_be_loaded_is_a_failure(tmp_path: Path) -> None:
-    missing = CrossEncoder(tmp_path / "nothing")
-    with pytest.raises(ModelError, match="there is no folder"):
-        search(missing).search("q")
-    with pytest.warns(DegradedWarning, match="ModelError: there is no folder"):
-        result = search(missing, on_error="retrieval_order", top_n=2).search("q")
-    assert names(result) == "ab"
-    assert list(result.candidates) == found(TEXTS)
-    assert "degraded: re-ranking failed: ModelError" in repr(result)
 
 
 def test_a_query_too_long_for_the_model_is_a_failure_of_that_search_alone(tiny_cross_encoder: Path) -> None:
@@ -220,21 +187,6 @@ def test_the_tokens_of_the_model_and_of_the_environment_are_hidden(monkeypatch: 
 # Time
 
 
-class Waiting(TableScorer):
-    """Waits before it scores, as long as `hangs` is set."""
-
-    def __init__(self, table: dict[str, float]) -> None:
-        super().__init__(table)
-        self.hangs = threading.Event()
-        self.hangs.set()
-        self.go_on = threading.Event()
-
-    def score(self, query: str, texts: Sequence[str]) -> Any:
-        if self.hangs.is_set():
-            self.go_on.wait(30)
-        return super().score(query, texts)
-
-
 async def test_nothing_left_of_the_budget_is_the_first_stages_order_without_a_warning() -> None:
     scorer = TableScorer(TABLE)
     late = stage(scorer, time_budget=0.2, top_n=3, score_threshold=0.99)
@@ -243,22 +195,6 @@ async def test_nothing_left_of_the_budget_is_the_first_stages_order_without_a_wa
         assert result.degraded == "time budget of 0.2 s: 0 of 4 candidates scored"
     assert scorer.asked == []
     assert late.run("q", [], spent=5).degraded is None
-
-
-async def test_a_scorer_that_hangs_is_left_at_the_end_of_the_budget() -> None:
-    scorer = Waiting(TABLE)
-    slow = search(scorer, time_budget=0.2)
-    for call in (slow.search, slow.asearch):
-        start = time.perf_counter()
-        result: Any = call("q")
-        result = await result if asyncio.iscoroutine(result) else result
-        assert time.perf_counter() - start < 5
-        assert names(result) == "abcd"
-        assert result.degraded == "time budget of 0.2 s: 0 of 4 candidates scored"
-        assert [hit.logit for hit in result] == [None] * 4
-    scorer.hangs.clear()
-    scorer.go_on.set()
-    assert names(search(scorer, time_budget=20).search("q")) == "dbca"
 
 
 def test_the_budget_is_for_the_whole_search() -> None:
@@ -366,8 +302,3 @@ async def test_candidates_of_one_id_and_text_are_one() -> None:
             assert found == {"1a": (2, 1), "2d": (5, 4), "1b": (3, 2), "3d": (4, 5)}
             assert names(run.hits) == ("adbd" if failing else "ddba")
     assert scorer.asked[0] == ("q", ["a", "d", "b"])
-
-
-def test_what_is_given_to_rank_comes_back_one_for_one() -> None:
-    twice = [Passage("1", "a"), Passage("1", "a")]
-    assert [hit.index for hit in as_ranker(TableScorer(TABLE)).rank("q", twice)] == [0, 1]
