@@ -14,34 +14,19 @@ from hypothesis import strategies as st
 from retrieve_rerank import BiEncoder, CrossEncoder, InvalidInputError
 from retrieve_rerank.models.engine import consecutive, pack, token_budget
 
-lengths_of_texts = st.lists(st.integers(0, 600), max_size=60)
 
-
-@given(lengths_of_texts, st.integers(1, 3000))
-def test_every_position_is_in_exactly_one_batch(lengths: list[int], budget: int) -> None:
+@given(st.lists(st.integers(0, 600), max_size=60), st.integers(1, 3000))
+def test_batches_hold_every_position_once_the_longest_first_and_are_as_full_as_the_budget_allows(
+    lengths: list[int], budget: int
+) -> None:
     batches = pack(lengths, budget)
-    assert sorted(position for batch in batches for position in batch) == list(range(len(lengths)))
-    assert all(batches)
-
-
-@given(lengths_of_texts, st.integers(1, 3000))
-def test_no_batch_exceeds_the_budget_but_a_single_long_text(lengths: list[int], budget: int) -> None:
-    for batch in pack(lengths, budget):
-        padded = max(lengths[position] for position in batch) * len(batch)
-        assert padded <= budget or len(batch) == 1
-
-
-@given(lengths_of_texts, st.integers(1, 3000))
-def test_the_longest_come_first_and_equal_lengths_keep_their_order(lengths: list[int], budget: int) -> None:
-    order = [position for batch in pack(lengths, budget) for position in batch]
+    order = [position for batch in batches for position in batch]
     assert order == sorted(range(len(lengths)), key=lambda position: (-lengths[position], position))
-
-
-@given(lengths_of_texts, st.integers(1, 3000))
-def test_a_batch_ends_only_where_another_text_does_not_fit(lengths: list[int], budget: int) -> None:
-    for batch in pack(lengths, budget)[:-1]:
-        widest = max(1, *(lengths[position] for position in batch))
-        assert widest * (len(batch) + 1) > budget
+    assert all(batches)
+    for batch in batches:
+        assert lengths[batch[0]] * len(batch) <= budget or len(batch) == 1
+    for batch in batches[:-1]:
+        assert max(1, lengths[batch[0]]) * (len(batch) + 1) > budget
 
 
 @pytest.mark.parametrize(

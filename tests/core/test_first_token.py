@@ -75,22 +75,29 @@ def test_the_other_tokens_are_not_computed(tmp_path: Path) -> None:
     assert seen == [(len(ALIKE), 1, tiny.WIDTH)]
 
 
-def test_a_head_that_reads_more_gets_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a network may that only calls itself BERT: what counts is that the scores stay."""
+@pytest.mark.parametrize("why", ["its head reads more", "its layers are others", "its code is its own", "other calls"])
+def test_a_network_that_is_built_otherwise_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    """As a network may be that only calls itself BERT: what counts is that the scores stay."""
     pool = BertPooler.forward
 
     def mean(self: BertPooler, hidden: torch.Tensor) -> torch.Tensor:
         return pool(self, hidden.mean(dim=1, keepdim=True))
 
-    monkeypatch.setattr(BertPooler, "forward", mean)
-    path = save(tmp_path, "Bert")
-    with CrossEncoder(path, device="cpu", precision="float32") as model:
-        assert not isinstance(last_layer(model), FirstToken)
-        assert model.score(QUERY, ALIKE) == pytest.approx(theirs(path, ALIKE), rel=1e-4, abs=1e-5)
+    def broken(*_: object, **__: object) -> torch.Tensor:
+        raise TypeError("another version passes other things")
 
-
-def test_a_network_that_is_built_otherwise_stays_as_it_is(tmp_path: Path) -> None:
-    path = save(tmp_path, "DebertaV2", relative_attention=True, position_biased_input=False)
+    if why == "its layers are others":
+        path = save(tmp_path, "DebertaV2", relative_attention=True, position_biased_input=False)
+    else:
+        path = save(tmp_path, "Bert")
+    if why == "its head reads more":
+        monkeypatch.setattr(BertPooler, "forward", mean)
+    elif why == "its code is its own":
+        monkeypatch.setattr(transformers.BertForSequenceClassification, "__module__", "transformers_modules.made.up")
+    elif why == "other calls":
+        monkeypatch.setattr(FirstToken, "forward", broken)
     with CrossEncoder(path, device="cpu", precision="float32") as model:
         assert not isinstance(last_layer(model), FirstToken)
         assert model.score(QUERY, ALIKE) == pytest.approx(theirs(path, ALIKE), rel=1e-4, abs=1e-5)
@@ -118,23 +125,3 @@ def test_another_backend_gets_a_bi_encoders_whole_network(tmp_path: Path) -> Non
     plain = sentence_transformers.SentenceTransformer(str(path), device="cpu")
     with BiEncoder(path, backend="onnx", cache_folder=tmp_path / "cache") as model:
         np.testing.assert_allclose(model.encode_documents(TEXTS[:3]), plain.encode_document(TEXTS[:3]), atol=1e-4)
-
-
-def test_code_that_comes_with_a_checkpoint_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may call its classes as transformers does and build them otherwise."""
-    monkeypatch.setattr(transformers.BertForSequenceClassification, "__module__", "transformers_modules.made.up")
-    with CrossEncoder(save(tmp_path, "Bert"), device="cpu", precision="float32") as model:
-        assert not isinstance(last_layer(model), FirstToken)
-
-
-def test_layers_that_another_version_calls_otherwise_stay_as_they_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(*_: object, **__: object) -> torch.Tensor:
-        raise TypeError("another version passes other things")
-
-    monkeypatch.setattr(FirstToken, "forward", broken)
-    path = save(tmp_path, "Bert")
-    with CrossEncoder(path, device="cpu", precision="float32") as model:
-        assert not isinstance(last_layer(model), FirstToken)
-        assert model.score(QUERY, ALIKE) == pytest.approx(theirs(path, ALIKE), rel=1e-4, abs=1e-5)

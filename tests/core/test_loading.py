@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import shutil
 import threading
 import time
@@ -11,6 +12,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sentence_transformers
@@ -20,23 +22,28 @@ from safetensors.torch import load_file, save_file
 
 from retrieve_rerank import BiEncoder, CrossEncoder, InvalidInputError, ModelError, TruncationWarning
 from retrieve_rerank.models import loading
-from retrieve_rerank.models.loading import Checkpoint, load_bi_encoder, load_cross_encoder, weights_digest
-from retrieve_rerank.models.reading import longest_input
+from retrieve_rerank.models.loading import Checkpoint, load_bi_encoder, load_cross_encoder
+from retrieve_rerank.models.ranking import as_ranker
 from tests import tiny
 
 LOADERS = {"bi-encoder": load_bi_encoder, "cross-encoder": load_cross_encoder}
+KINDS = {"bi-encoder": BiEncoder, "cross-encoder": CrossEncoder}
 
 
 def copy(path: Path, to: Path) -> Path:
     return Path(shutil.copytree(path, to))
 
 
-def without_weights(path: Path, names: tuple[str, ...]) -> Path:
-    """Take the named tensors out of a checkpoint."""
-    file = path / "model.safetensors"
-    weights = {name: value for name, value in load_file(file).items() if not any(part in name for part in names)}
-    save_file(weights, file, metadata={"format": "pt"})
-    return path
+def take_out(weights: Path, part: str) -> None:
+    """Take the tensors with this in their names out of a checkpoint's weights."""
+    kept = {name: value for name, value in load_file(weights).items() if part not in name}
+    save_file(kept, weights, metadata={"format": "pt"})
+
+
+@pytest.fixture
+def models(tiny_bi_encoder: Path, tiny_cross_encoder: Path) -> dict[str, Path]:
+    """Whole checkpoints, which stay as they are."""
+    return {"bi-encoder": tiny_bi_encoder, "cross-encoder": tiny_cross_encoder}
 
 
 def test_a_cross_encoder_is_no_bi_encoder(tiny_cross_encoder: Path) -> None:
@@ -60,25 +67,21 @@ def test_a_head_that_only_the_configuration_claims_is_refused(headless: Path) ->
 
 
 @pytest.mark.parametrize(
-    "missing",
+    ("what", "missing"),
     [
-        ("classifier.",),
-        ("classifier.weight",),
-        ("layer.1.",),
+        ("cross-encoder", "classifier."),
+        ("cross-encoder", "classifier.weight"),
+        ("cross-encoder", "layer.1."),
+        ("bi-encoder", "layer.1."),
     ],
 )
-def test_a_cross_encoder_with_missing_weights_is_refused(
-    tiny_cross_encoder: Path, tmp_path: Path, missing: tuple[str, ...]
+def test_a_checkpoint_with_missing_weights_is_refused(
+    models: dict[str, Path], tmp_path: Path, what: str, missing: str
 ) -> None:
-    path = without_weights(copy(tiny_cross_encoder, tmp_path / "model"), missing)
+    path = copy(models[what], tmp_path / "model")
+    take_out(path / "model.safetensors", missing)
     with pytest.raises(ModelError, match=r"newly initialised"):
-        load_cross_encoder(Checkpoint(str(path)))
-
-
-def test_a_bi_encoder_with_missing_layers_is_refused(tiny_bi_encoder: Path, tmp_path: Path) -> None:
-    path = without_weights(copy(tiny_bi_encoder, tmp_path / "model"), ("layer.1.",))
-    with pytest.raises(ModelError, match=r"newly initialised"):
-        load_bi_encoder(Checkpoint(str(path)))
+        LOADERS[what](Checkpoint(str(path)))
 
 
 def test_a_cross_encoder_in_several_files_is_checked_and_loads(tiny_cross_encoder: Path, tmp_path: Path) -> None:
@@ -120,10 +123,8 @@ def test_a_folder_without_a_checkpoint_says_what_belongs_there(what: str, tmp_pa
 
 @pytest.mark.parametrize("what", LOADERS)
 @pytest.mark.parametrize("pickled", [False, True])
-def test_weights_load_from_safetensors_only(
-    what: str, pickled: bool, tmp_path: Path, tiny_bi_encoder: Path, tiny_cross_encoder: Path
-) -> None:
-    path = copy(tiny_bi_encoder if what == "bi-encoder" else tiny_cross_encoder, tmp_path / "model")
+def test_weights_load_from_safetensors_only(what: str, pickled: bool, tmp_path: Path, models: dict[str, Path]) -> None:
+    path = copy(models[what], tmp_path / "model")
     file = path / "model.safetensors"
     if pickled:
         torch.save(load_file(file), path / "pytorch_model.bin")
@@ -195,37 +196,9 @@ def test_a_home_folder_is_expanded(tiny_cross_encoder: Path, monkeypatch: pytest
     assert CrossEncoder("~/model").score("a", ["b"]).shape == (1,)
 
 
-@pytest.mark.parametrize("kind", [BiEncoder, CrossEncoder])
-@pytest.mark.parametrize("device", ["nonsense", "cuda:77"])
-def test_a_device_that_is_not_there_is_a_model_error(request: pytest.FixtureRequest, kind: type, device: str) -> None:
-    path = request.getfixturevalue("tiny_bi_encoder" if kind is BiEncoder else "tiny_cross_encoder")
-    with pytest.raises(ModelError, match="cannot load"):
-        _ = kind(path, device=device).max_length
-
-
 def test_the_token_is_not_shown() -> None:
     assert "secret" not in repr(Checkpoint("a/b", token="secret"))
     assert "secret" not in repr(CrossEncoder("a/b", token="secret"))
-
-
-def test_equal_weights_have_one_digest_and_others_another(
-    tiny_bi_encoder: Path, tiny_dot_bi_encoder: Path, tmp_path: Path
-) -> None:
-    def digest(path: Path) -> str:
-        return weights_digest(load_bi_encoder(Checkpoint(str(path))))
-
-    assert digest(tiny_bi_encoder) == digest(copy(tiny_bi_encoder, tmp_path / "another name"))
-    assert digest(tiny_bi_encoder) != digest(tiny_dot_bi_encoder)
-
-
-@pytest.mark.parametrize("fixture", ["tiny_cross_encoder", "tiny_roberta", "tiny_language_model"])
-def test_the_network_says_how_many_tokens_it_takes(request: pytest.FixtureRequest, fixture: str) -> None:
-    model = load_cross_encoder(Checkpoint(str(request.getfixturevalue(fixture))))
-    assert longest_input(model) == tiny.POSITIONS
-
-
-def test_a_static_model_has_no_limit(tiny_static: Path) -> None:
-    assert longest_input(load_bi_encoder(Checkpoint(str(tiny_static)))) is None
 
 
 def test_two_models_do_not_load_at_once(
@@ -315,3 +288,113 @@ def test_a_closed_model_is_gone(tiny_cross_encoder: Path) -> None:
         assert network() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("what", KINDS)
+@pytest.mark.parametrize("device", ["nonsense", "cuda:77"])
+def test_a_device_that_is_not_there_is_no_fault_of_the_checkpoint(
+    models: dict[str, Path], what: str, device: str
+) -> None:
+    with pytest.raises(ModelError, match=f"cannot load .*onto device='{device}': ") as caught:
+        _ = KINDS[what](models[what], device=device).max_length
+    assert "complete checkpoint" not in str(caught.value)
+
+
+@pytest.mark.parametrize("left", [[], ["tokenizer_config.json"]])
+@pytest.mark.parametrize("what", KINDS)
+def test_a_checkpoint_without_a_tokenizer(models: dict[str, Path], tmp_path: Path, what: str, left: list[str]) -> None:
+    """transformers makes one without words, to which all texts are alike."""
+    path = copy(models[what], tmp_path / "model")
+    for name in {"tokenizer.json", "vocab.txt", "special_tokens_map.json", "tokenizer_config.json"} - {*left}:
+        (path / name).unlink(missing_ok=True)
+    with pytest.raises(ModelError, match="knows no words"):
+        _ = KINDS[what](path).max_length
+
+
+@pytest.mark.parametrize("folder", ["0_Transformer", "query_0_Transformer", "document_0_Transformer"])
+def test_random_weights_are_refused_wherever_the_network_lies(tmp_path: Path, folder: str) -> None:
+    """Each time the model was loaded, it gave other vectors."""
+    if folder == "0_Transformer":
+        path = tiny.save_bi_encoder(tmp_path)
+        listed = json.loads((path / "modules.json").read_text())
+        listed[0]["path"] = folder
+        (path / "modules.json").write_text(json.dumps(listed))
+        (path / folder).mkdir()
+        for file in list(path.iterdir()):
+            if file.is_file() and file.name not in ("modules.json", "config_sentence_transformers.json"):
+                shutil.move(file, path / folder)
+    else:
+        path = tiny.save_router(tmp_path / "model", (64, 64))
+    assert BiEncoder(path).max_length == 64
+    take_out(path / folder / "model.safetensors", "layer.1.")
+    with pytest.raises(ModelError, match=r"is not in its weights and was newly initialised with random numbers"):
+        _ = BiEncoder(path).max_length
+
+
+def test_another_model_in_the_folder_has_another_fingerprint(tmp_path: Path) -> None:
+    """It was that of the model that had been loaded first, under which the other one's vectors were stored."""
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    path, other = tiny.save_bi_encoder(tmp_path / "one", seed=1), tiny.save_bi_encoder(tmp_path / "two", seed=2)
+    encoder = BiEncoder(path)
+    before = encoder.fingerprint
+    encoder.close()
+    shutil.copytree(other, path, dirs_exist_ok=True)
+    with encoder, BiEncoder(other) as fresh:
+        assert encoder.fingerprint["weights"] == fresh.fingerprint["weights"] != before["weights"]
+
+
+def test_a_single_word_that_was_trained_changes_the_fingerprint(tmp_path: Path) -> None:
+    """Of a table of word vectors, a sample of the numbers may all be as they were."""
+    path = tiny.save_static_bi_encoder(tmp_path)
+    with BiEncoder(path) as encoder:
+        before = encoder.fingerprint
+    (weights,) = path.rglob("model.safetensors")
+    ((name, rows),) = load_file(weights).items()
+    rows[8] *= -3
+    save_file({name: rows}, weights, metadata={"format": "pt"})
+    with BiEncoder(path) as encoder:
+        changed = encoder.fingerprint
+    assert {key for key in before if changed[key] != before[key]} == {"rows"}
+
+
+async def test_no_score_is_nan(tmp_path: Path) -> None:
+    path = tiny.save_cross_encoder(tmp_path)
+    weights = load_file(path / "model.safetensors")
+    weights["classifier.bias"][:] = math.nan
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    with CrossEncoder(path) as model:
+        with pytest.raises(ModelError, match=r"gave NaN for texts\[0\]"):
+            model.score("what", ["paris", "rome"])
+        with pytest.raises(ModelError, match=r"gave NaN for texts\[0\]"):
+            await model.ascore("what", ["paris", "rome"])
+
+
+@pytest.mark.parametrize("prompt", [{"query": "find: "}, 5, ["find: "]])
+def test_a_prompt_that_is_no_text(tiny_bi_encoder: Path, tiny_cross_encoder: Path, prompt: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"^prompt must be a text"):
+        CrossEncoder(tiny_cross_encoder, prompt=prompt)
+    with pytest.raises(InvalidInputError, match=r"^query_prompt must be a text"):
+        BiEncoder(tiny_bi_encoder, query_prompt=prompt)
+    with pytest.raises(InvalidInputError, match=r"^document_prompt must be a text"):
+        BiEncoder(tiny_bi_encoder, document_prompt=prompt)
+
+
+def test_more_dimensions_than_there_are(tiny_bi_encoder: Path) -> None:
+    encoder = BiEncoder(tiny_bi_encoder, truncate_dim=1000)
+    with encoder, pytest.raises(InvalidInputError, match="is 1000, and the vectors of this model have 32"):
+        encoder.encode_queries(["paris"])
+
+
+def test_a_scorers_tensor_with_a_gradient() -> None:
+    class Trained:
+        def score(self, query: str, texts: Any) -> Any:
+            return torch.ones(len(texts), requires_grad=True)
+
+    class Detached:
+        def score(self, query: str, texts: Any) -> Any:
+            return torch.ones(len(texts))
+
+    with pytest.raises(ModelError, match="Trained must return one number a pair"):
+        as_ranker(Trained()).rank("paris", ["rome"])
+    assert math.isfinite(as_ranker(Detached()).rank("paris", ["rome"])[0].score)

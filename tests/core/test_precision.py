@@ -12,6 +12,7 @@ from retrieve_rerank import BiEncoder, CrossEncoder, InvalidInputError
 from retrieve_rerank.models.precision import choose_precision
 
 CPU = torch.device("cpu")
+BOTH = {"amx": True, "bf16": True}
 
 
 @pytest.fixture
@@ -29,50 +30,43 @@ def processor(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize(
-    ("capability", "abilities", "expected"),
+    ("capability", "abilities", "allowed", "expected"),
     [
-        ("AVX2", {}, "float32"),
-        ("AVX512", {}, "float32"),
-        ("AVX512", {"bf16": True}, "bfloat16"),
-        ("AVX512", {"amx": True, "bf16": True}, "bfloat16"),
-        ("AVX2", {"amx": True, "bf16": True}, "float32"),  # torch was told not to use AVX-512
-        ("DEFAULT", {"amx": True}, "float32"),
+        ("AVX2", {}, None, "float32"),
+        ("AVX512", {}, None, "float32"),
+        ("AVX512", {"bf16": True}, None, "bfloat16"),
+        ("AVX512", BOTH, None, "bfloat16"),
+        ("AVX2", BOTH, None, "float32"),  # torch was told not to use AVX-512
+        ("DEFAULT", {"amx": True}, None, "float32"),
+        ("AVX512", BOTH, "AVX2", "float32"),  # and here its library
+        ("AVX512", BOTH, "AVX512_CORE", "float32"),
+        ("AVX512", BOTH, "AVX512_CORE_BF16", "bfloat16"),
+        ("AVX512", BOTH, "AVX512_CORE_AMX", "bfloat16"),
+        ("AVX512", BOTH, "avx512_core_amx", "bfloat16"),
+        ("AVX512", BOTH, "ALL", "bfloat16"),
+        ("AVX512", {}, "AVX512_CORE_AMX", "float32"),
+        ("AVX512", None, None, "float32"),  # a torch without the probes
     ],
 )
 def test_auto_takes_bfloat16_only_where_it_is_computed_in(
-    processor, capability: str, abilities: dict[str, bool], expected: str
+    processor,
+    monkeypatch: pytest.MonkeyPatch,
+    capability: str,
+    abilities: dict[str, bool] | None,
+    allowed: str | None,
+    expected: str,
 ) -> None:
-    processor(capability, **abilities)
+    processor(capability, **(abilities or {}))
+    if abilities is None:
+        monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
+        monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
+    if allowed is not None:
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", allowed)
     choice = choose_precision("auto", CPU)
     assert choice.name == expected
     assert choice.reason
-
-
-@pytest.mark.parametrize(
-    ("allowed", "amx", "expected"),
-    [
-        ("AVX2", True, "float32"),
-        ("AVX512_CORE", True, "float32"),
-        ("AVX512_CORE_BF16", True, "bfloat16"),
-        ("AVX512_CORE_AMX", True, "bfloat16"),
-        ("avx512_core_amx", True, "bfloat16"),
-        ("ALL", True, "bfloat16"),
-        ("AVX512_CORE_AMX", False, "float32"),
-    ],
-)
-def test_the_libraries_limit_on_instructions_is_obeyed(
-    processor, monkeypatch: pytest.MonkeyPatch, allowed: str, amx: bool, expected: str
-) -> None:
-    processor("AVX512", amx=amx, bf16=amx)
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", allowed)
-    assert choose_precision("auto", CPU).name == expected
-
-
-def test_a_torch_without_the_probes_stays_with_float32(processor, monkeypatch: pytest.MonkeyPatch) -> None:
-    processor("AVX512")
-    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
-    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
-    assert choose_precision("auto", CPU).name == "float32"
+    for name in ("float32", "bfloat16", "float16"):  # what is asked for is taken
+        assert choose_precision(name, CPU).name == name
 
 
 @pytest.mark.parametrize(
@@ -84,16 +78,7 @@ def test_a_gpu_gets_what_its_generation_computes_in(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
     assert choose_precision("auto", torch.device("cuda", 0)).name == expected
-
-
-def test_other_devices_get_float32() -> None:
     assert choose_precision("auto", torch.device("mps")).name == "float32"
-
-
-@pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])
-def test_what_is_asked_for_is_taken(processor, name: str) -> None:
-    processor("AVX512", amx=True, bf16=True)
-    assert choose_precision(name, CPU).name == name
 
 
 @pytest.mark.parametrize("name", ["fp16", "int4", "", "Float32", None, torch.float16])
@@ -111,6 +96,7 @@ def test_low_precision_changes_vectors_little_and_they_leave_in_float32(tiny_bi_
     with BiEncoder(tiny_bi_encoder, precision="float32") as exact, BiEncoder(tiny_bi_encoder, precision=name) as low:
         expected, vectors = exact.encode_documents(TEXTS), low.encode_documents(TEXTS)
         assert low.precision == name
+        assert low.fingerprint == exact.fingerprint
     assert vectors.dtype == np.float32
     assert np.linalg.norm(vectors, axis=1) == pytest.approx(1, abs=1e-5)  # normalised after the network, in float32
     assert (vectors * expected).sum(axis=1) == pytest.approx(1, abs=2e-3)
@@ -145,11 +131,3 @@ def test_auto_says_what_it_chose_and_why(request: pytest.FixtureRequest, kind: s
         choice = choose_precision("auto", torch.device(model.device))
         assert model.precision == choice.name
         assert choice.reason in repr(model)
-
-
-def test_the_fingerprint_does_not_depend_on_the_precision(tiny_bi_encoder: Path) -> None:
-    with (
-        BiEncoder(tiny_bi_encoder, precision="float32") as exact,
-        BiEncoder(tiny_bi_encoder, precision="float16") as low,
-    ):
-        assert exact.fingerprint == low.fingerprint

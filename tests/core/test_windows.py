@@ -32,37 +32,35 @@ def words(text: str) -> list[tuple[int, int]]:
     return [match.span() for match in re.finditer(r"\w+|[^\w\s]", text)]
 
 
-def cut(text: str, size: int, overlap: int = 0) -> list[str]:
-    return [text[start:end] for start, end in split(text, words(text), size, overlap)]
+FOUR = "One two three. Four five! Six seven? Eight."  # 4 + 3 + 3 + 2 tokens
+EQUAL = "A a a. B b. C c. D d d."
+SEVEN = "one two three four five six seven"
 
 
-def test_windows_end_at_sentence_borders() -> None:
-    text = "One two three. Four five! Six seven? Eight."  # 4 + 3 + 3 + 2 tokens
-    assert cut(text, 12) == [text]
-    assert cut(text, 7) == ["One two three. Four five!", "Six seven? Eight."]
-    assert cut(text, 5) == ["One two three.", "Four five!", "Six seven? Eight."]
+@pytest.mark.parametrize(
+    ("text", "size", "overlap", "windows"),
+    [
+        (FOUR, 12, 0, [FOUR]),
+        (FOUR, 7, 0, ["One two three. Four five!", "Six seven? Eight."]),
+        (FOUR, 5, 0, ["One two three.", "Four five!", "Six seven? Eight."]),
+        (EQUAL, 7, 3, ["A a a. B b.", "B b. C c.", "C c. D d d."]),  # neighbours share whole sentences
+        (EQUAL, 7, 2, ["A a a. B b.", "C c. D d d."]),
+        # The last reaches back: a short window lacks context, and short texts are often scored too high.
+        ("A a. B b. C c. D d.", 9, 0, ["A a. B b. C c.", "B b. C c. D d."]),
+        (SEVEN, 3, 0, ["one two three", "four five six", "seven"]),  # a sentence longer than a window
+        (SEVEN, 3, 1, ["one two three", "three four five", "five six seven"]),
+        ("", 5, 1, []),
+        ("   ", 5, 1, []),
+    ],
+)
+def test_windows_worked_out_by_hand(text: str, size: int, overlap: int, windows: list[str]) -> None:
+    assert [text[start:end] for start, end in split(text, words(text), size, overlap)] == windows
 
 
-def test_neighbours_share_whole_sentences() -> None:
-    assert cut("A a a. B b. C c. D d d.", 7, 3) == ["A a a. B b.", "B b. C c.", "C c. D d d."]
-    assert cut("A a a. B b. C c. D d d.", 7, 2) == ["A a a. B b.", "C c. D d d."]
-
-
-def test_the_last_window_reaches_back_as_far_as_it_can() -> None:
-    """A short window lacks context, and short texts are often scored too high."""
-    assert cut("A a. B b. C c. D d.", 9) == ["A a. B b. C c.", "B b. C c. D d."]
-
-
-def test_a_sentence_longer_than_a_window_is_cut_between_words() -> None:
-    text = "one two three four five six seven"
-    assert cut(text, 3) == ["one two three", "four five six", "seven"]
-    assert cut(text, 3, 1) == ["one two three", "three four five", "five six seven"]
-    letters = [(at, at + 1) for at, letter in enumerate(text) if not letter.isspace()]  # each letter a token
-    pieces = [text[start:end] for start, end in split(text, letters, 9, 0)]
-    assert all(set(piece.split()) <= set(text.split()) for piece in pieces)
-
-
-def test_a_word_longer_than_a_window_is_cut_between_tokens() -> None:
+def test_a_window_is_cut_between_words_and_a_longer_word_between_tokens() -> None:
+    letters = [(at, at + 1) for at, letter in enumerate(SEVEN) if not letter.isspace()]  # each letter a token
+    pieces = [SEVEN[start:end] for start, end in split(SEVEN, letters, 9, 0)]
+    assert all(set(piece.split()) <= set(SEVEN.split()) for piece in pieces)
     text = "abcdefghij"
     letters = [(at, at + 1) for at in range(10)]
     assert [text[start:end] for start, end in split(text, letters, 4, 0)] == ["abcd", "efgh", "ij"]
@@ -85,11 +83,6 @@ def test_what_ends_a_sentence(text: str, sentences: list[str]) -> None:
     assert all(window.startswith(tuple(sentences)) and window.endswith(tuple(sentences)) for window in windows)
     assert windows[0].startswith(sentences[0])
     assert windows[-1].endswith(sentences[-1])
-
-
-def test_a_text_without_tokens_has_no_windows() -> None:
-    assert split("", [], 5, 1) == []
-    assert split("   ", [], 5, 1) == []
 
 
 @given(
