@@ -15,6 +15,7 @@ import pytest
 
 from retrieve_rerank import InvalidInputError, MissingDependencyError
 from retrieve_rerank.cli.documents import Document, Fields, Reading, UnreadableError, check_named, read
+from retrieve_rerank.cli.html import common_lines, without_lines
 
 FIELDS = Fields()
 
@@ -267,6 +268,48 @@ def test_navigation_and_permalinks_are_no_words_of_a_page() -> None:
     )
     (document,) = whole(page.encode(), "a.html")
     assert document.text.split("\n\n") == ["## Install", "### Use it in C#", "A paragraph §"]
+
+
+def links(*places: str, after: str = "") -> str:
+    return "".join(f"<li><a href='{place}'>Pump {number}</a>{after}</li>" for number, place in enumerate(places))
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [
+        f"<ul>{links('#a', 'b.html', '../c/#d')}</ul>",
+        f"<ol><li><a href='#x'>Pumps</a><ul>{links('#a', '#b')}</ul></li></ol>",
+        "<table><tr><td>1. <a href='a'>Pumps</a></td><td><a href='b'>Valves</a><a href='c'>Up</a></td></tr></table>",
+        "<div class='toc'><p>Table of Contents</p></div>",
+        "<div class='wide navheader'><table><tr><td>Prev: Valves</td></tr></table></div>",
+    ],
+)
+def test_lists_of_contents_are_no_words_of_a_page(contents: str) -> None:
+    (document,) = whole(
+        f"<body class='toc'>{contents}<dl><dt>open()<a href='#open'>¶</a></dt></dl></body>".encode(), "a.html"
+    )
+    assert document.text.split() == ["open()"]
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        links("https://a.org/a", "//b.org/b", "mailto:c@d.org"),
+        links("#a", "#b", "#c", after=": when it leaks"),
+        links("#a", "#b"),
+        "<li>Pump</li><li><a name='x'>Pump</a></li>",
+    ],
+)
+def test_other_lists_are(items: str) -> None:
+    (document,) = whole(f"<ul>{items}</ul>".encode(), "a.html")
+    assert "Pump" in document.text
+
+
+def test_the_head_of_a_table_stays_where_most_pages_have_it() -> None:
+    pages = [f"| name | size |\n| --- | --- |\n| {number} | 1 |\n\nMade by hand\n" for number in range(6)]
+    common = common_lines(pages)
+    assert common == ["Made by hand"]
+    assert without_lines(pages[0], common) == "| name | size |\n| --- | --- |\n| 0 | 1 |\n\n"
 
 
 def test_a_notebook_is_its_cells() -> None:

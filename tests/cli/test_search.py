@@ -204,7 +204,7 @@ def test_hits_of_one_text_are_one(run: Run, tmp_path: Path, models: tuple[str, .
 
 def test_a_table_shows_the_words_that_were_asked_for_and_their_line() -> None:
     text = "filler " * 100 + "the treasurer was elected\nin March " + "filler " * 100
-    metadata = {"source": "a/b.md", "line": 7, "heading": "Minutes"}
+    metadata = {"source": "a/b.md", "line": 7, "heading": f"{'Handbook ' * 9}> Board > Minutes"}
     hits = tuple(Hit(Passage(name, text, metadata), rank, 0.9, rank, 0.5, 2.0) for rank, name in enumerate("xyz", 1))
     result = SearchResult("When was the treasurer elected?", hits, hits, Timings(0.1, 0.1))
     stream = io.StringIO()
@@ -213,6 +213,7 @@ def test_a_table_shows_the_words_that_were_asked_for_and_their_line() -> None:
         console.print(thing)
     shown = " ".join(stream.getvalue().split())
     assert "a/b.md:7" in shown
+    assert "… > Board > Minutes" in shown
     assert "also in 2 files" in shown
     assert "treasurer was elected" in shown
     assert shown.count("0.900") == 1

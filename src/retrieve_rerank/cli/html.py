@@ -7,6 +7,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
+from itertools import pairwise
 from typing import Any
 
 from retrieve_rerank.errors import require
@@ -14,6 +15,10 @@ from retrieve_rerank.errors import require
 _NO_TEXT = ("title", "script", "style", "noscript", "template", "svg", "nav")
 _DECLARATIONS = ("ProcessingInstruction", "XMLProcessingInstruction", "Declaration")
 _NAVIGATION = ("navigation", "search", "menu", "menubar")  # roles
+_CALLED_NAVIGATION = re.compile(r"^(nav|navbar|navheader|navfooter|navigation|breadcrumbs?|toc)$")  # classes
+_WHOLE = ("html", "body", "main", "article")  # which is no navigation, whatever its class
+_LISTS = ("ul", "ol", "dl", "table")
+_ELSEWHERE = re.compile(r"[a-z][a-z0-9+.-]*:|//", re.IGNORECASE)  # how a link to another site begins
 # Block elements that the converter takes for words of a line, which would glue them to their neighbours.
 _BLOCKS = (
     *("address", "aside", "button", "center", "details", "dialog", "fieldset", "figure", "footer", "form", "header"),
@@ -22,7 +27,9 @@ _BLOCKS = (
 )
 _HEADINGS = tuple(f"h{level}" for level in range(1, 7))
 _PERMALINKS = "#¶§🔗"
+_FEWEST_LINKS = 3  # of a list of contents
 _FEWEST_PAGES = 5  # of which what most have in common says something
+_UNDER_HEAD = re.compile(r"\s*\|(?: ?:?-+:? ?\|)+\s*$")  # the line between a table's head and its rows
 _AS_BROWSERS = {"ascii": "cp1252", "iso8859-1": "cp1252"}  # what these names mean on the web
 
 
@@ -66,15 +73,30 @@ def _simplify(soup: Any) -> None:
     """Take out what is for browsers only and the navigation, and make all blocks such as the converter knows."""
     for declaration in soup.find_all(string=lambda text: type(text).__name__ in _DECLARATIONS):
         declaration.extract()
-    for element in [*soup(_NO_TEXT), *soup.find_all(attrs={"role": _NAVIGATION})]:
+    navigation = [*soup.find_all(attrs={"role": _NAVIGATION}), *soup.find_all(class_=_CALLED_NAVIGATION)]
+    for element in [*soup(_NO_TEXT), *(element for element in navigation if element.name not in _WHOLE)]:
         if not element.decomposed:  # with one around it
             element.decompose()
-    for heading in soup(_HEADINGS):
-        for link in heading("a"):
-            if not link.get_text().strip(_PERMALINKS + " \n"):
-                link.decompose()
+    for link in soup("a"):
+        text = link.get_text().strip()
+        if not text.strip(_PERMALINKS) and (text or link.find_parent(_HEADINGS)):
+            link.decompose()
+    for block in soup(_LISTS):
+        if not block.decomposed and _is_contents(block):
+            block.decompose()
     for element in soup(_BLOCKS):
         element.name = "div"
+
+
+def _is_contents(block: Any) -> bool:
+    """Whether a list is one of contents: nearly all its words are links, to places in its page or beside it."""
+    links = [link.get_text() for link in block("a", href=True) if not _ELSEWHERE.match(link["href"])]
+    return len(links) >= _FEWEST_LINKS and sum(map(_size, links)) >= 0.9 * _size(block.get_text())
+
+
+def _size(text: str) -> int:
+    """Return the count of letters and digits."""
+    return sum(map(str.isalnum, text))
 
 
 def common_lines(pages: Iterable[str]) -> list[str]:
@@ -94,9 +116,13 @@ def without_lines(page: str, lines: Collection[str]) -> str:
 
 
 def _lines(page: str) -> Iterator[tuple[str, bool]]:
-    """Yield the lines of a Markdown text, and whether one may be left out: it has words, and is no heading or code."""
+    """Yield the lines of a Markdown text, and whether one may be left out.
+
+    It may if it has words, and is no heading, no code and not the head of a table, without which that is none.
+    """
     fenced = False
-    for line in page.split("\n"):
+    for line, following in pairwise([*page.split("\n"), ""]):
         fence = re.match(r"\s*(```|~~~)", line) is not None
         fenced ^= fence
-        yield line, not (fenced or fence or line.startswith("#")) and any(map(str.isalnum, line))
+        needed = fenced or fence or line.startswith("#") or _UNDER_HEAD.match(following) is not None
+        yield line, not needed and any(map(str.isalnum, line))

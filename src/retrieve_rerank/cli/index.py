@@ -55,7 +55,7 @@ HELP = with_examples(
     "retrieve-rerank index faq.jsonl --to faq-index --demo --text-field answer --title-field question",
 )
 
-_READING = 4  # raised where files are read or split otherwise than before: all of them are then read again
+_READING = 5  # raised where files are read or split otherwise than before: all of them are then read again
 _TOGETHER = 512  # passages encoded and written in one go
 _SAVE = 16  # such goes between two savings
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from retrieve_rerank.types import Hit
 
 _SNIPPET = 240  # characters of a text
+_HEADINGS = 60  # of a passage's headings
 _BEFORE = 40  # of them before a word of the question
 
 
@@ -77,11 +78,19 @@ def _source(hit: Hit, others: Sequence[str]) -> Text:
     lines = [(clean(place(hit)), "cyan")]
     heading = hit.passage.metadata.get("heading") or hit.passage.metadata.get("title")
     if isinstance(heading, str):
-        lines.append((one_line(heading, 120), "dim"))
+        lines.append((_end_of(heading), "dim"))
     if others:
         where = one_line(others[0], 60) if len(others) == 1 else f"{len(others)} files"
         lines.append((f"also in {where}", "dim"))
     return Text("\n").join(Text(text, style) for text, style in lines)
+
+
+def _end_of(heading: str) -> str:
+    """Return a passage's own heading, with as many of those above as there is room for."""
+    *above, shown = heading.split(" > ")
+    while above and len(above[-1]) + len(shown) < _HEADINGS:
+        shown = f"{above.pop()} > {shown}"
+    return one_line(f"… > {shown}" if above else shown, 2 * _HEADINGS)
 
 
 def _left(result: SearchResult, top_n: int) -> Sequence[RenderableType]:
