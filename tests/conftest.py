@@ -28,11 +28,20 @@ if TYPE_CHECKING:
 
 # Files whose tests take longest, of which there are few: begun last, one of them would keep a single core busy.
 _FIRST = ("test_examples.py", "ray/", "test_docs.py", "core/test_health.py", "test_real_data.py")
+# Files whose tests start many processes, kill them, or run Ray, a server, a browser or an export.
+_SLOW = (
+    *("ray/", "_crash.py", "test_browser.py", "test_examples.py", "test_infinity.py", "test_onnx.py"),
+    *("test_concurrent_writers.py", "test_ingest_memory.py", "test_one_writer.py", "test_real_data.py"),
+    *("contracts/test_server.py", "contracts/test_table.py", "test_benchmarks.py", "retrieve_rerank.ray."),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the slow files first."""
+    """Put the longest files first, and mark the slow ones."""
     items.sort(key=lambda item: not any(name in item.nodeid for name in _FIRST))
+    for item in items:
+        if any(name in item.nodeid for name in _SLOW):
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_collection_finish() -> None:
