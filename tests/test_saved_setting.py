@@ -15,7 +15,8 @@ from retrieve_rerank.langchain import BM25Retriever as LangChainBM25
 from retrieve_rerank.langchain import RetrieveRerankRetriever as LangChainRetriever
 from retrieve_rerank.llama_index import BM25Retriever as LlamaIndexBM25
 from retrieve_rerank.llama_index import RetrieveRerankRetriever as LlamaIndexRetriever
-from retrieve_rerank.retrieval.saved import save_setting
+from retrieve_rerank.models.settings import CrossEncoderSettings
+from retrieve_rerank.retrieval.saved import REMEMBERED, save_setting
 from tests.core.stubs import run_python
 
 TEXTS = {str(number): f"bread {'capital ' * (number % 4)}paris {'word ' * number}" for number in range(12)}
@@ -77,3 +78,10 @@ def test_a_hostile_file_is_no_setting(tmp_path: Path, content: str) -> None:
     with pytest.raises(InvalidInputError, match="is no setting that") as caught:
         load_setting(file)
     assert len(str(caught.value)) < 2_000
+
+
+def test_each_setting_of_a_cross_encoder_is_remembered_or_left_out_on_purpose() -> None:
+    """A new setting that decides scores and is forgotten here would be dropped from tuned settings silently."""
+    left_out = {"device", "batch_tokens", "cache_folder", "local_files_only", "token", "trust_remote_code"}
+    of_the_place = {"api_key", "timeout", "max_concurrency"}
+    assert {"model", *CrossEncoderSettings.model_fields} == {*REMEMBERED, *left_out, *of_the_place}
