@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import filelock
 
 _SYSTEM = (Path("/dev"), Path("/proc"))  # whose links stand for what a process has open, such as /dev/stdout
+_LONGEST_NAME, _LONGEST_PATH = 255, 4_095  # bytes
 _MOST_LINKS = 40  # as Linux follows
 
 
@@ -29,11 +30,12 @@ def check_path(path: str | os.PathLike[str], what: str) -> Path:
     if not isinstance(name, str) or not name:
         raise InvalidInputError(f"{what} must be a path, got {shown(path)}")
     try:
-        named = "\0" not in name and bool(os.fsencode(name))
+        written = os.fsencode(name)
     except UnicodeEncodeError:
-        named = False
-    if not named:
-        raise InvalidInputError(f"{what} must be a path, and {shown(name)} has a character that no path has")
+        written = b"\0"
+    longest = max(map(len, written.split(os.fsencode(os.sep))))
+    if b"\0" in written or longest > _LONGEST_NAME or len(written) > _LONGEST_PATH:
+        raise InvalidInputError(f"{what} must be a path, and no file can be called {shown(name)}")
     return Path(name)
 
 

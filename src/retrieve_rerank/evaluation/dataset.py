@@ -97,7 +97,7 @@ class Dataset:
 
         The passages stay: fewer passages would be an easier search. A note says what was drawn.
         """
-        check_count(seed, "seed", least=0)
+        seed = check_count(seed, "seed", least=0)
         every = sorted(self.judgements)
         if check_count(n, "n") >= len(every):
             return self

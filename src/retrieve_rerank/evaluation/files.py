@@ -103,7 +103,7 @@ def load_queries(file: Path) -> dict[str, str]:
 
 
 def _named(folder: Path, file: str | os.PathLike[str]) -> Path:
-    inside = folder / check_path(file, "a file of a dataset")  # an absolute path stays as it is
+    inside = check_path(folder / check_path(file, "a file of a dataset"), "a file of a dataset")  # may be absolute
     return inside if inside.is_file() else Path(file)
 
 

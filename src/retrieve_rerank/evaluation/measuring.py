@@ -87,7 +87,7 @@ def evaluate(
     """
     check_dataset(dataset)
     names = check_measures(measures, dataset.judgements)
-    check_draws(resamples, seed)
+    resamples, seed = check_draws(resamples, seed)
     plan = plan_stages(pipelines, check_count(fetch_k, "fetch_k"))
     with nullcontext() if cache is None else open_store(cache) as store:
         run(plan, dataset, store, show_progress=show_progress)

@@ -53,8 +53,8 @@ def sample_questions(
         >>> dataset.queries, dataset.passages[0].text
         ({'bread': 'Bread is made from flour and water.'}, 'Most loaves are leavened with yeast, which needs an hour.')
     """
-    check_count(n, "n")
-    check_count(seed, "seed", least=0)
+    n = check_count(n, "n")
+    seed = check_count(seed, "seed", least=0)
     whole = [check_passage(one, at) for at, one in enumerate(check_iterable(passages, "passages", "Passage"))]
     titles = Counter(_title(passage) for passage in whole)
     questions: dict[str, str] = {}

@@ -16,10 +16,10 @@ _CELLS = 4_000_000  # of the random matrix that is held at once
 _EQUAL = 1e-12  # what rounding may do to a mean of measures, which lie in [0, 1]
 
 
-def check_draws(resamples: int, seed: int) -> None:
-    """Raise InvalidInputError if intervals and tests cannot be drawn so."""
-    check_count(resamples, "resamples", most=1_000_000)  # which gives more digits than anybody reads
-    check_count(seed, "seed", least=0)
+def check_draws(resamples: int, seed: int) -> tuple[int, int]:
+    """Return both as plain ints, or raise InvalidInputError if intervals and tests cannot be drawn so."""
+    # A million gives more digits than anybody reads.
+    return check_count(resamples, "resamples", most=1_000_000), check_count(seed, "seed", least=0)
 
 
 def mean(values: Array, axis: int = 0) -> Array:

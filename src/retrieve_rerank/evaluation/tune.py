@@ -97,7 +97,7 @@ def tune(
     start = time.perf_counter()
     check_dataset(dataset)
     (name,) = check_measures([measure], dataset.judgements)
-    check_draws(resamples, seed)
+    resamples, seed = check_draws(resamples, seed)
     check_seconds(latency_budget, "latency_budget")
     if quality is not None and not number_of(quality) < math.inf:
         raise InvalidInputError(

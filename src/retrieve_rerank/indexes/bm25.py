@@ -252,7 +252,7 @@ class BM25Index:
         where_document: Where | None = None,
     ) -> list[list[Hit]]:
         """Find the passages with the words of each query. As `retrieve` for each."""
-        check_count(k, "k")
+        k = check_count(k, "k")
         found = self.search_records(check_queries(queries), k, where=where, where_document=where_document)
         return [
             [Hit(record.passage, rank, score, rank, score) for rank, (record, score) in enumerate(items, start=1)]

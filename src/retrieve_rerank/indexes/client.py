@@ -150,8 +150,8 @@ def connect(
     place: Any = {"tenant": tenant or DEFAULT_TENANT, "database": database or DEFAULT_DATABASE}
     try:
         return chromadb.HttpClient(host, int(port), ssl, headers, **place)
-    except (ChromaError, ValueError) as error:
-        raise RemoteError(f"cannot reach a Chroma server at {host}:{port}: {error}") from error
+    except (ChromaError, ValueError, TypeError) as error:
+        raise RemoteError(f"cannot reach a Chroma server at {shown(host)}:{shown(port)}: {error}") from error
 
 
 def without_stored_functions(handle: chromadb.Collection) -> chromadb.Collection:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.errors import InvalidInputError, in_one_line
 from retrieve_rerank.indexes.client import EF_SEARCH
 from retrieve_rerank.indexes.records import Record
 from retrieve_rerank.types import Metric
@@ -176,15 +176,22 @@ def _distances(stored: Vectors, vector: Vectors, metric: Metric) -> npt.NDArray[
     return 1.0 - rows @ one
 
 
+def to_array(numbers: npt.ArrayLike, what: str) -> Vectors:
+    """Return numbers as an array of float32, or raise InvalidInputError if they are none."""
+    try:
+        return np.asarray(numbers, dtype=np.float32)
+    except Exception as error:  # whatever an object in it raises, when it is shown in numpy's own error, too
+        raise InvalidInputError(f"{what} must be numbers: {in_one_line(error)}") from error
+
+
 def check_vectors(vectors: npt.ArrayLike, rows: int | None, ids: Sequence[str] | None = None) -> Vectors:
     """Return vectors as an array (rows, dimension), or raise InvalidInputError, which names a bad one by its id."""
     try:
-        array = np.asarray(vectors, dtype=np.float32)
-    except (ArithmeticError, ValueError, TypeError) as error:
+        array = to_array(vectors, "vectors")
+        shape = str(array.shape)
+    except InvalidInputError as error:
         array = np.zeros(0, np.float32)
         shape = f"something else: {error}"
-    else:
-        shape = str(array.shape)
     if array.ndim != 2 or (rows is not None and len(array) != rows):
         expected = "n" if rows is None else rows
         raise InvalidInputError(f"expected vectors of shape ({expected}, dimension), got {shape}")

@@ -56,7 +56,8 @@ class Record:
 
 def check_passages(passages: Iterable[Passage]) -> None:
     """Raise InvalidInputError if `passages` is no iterable of several."""
-    if isinstance(passages, (Passage, str)) or not isinstance(passages, Iterable):
+    nothing_to_walk = isinstance(passages, np.ndarray) and passages.ndim == 0
+    if isinstance(passages, (Passage, str)) or not isinstance(passages, Iterable) or nothing_to_walk:
         raise InvalidInputError(f"passages must be an iterable of Passage, got {type(passages).__name__}")
 
 

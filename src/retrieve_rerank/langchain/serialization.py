@@ -27,7 +27,7 @@ from pydantic import (
     field_serializer,
 )
 
-from retrieve_rerank.checks import check_count, check_seconds, check_threshold
+from retrieve_rerank.checks import check_count, check_mapping, check_seconds, check_threshold
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.langchain.compat import INSTEAD
 from retrieve_rerank.models.bi_encoder import BiEncoder
@@ -46,6 +46,7 @@ _ALLOWED: list[type[Serializable]] = [
     RunnablePassthrough,
     RunnableSequence,
 ]
+_ENDLESS = "what is to be read back is nested without end; write it down flatter"
 _MADE_OF_SETTINGS: dict[str, type] = {}
 _ESCAPED = "__lc_escaped__"  # what LangChain keeps a caller's own mapping under; it is never made into an object
 
@@ -172,7 +173,10 @@ def from_plain(value: Any) -> Any:
         InvalidInputError: If it stands for an object that could not be written down.
     """
     if isinstance(value, list):
-        return [from_plain(item) for item in value]
+        try:
+            return [from_plain(item) for item in value]
+        except RecursionError as error:
+            raise InvalidInputError(_ENDLESS) from error
     if not isinstance(value, Mapping):
         return value
     if "lc" in value:
@@ -217,6 +221,13 @@ def load(dumped: Mapping[str, Any], *, trust_remote_code: bool = False) -> Any:
     """
     if not isinstance(dumped, Mapping):
         raise InvalidInputError(f"load() takes what dumpd() returned, a mapping; got {type(dumped).__name__}")
+    try:
+        return _loaded(check_mapping(dumped, "a dump"), trust_remote_code=trust_remote_code)
+    except RecursionError as error:
+        raise InvalidInputError(_ENDLESS) from error
+
+
+def _loaded(dumped: dict[str, Any], *, trust_remote_code: bool) -> Any:
     known = {tuple(kind.lc_id()) for kind in _ALLOWED}
     for part in _parts(dumped):
         kind, name = part.get("type"), part.get("id")
@@ -229,7 +240,7 @@ def load(dumped: Mapping[str, Any], *, trust_remote_code: bool = False) -> Any:
             )
     with warnings.catch_warnings(), reading_back(["trust_remote_code"] if trust_remote_code else []):
         warnings.filterwarnings("ignore", message="The function `load` is in beta")
-        return load_any(dict(dumped), allowed_objects=_ALLOWED, valid_namespaces=[__name__.split(".")[0]])
+        return load_any(dumped, allowed_objects=_ALLOWED, valid_namespaces=[__name__.split(".")[0]])
 
 
 def _parts(value: object) -> Iterator[Mapping[str, Any]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -14,9 +13,10 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 from typing_extensions import Never, Self, TypedDict, Unpack
 
-from retrieve_rerank.checks import check_count, check_mapping, check_queries, check_query
+from retrieve_rerank.checks import check_choice, check_count, check_mapping, check_queries, check_query
 from retrieve_rerank.errors import InvalidInputError, shown
 from retrieve_rerank.indexes.chroma_server import RETRY_SECONDS
+from retrieve_rerank.indexes.directory import one_spelling
 from retrieve_rerank.indexes.filters import Where
 from retrieve_rerank.indexes.health import adopt_at_opening, check, repair
 from retrieve_rerank.indexes.mmr import check_diversity, diverse
@@ -156,7 +156,7 @@ class ChromaVectorStore(VectorStore):
         self._encoder: Encoder | None = None if embedding_function is None else to_encoder(embedding_function)
         # Embeddings that do not know their metric follow the collection's.
         knows = self._encoder is not None and not isinstance(self._encoder, EmbeddingsEncoder)
-        if not create_collection_if_not_exists and persist_directory and not Path(persist_directory).is_dir():
+        if not create_collection_if_not_exists and persist_directory and not one_spelling(persist_directory).is_dir():
             raise InvalidInputError(f"there is no directory {os.fspath(persist_directory)!r}; check its spelling")
         server = client_for(
             client,
@@ -492,8 +492,7 @@ class ChromaVectorStore(VectorStore):
         known = (*_KEPT, "embeddings")
         if not isinstance(included, Iterable) or isinstance(included, str) or not all(one in known for one in included):
             raise InvalidInputError(
-                f"include must be a list of 'documents', 'metadatas' and 'embeddings', got {shown(include)}; nothing "
-                "else is kept here"
+                f"include must be a list of 'documents', 'metadatas' and 'embeddings', got {shown(include)}"
             )
         wanted = [ids] if isinstance(ids, str) else ids
         records = self.collection.read(wanted, where=where, where_document=where_document, limit=limit, offset=offset)
@@ -527,6 +526,7 @@ class ChromaVectorStore(VectorStore):
         """
         options = {name: kwargs.pop(name) for name in set(kwargs) - set(VectorStoreRetriever.model_fields)}
         refuse({name: value for name, value in options.items() if name not in _SEARCH_OPTIONS})
+        check_choice(kwargs.get("search_type", "similarity"), VectorStoreRetriever.allowed_search_types, "search_type")
         search_kwargs = {**check_mapping(kwargs.pop("search_kwargs", None), "search_kwargs"), **options}
         return super().as_retriever(search_kwargs=search_kwargs, **kwargs)
 

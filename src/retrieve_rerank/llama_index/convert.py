@@ -22,6 +22,7 @@ from llama_index.core.schema import (
 
 from retrieve_rerank.checks import check_encodable
 from retrieve_rerank.errors import InvalidInputError, shown
+from retrieve_rerank.indexes.nearest import to_array
 from retrieve_rerank.indexes.records import NODE_KEY, Record, to_record
 from retrieve_rerank.llama_index.nodes import FusedNode, RerankedNode
 from retrieve_rerank.llama_index.serialization import to_json
@@ -109,21 +110,20 @@ def vectors_of(nodes: Sequence[BaseNode]) -> npt.NDArray[np.float32]:
     Raises:
         InvalidInputError: If a node has none, one of another length than the first node's, or one with NaN.
     """
+    first = 0
     for node in nodes:
         if not isinstance(node.embedding, Sized) or len(node.embedding) == 0:
             raise InvalidInputError(
                 f"node {node.node_id!r} has no embedding; embed the nodes first (VectorStoreIndex and an "
                 "IngestionPipeline with the embedding model do), or set node.embedding"
             )
-        if len(node.embedding) != len(nodes[0].embedding or []):
+        first = first or len(node.embedding)
+        if len(node.embedding) != first:
             raise InvalidInputError(
                 f"the embedding of node {node.node_id!r} has {len(node.embedding)} numbers, that of node "
-                f"{nodes[0].node_id!r} has {len(nodes[0].embedding or [])}; embed all with one model"
+                f"{nodes[0].node_id!r} has {first}; embed all with one model"
             )
-    try:
-        vectors = np.asarray([node.embedding for node in nodes], dtype=np.float32)
-    except (ArithmeticError, ValueError, TypeError) as error:
-        raise InvalidInputError(f"the embedding of a node must be a list of numbers: {error}") from error
+    vectors = to_array(cast(npt.ArrayLike, [node.embedding for node in nodes]), "the embeddings of nodes")
     finite = np.isfinite(vectors).all(axis=1)
     if not finite.all():
         bad = nodes[int(np.flatnonzero(~finite)[0])].node_id

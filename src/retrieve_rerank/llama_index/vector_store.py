@@ -30,7 +30,7 @@ from retrieve_rerank.indexes.client import connect
 from retrieve_rerank.indexes.health import adopt_at_opening, check, prove, repair
 from retrieve_rerank.indexes.identity import Identity, check_identity, needs_proof
 from retrieve_rerank.indexes.mmr import PREFETCH_FACTOR, check_diversity, diverse
-from retrieve_rerank.indexes.nearest import Found
+from retrieve_rerank.indexes.nearest import Found, to_array
 from retrieve_rerank.indexes.records import check_ids
 from retrieve_rerank.indexes.reports import IndexCheck, RepairReport
 from retrieve_rerank.indexes.store import ChromaCollection
@@ -508,10 +508,7 @@ def _read_request(
             "the query has no embedding and no filters: it is empty, or was not embedded; give "
             "VectorStoreQuery(query_embedding=…)"
         )
-    try:
-        vectors = None if embeddings is None else np.asarray(embeddings, np.float32)
-    except (ArithmeticError, ValueError, TypeError) as error:
-        raise InvalidInputError(f"the query's embedding must be a list of numbers: {error}") from error
+    vectors = None if embeddings is None else to_array(embeddings, "the numbers of the query's embedding")
     diversity, fetch = None, k
     if query.mode is VectorStoreQueryMode.MMR:
         threshold = options.get("mmr_threshold")

@@ -39,7 +39,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from typing_extensions import Self, TypedDict
 
-from retrieve_rerank.checks import check_count, check_prompt, check_seconds
+from retrieve_rerank.checks import check_count, check_mapping, check_prompt, check_seconds
 from retrieve_rerank.errors import InvalidInputError, shown
 from retrieve_rerank.models.precision import Precision
 from retrieve_rerank.types import Metric, Scale
@@ -307,6 +307,7 @@ class ModelSettings(BaseModel):
     def _read_back(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         if _called.get() is cls or not isinstance(data, Mapping):
             return handler(data)
+        check_mapping(data, "a configuration")
         with reading_back():
             return handler(data)
 

@@ -63,7 +63,7 @@ class SavedSetting:
         for name, value in (("first_stage", self.first_stage), ("cross_encoder", self.cross_encoder)):
             if not isinstance(value, str) and not (value is None and name == "cross_encoder"):
                 raise InvalidInputError(f"{name} of a setting must be a string, got {shown(value)}")
-        check_count(self.fetch_k, "fetch_k")
+        object.__setattr__(self, "fetch_k", check_count(self.fetch_k, "fetch_k"))
         if self.model is not None and not isinstance(self.model, Mapping):
             raise InvalidInputError(f"model of a setting must be a dict of arguments, got {shown(self.model)}")
 
