@@ -6,22 +6,26 @@ import math
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
 from retrieve_rerank import Passage, RetrieveRerank, SavedSetting, fuse
+from retrieve_rerank._files import check_path
 from retrieve_rerank.checks import (
+    check_choice,
     check_count,
     check_encodable,
+    check_prompt,
     check_queries,
     check_query,
     check_seconds,
     check_texts,
     check_threshold,
 )
-from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, RemoteError
 from retrieve_rerank.models.ranking import as_ranker
 from tests.core.stubs import ListRetriever, TableScorer
 
@@ -180,3 +184,47 @@ def test_whatever_is_given_the_error_is_ours_and_short(call: Callable[[], object
     with pytest.raises(InvalidInputError) as caught:
         call()
     assert len(str(caught.value)) < 2_000
+
+
+class Unshown:
+    def __repr__(self) -> str:
+        raise RuntimeError("an object that cannot be shown")
+
+
+def _nested(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    "value", [Unshown(), _nested(5_000), 10**5_000, "é" * 10**6, ["x" * 10**5] * 100, b"\0" * 10**6]
+)
+def test_a_message_is_short_whatever_was_given(value: Any) -> None:
+    for check in (check_count, check_seconds, check_prompt, partial(check_choice, choices=["a", "b"])):
+        try:
+            check(value, name="it")
+        except InvalidInputError as error:
+            assert len(str(error).encode()) < 1_000
+    for kind in (InvalidInputError, RemoteError, IndexMismatchError):
+        message = str(kind(f"given {'é' * 10**6}, expected this; do that"))
+        assert len(message.encode()) < 2_000
+        assert message.startswith("given é")
+        assert message.endswith("expected this; do that")
+
+
+@pytest.mark.parametrize(
+    "value", [10**400, Fraction(10**400, 3), math.nan, True, "1", None, Decimal(1), 1j, np.bool_(1)]
+)
+def test_what_is_no_number_passes_no_comparison(value: Any) -> None:
+    for check in (check_threshold, partial(check_seconds, name="it")):
+        if value is not None:
+            with pytest.raises(InvalidInputError):
+                check(value)
+
+
+@pytest.mark.parametrize("path", [None, 5, "", "nul\0byte", "\ud800", "x" * 300, "a/" * 3_000, b"bytes", Unshown()])
+def test_a_name_that_no_file_has_is_no_path(path: Any) -> None:
+    with pytest.raises(InvalidInputError, match="the file must be a path"):
+        check_path(path, "the file")

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from retrieve_rerank.checks import check_mapping
 from retrieve_rerank.errors import (
     IndexLockedError,
     IndexMismatchError,
@@ -147,11 +148,14 @@ def connect(
     from chromadb.config import DEFAULT_DATABASE, DEFAULT_TENANT
     from chromadb.errors import ChromaError
 
+    headers = check_mapping(headers, "headers")
+    if not isinstance(host, str) or not isinstance(port, (int, str)):
+        raise InvalidInputError(f"a server has a host and a port, such as localhost and 8000; got {shown(host)}")
     place: Any = {"tenant": tenant or DEFAULT_TENANT, "database": database or DEFAULT_DATABASE}
     try:
         return chromadb.HttpClient(host, int(port), ssl, headers, **place)
-    except (ChromaError, ValueError, TypeError) as error:
-        raise RemoteError(f"cannot reach a Chroma server at {shown(host)}:{shown(port)}: {error}") from error
+    except (ChromaError, ValueError) as error:
+        raise RemoteError(f"cannot reach a Chroma server at {host}:{port}: {error}") from error
 
 
 def without_stored_functions(handle: chromadb.Collection) -> chromadb.Collection:
