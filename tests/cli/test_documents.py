@@ -254,7 +254,9 @@ def test_the_encoding_that_is_named_is_for_what_does_not_say_its_own() -> None:
 BLOCKS = ("summary", "aside", "header", "footer", "main", "address", "figure", "figcaption", "details", "option")
 
 
-@pytest.mark.parametrize("block", [*BLOCKS, "label", "button", "legend", "fieldset", "form", "dialog", "hgroup", "div"])
+@pytest.mark.parametrize(
+    "block", [*BLOCKS, "label", "button", "legend", "fieldset", "form", "dialog", "hgroup", "video", "dir"]
+)
 def test_blocks_of_a_page_are_borders(block: str) -> None:
     (document,) = whole(f"<body><{block}>Question?</{block}>Answer.<{block}>More</{block}></body>".encode(), "a.html")
     assert document.text.split() == ["Question?", "Answer.", "More"]
@@ -303,6 +305,21 @@ def test_lists_of_contents_are_no_words_of_a_page(contents: str) -> None:
 def test_other_lists_are(items: str) -> None:
     (document,) = whole(f"<ul>{items}</ul>".encode(), "a.html")
     assert "Pump" in document.text
+
+
+@pytest.mark.parametrize(
+    ("page", "text"),
+    [
+        ("<ul><li>one<li>two<ul><li>in<li>out</ul><li>three</ul>", "* one\n* two\n  + in\n  + out\n* three"),
+        ("<ol><li><p>one<li><p>two</ol>", "1. one\n2. two"),
+        ("<table><tr><th>a<th>b<tr><td>c<td>d</table>", "| a | b |\n| --- | --- |\n| c | d |"),
+        ("<dl><dt>a<dd>b<dt>c<dd>d</dl>", "a\n:   b\n\nc\n:   d"),
+        ("<p>one<p>two<div><p>three<p>four</div>", "one\n\ntwo\n\nthree\n\nfour"),
+        ("<select><option>a<option>b</select>c", "a\n\nb\n\nc"),
+    ],
+)
+def test_ends_of_elements_may_be_left_out(page: str, text: str) -> None:
+    assert whole(page.encode(), "a.html")[0].text.strip() == text
 
 
 def test_the_head_of_a_table_stays_where_most_pages_have_it() -> None:

@@ -23,8 +23,11 @@ _ELSEWHERE = re.compile(r"[a-z][a-z0-9+.-]*:|//", re.IGNORECASE)  # how a link t
 _BLOCKS = (
     *("address", "aside", "button", "center", "details", "dialog", "fieldset", "figure", "footer", "form", "header"),
     *("hgroup", "label", "legend", "main", "menu", "optgroup", "option", "output", "search", "select", "summary"),
-    *("textarea", "figcaption"),
+    *("textarea", "figcaption", "audio", "canvas", "dir", "iframe", "marquee", "object", "video"),
 )
+# Elements whose ends may be left out, as a next one ends them; and what begins anew within them.
+_ENDED_BY_NEXT = (("li",), ("dt", "dd"), ("tr",), ("td", "th"), ("p",), ("option",))
+_ANEW = ("ul", "ol", "dl", "table", "blockquote", "div")
 _HEADINGS = tuple(f"h{level}" for level in range(1, 7))
 _PERMALINKS = "#¶§🔗"
 _FEWEST_LINKS = 3  # of a list of contents
@@ -73,19 +76,27 @@ def _simplify(soup: Any) -> None:
     """Take out what is for browsers only and the navigation, and make all blocks such as the converter knows."""
     for declaration in soup.find_all(string=lambda text: type(text).__name__ in _DECLARATIONS):
         declaration.extract()
-    navigation = [*soup.find_all(attrs={"role": _NAVIGATION}), *soup.find_all(class_=_CALLED_NAVIGATION)]
-    for element in [*soup(_NO_TEXT), *(element for element in navigation if element.name not in _WHOLE)]:
+    for kinds in _ENDED_BY_NEXT:
+        for element in soup(kinds):
+            around = element.find_parent((*kinds, *_ANEW))
+            if around is not None and around.name in kinds:
+                around.insert_after(element)
+    for element in [*soup(_NO_TEXT), *_navigation(soup)]:
         if not element.decomposed:  # with one around it
             element.decompose()
+    for element in soup(_BLOCKS):
+        element.name = "div"
+
+
+def _navigation(soup: Any) -> Iterator[Any]:
+    """Yield what leads through a page or a site: by its role, its class, or its links; permalinks, too."""
+    yield from soup.find_all(attrs={"role": _NAVIGATION})
+    yield from (element for element in soup.find_all(class_=_CALLED_NAVIGATION) if element.name not in _WHOLE)
+    yield from filter(_is_contents, soup(_LISTS))
     for link in soup("a"):
         text = link.get_text().strip()
         if not text.strip(_PERMALINKS) and (text or link.find_parent(_HEADINGS)):
-            link.decompose()
-    for block in soup(_LISTS):
-        if not block.decomposed and _is_contents(block):
-            block.decompose()
-    for element in soup(_BLOCKS):
-        element.name = "div"
+            yield link
 
 
 def _is_contents(block: Any) -> bool:
