@@ -1,0 +1,285 @@
+"""The doors of both frameworks behind one face: build a component, ask it in both ways, read what it says.
+
+What both doors promise is tested once, in this folder. What is one framework's own stands in its own folder.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from langchain_core.documents import Document
+from langchain_core.retrievers import BaseRetriever as LangChainRetriever
+from llama_index.core.base.base_retriever import BaseRetriever as LlamaIndexRetriever
+from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
+
+from retrieve_rerank import InvalidInputError, langchain, llama_index
+from tests.langchain.stubs import TableCrossEncoder
+from tests.llama_index.stubs import TableScorer
+
+Texts = Iterable[tuple[str, str]]  # ids and texts
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A result as a user reads it: what is not told is None; ranks in no list are an empty tuple."""
+
+    id: str | None
+    text: str
+    retrieval_score: float | None = None
+    retrieval_rank: int | None = None
+    retrieval_ranks: tuple[int | None, ...] = ()
+    score: float | None = None
+    logit: float | None = None
+    rerank_rank: int | None = None
+    degraded: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)  # the user's own
+
+
+def ids(found: Sequence[Seen]) -> str:
+    return "".join(str(seen.id) for seen in found)
+
+
+def ranks(found: Sequence[Seen]) -> list[tuple[int | None, ...]]:
+    return [seen.retrieval_ranks for seen in found]
+
+
+def letters(names: str) -> list[tuple[str, str]]:
+    """Return passages whose ids are the letters and whose texts are the letters in upper case."""
+    return [(name, name.upper()) for name in names]
+
+
+class Door(ABC):
+    """A framework's components. Components and what they return are the framework's own: `read` translates."""
+
+    name: str
+    hybrid_class: type[Any]
+    retriever_class: type[Any]
+    reranker_class: type[Any]
+    bm25_class: type[Any]
+    k: str  # what "how many are returned" is called
+    refusal: type[Exception]  # of a setting that cannot be used: pydantic wraps ours in its own where it validates
+
+    @abstractmethod
+    def passage(self, id_: str, text: str, **metadata: Any) -> Any:
+        """Return a passage as the framework stores it, of whose metadata the models read nothing."""
+
+    @abstractmethod
+    def scored(self, texts: Texts) -> list[Any]:
+        """Return passages as a first stage finds them, which says no scores."""
+
+    @abstractmethod
+    def answering(self, answer: Callable[[str], Any], k: int = 9) -> Any:
+        """Return a retriever of somebody else's, which returns the first `k` of what `answer` gives for a query."""
+
+    @abstractmethod
+    def table(self, logits: Mapping[str, float]) -> Any:
+        """Return a model that looks each text's logit up, and fails with a KeyError where there is none."""
+
+    @abstractmethod
+    def dense(self, texts: Texts, *, k: int, embed_model: Any, **options: Any) -> Any:
+        """Return our retriever over a new store of these passages."""
+
+    @abstractmethod
+    def embedding(self, model: Any, **options: Any) -> Any:
+        """Return our embeddings."""
+
+    @abstractmethod
+    def bm25(self, texts: Texts, **options: Any) -> Any:
+        """Return our BM25 retriever over these passages."""
+
+    @abstractmethod
+    def retriever(self, first: Any, model: Any, *, rewrites: Sequence[str] = (), **options: Any) -> Any:
+        """Return both stages in a row."""
+
+    @abstractmethod
+    async def native(self, component: Any, query: str) -> list[list[Any]]:
+        """Ask a retriever in both ways."""
+
+    @abstractmethod
+    async def reranked(self, reranker: Any, given: Any, query: str) -> list[list[Any]]:
+        """Ask a re-ranker in both ways, for what a first stage has found."""
+
+    @abstractmethod
+    def read(self, found: Any) -> Seen:
+        """Translate one result."""
+
+    def listed(self, texts: Texts, k: int = 9) -> Any:
+        """Return a retriever that finds the same at every query."""
+        found = self.scored(texts)
+        return self.answering(lambda _: found, k)
+
+    def down(self, error: BaseException) -> Any:
+        """Return a retriever that fails; it is called Answering."""
+
+        def fail(_: str) -> Any:
+            raise error
+
+        return self.answering(fail)
+
+    def hybrid(self, retrievers: Any, *, k: int = 100, **options: Any) -> Any:
+        return self.hybrid_class(retrievers=retrievers, **{self.k: k}, **options)
+
+    def reranker(self, model: Any, **options: Any) -> Any:
+        return self.reranker_class(model=model, **options)
+
+    async def ask(self, component: Any, query: str) -> list[list[Seen]]:
+        return [[self.read(found) for found in results] for results in await self.native(component, query)]
+
+    async def rank(self, reranker: Any, given: Any, query: str = "q") -> list[list[Seen]]:
+        return [[self.read(found) for found in results] for results in await self.reranked(reranker, given, query)]
+
+
+class LangChain(Door):
+    name = "langchain"
+    hybrid_class = langchain.HybridRetriever
+    retriever_class = langchain.RetrieveRerankRetriever
+    reranker_class = langchain.CrossEncoderReranker
+    bm25_class = langchain.BM25Retriever
+    k = "k"
+    refusal = ValueError
+
+    def passage(self, id_: str, text: str, **metadata: Any) -> Document:
+        return Document(text, id=id_, metadata=metadata)
+
+    def scored(self, texts: Texts) -> list[Any]:
+        return [self.passage(*pair) for pair in texts]
+
+    def answering(self, answer: Callable[[str], Any], k: int = 9) -> Any:
+        class Answering(LangChainRetriever):
+            k: int
+
+            def _get_relevant_documents(self, query: str, *, run_manager: object) -> list[Document]:
+                found = answer(query)
+                return found[: self.k] if isinstance(found, list) else found
+
+        return Answering(k=k)
+
+    def table(self, logits: Mapping[str, float]) -> TableCrossEncoder:
+        return TableCrossEncoder(dict(logits))
+
+    def dense(self, texts: Texts, *, k: int, embed_model: Any, **options: Any) -> Any:
+        documents = [self.passage(*pair) for pair in texts]
+        return langchain.ChromaRetriever.from_documents(documents, embed_model, k=k, **options)
+
+    def embedding(self, model: Any, **options: Any) -> langchain.BiEncoderEmbeddings:
+        return langchain.BiEncoderEmbeddings(model=model, **options)
+
+    def bm25(self, texts: Texts, **options: Any) -> langchain.BM25Retriever:
+        return langchain.BM25Retriever.from_documents([self.passage(*pair) for pair in texts], **options)
+
+    def retriever(self, first: Any, model: Any, *, rewrites: Sequence[str] = (), **options: Any) -> Any:
+        made = langchain.RetrieveRerankRetriever(base_retriever=first, reranker=model, **options)
+        return made.bind(rewrites=list(rewrites)) if rewrites else made
+
+    async def native(self, component: Any, query: str) -> list[list[Any]]:
+        return [component.invoke(query), await component.ainvoke(query)]
+
+    async def reranked(self, reranker: Any, given: Any, query: str) -> list[list[Any]]:
+        return [
+            list(reranker.compress_documents(given, query)),
+            list(await reranker.acompress_documents(given, query)),
+        ]
+
+    def read(self, found: Document) -> Seen:
+        told = dict(found.metadata)
+        in_lists = told.pop("retrieval_ranks", [])
+        assert type(in_lists) is list  # as JSON has it
+        return Seen(
+            found.id,
+            found.page_content,
+            told.pop("retrieval_score", None),
+            told.pop("retrieval_rank", None),
+            tuple(in_lists),
+            told.pop("relevance_score", None),
+            told.pop("rerank_logit", None),
+            told.pop("rerank_rank", None),
+            told.pop("rerank_degraded", None),
+            told,
+        )
+
+
+class LlamaIndex(Door):
+    name = "llama_index"
+    hybrid_class = llama_index.HybridRetriever
+    retriever_class = llama_index.RetrieveRerankRetriever
+    reranker_class = llama_index.CrossEncoderRerank
+    bm25_class = llama_index.BM25Retriever
+    k = "similarity_top_k"
+    refusal = InvalidInputError
+
+    def passage(self, id_: str, text: str, **metadata: Any) -> TextNode:
+        return TextNode(id_=id_, text=text, metadata=metadata, excluded_embed_metadata_keys=list(metadata))
+
+    def scored(self, texts: Texts) -> list[Any]:
+        return [NodeWithScore(node=self.passage(*pair)) for pair in texts]
+
+    def answering(self, answer: Callable[[str], Any], k: int = 9) -> Any:
+        class Answering(LlamaIndexRetriever):
+            def __init__(self) -> None:
+                super().__init__()
+                self.similarity_top_k = k
+
+            def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+                found = answer(query_bundle.query_str)
+                return found[: self.similarity_top_k] if isinstance(found, list) else found
+
+        return Answering()
+
+    def table(self, logits: Mapping[str, float]) -> TableScorer:
+        return TableScorer(logits)
+
+    def dense(self, texts: Texts, *, k: int, embed_model: Any, **options: Any) -> Any:
+        store = llama_index.ChromaVectorStore(embed_model=embed_model)
+        store.add(embed_model([self.passage(*pair) for pair in texts]))
+        return llama_index.ChromaRetriever(store, similarity_top_k=k, **options)
+
+    def embedding(self, model: Any, **options: Any) -> llama_index.BiEncoderEmbedding:
+        return llama_index.BiEncoderEmbedding(model, **options)
+
+    def bm25(self, texts: Texts, **options: Any) -> llama_index.BM25Retriever:
+        if "k" in options:
+            options["similarity_top_k"] = options.pop("k")
+        return llama_index.BM25Retriever([self.passage(*pair) for pair in texts], **options)
+
+    def retriever(self, first: Any, model: Any, *, rewrites: Sequence[str] = (), **options: Any) -> Any:
+        if rewrites:
+            options["rewrites"] = lambda _: list(rewrites)
+        return llama_index.RetrieveRerankRetriever(first, model, **options)
+
+    async def native(self, component: Any, query: str) -> list[list[Any]]:
+        return [component.retrieve(query), await component.aretrieve(query)]
+
+    async def reranked(self, reranker: Any, given: Any, query: str) -> list[list[Any]]:
+        return [
+            reranker.postprocess_nodes(given, query_str=query),
+            await reranker.apostprocess_nodes(given, query_str=query),
+        ]
+
+    def read(self, found: NodeWithScore) -> Seen:
+        metadata, text = found.node.metadata, found.node.get_content()
+        if isinstance(found, llama_index.RerankedNode):
+            return Seen(
+                found.node_id,
+                text,
+                found.retrieval_score,
+                found.retrieval_rank,
+                found.retrieval_ranks,
+                found.score,
+                found.logit,
+                found.rerank_rank,
+                found.degraded,
+                metadata,
+            )
+        if isinstance(found, llama_index.FusedNode):
+            return Seen(
+                found.node_id,
+                text,
+                found.score,
+                found.retrieval_rank,
+                found.retrieval_ranks,
+                metadata=metadata,
+            )
+        return Seen(found.node_id, text, found.score, metadata=metadata)
