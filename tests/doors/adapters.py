@@ -60,6 +60,7 @@ class Door(ABC):
     reranker_class: type[Any]
     bm25_class: type[Any]
     k: str  # what "how many are returned" is called
+    item: str  # what a result is called
     refusal: type[Exception]  # of a setting that cannot be used: pydantic wraps ours in its own where it validates
 
     @abstractmethod
@@ -67,8 +68,8 @@ class Door(ABC):
         """Return a passage as the framework stores it, of whose metadata the models read nothing."""
 
     @abstractmethod
-    def scored(self, texts: Texts) -> list[Any]:
-        """Return passages as a first stage finds them, which says no scores."""
+    def scored(self, texts: Texts, scores: Sequence[float] = ()) -> list[Any]:
+        """Return passages as a first stage finds them, with scores or without."""
 
     @abstractmethod
     def answering(self, answer: Callable[[str], Any], k: int = 9) -> Any:
@@ -89,6 +90,17 @@ class Door(ABC):
     @abstractmethod
     def bm25(self, texts: Texts, **options: Any) -> Any:
         """Return our BM25 retriever over these passages."""
+
+    @abstractmethod
+    def add_native(self, retriever: Any, passages: list[Any]) -> None:
+        """Add passages to a BM25 retriever."""
+
+    @abstractmethod
+    def delete(self, retriever: Any, ids: list[str]) -> None:
+        """Delete passages of a BM25 retriever."""
+
+    def add(self, retriever: Any, texts: Texts) -> None:
+        self.add_native(retriever, [self.passage(*pair) for pair in texts])
 
     @abstractmethod
     def retriever(self, first: Any, model: Any, *, rewrites: Sequence[str] = (), **options: Any) -> Any:
@@ -139,13 +151,17 @@ class LangChain(Door):
     reranker_class = langchain.CrossEncoderReranker
     bm25_class = langchain.BM25Retriever
     k = "k"
+    item = "Document"
     refusal = ValueError
 
     def passage(self, id_: str, text: str, **metadata: Any) -> Document:
         return Document(text, id=id_, metadata=metadata)
 
-    def scored(self, texts: Texts) -> list[Any]:
-        return [self.passage(*pair) for pair in texts]
+    def scored(self, texts: Texts, scores: Sequence[float] = ()) -> list[Any]:
+        found = [self.passage(*pair) for pair in texts]
+        for document, score in zip(found, scores, strict=False):
+            document.metadata["retrieval_score"] = score
+        return found
 
     def answering(self, answer: Callable[[str], Any], k: int = 9) -> Any:
         class Answering(LangChainRetriever):
@@ -169,6 +185,12 @@ class LangChain(Door):
 
     def bm25(self, texts: Texts, **options: Any) -> langchain.BM25Retriever:
         return langchain.BM25Retriever.from_documents([self.passage(*pair) for pair in texts], **options)
+
+    def add_native(self, retriever: Any, passages: list[Any]) -> None:
+        retriever.add_documents(passages)
+
+    def delete(self, retriever: Any, ids: list[str]) -> None:
+        retriever.delete(ids)
 
     def retriever(self, first: Any, model: Any, *, rewrites: Sequence[str] = (), **options: Any) -> Any:
         made = langchain.RetrieveRerankRetriever(base_retriever=first, reranker=model, **options)
@@ -208,13 +230,17 @@ class LlamaIndex(Door):
     reranker_class = llama_index.CrossEncoderRerank
     bm25_class = llama_index.BM25Retriever
     k = "similarity_top_k"
+    item = "NodeWithScore"
     refusal = InvalidInputError
 
     def passage(self, id_: str, text: str, **metadata: Any) -> TextNode:
         return TextNode(id_=id_, text=text, metadata=metadata, excluded_embed_metadata_keys=list(metadata))
 
-    def scored(self, texts: Texts) -> list[Any]:
-        return [NodeWithScore(node=self.passage(*pair)) for pair in texts]
+    def scored(self, texts: Texts, scores: Sequence[float] = ()) -> list[Any]:
+        found = [NodeWithScore(node=self.passage(*pair)) for pair in texts]
+        for node, score in zip(found, scores, strict=False):
+            node.score = score
+        return found
 
     def answering(self, answer: Callable[[str], Any], k: int = 9) -> Any:
         class Answering(LlamaIndexRetriever):
@@ -243,6 +269,12 @@ class LlamaIndex(Door):
         if "k" in options:
             options["similarity_top_k"] = options.pop("k")
         return llama_index.BM25Retriever([self.passage(*pair) for pair in texts], **options)
+
+    def add_native(self, retriever: Any, passages: list[Any]) -> None:
+        retriever.add_nodes(passages)
+
+    def delete(self, retriever: Any, ids: list[str]) -> None:
+        retriever.delete_nodes(ids)
 
     def retriever(self, first: Any, model: Any, *, rewrites: Sequence[str] = (), **options: Any) -> Any:
         if rewrites:

@@ -115,9 +115,7 @@ def test_arguments_that_cannot_be_used(door: Door, options: dict[str, Any], says
 
 
 def test_what_is_no_retriever_of_the_framework_is_named(door: Door) -> None:
-    with pytest.raises(
-        door.refusal, match=r"retrievers\[1\] must be a .* retriever or .*, got str"
-    ):
+    with pytest.raises(door.refusal, match=r"retrievers\[1\] must be a .* retriever or .*, got str"):
         door.hybrid([door.listed(letters("a")), "b"])
 
 

@@ -14,9 +14,8 @@ from llama_index.core.schema import ImageNode, IndexNode, NodeRelationship, Rela
 from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.vector_stores import FilterCondition, FilterOperator, MetadataFilter, MetadataFilters
 
-from retrieve_rerank import BM25Index, IndexMismatchError, InvalidInputError
-from retrieve_rerank.llama_index import BM25Retriever, CrossEncoderRerank, RetrieveRerankRetriever
-from tests.llama_index.stubs import TableScorer
+from retrieve_rerank import BM25Index, InvalidInputError
+from retrieve_rerank.llama_index import BM25Retriever
 
 
 def node(id_: str, text: str, document: str | None = None, **metadata: Any) -> TextNode:
@@ -85,37 +84,13 @@ async def test_async_finds_the_same_on_the_worker() -> None:
     assert all(name.startswith("retrieve-rerank") for name in threads)
 
 
-def test_two_nodes_unless_told_otherwise() -> None:
-    assert ids(BM25Retriever(nodes()).retrieve("alpha")) == ["a", "b"]
-    assert ids(BM25Retriever(nodes(), similarity_top_k=9).retrieve("alphas")) == ["a", "b", "d"]
-    assert BM25Retriever(nodes()).retrieve("the unknown") == []
-    assert BM25Retriever().retrieve("alpha") == []
-
-
-def test_an_unusable_argument() -> None:
-    for options in ({"similarity_top_k": 0}, {"language": "xx"}, {"filters": {"year": 2020}}):
-        with pytest.raises(InvalidInputError, match=next(iter(options))):
-            BM25Retriever(nodes(), **options)  # type: ignore[arg-type]
-    with pytest.raises(InvalidInputError, match="query is empty"):
-        BM25Retriever(nodes()).retrieve(" ")
-    with pytest.raises(InvalidInputError, match=r"nodes\[0\] must be a node"):
-        BM25Retriever(["text"])  # type: ignore[list-item]
-    retriever = BM25Retriever(nodes())
-    with pytest.raises(InvalidInputError, match="cannot be stored"):
-        retriever.add_nodes([node("new", "alpha"), node("bad", "alpha", x=object())])
-    assert retriever.get_nodes(["new"]) == []
-
-
-def test_nodes_are_added_replaced_and_deleted() -> None:
-    retriever = BM25Retriever(similarity_top_k=10)
+def test_all_nodes_of_a_document_are_deleted(tmp_path: Path) -> None:
+    retriever = BM25Retriever(path=tmp_path)
     assert retriever.add_nodes(nodes()) == ["a", "b", "c", "d"]
-    retriever.add_nodes([node("a", "delta")])
-    assert (ids(retriever.retrieve("delta")), ids(retriever.retrieve("alpha"))) == (["a"], ["b", "d"])
-    retriever.delete_nodes(["a", "no such id"])
-    assert retriever.retrieve("delta") == []
+    assert BM25Retriever(path=tmp_path).get_nodes() == nodes()
     retriever.add_nodes([Document(doc_id="doc 1", text="alpha whole")])
     retriever.delete_ref_doc("doc 1")
-    assert sorted(item.node_id for item in retriever.get_nodes()) == ["c", "d"]
+    assert sorted(item.node_id for item in BM25Retriever(path=tmp_path).get_nodes()) == ["c", "d"]
     retriever.delete_ref_doc("no such document")
     for wrong in ("", "None", None):
         with pytest.raises(InvalidInputError, match="ref_doc_id"):
@@ -148,6 +123,8 @@ def test_filters_choose_before_the_best_are_taken(
 
 
 def test_a_filter_that_cannot_be_used_is_known_at_once() -> None:
+    with pytest.raises(InvalidInputError, match="filters"):
+        BM25Retriever(nodes(), filters={"year": 2020})  # type: ignore[arg-type]
     filters = MetadataFilters(filters=[MetadataFilter(key="x", operator=FilterOperator.IS_EMPTY, value=None)])
     with pytest.raises(InvalidInputError, match="is_empty"):
         BM25Retriever(nodes(), filters=filters)
@@ -156,18 +133,6 @@ def test_a_filter_that_cannot_be_used_is_known_at_once() -> None:
         filters=[MetadataFilter(key="year", value=2020), MetadataFilter(key="name", value="d")],
     )
     assert ids(BM25Retriever(nodes(), filters=nested, similarity_top_k=9).retrieve("alpha gamma")) == ["c", "b"]
-
-
-def test_whatever_changes_it_has_saved_it(tmp_path: Path) -> None:
-    first = BM25Retriever(nodes(), path=tmp_path, similarity_top_k=9)
-    second = BM25Retriever(path=tmp_path, similarity_top_k=9)
-    assert second.get_nodes() == nodes()
-    first.delete_ref_doc("doc 1")
-    assert ids(second.retrieve("alpha")) == ["d"]
-    second.add_nodes([node("new", "alpha")])
-    assert ids(first.retrieve("alpha")) == ["new", "d"]
-    with pytest.raises(IndexMismatchError, match="english"):
-        BM25Retriever(path=tmp_path, language="de")
 
 
 # In the place of LlamaIndex's own
@@ -200,18 +165,6 @@ def test_what_cannot_be_taken_over_raises() -> None:
 
 
 # With the rest of the package
-
-
-async def test_it_is_a_first_stage() -> None:
-    retriever = BM25Retriever(nodes())
-    scorer = TableScorer({"alpha alpha": 1.0, "alpha beta": 2.0, "Running alphas": 3.0})
-    reranker = CrossEncoderRerank(model=scorer, metadata_mode="none")  # type: ignore[arg-type]
-    pipeline = RetrieveRerankRetriever(retriever, reranker)
-    scores = {item.node_id: item.score for item in BM25Retriever(nodes(), similarity_top_k=9).retrieve("alpha")}
-    for found in (pipeline.retrieve("alpha"), await pipeline.aretrieve("alpha")):
-        assert ids(found) == ["d", "b", "a"]
-        assert {item.node_id: item.retrieval_score for item in found} == scores  # type: ignore[attr-defined]
-    assert retriever.similarity_top_k == 2
 
 
 def test_the_core_reads_the_user_s_own_metadata(tmp_path: Path) -> None:

@@ -6,14 +6,12 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pytest
 from llama_index.core.postprocessor import SimilarityPostprocessor
-from llama_index.core.schema import NodeWithScore, QueryBundle
+from llama_index.core.schema import NodeWithScore
 
-from retrieve_rerank import DegradedWarning, InvalidInputError
 from retrieve_rerank.llama_index import CrossEncoderRerank, RetrieveRerankRetriever
-from tests.llama_index.stubs import BrokenScorer, ListRetriever, TableScorer, scored
+from tests.llama_index.stubs import ListRetriever, TableScorer, scored
 
 LOGITS = {"a": -1.0, "b": 2.0, "c": 0.0}
 LATE = "time budget of 0.1 s: 0 of 3 candidates scored"
@@ -26,40 +24,6 @@ def pipeline(scorer: Any, seconds: float = 0.0, reranker: dict[str, Any] | None 
 
 def marks(nodes: Sequence[Any]) -> set[str | None]:
     return {node.degraded for node in nodes}
-
-
-@pytest.mark.parametrize(
-    ("own", "whole", "raises"),
-    [
-        ("raise", None, True),
-        ("retrieval_order", None, False),
-        ("raise", "retrieval_order", False),
-        ("retrieval_order", "raise", True),
-    ],
-)
-def test_the_retrievers_on_error_goes_before_the_rerankers(own: str, whole: str | None, raises: bool) -> None:
-    retriever = pipeline(BrokenScorer(), reranker={"on_error": own}, on_error=whole)
-    if raises:
-        with pytest.raises(RuntimeError, match="out of memory"):
-            retriever.retrieve("q")
-    else:
-        with pytest.warns(DegradedWarning):
-            found = retriever.retrieve("q")
-        assert [node.node_id for node in found] == ["a", "b", "c"]
-        assert marks(found) == {"re-ranking failed: RuntimeError: out of memory"}
-
-
-def test_the_mark_goes_when_the_next_ranking_works() -> None:
-    with pytest.warns(DegradedWarning):
-        degraded = CrossEncoderRerank(BrokenScorer(), on_error="retrieval_order").postprocess_nodes(
-            scored("a", "b"), query_str="q"
-        )
-    found = CrossEncoderRerank(TableScorer(LOGITS)).postprocess_nodes(degraded, query_str="q")
-    assert [(node.node_id, node.retrieval_score, node.retrieval_rank) for node in found] == [
-        ("b", 0.8, 2),
-        ("a", 0.9, 1),
-    ]
-    assert marks(found) == {None}
 
 
 @pytest.mark.parametrize("call", ["sync", "async"])
@@ -80,21 +44,6 @@ def test_a_first_stages_score_is_no_relevance(call: str) -> None:
     assert [node.node_id for node in kept] == ["0"]
 
 
-@pytest.mark.parametrize("on_error", ["raise", "retrieval_order"])
-async def test_bad_input_and_a_broken_first_stage_raise_in_both_modes(on_error: Any) -> None:
-    class Down(ListRetriever):
-        def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-            raise ConnectionError("no store")
-
-    reranker = CrossEncoderRerank(TableScorer(LOGITS), on_error=on_error)
-    with pytest.raises(InvalidInputError, match="NodeWithScore"):
-        reranker.postprocess_nodes(["a"], query_str="q")  # type: ignore[list-item]
-    with pytest.raises(InvalidInputError, match="query"):
-        await reranker.apostprocess_nodes(scored("a"), query_str=" ")
-    with pytest.raises(ConnectionError, match="no store"):
-        RetrieveRerankRetriever(Down([]), reranker, on_error=on_error).retrieve("q")
-
-
 @pytest.mark.parametrize("call", ["sync", "async"])
 def test_the_budget_of_the_retriever_is_for_the_whole_search(call: str) -> None:
     def found(retriever: Any) -> Any:
@@ -112,20 +61,3 @@ def test_the_budget_of_the_retriever_is_for_the_whole_search(call: str) -> None:
     slow = pipeline(TableScorer(LOGITS, seconds=0.4), reranker={"time_budget": 0.1})
     assert marks(found(slow)) == {LATE}
     assert slow.reranker._spent == 0.0
-
-
-class Probabilities(TableScorer):
-    def score(self, query: str, texts: Sequence[str]) -> np.ndarray:
-        return 1 / (1 + np.exp(-super().score(query, texts)))
-
-
-def test_probabilities_keep_their_scale() -> None:
-    told = CrossEncoderRerank(Probabilities(LOGITS), scores="probabilities", score_threshold=0.4)
-    found = told.postprocess_nodes(scored("a", "b", "c"), query_str="q")
-    assert [(node.node_id, node.score) for node in found] == [
-        ("b", pytest.approx(1 / (1 + np.exp(-2.0)))),
-        ("c", pytest.approx(0.5)),
-    ]
-    with pytest.warns(UserWarning, match="every score that Probabilities gave lies in"):
-        wrong = CrossEncoderRerank(Probabilities(LOGITS)).postprocess_nodes(scored("a", "b", "c"), query_str="q")
-    assert all(node.score is not None and node.score >= 0.5 for node in wrong)
