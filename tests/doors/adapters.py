@@ -16,8 +16,8 @@ from llama_index.core.base.base_retriever import BaseRetriever as LlamaIndexRetr
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 
 from retrieve_rerank import InvalidInputError, langchain, llama_index
-from tests.langchain.stubs import TableCrossEncoder
-from tests.llama_index.stubs import TableScorer
+from tests.langchain.stubs import TableCrossEncoder, WordEmbeddings
+from tests.llama_index.stubs import TableScorer, WordEmbedding
 
 Texts = Iterable[tuple[str, str]]  # ids and texts
 
@@ -80,8 +80,12 @@ class Door(ABC):
         """Return a model that looks each text's logit up, and fails with a KeyError where there is none."""
 
     @abstractmethod
-    def dense(self, texts: Texts, *, k: int, embed_model: Any, **options: Any) -> Any:
-        """Return our retriever over a new store of these passages."""
+    def dense(self, texts: Texts, *, k: int = 9) -> Any:
+        """Return our retriever over a new store of these passages: the dot product of the counts of a, b and c."""
+
+    @abstractmethod
+    async def vectors(self, embedding: Any, query: str, texts: list[str]) -> list[list[list[float]]]:
+        """Return the vectors of a query and of texts behind it, asked for in both ways."""
 
     @abstractmethod
     def embedding(self, model: Any, **options: Any) -> Any:
@@ -176,9 +180,15 @@ class LangChain(Door):
     def table(self, logits: Mapping[str, float]) -> TableCrossEncoder:
         return TableCrossEncoder(dict(logits))
 
-    def dense(self, texts: Texts, *, k: int, embed_model: Any, **options: Any) -> Any:
+    def dense(self, texts: Texts, *, k: int = 9) -> Any:
         documents = [self.passage(*pair) for pair in texts]
-        return langchain.ChromaRetriever.from_documents(documents, embed_model, k=k, **options)
+        return langchain.ChromaRetriever.from_documents(documents, WordEmbeddings(), k=k, metric="dot")
+
+    async def vectors(self, embedding: Any, query: str, texts: list[str]) -> list[list[list[float]]]:
+        return [
+            [embedding.embed_query(query), *embedding.embed_documents(texts)],
+            [await embedding.aembed_query(query), *await embedding.aembed_documents(texts)],
+        ]
 
     def embedding(self, model: Any, **options: Any) -> langchain.BiEncoderEmbeddings:
         return langchain.BiEncoderEmbeddings(model=model, **options)
@@ -257,10 +267,16 @@ class LlamaIndex(Door):
     def table(self, logits: Mapping[str, float]) -> TableScorer:
         return TableScorer(logits)
 
-    def dense(self, texts: Texts, *, k: int, embed_model: Any, **options: Any) -> Any:
-        store = llama_index.ChromaVectorStore(embed_model=embed_model)
-        store.add(embed_model([self.passage(*pair) for pair in texts]))
-        return llama_index.ChromaRetriever(store, similarity_top_k=k, **options)
+    def dense(self, texts: Texts, *, k: int = 9) -> Any:
+        store = llama_index.ChromaVectorStore(metric="dot", embed_model=WordEmbedding())
+        store.add(WordEmbedding()([self.passage(*pair) for pair in texts]))
+        return llama_index.ChromaRetriever(store, similarity_top_k=k)
+
+    async def vectors(self, embedding: Any, query: str, texts: list[str]) -> list[list[list[float]]]:
+        return [
+            [embedding.get_query_embedding(query), *embedding.get_text_embedding_batch(texts)],
+            [await embedding.aget_query_embedding(query), *await embedding.aget_text_embedding_batch(texts)],
+        ]
 
     def embedding(self, model: Any, **options: Any) -> llama_index.BiEncoderEmbedding:
         return llama_index.BiEncoderEmbedding(model, **options)

@@ -3,31 +3,10 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-import numpy as np
 import pytest
-import sentence_transformers
 
 from retrieve_rerank import BiEncoder
 from retrieve_rerank.langchain import BiEncoderEmbeddings
-
-
-def test_saved_prompts_reach_queries_and_documents_and_newlines_stay(tiny_dot_bi_encoder: Path) -> None:
-    """H1, H3: the stock class calls plain `encode` and turns newlines into spaces."""
-    embeddings = BiEncoderEmbeddings(model=str(tiny_dot_bi_encoder), precision="float32")
-    model = sentence_transformers.SentenceTransformer(str(tiny_dot_bi_encoder))
-    text = "def f():\n    return 1"
-    np.testing.assert_allclose(embeddings.embed_query(text), model.encode_query(text), atol=1e-5)
-    np.testing.assert_allclose(embeddings.embed_documents([text])[0], model.encode_document(text), atol=1e-5)
-    assert not np.allclose(embeddings.embed_query(text), model.encode(text), atol=1e-3)
-    assert not np.allclose(embeddings.embed_query(text), embeddings.embed_documents([text])[0], atol=1e-3)
-
-
-def test_query_settings_never_fall_back_to_document_settings(tiny_bi_encoder: Path) -> None:
-    """H4: the stock class gives queries the documents' options."""
-    plain = BiEncoderEmbeddings(model=str(tiny_bi_encoder))
-    other = BiEncoderEmbeddings(model=str(tiny_bi_encoder), document_prompt="passage: ")
-    assert plain.embed_query("paris") == other.embed_query("paris")
-    assert plain.embed_documents(["paris"]) != other.embed_documents(["paris"])
 
 
 def test_metric_and_dimension_can_be_read(tiny_dot_bi_encoder: Path) -> None:

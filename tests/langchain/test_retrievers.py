@@ -124,18 +124,9 @@ def test_the_result_is_the_cores(tiny_bi_encoder: Path, tiny_cross_encoder: Path
     ("options", "message"),
     [({"top_n": 0}, "must be >= 1"), ({"fetch_k": -1}, "must be >= 1"), ({"score_threshold": 2}, "lies in")],
 )
-def test_bad_settings_are_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        pipeline(store(), **options)
+def test_bad_options_of_a_call_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
         pipeline(store()).invoke("a", **options)
-
-
-def test_bad_stages_are_refused() -> None:
-    with pytest.raises(ValueError, match="retriever or vector store, got str"):
-        pipeline("store")
-    with pytest.raises(InvalidInputError, match="query is empty"):
-        pipeline(store()).invoke("")
 
 
 def test_scores_of_an_earlier_search_are_not_taken_for_this_ones() -> None:
@@ -154,11 +145,6 @@ class Broken:
 
     def score(self, query: str, texts: Any) -> Any:
         raise ConnectionError("no server")
-
-
-class Lengths:
-    def score(self, query: str, texts: Any) -> Any:
-        return [float(-len(text)) for text in texts]
 
 
 async def test_what_happens_on_an_error_can_be_said_at_a_call() -> None:
@@ -218,16 +204,6 @@ def test_made_with_all_settings() -> None:
     ):
         assert [document.page_content for document in made.invoke("a")] == ["a a a", "a b"]
     assert ChromaRetriever.from_texts(texts, WordEmbeddings(), lambda_mult=0.3, fetch_k=7).fetch_k == 7
-
-
-def test_a_reranker_is_made_of_whatever_it_can_be_made_of(tiny_cross_encoder: Path) -> None:
-    for model in (str(tiny_cross_encoder), tiny_cross_encoder, CrossEncoder(tiny_cross_encoder)):
-        assert len(RetrieveRerankRetriever(base_retriever=store(), reranker=model).invoke("a")) == 4
-    table = RetrieveRerankRetriever(base_retriever=store(), reranker=TableCrossEncoder(SCORES), top_n=2)
-    assert ids(table.invoke("a")) == ["2", "1"]
-    assert ids(RetrieveRerankRetriever(base_retriever=store(), reranker=Lengths(), top_n=1).invoke("a")) == ["2"]
-    with pytest.raises(ValueError, match="reranker"):
-        RetrieveRerankRetriever(base_retriever=store(), reranker=3)
 
 
 class Down(BaseRetriever):

@@ -42,7 +42,6 @@ from retrieve_rerank.llama_index import (
     ChromaVectorStore,
     CrossEncoderRerank,
     HybridRetriever,
-    RerankedNode,
     RetrieveRerankRetriever,
 )
 from retrieve_rerank.llama_index.first_stage import FirstStage, first_stage
@@ -393,16 +392,3 @@ def test_a_type_error_of_a_first_stage_stays_its_own() -> None:
 
     with pytest.raises(TypeError, match="has no len"):
         RetrieveRerankRetriever(Broken(), ZeroScorer()).retrieve("a")
-
-
-def test_candidates_of_one_id_and_text_are_one() -> None:
-    given = [
-        NodeWithScore(node=text_node("x", "one"), score=0.9),
-        NodeWithScore(node=text_node("y", "two"), score=0.8),
-        NodeWithScore(node=text_node("x", "one"), score=0.7),
-        NodeWithScore(node=text_node("x", "another text"), score=0.6),
-    ]
-    scorer = TableScorer({"one": 3.0, "two": 2.0, "another text": 1.0})
-    found = CrossEncoderRerank(scorer, metadata_mode=MetadataMode.NONE).postprocess_nodes(given, query_str="q")
-    assert [(item.node_id, item.text) for item in found] == [("x", "one"), ("y", "two"), ("x", "another text")]
-    assert [item.retrieval_rank for item in found if isinstance(item, RerankedNode)] == [1, 2, 4]
