@@ -52,7 +52,9 @@ def test_the_front_page(run: Run) -> None:
     shown = run("--help").out
     for command in COMMANDS:
         assert re.search(rf"^  {command} +[A-Z]", shown, re.MULTILINE)
-        assert "Examples:" in run(command, "--help").out
+        said = run(command, "--help").out
+        assert "Examples:" in said
+        assert re.search(r"list\[|<(?:str|int|file|path)>", said) is None
     assert max(map(len, shown.splitlines())) <= 80
     assert run("--version").out == f"retrieve-rerank {retrieve_rerank.__version__}\n"
     assert "No such command" in run("serch", status=2).err

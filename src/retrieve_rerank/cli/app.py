@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperArgument, TyperCommand
 
 from retrieve_rerank import __version__
 from retrieve_rerank.cli import evaluate, index, info, rerank, search, tune
@@ -19,6 +20,17 @@ _HELP = with_examples(
     title="Begin with",
 )
 
+
+class _Command(TyperCommand):
+    """A command whose help says of an argument what it is for, and not its Python type, as typer would."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for item in self.params:
+            if isinstance(item, TyperArgument):
+                vars(item)["display_type_rich"] = lambda ctx: None
+
+
 app = typer.Typer(
     name="retrieve-rerank",
     help=_HELP,
@@ -28,12 +40,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("index", help=index.HELP)(index.index)
-app.command("search", help=search.HELP)(search.search)
-app.command("rerank", help=rerank.HELP)(rerank.rerank)
-app.command("evaluate", help=evaluate.HELP)(evaluate.evaluate)
-app.command("tune", help=tune.HELP)(tune.tune)
-app.command("info", help=info.HELP)(info.info)
+app.command("index", cls=_Command, help=index.HELP)(index.index)
+app.command("search", cls=_Command, help=search.HELP)(search.search)
+app.command("rerank", cls=_Command, help=rerank.HELP)(rerank.rerank)
+app.command("evaluate", cls=_Command, help=evaluate.HELP)(evaluate.evaluate)
+app.command("tune", cls=_Command, help=tune.HELP)(tune.tune)
+app.command("info", cls=_Command, help=info.HELP)(info.info)
 
 
 def _say_version(asked: bool) -> None:  # noqa: FBT001 - typer's way
