@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 import pytest
 import pytest_asyncio
@@ -173,19 +174,16 @@ def _chroma(space: str) -> Callable[[Any, Path], Any]:
     return make
 
 
+def _from_texts(store: Any, embeddings: Any, **options: Any) -> Any:
+    return store.from_texts(list(TEXTS.values()), embeddings, METADATAS, **{"ids": list(TEXTS), **options})
+
+
 def _faiss(strategy: str, **options: Any) -> Callable[[Any, Path], Any]:
     def make(embeddings: Any, folder: Path) -> Any:
         from langchain_community.vectorstores import FAISS
         from langchain_community.vectorstores.utils import DistanceStrategy
 
-        return FAISS.from_texts(
-            list(TEXTS.values()),
-            embeddings,
-            METADATAS,
-            ids=list(TEXTS),
-            distance_strategy=DistanceStrategy[strategy],
-            **options,
-        )
+        return _from_texts(FAISS, embeddings, distance_strategy=DistanceStrategy[strategy], **options)
 
     return make
 
@@ -195,14 +193,8 @@ def _qdrant(distance: str) -> Callable[[Any, Path], Any]:
         from langchain_qdrant import QdrantVectorStore
         from qdrant_client.models import Distance
 
-        return QdrantVectorStore.from_texts(
-            list(TEXTS.values()),
-            embeddings,
-            METADATAS,
-            ids=list(range(len(TEXTS))),
-            location=":memory:",
-            distance=Distance[distance],
-        )
+        options = {"ids": list(range(len(TEXTS))), "location": ":memory:", "distance": Distance[distance]}
+        return _from_texts(QdrantVectorStore, embeddings, **options)
 
     return make
 
@@ -217,14 +209,8 @@ def _milvus(metric: str) -> Callable[[Any, Path], Any]:
     def make(embeddings: Any, folder: Path) -> Any:
         from langchain_milvus import Milvus
 
-        return Milvus.from_texts(
-            list(TEXTS.values()),
-            embeddings,
-            METADATAS,
-            ids=list(TEXTS),
-            connection_args={"uri": str(folder / "milvus.db")},
-            index_params={"index_type": "FLAT", "metric_type": metric},
-        )
+        kind = {"index_type": "FLAT", "metric_type": metric}
+        return _from_texts(Milvus, embeddings, connection_args={"uri": str(folder / "milvus.db")}, index_params=kind)
 
     return make
 
@@ -348,20 +334,6 @@ async def test_langchain_a_filter_chooses_in_the_store(
 # LlamaIndex
 
 
-def _simple(embed_model: Any) -> VectorStoreIndex:
-    return _filled(SimpleVectorStore(), embed_model)
-
-
-def _ours_in_llama_index(embed_model: Any) -> VectorStoreIndex:
-    return _filled(li.ChromaVectorStore(embed_model=embed_model), embed_model)
-
-
-def _faiss_in_llama_index(embed_model: Any) -> VectorStoreIndex:
-    import faiss
-
-    return _filled(FaissVectorStore(faiss.IndexFlatL2(384)), embed_model)
-
-
 def _filled(vector_store: Any, embed_model: Any) -> VectorStoreIndex:
     nodes = [
         # The text alone is embedded, as in the other stores.
@@ -372,16 +344,17 @@ def _filled(vector_store: Any, embed_model: Any) -> VectorStoreIndex:
     return VectorStoreIndex(nodes, storage_context=context, embed_model=embed_model)
 
 
-INDEXES = {
-    "simple": (_simple, cosine),
-    "ours": (_ours_in_llama_index, cosine),
-    "FAISS, L2": (_faiss_in_llama_index, euclidean),  # whose scores are distances, squared
+INDEXES: dict[str, tuple[Callable[[Any], Any], Callable[[float], float]]] = {
+    "simple": (lambda _: SimpleVectorStore(), cosine),
+    "ours": (lambda model: li.ChromaVectorStore(embed_model=model), cosine),
+    "FAISS, L2": (lambda _: FaissVectorStore(faiss.IndexFlatL2(384)), euclidean),  # whose scores are distances, squared
 }
 
 
 @pytest.fixture(scope="module", params=list(INDEXES))
 def index(request: pytest.FixtureRequest, bi_encoder_path: Path) -> VectorStoreIndex:
-    return INDEXES[request.param][0](li.BiEncoderEmbedding(bi_encoder_path, precision="float32"))
+    model = li.BiEncoderEmbedding(bi_encoder_path, precision="float32")
+    return _filled(INDEXES[request.param][0](model), model)
 
 
 def node_answer(nodes: list[Any]) -> Answer:

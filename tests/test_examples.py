@@ -69,6 +69,7 @@ def test_it_is_short(script: str) -> None:
     assert len((EXAMPLES / f"{script}.py").read_text(encoding="utf-8").splitlines()) < 80
 
 
+@pytest.mark.slow
 def test_quickstart_indexes_once_and_shows_both_orders(cache: Path) -> None:
     first = run("quickstart", "--modules", "random,statistics", "most common value", cache=cache).stdout
     assert "Indexing" in first
@@ -83,6 +84,7 @@ def test_quickstart_indexes_once_and_shows_both_orders(cache: Path) -> None:
     assert again[again.index("most common") :].splitlines()[:8] == first[first.index("most common") :].splitlines()[:8]
 
 
+@pytest.mark.slow
 def test_quickstart_answers_its_own_questions_without_a_terminal(cache: Path) -> None:
     shown = run("quickstart", "--modules", "shutil,threading,io", cache=cache).stdout
     assert shown.count("AFTER") == 4
@@ -93,12 +95,14 @@ def test_quickstart_says_what_is_wrong(cache: Path) -> None:
     assert "there is no folder" in failed.stderr
 
 
+@pytest.mark.slow
 def test_langchain_chain(cache: Path) -> None:
     shown = run("langchain_chain", cache=cache).stdout
     assert shown.index("statistics.mode") < shown.index("statistics.multimode")
     assert "> [statistics.mode] Return the most common data point" in shown
 
 
+@pytest.mark.slow
 def test_llama_index_query_engine(cache: Path) -> None:
     shown = run("llama_index_query_engine", cache=cache).stdout
     assert "1." in shown or "1 " in shown
@@ -112,6 +116,7 @@ def test_another_vector_store_gives_the_same(cache: Path) -> None:
     assert ours.count("(similarity 0.") == 3
 
 
+@pytest.mark.slow
 def test_in_document_search(cache: Path, tmp_path: Path) -> None:
     document = tmp_path / "document.txt"
     paragraphs = ["The shop opens at nine.", "Parcels arrive within two days.", "You can return shoes for 30 days."]
@@ -121,6 +126,7 @@ def test_in_document_search(cache: Path, tmp_path: Path) -> None:
     assert run("in_document_search", cache=cache).stdout
 
 
+@pytest.mark.slow
 def test_simple_wikipedia(cache: Path, tmp_path: Path) -> None:
     articles = [
         {"id": "1", "title": "Paris", "paragraphs": ["Paris is the capital of France.", "It lies on the Seine."]},

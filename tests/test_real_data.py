@@ -10,23 +10,31 @@ import pytest
 
 from retrieve_rerank import BiEncoder, ChromaIndex, CrossEncoder, Passage, RetrieveRerank
 
-FOLDER = Path(__file__).parents[2] / "shared" / "data" / "squadshifts-reddit"
+DATA = Path(__file__).parents[2] / "shared" / "data"
+FORUM, LONG = "squadshifts-reddit", "nq-gold"
 NDCG = ir_measures.nDCG @ 10
 
 
-@pytest.mark.skipif(not FOLDER.is_dir(), reason="the test collection squadshifts-reddit is not beside the project")
-@pytest.mark.filterwarnings("ignore::retrieve_rerank.TruncationWarning")
-def test_reranking_raises_ndcg_on_forum_posts(bi_encoder_path: Path, cross_encoder_path: Path) -> None:
-    def rows(name: str) -> list[dict[str, str]]:
-        return [json.loads(line) for line in (FOLDER / name).read_text(encoding="utf-8").split("\n") if line]
+def collection(name: str, every: int) -> tuple[dict[str, str], dict[str, dict[str, int]], list[dict[str, str]]]:
+    """Return questions, their judgements spread over the set, and a part of the texts with those that are judged."""
+    if not (DATA / name).is_dir():
+        pytest.skip(f"the test collection {name} is not beside the project")
 
-    judged = [line.split("\t") for line in (FOLDER / "qrels.tsv").read_text(encoding="utf-8").split("\n")[1:] if line]
-    queries = {row["id"]: row["text"] for row in rows("queries.jsonl")}
+    def lines(file: str) -> list[str]:
+        return [line for line in (DATA / name / file).read_text(encoding="utf-8").split("\n") if line]
+
+    queries = {row["id"]: row["text"] for row in map(json.loads, lines("queries.jsonl"))}
     relevance: dict[str, dict[str, int]] = {}
-    for query, document, score in judged[::200]:  # 11 questions, spread over the set
+    for query, document, score in (line.split("\t") for line in lines("qrels.tsv")[1::every]):
         relevance.setdefault(query, {})[document] = int(float(score))
     wanted = {document for documents in relevance.values() for document in documents}
-    corpus = [row for position, row in enumerate(rows("corpus.jsonl")) if position % 16 == 0 or row["id"] in wanted]
+    rows = map(json.loads, lines("corpus.jsonl"))
+    return queries, relevance, [row for at, row in enumerate(rows) if at % 16 == 0 or row["id"] in wanted]
+
+
+@pytest.mark.filterwarnings("ignore::retrieve_rerank.TruncationWarning")
+def test_reranking_raises_ndcg_on_forum_posts(bi_encoder_path: Path, cross_encoder_path: Path) -> None:
+    queries, relevance, corpus = collection(FORUM, 200)  # 11 questions
     with ChromaIndex(BiEncoder(bi_encoder_path)) as index:
         index.add(Passage(row["id"], row["text"]) for row in corpus)
         search = RetrieveRerank(index, CrossEncoder(cross_encoder_path), fetch_k=20, top_n=20)
@@ -41,24 +49,10 @@ def test_reranking_raises_ndcg_on_forum_posts(bi_encoder_path: Path, cross_encod
     assert after > before + 0.05
 
 
-LONG = Path(__file__).parents[2] / "shared" / "data" / "nq-gold"
-
-
-@pytest.mark.skipif(not LONG.is_dir(), reason="the test collection nq-gold is not beside the project")
 @pytest.mark.filterwarnings("ignore::retrieve_rerank.TruncationWarning")
 def test_windows_find_the_answer_at_the_end_of_long_passages(bi_encoder_path: Path, cross_encoder_path: Path) -> None:
     """2,000 tokens of which the last hundred are the passage: nDCG@10 stays; of a truncated passage it falls."""
-
-    def rows(name: str) -> list[dict[str, str]]:
-        return [json.loads(line) for line in (LONG / name).read_text(encoding="utf-8").split("\n") if line]
-
-    judged = [line.split("\t") for line in (LONG / "qrels.tsv").read_text(encoding="utf-8").split("\n")[1:] if line]
-    queries = {row["id"]: row["text"] for row in rows("queries.jsonl")}
-    relevance: dict[str, dict[str, int]] = {}
-    for query, document, score in judged[::110]:  # 5 questions, spread over the set
-        relevance.setdefault(query, {})[document] = int(float(score))
-    wanted = {document for documents in relevance.values() for document in documents}
-    corpus = [row for position, row in enumerate(rows("corpus.jsonl")) if position % 16 == 0 or row["id"] in wanted]
+    queries, relevance, corpus = collection(LONG, 110)  # 5 questions
     with ChromaIndex(BiEncoder(bi_encoder_path)) as index:
         index.add(Passage(row["id"], row["text"]) for row in corpus)
         found = {query: index.retrieve(queries[query], 50) for query in relevance}

@@ -1,4 +1,4 @@
-"""A collection says which encoder made it, and refuses another."""
+"""A collection says which encoder made it, and refuses another; those of other libraries verify, or it is said."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import chromadb
+import numpy as np
 import pytest
 
-from retrieve_rerank import BiEncoder, ChromaIndex, IndexMismatchError, Passage
+from retrieve_rerank import BiEncoder, ChromaIndex, IndexMismatchError, InvalidInputError, Passage
 from retrieve_rerank.indexes.identity import FORMAT, Identity
 from tests.core.stubs import LetterEncoder, letters, passages
 
@@ -130,29 +131,34 @@ def test_a_dot_model_gets_chromas_inner_product(tiny_dot_bi_encoder: Path) -> No
     assert scores["rome"] == pytest.approx(float(query @ documents[1]), rel=1e-4)
 
 
-def plain(path: Path, rows: dict[str, Any], space: str = "cosine", **options: Any) -> chromadb.Collection:
-    """Make a collection as another library would."""
+def made_elsewhere(path: Path, texts: list[str] | None, vectors: Any = None, **options: Any) -> chromadb.ClientAPI:
+    """Make a collection as another library would; without vectors, with those of the letters."""
     client = chromadb.PersistentClient(str(path.resolve()))
-    collection = client.create_collection(
-        "passages", configuration={"hnsw": {"space": space}}, embedding_function=None, **options
-    )
-    if rows:
-        collection.add(
-            ids=list(rows), documents=list(rows.values()), embeddings=[letters(text) for text in rows.values()]
-        )
-    return collection
+    collection = client.create_collection("passages", embedding_function=None, **options)
+    vectors = [letters(text) for text in texts or ()] if vectors is None else vectors
+    if len(vectors):
+        collection.add(ids=[str(number) for number in range(len(vectors))], documents=texts, embeddings=vectors)
+    return client
 
 
-@pytest.mark.parametrize("rows", [{}, {"x": "abc", "y": "aab"}])
+def of_space(space: str) -> dict[str, Any]:
+    """Return the options of a collection with this metric of Chroma's."""
+    return {"configuration": {"hnsw": {"space": space}}}
+
+
+def recorded(index: ChromaIndex) -> object:
+    """Return the fingerprint that a collection says it was made with."""
+    return Identity.read(index.collection.handle.configuration_json, index.collection.handle.metadata).fingerprint
+
+
+@pytest.mark.parametrize("texts", [[], ["abc", "aab"]])
 def test_a_collection_of_another_library_is_adopted_when_its_vectors_verify(
-    reopen: Make, tmp_path: Path, rows: dict[str, str]
+    reopen: Make, tmp_path: Path, texts: list[str]
 ) -> None:
-    plain(tmp_path, rows, metadata={"owner": "someone", "hnsw:space": "cosine"})
+    made_elsewhere(tmp_path, texts, **of_space("cosine"), metadata={"owner": "someone", "hnsw:space": "cosine"})
     index = reopen()  # no warning, which would be an error here
-    assert index.count() == len(rows)
-    assert (
-        Identity.read(index.collection.handle.configuration_json, index.collection.handle.metadata).fingerprint == FACTS
-    )
+    assert index.count() == len(texts)
+    assert recorded(index) == FACTS
     assert index.collection.handle.metadata["owner"] == "someone"
     index.add([Passage("z", "ccc")])
     assert index.retrieve("cc", k=1)[0].passage.id == "z"
@@ -160,52 +166,41 @@ def test_a_collection_of_another_library_is_adopted_when_its_vectors_verify(
         reopen({**FACTS, "weights": "w2"})
 
 
-def test_a_collection_of_another_encoder_is_warned_of_and_not_signed(reopen: Make, tmp_path: Path) -> None:
-    collection = plain(tmp_path, {})
-    collection.add(ids=["x"], documents=["aaa"], embeddings=[[0.0, 0.0, 9.0, 0.0]])
-    with pytest.warns(UserWarning, match="does not say which encoder made it") as caught:
-        index = reopen()
-    assert caught[0].filename == __file__
-    assert index.get(["x"]) == [Passage("x", "aaa")]
-    assert (
-        Identity.read(index.collection.handle.configuration_json, index.collection.handle.metadata).fingerprint is None
-    )
-
-
-@pytest.mark.parametrize(("space", "metric"), [("ip", "dot"), ("l2", "euclidean")])
-def test_vectors_of_another_length_are_warned_of_where_length_counts(
-    reopen: Make, tmp_path: Path, space: str, metric: str
+@pytest.mark.parametrize(
+    ("metric", "space", "texts", "vector"),
+    [
+        ("cosine", "cosine", ["aaa"], [0.0, 0.0, 9.0, 0.0]),
+        ("dot", "ip", ["abc"], [10 * value for value in letters("abc")]),  # where the vectors' length counts
+        ("euclidean", "l2", ["abc"], [10 * value for value in letters("abc")]),
+        ("cosine", "cosine", None, [1.0, 0.0, 0.0, 0.0]),  # there is no text to encode
+        ("cosine", "cosine", [""], [1.0, 0.0, 0.0, 0.0]),
+    ],
+)
+def test_a_collection_whose_vectors_do_not_verify_is_warned_of_and_not_signed(
+    reopen: Make, tmp_path: Path, metric: str, space: str, texts: list[str] | None, vector: list[float]
 ) -> None:
-    plain(tmp_path, {}, space).add(ids=["x"], documents=["abc"], embeddings=[[10 * value for value in letters("abc")]])
-    with pytest.warns(UserWarning, match="does not say which encoder"):
-        reopen(metric=metric)
-
-
-@pytest.mark.parametrize("document", [None, ""])
-def test_a_collection_without_texts_is_warned_of(reopen: Make, tmp_path: Path, document: str | None) -> None:
-    collection = plain(tmp_path, {})
-    collection.add(ids=["x"], documents=None if document is None else [document], embeddings=[[1.0, 0.0, 0.0, 0.0]])
-    with pytest.warns(UserWarning, match="does not say which encoder"):
-        assert reopen().get(["x"]) == [Passage("x", "")]
+    made_elsewhere(tmp_path, texts, [vector], **of_space(space))
+    with pytest.warns(UserWarning, match="does not say which encoder made it") as caught:
+        index = reopen(metric=metric)
+    assert caught[0].filename == __file__
+    assert index.get(["0"]) == [Passage("0", texts[0] if texts else "")]
+    assert recorded(index) is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert reopen(metric=metric, assume_compatible=True).count() == 1
 
 
 def test_a_collection_of_another_width_is_refused(reopen: Make, tmp_path: Path) -> None:
-    plain(tmp_path, {}).add(ids=["x"], documents=["abc"], embeddings=[[1.0, 2.0]])
-    with pytest.raises(IndexMismatchError, match="another length, 2, than the encoder makes, 4"):
-        reopen()
+    made_elsewhere(tmp_path, ["abc"], [[1.0, 2.0]], **of_space("cosine"))
+    for opened in (reopen, lambda: ChromaIndex.adopt(LetterEncoder(), path=tmp_path)):
+        with pytest.raises(IndexMismatchError, match="another length, 2, than the encoder makes, 4"):
+            opened()
 
 
 def test_a_collection_of_another_metric_is_refused(reopen: Make, tmp_path: Path) -> None:
-    plain(tmp_path, {"x": "abc"}, space="l2")
+    made_elsewhere(tmp_path, ["abc"], **of_space("l2"))
     with pytest.raises(IndexMismatchError, match="by 'euclidean', and this encoder's are made for 'cosine'"):
         reopen()
-
-
-def test_assume_compatible_takes_a_stranger_without_a_word(reopen: Make, tmp_path: Path) -> None:
-    plain(tmp_path, {}).add(ids=["x"], documents=["aaa"], embeddings=[[0.0, 0.0, 9.0, 0.0]])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert reopen(assume_compatible=True).count() == 1
 
 
 @pytest.mark.parametrize(
@@ -232,3 +227,85 @@ def test_the_same_weights_with_another_pooling_are_another_encoder(tiny_bi_encod
             index.add([Passage("1", "paris")])
         with pytest.raises(IndexMismatchError, match="pooling was 'mean', now 'cls'"):
             ChromaIndex(changed, path=tmp_path / "index")
+
+
+# Taken over on request, with a report
+
+TEXTS = [f"{'a' * (number % 7)}{'b' * (number % 5)}{'c' * number}" for number in range(1, 41)]
+
+
+def unit(texts: list[str]) -> Any:
+    vectors = np.array([letters(text) for text in texts], np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+class Unit(LetterEncoder):
+    def _encode(self, texts: Any) -> Any:
+        return unit(list(texts)) if len(texts) else super()._encode(texts)
+
+
+def test_chromas_own_metric_suits_unit_vectors(tmp_path: Path) -> None:
+    made_elsewhere(tmp_path, TEXTS, unit(TEXTS))  # squared L2, as langchain-chroma leaves it
+    report = ChromaIndex.adopt(Unit(), path=tmp_path)
+    assert (report.adopted, report.verified, report.samples, report.metric) == (True, 20, 20, "euclidean")
+    assert "its order is that of cosine" in str(report)
+    assert "whether the other 20 vectors are the encoder's" in str(report)
+    with ChromaIndex(Unit(), path=tmp_path) as index:
+        assert index.collection.metric == "euclidean"
+        assert index.retrieve(TEXTS[7], k=1)[0].passage.text == TEXTS[7]
+    with pytest.raises(IndexMismatchError, match="another encoder"):
+        ChromaIndex.adopt(Unit(fingerprint={"model": "other", "weights": "def"}), path=tmp_path)
+
+
+@pytest.mark.parametrize(("metric", "space"), [("dot", "l2"), ("cosine", "l2"), ("dot", "cosine"), ("euclidean", "ip")])
+def test_a_metric_that_orders_otherwise_is_not_adopted(tmp_path: Path, metric: str, space: str) -> None:
+    client = made_elsewhere(tmp_path, TEXTS, metadata={"hnsw:space": space})
+    report = ChromaIndex.adopt(LetterEncoder(metric), path=tmp_path)
+    assert (report.verified, report.metric_suits, report.adopted) == (20, False, False)
+    assert "which orders this encoder's vectors otherwise than" in str(report)
+    assert client.get_collection("passages").metadata == {"hnsw:space": space}
+
+
+def test_one_vector_of_another_encoder_is_enough(tmp_path: Path) -> None:
+    """One sample would not have shown it."""
+    vectors = [letters(text) for text in TEXTS]
+    vectors[26] = [0.0, 9.0, 0.0, 0.0]
+    made_elsewhere(tmp_path, TEXTS, vectors, metadata={"hnsw:space": "cosine"})
+    report = ChromaIndex.adopt(LetterEncoder(), path=tmp_path)
+    assert (report.verified, report.samples, report.adopted) == (19, 20, False)
+    assert "another vector of 1 of 20 texts" in str(report)
+
+
+def test_vectors_without_texts_cannot_be_compared(tmp_path: Path) -> None:
+    made_elsewhere(tmp_path, None, [letters(text) for text in TEXTS], metadata={"hnsw:space": "cosine"})
+    report = ChromaIndex.adopt(LetterEncoder(), path=tmp_path)
+    assert (report.samples, report.adopted) == (0, False)
+    assert "no passage has a text and a vector" in str(report)
+
+
+def test_nothing_is_made_where_there_is_nothing(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="there is no Chroma index"):
+        ChromaIndex.adopt(LetterEncoder(), path=tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+    made_elsewhere(tmp_path, ["a"])
+    with pytest.raises(InvalidInputError, match=r"no collection 'ours'; there are: 'passages'"):
+        ChromaIndex.adopt(LetterEncoder(), "ours", path=tmp_path)
+    with pytest.raises(InvalidInputError, match="either the path"):
+        ChromaIndex.adopt(LetterEncoder())
+
+
+def test_langchain_chroma_collections_are_adopted(tmp_path: Path, tiny_bi_encoder: Path) -> None:
+    langchain_chroma = pytest.importorskip("langchain_chroma")
+    from retrieve_rerank.langchain import BiEncoderEmbeddings
+
+    texts = ["paris is the capital", "rome", "bread is baked", "a b c"]
+    with BiEncoder(tiny_bi_encoder) as encoder:
+        client = chromadb.PersistentClient(str(tmp_path.resolve()))
+        langchain_chroma.Chroma("langchain", BiEncoderEmbeddings(model=encoder), client=client).add_texts(texts)
+        report = ChromaIndex.adopt(encoder, "langchain", client=client)
+        assert report.adopted, str(report)
+        assert (report.verified, report.metric, report.encoder_metric) == (4, "euclidean", "cosine")
+        with ChromaIndex(encoder, "langchain", client=client) as index:
+            index.add([Passage("new", "new")])
+            assert index.retrieve("rome", k=1)[0].passage.text == "rome"
+            assert index.check().ok
