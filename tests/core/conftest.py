@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,18 @@ import pytest
 
 if TYPE_CHECKING:
     import torch
+
+    from retrieve_rerank import CrossEncoder
+
+
+@pytest.fixture
+def model(tiny_cross_encoder: Path) -> Iterator[CrossEncoder]:
+    """The tiny cross-encoder, loaded, in the precision of sentence-transformers."""
+    from retrieve_rerank import CrossEncoder
+
+    with CrossEncoder(tiny_cross_encoder, precision="float32") as opened:
+        opened.score("what", ["loads the model"])
+        yield opened
 
 
 @pytest.fixture(scope="session")

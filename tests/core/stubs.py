@@ -9,13 +9,26 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
+
 from retrieve_rerank import Passage
 from retrieve_rerank.testing import LetterEncoder, ListRetriever, TableScorer
 from retrieve_rerank.testing.stubs import hits_of as found
 from retrieve_rerank.testing.stubs import letters
 from tests.forking import python
 
-__all__ = ["Broken", "LetterEncoder", "ListRetriever", "TableScorer", "found", "letters", "passages", "run_python"]
+__all__ = [
+    "Broken",
+    "LetterEncoder",
+    "ListRetriever",
+    "TableScorer",
+    "close_to",
+    "found",
+    "letters",
+    "passages",
+    "run_python",
+]
 
 
 class Broken(LetterEncoder):
@@ -25,6 +38,11 @@ class Broken(LetterEncoder):
 
     def _encode(self, texts: Sequence[str]) -> Any:
         return super()._encode(texts) if self.answer is None else self.answer(texts)
+
+
+def close_to(expected: Any) -> Any:
+    """Return what is equal to an array but for what adding up in another order changes."""
+    return pytest.approx(np.asarray(expected), abs=1e-5)
 
 
 def passages(*texts: str) -> list[Passage]:

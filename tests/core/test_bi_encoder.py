@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import math
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +14,14 @@ import pytest
 import sentence_transformers
 
 from retrieve_rerank import BiEncoder, InvalidInputError, ModelError, TruncationWarning
-from retrieve_rerank.models import loading
 from tests import tiny
+from tests.core.stubs import close_to
 
 TEXTS = ["paris is the capital of france", "", "rome", "two\nlines", "bread " * 40, "what is the word", "é ü 123 !?"]
 
 
 def reference(path: Path, **options: Any) -> sentence_transformers.SentenceTransformer:
     return sentence_transformers.SentenceTransformer(str(path), device="cpu", **options)
-
-
-def close_to(expected: Any) -> Any:
-    return pytest.approx(np.asarray(expected), abs=1e-5)
 
 
 @pytest.fixture(params=["tiny_bi_encoder", "tiny_dot_bi_encoder"])
@@ -130,12 +125,6 @@ def test_max_length_shortens_what_is_read(tiny_bi_encoder: Path) -> None:
         assert cut == close_to(encoder.encode_documents(["rome is the"]))
 
 
-def test_max_length_beyond_the_positions_is_refused(tiny_bi_encoder: Path) -> None:
-    with pytest.raises(InvalidInputError, match="max_length is 65, but this model has positions for 64"):
-        BiEncoder(tiny_bi_encoder, max_length=65).encode_queries(["a"])
-    assert BiEncoder(tiny_bi_encoder, max_length=64).max_length == 64
-
-
 @pytest.mark.parametrize("fixture", ["tiny_bi_encoder", "tiny_dot_bi_encoder"])
 @pytest.mark.parametrize("normalize", [None, True, False])
 def test_normalize_switches_on_off_or_follows_the_model(
@@ -222,22 +211,6 @@ def test_vectors_that_are_no_numbers_are_an_error(tiny_bi_encoder: Path, value: 
         network.encoder.layer[-1].output.LayerNorm.bias.data[3] = value
         with pytest.raises(ModelError, match=r"NaN or infinity for texts\[0\]"):
             encoder.encode_documents(["a", "b"])
-
-
-def test_the_model_loads_once_under_many_threads(tiny_bi_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loads: list[object] = []
-    load = loading.load_bi_encoder
-    monkeypatch.setattr(loading, "load_bi_encoder", lambda checkpoint: loads.append(checkpoint) or load(checkpoint))
-    texts = [f"word {number} " * (number % 7) for number in range(40)]
-    with BiEncoder(tiny_bi_encoder, precision="float32") as encoder:
-        with ThreadPoolExecutor(8) as pool:
-            vectors = list(pool.map(lambda text: encoder.encode_queries([text])[0], texts))
-        assert len(loads) == 1
-        assert np.stack(vectors) == close_to(reference(tiny_bi_encoder).encode_query(texts))
-        encoder.close()
-        assert "not loaded" in repr(encoder)
-        encoder.encode_queries(["again"])
-        assert len(loads) == 2
 
 
 async def test_async_gives_the_same_vectors(tiny_dot_bi_encoder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import sentence_transformers
 
 from retrieve_rerank import CrossEncoder, InvalidInputError, ModelError, TruncationWarning
 from tests import tiny
+from tests.core.stubs import close_to
 
 Predict = Callable[..., Any]
 
@@ -26,16 +27,6 @@ def many_texts() -> list[str]:
     words = random.Random(5)
     names = ["paris", "rome", "bread", "word", "the", "italy", "capital"]
     return [" ".join([*words.choices(names, k=words.randrange(1, 47)), f"{number}"]) for number in range(200)]
-
-
-def close_to(expected: Any) -> Any:
-    return pytest.approx(np.asarray(expected), abs=1e-5)
-
-
-@pytest.fixture
-def model(tiny_cross_encoder: Path) -> Iterator[CrossEncoder]:
-    with CrossEncoder(tiny_cross_encoder, precision="float32") as model:
-        yield model
 
 
 @pytest.mark.parametrize("texts", [TEXTS, many_texts()])
@@ -169,14 +160,6 @@ def test_max_length_shortens_what_is_read(tiny_cross_encoder: Path) -> None:
         with pytest.warns(TruncationWarning, match="8 tokens"):
             cut = model.score("paris", ["rome is the capital of italy"])
         assert cut == close_to(model.score("paris", ["rome is the capital"]))
-
-
-@pytest.mark.parametrize("fixture", ["tiny_cross_encoder", "tiny_roberta"])
-def test_max_length_beyond_the_positions_is_refused(request: pytest.FixtureRequest, fixture: str) -> None:
-    path = request.getfixturevalue(fixture)
-    assert CrossEncoder(path).max_length == tiny.POSITIONS
-    with pytest.raises(InvalidInputError, match="max_length is 65, but this model has positions for 64"):
-        CrossEncoder(path, max_length=65).score("a", ["b"])
 
 
 def test_no_texts_have_no_scores_and_load_nothing() -> None:

@@ -20,13 +20,6 @@ JOBS = [(f"query {number}", many_texts()[number : number + 5]) for number in ran
 
 
 @pytest.fixture
-def model(tiny_cross_encoder: Path) -> Iterator[CrossEncoder]:
-    with CrossEncoder(tiny_cross_encoder, precision="float32") as made:
-        made.score("a", ["b"])
-        yield made
-
-
-@pytest.fixture
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The queries that each call of the engine scored together."""
     calls: list[list[str]] = []

@@ -6,7 +6,7 @@ Scorers that hang, errors, NaN and wrong numbers of scores are in tests/test_fau
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,13 +17,6 @@ from retrieve_rerank import BiEncoder, CrossEncoder, ModelError
 
 QUERY = "what is the capital of france"
 NUMBERS = [str(number) for number in range(100)]
-
-
-@pytest.fixture
-def model(tiny_cross_encoder: Path) -> Iterator[CrossEncoder]:
-    with CrossEncoder(tiny_cross_encoder, precision="float32") as model:
-        model.score(QUERY, ["loads the model"])
-        yield model
 
 
 @pytest.mark.parametrize("at", [1, 3, 5])

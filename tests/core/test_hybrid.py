@@ -505,34 +505,27 @@ async def test_what_is_no_mistake_does_not_warn(
 # What cannot be used
 
 
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        ({"weights": [1]}, "one weight a retriever: 2, got 1"),
-        ({"weights": [0, 0]}, "above 0"),
-        ({"rrf_k": -1}, "rrf_k"),
-        ({"on_error": "ignore"}, "on_error must be 'raise' or 'skip', got 'ignore'"),
-        ({"merge": "hash"}, "merge must be"),
-    ],
-)
-def test_unusable_settings(options: dict[str, Any], says: str) -> None:
-    with pytest.raises(InvalidInputError, match=says):
-        HybridRetriever([ListRetriever("a"), ListRetriever("b")], **options)
+TWO = [ListRetriever("a"), ListRetriever("b")]
 
 
 @pytest.mark.parametrize(
-    ("retrievers", "says"),
+    ("retrievers", "options", "says"),
     [
-        ([], "at least one"),
-        (None, "must be a list of retrievers, got NoneType"),
-        ("ab", "got str"),
-        (ListRetriever("a"), "got ListRetriever"),
-        ([ListRetriever("a"), "b"], r"retrievers\[1\] must have retrieve"),
+        ([], {}, "at least one"),
+        (None, {}, "must be a list of retrievers, got NoneType"),
+        ("ab", {}, "got str"),
+        (ListRetriever("a"), {}, "got ListRetriever"),
+        ([ListRetriever("a"), "b"], {}, r"retrievers\[1\] must have retrieve"),
+        (TWO, {"weights": [1]}, "one weight a retriever: 2, got 1"),
+        (TWO, {"weights": [0, 0]}, "above 0"),
+        (TWO, {"rrf_k": -1}, "rrf_k"),
+        (TWO, {"on_error": "ignore"}, "on_error must be 'raise' or 'skip', got 'ignore'"),
+        (TWO, {"merge": "hash"}, "merge must be"),
     ],
 )
-def test_unusable_retrievers(retrievers: Any, says: str) -> None:
+def test_unusable_retrievers_and_settings(retrievers: Any, options: dict[str, Any], says: str) -> None:
     with pytest.raises(InvalidInputError, match=says):
-        HybridRetriever(retrievers)
+        HybridRetriever(retrievers, **options)
 
 
 @pytest.mark.parametrize(("query", "k"), [("", 1), (" ", 1), (None, 1), ("q", 0), ("q", True), ("q", 1.5)])

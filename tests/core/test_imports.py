@@ -9,7 +9,10 @@ import pytest
 import retrieve_rerank
 from tests.core.stubs import run_python
 
-HEAVY = ["torch", "chromadb", "transformers", "sentence_transformers", "langchain_core", "llama_index", "numpy"]
+HEAVY = [
+    *("torch", "chromadb", "transformers", "sentence_transformers", "langchain_core", "llama_index", "numpy"),
+    *("pandas", "scipy", "jinja2", "matplotlib"),
+]
 
 
 def imported_after(script: str) -> set[str]:
@@ -22,23 +25,72 @@ def imported_after(script: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "script",
+    ("script", "allowed"),
     [
-        "import retrieve_rerank; dir(retrieve_rerank)",
-        "from retrieve_rerank import Hit, Passage, SearchResult, ModelError, Encoder, Scorer, split_paragraphs",
+        ("import retrieve_rerank; assert set(retrieve_rerank.__all__) <= set(dir(retrieve_rerank))", ""),
+        (
+            "from retrieve_rerank import Hit, Passage, SearchResult, ModelError, Encoder, Scorer, split_paragraphs",
+            "",
+        ),
+        ("from retrieve_rerank import BiEncoder, CrossEncoder, RetrieveRerank; BiEncoder('x')", "numpy"),
+        ("from retrieve_rerank import ChromaIndex", "numpy"),
+        ("import retrieve_rerank.evaluation", "numpy"),
     ],
 )
-def test_the_package_and_its_plain_data_import_nothing_heavy(script: str) -> None:
-    assert imported_after(script) == set()
+def test_neither_names_nor_settings_load_models_databases_or_frameworks(script: str, allowed: str) -> None:
+    assert imported_after(script) <= set(allowed.split())
 
 
-def test_naming_the_model_classes_loads_neither_torch_nor_a_framework() -> None:
-    loaded = imported_after("from retrieve_rerank import BiEncoder, CrossEncoder, RetrieveRerank; BiEncoder('x')")
-    assert loaded <= {"numpy"}
+def test_the_package_imports_no_part_that_is_an_extra() -> None:
+    script = """
+        import sys, retrieve_rerank
+        for name in retrieve_rerank.__all__:
+            getattr(retrieve_rerank, name)
+        assert not {"ir_measures", "retrieve_rerank.evaluation"} & set(sys.modules)
+        import retrieve_rerank.evaluation
+        print([name for name in ("ray", "pyarrow", "retrieve_rerank.ray") if name in sys.modules])
+    """
+    assert run_python(script, warnings="ignore").strip() == "[]"
 
 
-def test_naming_the_index_loads_neither_chroma_nor_torch() -> None:
-    assert imported_after("from retrieve_rerank import ChromaIndex") <= {"numpy"}
+@pytest.mark.parametrize("package", ["retrieve_rerank.evaluation", "retrieve_rerank.ray"])
+def test_public_names_of_an_extra_are_sorted_and_documented(package: str) -> None:
+    module = pytest.importorskip(package)
+    assert module.__all__ == sorted(module.__all__)
+    assert all(getattr(module, name).__doc__ for name in module.__all__)
+
+
+@pytest.mark.parametrize(
+    ("extra", "missing", "use"),
+    [
+        ("evaluation", "ir_measures", "import retrieve_rerank.evaluation"),
+        ("evaluation", "jinja2", "from tests.evaluation import reports; reports.smallest().to_html('report.html')"),
+        ("evaluation", "matplotlib.pyplot", "from tests.evaluation import reports; reports.smallest().plot()"),
+        ("ray", "ray", "import retrieve_rerank.ray"),
+        ("ray", "pyarrow", "import retrieve_rerank.ray"),
+    ],
+)
+def test_without_the_extra_the_error_names_it(extra: str, missing: str, use: str) -> None:
+    script = f"""
+        import sys
+        sys.modules["{missing}"] = None
+        import retrieve_rerank
+        try:
+            {use}
+        except retrieve_rerank.MissingDependencyError as error:
+            print(error)
+    """
+    assert f'pip install "retrieve-rerank[{extra}]"' in run_python(script, warnings="ignore")
+
+
+def test_the_report_needs_no_matplotlib() -> None:
+    script = """
+        import sys, tempfile, pathlib
+        from tests.evaluation import reports
+        reports.smallest().to_html(pathlib.Path(tempfile.mkdtemp()) / "report.html")
+        print("matplotlib" in sys.modules)
+    """
+    assert run_python(script).strip() == "False"
 
 
 def test_import_takes_less_than_150_milliseconds() -> None:
@@ -69,11 +121,6 @@ def test_star_import_brings_the_public_names() -> None:
     names: dict[str, object] = {}
     exec("from retrieve_rerank import *", names)
     assert set(retrieve_rerank.__all__) <= set(names)
-
-
-def test_dir_shows_public_names_before_they_are_loaded() -> None:
-    script = "import retrieve_rerank; print(set(retrieve_rerank.__all__) <= set(dir(retrieve_rerank)))"
-    assert run_python(script).strip() == "True"
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -21,20 +21,28 @@ from tests.core.stubs import run_python
 from tests.core.test_cross_encoder import QUERY, TEXTS, many_texts
 
 
+@pytest.mark.parametrize(
+    ("kind", "fixture", "load"),
+    [(BiEncoder, "tiny_bi_encoder", "load_bi_encoder"), (CrossEncoder, "tiny_cross_encoder", "load_cross_encoder")],
+)
 def test_many_threads_get_what_one_would_and_the_model_loads_once(
-    tiny_cross_encoder: Path, monkeypatch: pytest.MonkeyPatch
+    kind: Any, fixture: str, load: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loads: list[object] = []
-    load = loading.load_cross_encoder
-    monkeypatch.setattr(loading, "load_cross_encoder", lambda checkpoint: loads.append(checkpoint) or load(checkpoint))
-    texts = many_texts()
+    loaded = getattr(loading, load)
+    monkeypatch.setattr(loading, load, lambda checkpoint: loads.append(checkpoint) or loaded(checkpoint))
+    path, texts = request.getfixturevalue(fixture), many_texts()
     jobs = [(f"query {number} {'rome ' * (number % 5)}", texts[number : number + 9]) for number in range(32)]
-    serial = CrossEncoder(tiny_cross_encoder, precision="float32")
-    expected = [serial.score(*job) for job in jobs]
+
+    def answer(model: Any, job: tuple[str, list[str]]) -> Any:
+        return model.score(*job) if kind is CrossEncoder else model.encode_queries([job[0]])[0]
+
+    serial = kind(path, precision="float32")
+    expected = [answer(serial, job) for job in jobs]
     loads.clear()
-    with CrossEncoder(tiny_cross_encoder, precision="float32") as model, ThreadPoolExecutor(8) as pool:
+    with kind(path, precision="float32") as model, ThreadPoolExecutor(8) as pool:
         # Callers share batches, which rounds differently.
-        assert np.allclose(list(pool.map(lambda job: model.score(*job), jobs)), expected, atol=1e-5)
+        assert np.allclose(list(pool.map(lambda job: answer(model, job), jobs)), expected, atol=1e-5)
     assert len(loads) == 1
 
 

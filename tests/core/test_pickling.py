@@ -28,15 +28,15 @@ MARKER = "marker-of-a-secret"
 TEXTS = ["paris is the capital of france", "rome is in italy", "bread", "what is a word"]
 
 
-WAYS = [lambda thing: pickle.loads(pickle.dumps(thing)), copy.deepcopy]
-
-
 def letters_of(text: str) -> list[str]:
     return list(text.replace(" ", ""))
 
 
 def again(thing: Any) -> Any:
     return pickle.loads(pickle.dumps(thing))
+
+
+WAYS = [again, copy.deepcopy]
 
 
 @pytest.fixture

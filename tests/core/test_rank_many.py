@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,6 @@ from tests.core.stubs import ListRetriever, TableScorer, passages
 
 QUERIES = ["capital of france", "bread", "what is the capital of italy", "rome"]
 TEXTS = ["paris is the capital of france", "rome is the capital of italy", "bread is bread", "the word is the word"]
-
-
-@pytest.fixture
-def model(tiny_cross_encoder: Path) -> Iterator[CrossEncoder]:
-    with CrossEncoder(tiny_cross_encoder, precision="float32") as opened:
-        yield opened
 
 
 def test_every_query_gets_what_it_gets_alone(model: CrossEncoder) -> None:

@@ -17,6 +17,7 @@ from retrieve_rerank.models.settings import (
     CrossEncoderSettings,
     ModelSettings,
 )
+from tests.core.test_checks import Unshown
 
 KINDS = [(BiEncoder, BiEncoderSettings, BiEncoderOptions), (CrossEncoder, CrossEncoderSettings, CrossEncoderOptions)]
 
@@ -72,12 +73,7 @@ def test_the_default_models_are_the_documented_ones() -> None:
     assert CrossEncoder().model == "cross-encoder/ms-marco-MiniLM-L6-v2"
 
 
-class Unshowable:
-    def __repr__(self) -> str:
-        raise RuntimeError("no repr")
-
-
-ODD = [10**5000, -(10**5000), int, np.array([1, 2]), Unshowable(), b"x", {}]
+ODD = [10**5000, -(10**5000), int, np.array([1, 2]), Unshown(), b"x", {}]
 
 
 @pytest.mark.parametrize("value", ODD, ids=lambda value: type(value).__name__)
@@ -90,6 +86,18 @@ def test_odd_values_are_refused_in_our_words(name: str, value: Any) -> None:
         with pytest.raises(InvalidInputError) as caught:
             kind(**{"model": "some/model", name: value, **server})
         assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("kind", "fixture"),
+    [(BiEncoder, "tiny_bi_encoder"), (CrossEncoder, "tiny_cross_encoder"), (CrossEncoder, "tiny_roberta")],
+)
+def test_max_length_beyond_the_positions_is_refused(request: pytest.FixtureRequest, kind: Any, fixture: str) -> None:
+    path = request.getfixturevalue(fixture)
+    assert kind(path).max_length == kind(path, max_length=64).max_length == 64
+    model = kind(path, max_length=65)
+    with pytest.raises(InvalidInputError, match="max_length is 65, but this model has positions for 64"):
+        model.score("a", ["b"]) if kind is CrossEncoder else model.encode_queries(["a"])
 
 
 def test_an_unknown_argument_is_named() -> None:

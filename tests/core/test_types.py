@@ -23,6 +23,7 @@ def test_passage_has_an_id_a_text_and_metadata_of_its_own() -> None:
     assert (first.id, first.text, first.metadata) == ("a", "text", {})
     assert first == second
     assert first.metadata is not second.metadata
+    assert Passage("a", "").text == ""
 
 
 @pytest.mark.parametrize(
@@ -40,10 +41,6 @@ def test_passage_has_an_id_a_text_and_metadata_of_its_own() -> None:
 def test_a_passage_that_is_none_is_refused(arguments: tuple[Any, ...], says: str) -> None:
     with pytest.raises(InvalidInputError, match=says):
         Passage(*arguments)
-
-
-def test_an_empty_text_is_a_text() -> None:
-    assert Passage("a", "").text == ""
 
 
 @pytest.mark.parametrize(

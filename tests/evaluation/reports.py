@@ -1,9 +1,11 @@
-"""Evaluations to make reports of: an ordinary one, a hostile one, and the smallest."""
+"""Evaluations to make reports of: an ordinary one, a hostile one, and the smallest; and a reader of their pages."""
 
 from __future__ import annotations
 
 import random
+import re
 from functools import lru_cache
+from html.parser import HTMLParser
 
 from retrieve_rerank import RetrieveRerank
 from retrieve_rerank.evaluation import Dataset, Evaluation, Tuning, evaluate, tune
@@ -91,3 +93,45 @@ def tuned(prefix: str = "", name: str = "", *, latency_budget: float | None = No
     }
     dataset = Dataset(f"{name}toy", texts, queries, judgements)
     return tune(shelves, scorers, dataset, depths=(2, 5, 10, 20), latency_budget=latency_budget, resamples=200)
+
+
+VOID = {"meta", "br", "link", "img"}
+ALONE = {"line", "circle", "rect", "polyline", "polygon", "path"}  # of SVG, closed in themselves
+
+
+class Page(HTMLParser):
+    """A page whose tags are checked to be balanced; all texts, and what is in each section."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.texts: list[str] = []
+        self.words: dict[str, str] = {"": ""}
+        self.here = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag in ("section", "header"):
+            self.here = dict(attrs).get("id") or tag
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag in ALONE
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+        if self.open and self.open[-1] not in ("script", "style"):
+            self.words[self.here] = self.words.get(self.here, "") + f" {data}"
+
+    def said(self, section: str) -> str:
+        return re.sub(r"\s+", " ", self.words[section]).strip()

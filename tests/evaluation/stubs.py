@@ -38,3 +38,10 @@ def dataset(**options: str) -> Dataset:
 def logits(order: str) -> dict[str, float]:
     """Return a table of logits that puts the texts in this order."""
     return {TEXTS[name]: float(-place) for place, name in enumerate(order)}
+
+
+def many(verdicts: Sequence[int]) -> tuple[Dataset, Shelf]:
+    """One question a verdict, answered by a: 1 has it second of a and b, so that a re-ranker may lift it; -1 first."""
+    queries = {f"q{number:03}": f"question {number}" for number in range(len(verdicts))}
+    lists = {text: "ba" if verdict > 0 else "ab" for text, verdict in zip(queries.values(), verdicts, strict=True)}
+    return Dataset("many", TEXTS, queries, {query: {"a": 1} for query in queries}), Shelf(lists)

@@ -15,7 +15,7 @@ from retrieve_rerank import BiEncoder, ChromaIndex, CrossEncoder, Hit, InvalidIn
 from retrieve_rerank.evaluation import Dataset, evaluate
 from retrieve_rerank.evaluation.measuring import latency as latency_of
 from tests.core.stubs import LetterEncoder, TableScorer
-from tests.evaluation.stubs import TEXTS, Shelf, dataset, logits
+from tests.evaluation.stubs import TEXTS, Shelf, dataset, logits, many
 
 LISTS = {"one": "cad", "two": "efb", "three": "a"}
 MEASURES = ("nDCG@10", "RR@10", "R@2")
@@ -23,13 +23,6 @@ MEASURES = ("nDCG@10", "RR@10", "R@2")
 
 def pipeline(order: str = "abcdef", shelf: Shelf | None = None, **options: Any) -> RetrieveRerank:
     return RetrieveRerank(shelf or Shelf(LISTS), TableScorer(logits(order)), **options)
-
-
-def many(verdicts: Sequence[int]) -> tuple[Dataset, Shelf]:
-    """One question a verdict, answered by a: 1 has it second of a and b, so that a re-ranker may lift it; -1 first."""
-    queries = {f"q{number:03}": f"question {number}" for number in range(len(verdicts))}
-    lists = {text: "ba" if verdict > 0 else "ab" for text, verdict in zip(queries.values(), verdicts, strict=True)}
-    return Dataset("many", TEXTS, queries, {query: {"a": 1} for query in queries}), Shelf(lists)
 
 
 def test_measures_by_hand() -> None:
@@ -65,19 +58,6 @@ def test_comparisons_by_hand() -> None:
         1,
         "nDCG@10",
     )
-
-
-@pytest.mark.parametrize("measures", [("nDCG@10", "RR@10", "R@100"), ("AP", "P@1", "nDCG@3", "RR", "Judged@2")])
-def test_exported_runs_give_ir_measures_the_same_numbers(tmp_path: Path, measures: tuple[str, ...]) -> None:
-    evaluation = evaluate({"re-ranked": pipeline("fbdcae"), "as it was": Shelf(LISTS)}, dataset(), measures)
-    qrels = list(ir_measures.read_trec_qrels(str(tmp_path / "qrels.txt"))) if evaluation.to_runs(tmp_path) else []
-    for system, path in zip(evaluation.systems, evaluation.to_runs(tmp_path), strict=True):
-        run = list(ir_measures.read_trec_run(str(path)))
-        parsed = [ir_measures.parse_measure(name) for name in measures]
-        for measure, value in ir_measures.calc_aggregate(parsed, qrels, run).items():
-            assert system.means[str(measure)] == pytest.approx(value, abs=1e-9)
-        for result in ir_measures.iter_calc(parsed, qrels, run):
-            assert system.per_query[str(result.measure)][result.query_id] == pytest.approx(result.value, abs=1e-9)
 
 
 def test_equal_scores_do_not_reorder() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -17,46 +16,8 @@ from retrieve_rerank.evaluation.charts import Axis, axis_around, depths
 from retrieve_rerank.evaluation.measuring import examples
 from tests.core.stubs import TableScorer
 from tests.evaluation import reports
+from tests.evaluation.reports import Page
 from tests.evaluation.stubs import Shelf, dataset, logits
-
-VOID = {"meta", "br", "link", "img"}
-ALONE = {"line", "circle", "rect", "polyline", "polygon", "path"}  # of SVG, closed in themselves
-
-
-class Page(HTMLParser):
-    """A page whose tags are checked to be balanced; what is in each section, as text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str | None]] = []
-        self.words: dict[str, str] = {"": ""}
-        self.here = ""
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += attrs
-        if tag in ("section", "header"):
-            self.here = dict(attrs).get("id") or tag
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert tag in ALONE
-        self.tags.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] not in ("script", "style"):
-            self.words[self.here] = self.words.get(self.here, "") + f" {data}"
-
-    def said(self, section: str) -> str:
-        return re.sub(r"\s+", " ", self.words[section]).strip()
 
 
 def page_of(evaluation: Evaluation, folder: Path) -> Page:

@@ -7,9 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langchain_core.documents import Document
+from llama_index.core.schema import TextNode
 
 from retrieve_rerank import BM25Index, CrossEncoder, InvalidInputError, RetrieveRerank, SavedSetting, load_setting
 from retrieve_rerank.evaluation import Dataset, Tuning, tune
+from retrieve_rerank.langchain import BM25Retriever as LangChainBM25
+from retrieve_rerank.langchain import RetrieveRerankRetriever as LangChainRetriever
+from retrieve_rerank.llama_index import BM25Retriever as LlamaIndexBM25
+from retrieve_rerank.llama_index import RetrieveRerankRetriever as LlamaIndexRetriever
+from retrieve_rerank.models.settings import CrossEncoderSettings
+from retrieve_rerank.retrieval.saved import REMEMBERED
 from tests.core.stubs import TableScorer
 from tests.evaluation.stubs import Shelf, dataset, logits
 
@@ -110,6 +118,9 @@ def test_a_setting_that_does_not_re_rank_is_no_pipeline(tmp_path: Path) -> None:
     [
         (None, "is no setting that Tuning.save wrote"),
         ("not json", "is no setting that Tuning.save wrote"),
+        ("[" * 100_000, "is no setting that Tuning.save wrote"),
+        ('{"format": 1, "first_stage": "a", "fetch_k": ' + "9" * 5_000 + "}", "is no setting that Tuning.save wrote"),
+        ("\ud800", "is no setting that Tuning.save wrote"),
         ("[1]", "names no format"),
         ("{}", "names no format"),
         ('{"format": 2}', "has format 2, and this version reads 1"),
@@ -120,16 +131,52 @@ def test_a_setting_that_does_not_re_rank_is_no_pipeline(tmp_path: Path) -> None:
         ('{"format": 1, "first_stage": "a", "fetch_k": 5, "model": "m"}', "must be a dict"),
         ('{"format": 1, "first_stage": "a", "fetch_k": 5, "depth": 3}', "depth"),
     ],
+    ids=lambda value: ascii(value)[:40],
 )
 def test_a_file_that_cannot_be_used(content: str | None, message: str, tmp_path: Path) -> None:
     file = tmp_path / "setting.json"
     if content is not None:
-        file.write_text(content, encoding="utf-8")
+        file.write_bytes(content.encode("utf-8", "surrogatepass"))
     with pytest.raises(InvalidInputError, match=message) as raised:
         load_setting(file)
     assert str(file) in str(raised.value)
+    assert len(str(raised.value)) < 2_000
 
 
 def test_a_setting_can_be_written_by_hand() -> None:
     setting = SavedSetting("words", 20, "mini", {"model": "some/model", "precision": "float32"})
     assert setting.make_cross_encoder().settings["precision"] == "float32"
+
+
+def test_one_file_makes_the_retriever_of_each_framework(tiny_cross_encoder: Path, tmp_path: Path) -> None:
+    file, query = tmp_path / "setting.json", "what is the capital"
+    texts = {str(number): f"bread {'capital ' * (number % 4)}paris {'word ' * number}" for number in range(12)}
+    index = BM25Index()
+    data = Dataset("tiny", texts, {"q": query}, {"q": {"3": 1}})
+    index.add(data.passages)
+    with CrossEncoder(tiny_cross_encoder) as model:
+        tuning = tune({"words": index}, {"tiny": model}, data, depths=[4, 7])
+    tuning.save(file, tuning.curve("words", "tiny")[1])
+
+    setting = load_setting(file)
+    expected = RetrieveRerank.load(file, index, top_n=7).search(query)
+    assert len(expected.candidates) == 7
+    documents = [Document(text, id=name) for name, text in texts.items()]
+    langchain = LangChainRetriever(
+        base_retriever=LangChainBM25.from_documents(documents),
+        reranker=setting.make_cross_encoder(),
+        fetch_k=setting.fetch_k,
+        top_n=7,
+    )
+    assert [document.id for document in langchain.invoke(query)] == [hit.passage.id for hit in expected]
+    nodes = [TextNode(id_=name, text=text) for name, text in texts.items()]
+    words = LlamaIndexBM25.from_defaults(nodes=nodes, similarity_top_k=20)
+    llama_index = LlamaIndexRetriever(words, setting.make_cross_encoder(), fetch_k=setting.fetch_k, top_n=7)
+    assert [node.node_id for node in llama_index.retrieve(query)] == [hit.passage.id for hit in expected]
+
+
+def test_each_setting_of_a_cross_encoder_is_remembered_or_left_out_on_purpose() -> None:
+    """A new setting that decides scores and is forgotten here would be dropped from tuned settings silently."""
+    left_out = {"device", "batch_tokens", "cache_folder", "local_files_only", "token", "trust_remote_code"}
+    of_the_place = {"api_key", "timeout", "max_concurrency"}
+    assert {"model", *CrossEncoderSettings.model_fields} == {*REMEMBERED, *left_out, *of_the_place}

@@ -67,15 +67,21 @@ def test_each_parquet_file_is_read_by_its_own_columns(tmp_path: Path) -> None:
         read(tmp_path)
 
 
-@pytest.mark.parametrize("broken", ["half of a gzip", "not UTF-8"])
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, broken: str) -> None:
-    line = b'{"id": "1", "text": "bread"}\n'
-    if broken == "not UTF-8":
-        file, content = tmp_path / "a.jsonl", line + b'{"id": "2", "text": "caf\xe9"}\n'
-    else:
-        file, content = tmp_path / "a.jsonl.gz", gzip.compress(line * 5000)[:-30]
-    file.write_bytes(content)
-    with pytest.raises(RetrieveRerankError, match=rf"{file.name} cannot be read after line \d+"):
+LINE = b'{"id": "1", "text": "bread"}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.jsonl.gz", gzip.compress(LINE * 5000)[:-30], r"a\.jsonl\.gz cannot be read after line \d+"),
+        ("a.jsonl", LINE + b'{"id": "2", "text": "caf\xe9"}\n', r"a\.jsonl cannot be read after line \d+"),
+        ("a.jsonl", LINE + b'\n{"id": 2, "text": "b"}\n', r"a\.jsonl, line 3: expected .* got 2"),
+    ],
+    ids=["half of a gzip", "not UTF-8", "a bad line"],
+)
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes, says: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(RetrieveRerankError, match=says):
         read(tmp_path)
 
 
@@ -101,12 +107,6 @@ def test_bad_rows_are_named_and_others_kept() -> None:
     assert "JSON object" in failures["1"]
     with pytest.raises(InvalidInputError, match="no column 'text'"):
         to_passages(pa.table({"id": ["1"], "body": ["a"]}))
-
-
-def test_a_bad_line_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"id": "1", "text": "a"}\n\n{"id": 2, "text": "b"}\n')
-    with pytest.raises(RetrieveRerankError, match=r"a\.jsonl, line 3: expected .* got 2"):
-        read(tmp_path / "a.jsonl")
 
 
 def test_what_is_no_source_is_refused(tmp_path: Path) -> None:

@@ -22,6 +22,11 @@ pytestmark = pytest.mark.usefixtures("cluster")
 TABLE = to_table([Passage("1", "a"), Passage("2", "b")])
 
 
+@pytest.fixture
+def attempts() -> Any:
+    return ray.remote(_Attempts).options(num_cpus=0).remote()
+
+
 class Sink:
     def __call__(self, passages: list[Passage]) -> AddReport:
         return AddReport(added=len(passages))
@@ -32,8 +37,7 @@ def outcome(worker: _Worker, table: pa.Table = TABLE) -> dict[str, Any]:
     return found
 
 
-def test_a_batch_whose_worker_was_lost_five_times_is_given_up() -> None:
-    attempts = ray.remote(_Attempts).options(num_cpus=0).remote()
+def test_a_batch_whose_worker_was_lost_five_times_is_given_up(attempts: Any) -> None:
     batches: list[bytes] = []
 
     class Dying(Sink):
@@ -60,15 +64,13 @@ def test_a_batch_whose_worker_was_lost_five_times_is_given_up() -> None:
     assert len(set(batches)) == 1
 
 
-def test_a_batch_that_was_done_may_come_again() -> None:
-    attempts = ray.remote(_Attempts).options(num_cpus=0).remote()
+def test_a_batch_that_was_done_may_come_again(attempts: Any) -> None:
     worker = _Worker(Sink, attempts)
     assert [outcome(worker)["report"]["added"] for _ in range(7)] == [2] * 7
 
 
-def test_a_batch_that_loading_the_model_kills_the_worker_at_is_given_up() -> None:
+def test_a_batch_that_loading_the_model_kills_the_worker_at_is_given_up(attempts: Any) -> None:
     """Else Ray would start workers for it for ever."""
-    attempts = ray.remote(_Attempts).options(num_cpus=0).remote()
 
     def make() -> Sink:
         raise KeyboardInterrupt
@@ -79,8 +81,7 @@ def test_a_batch_that_loading_the_model_kills_the_worker_at_is_given_up() -> Non
     assert list(outcome(_Worker(make, attempts))["failures"]) == ["1", "2"]
 
 
-def test_one_that_fails_keeps_out_no_other() -> None:
-    attempts = ray.remote(_Attempts).options(num_cpus=0).remote()
+def test_one_that_fails_keeps_out_no_other(attempts: Any) -> None:
     stored: list[str] = []
     calls = 0
 
@@ -103,8 +104,7 @@ def test_one_that_fails_keeps_out_no_other() -> None:
 
 
 @pytest.mark.parametrize(("error", "most"), [(RemoteError("away"), 1), (RuntimeError("all fail"), 30)])
-def test_where_all_fail_it_does_not_go_on_for_long(error: Exception, most: int) -> None:
-    attempts = ray.remote(_Attempts).options(num_cpus=0).remote()
+def test_where_all_fail_it_does_not_go_on_for_long(attempts: Any, error: Exception, most: int) -> None:
     calls = 0
 
     class Failing(Sink):
@@ -119,9 +119,8 @@ def test_where_all_fail_it_does_not_go_on_for_long(error: Exception, most: int) 
     assert calls <= most
 
 
-def test_an_id_that_a_batch_has_twice_is_told() -> None:
+def test_an_id_that_a_batch_has_twice_is_told(attempts: Any) -> None:
     """Its rows may come from two files, in either order: only the driver finds out which is the last."""
-    attempts = ray.remote(_Attempts).options(num_cpus=0).remote()
     table = to_table([Passage("1", "new"), Passage("2", "b"), Passage("1", "old")])
     keys = _Worker(Sink, attempts)(table)["keys"][0].as_py()
     assert [keys[start : start + 8] for start in (0, 8, 16)] == [_key("1"), _key("2"), _key("1")]

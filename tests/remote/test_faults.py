@@ -98,12 +98,6 @@ def test_a_server_that_is_not_there(quick: None) -> None:
         encoder.encode_queries(["q"])
 
 
-def test_a_server_that_comes_up_meanwhile_is_found(tei: InferenceServer) -> None:
-    with CrossEncoder(endpoint=tei.url) as model:
-        tei.faults = ["503"]  # as behind a proxy while it starts
-        assert model.score("q", TEXTS).tolist() == LOGITS
-
-
 def test_a_slow_server_is_not_asked_again(server: InferenceServer, model: CrossEncoder) -> None:
     server.faults = ["slow"]
     begin = time.monotonic()
@@ -169,16 +163,6 @@ def test_vectors_that_do_not_fit(form: str, fault: str) -> None:
         else:
             with pytest.raises(RemoteError, match="Nothing of it is used"):
                 encoder.encode_documents(["ab", "c", "a"])
-
-
-def test_a_redirect_is_not_followed(tei: InferenceServer) -> None:
-    with inference_server("tei", scorer=TableScorer(TABLE)) as other:
-        with CrossEncoder(endpoint=tei.url, api_key="secret-1") as model:
-            assert model.precision == "float16"
-            tei.faults = ["307"]
-            with pytest.raises(RemoteError, match="give that address as endpoint"):
-                model.score("q", TEXTS)
-        assert not other.headers
 
 
 def test_a_failing_server_costs_the_re_ranking_and_nothing_else(tei: InferenceServer, quick: None) -> None:

@@ -117,14 +117,8 @@ def test_scores_that_are_none(body: bytes) -> None:
     [
         *(b"[[1, 2], [1]]", b"[[1, 2, 3], [1, 2, 3]]", b"[[0, 0], [1, 0]]", b"[[0.0, -0.0], [1e-30, 0]]", b"[[], []]"),
         *(b"[[1e39, 1], [1, 2]]", b'[["1", "2"], ["1", "2"]]', b"[[true, false], [1, 2]]", b"[[null, 1], [1, 2]]"),
-        *(
-            b"[[1, 2]]",
-            b"[[1, 2], [1, 2], [1, 2]]",
-            b"[[[1, 2]], [[1, 2]]]",
-            b"[1, 2]",
-            b'{"0": [1, 2]}',
-            b"[[NaN, 1], [1, 2]]",
-        ),
+        *(b"[[1, 2]]", b"[[1, 2], [1, 2], [1, 2]]", b"[[[1, 2]], [[1, 2]]]", b"[1, 2]"),
+        *(b'{"0": [1, 2]}', b"[[NaN, 1], [1, 2]]"),
         b"[[1" + b"0" * 400 + b", 2], [1, 2]]",
         b"[[1e30, 1e30], [1, 2]]",
     ],
@@ -192,17 +186,8 @@ def test_an_answer_without_end_is_left() -> None:
     "wait",
     [
         *("1" + "0" * 400, "9" * 20, "61", "Fri, 31 Dec 9999 23:59:59 GMT"),
-        *(
-            "Fri, 31 Dec 99999 23:59:59 GMT",
-            "-5",
-            "NaN",
-            "inf",
-            "1e9",
-            "",
-            "0x10",
-            "Wed, 99 Foo 2015 07:28:00 GMT",
-            "\xb2",
-        ),
+        *("Fri, 31 Dec 99999 23:59:59 GMT", "-5", "NaN", "inf", "1e9", "", "0x10", "\xb2"),
+        "Wed, 99 Foo 2015 07:28:00 GMT",
     ],
 )
 def test_a_server_cannot_make_a_call_wait(wait: str, quick: None) -> None:
@@ -235,22 +220,17 @@ def test_a_redirect_takes_the_key_nowhere(status: int) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        *(
-            b'{"error": ' * 90 + b'"deep"' + b"}" * 90,
-            b"[" * 100_000,
-            b'{"error": {"message": ["a", {"msg": 1}]}}',
-            b"\xff\xfe",
-        ),
-        *(
-            b'{"error": "\\u001b[31mred\\ud800"}',
-            b'{"error": "' + b"x" * 100_000 + b'"}',
-            b'{"message": "less than 5 tokens"}',
-        ),
+        b'{"error": ' * 90 + b'"deep"' + b"}" * 90,
+        b"[" * 100_000,
+        b'{"error": {"message": ["a", {"msg": 1}]}}',
+        b"\xff\xfe",
+        b'{"error": "\\u001b[31mred\\ud800"}',
+        b'{"error": "' + b"x" * 100_000 + b'"}',
     ],
     ids=lambda body: body[:30].decode(errors="replace"),
 )
 def test_an_error_is_shown_in_one_short_line(body: bytes) -> None:
-    told = score(answer(body, status=400), texts=("a",)) if b"tokens" not in body else ""
+    told = score(answer(body, status=400), texts=("a",))
     assert "\x1b" not in told
     told.encode()
 
