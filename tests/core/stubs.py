@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from retrieve_rerank import Passage
+from retrieve_rerank import Hit, Passage
 from retrieve_rerank.testing import LetterEncoder, ListRetriever, TableScorer
 from retrieve_rerank.testing.stubs import hits_of as found
 from retrieve_rerank.testing.stubs import letters
@@ -22,6 +24,7 @@ __all__ = [
     "Broken",
     "LetterEncoder",
     "ListRetriever",
+    "SlowRetriever",
     "TableScorer",
     "close_to",
     "found",
@@ -38,6 +41,25 @@ class Broken(LetterEncoder):
 
     def _encode(self, texts: Sequence[str]) -> Any:
         return super()._encode(texts) if self.answer is None else self.answer(texts)
+
+
+class SlowRetriever(ListRetriever):
+    """Takes a while; the first calls hang until they are released. Sync only, as many retrievers are."""
+
+    def __init__(self, texts: Sequence[str], seconds: float = 0.0, *, hangs: int = 0) -> None:
+        super().__init__(texts)
+        self.seconds, self.hangs = seconds, hangs
+        self.release = threading.Event()
+        self.threads: list[str] = []
+
+    def retrieve(self, query: str, k: int, **options: object) -> list[Hit]:
+        self.threads.append(threading.current_thread().name)
+        self.hangs -= 1
+        if self.hangs >= 0:
+            self.release.wait(60)
+        else:
+            time.sleep(self.seconds)
+        return super().retrieve(query, k, **options)
 
 
 def close_to(expected: Any) -> Any:

@@ -28,24 +28,10 @@ from retrieve_rerank import (
     fuse,
 )
 from retrieve_rerank.models.threads import run_beside
-from tests.core.stubs import LetterEncoder, ListRetriever, TableScorer, found, run_python
+from tests.core.stubs import LetterEncoder, ListRetriever, SlowRetriever, TableScorer, found, run_python
 
 
-class Slow(ListRetriever):
-    """Takes a while. Sync only, as many retrievers are."""
-
-    def __init__(self, texts: Sequence[str], seconds: float) -> None:
-        super().__init__(texts)
-        self.seconds = seconds
-        self.threads: list[str] = []
-
-    def retrieve(self, query: str, k: int, **options: object) -> list[Hit]:
-        self.threads.append(threading.current_thread().name)
-        time.sleep(self.seconds)
-        return super().retrieve(query, k, **options)
-
-
-class SlowAsync(Slow):
+class SlowAsync(SlowRetriever):
     """Has an async method of its own, and no sync one that works."""
 
     cancelled = False
@@ -133,10 +119,10 @@ def test_a_hundred_hits_unless_told_otherwise() -> None:
     assert retriever.asked == [("q", 100, {})]
 
 
-@pytest.mark.parametrize("kind", [Slow, SlowAsync])
-async def test_retrievers_run_at_the_same_time(kind: type[Slow]) -> None:
+@pytest.mark.parametrize("kind", [SlowRetriever, SlowAsync])
+async def test_retrievers_run_at_the_same_time(kind: type[SlowRetriever]) -> None:
     """C13: the peer runs them one after another."""
-    hybrid = HybridRetriever([kind("a", 0.3), Slow("b", 0.3), Slow("c", 0.3)])
+    hybrid = HybridRetriever([kind("a", 0.3), SlowRetriever("b", 0.3), SlowRetriever("c", 0.3)])
     for call in (
         lambda: asyncio.to_thread(hybrid.retrieve, "q"),
         lambda: hybrid.aretrieve("q"),
@@ -149,14 +135,14 @@ async def test_retrievers_run_at_the_same_time(kind: type[Slow]) -> None:
 
 
 async def test_callers_do_not_wait_for_one_another() -> None:
-    hybrid = HybridRetriever([Slow("a", 0.3), Slow("b", 0.3)])
+    hybrid = HybridRetriever([SlowRetriever("a", 0.3), SlowRetriever("b", 0.3)])
     start = time.perf_counter()
     await asyncio.gather(*(hybrid.aretrieve("q") for _ in range(4)))
     assert time.perf_counter() - start < 0.6
 
 
 async def test_the_loop_and_its_default_pool_are_left_alone() -> None:
-    slow = Slow("a", 0.2)
+    slow = SlowRetriever("a", 0.2)
     waiting = asyncio.create_task(HybridRetriever([slow, SlowAsync("b", 0.1)]).aretrieve("q"))
     ticks = 0
     while not waiting.done():
@@ -199,7 +185,7 @@ async def test_options_go_to_every_retriever_and_are_never_dropped() -> None:
 
 @every
 async def test_a_failure_is_raised_as_it_is_and_at_once(way: str) -> None:
-    hybrid = HybridRetriever([Slow("a", 2.0), Down()])
+    hybrid = HybridRetriever([SlowRetriever("a", 2.0), Down()])
     start = time.perf_counter()
     with pytest.raises(ConnectionError, match="no server"):
         await called(hybrid, way)
@@ -359,23 +345,8 @@ def test_a_calls_threads_end_with_it() -> None:
     wait_until(lambda: threading.active_count() <= before)
 
 
-class Stuck(ListRetriever):
-    """Hangs for the first calls, until it is released."""
-
-    def __init__(self, calls: int) -> None:
-        super().__init__("a")
-        self.calls = calls
-        self.release = threading.Event()
-
-    def retrieve(self, query: str, k: int, **options: object) -> list[Hit]:
-        self.calls -= 1
-        if self.calls >= 0:
-            self.release.wait(60)
-        return super().retrieve(query, k, **options)
-
-
 async def test_calls_that_hang_do_not_block_the_next() -> None:
-    stuck = Stuck(20)
+    stuck = SlowRetriever("a", hangs=20)
     hybrid = HybridRetriever([stuck, ListRetriever("b")])
     try:
         for _ in range(20):

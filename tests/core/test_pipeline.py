@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from retrieve_rerank import (
     TruncationWarning,
 )
 from retrieve_rerank.models.ranking import sigmoid
-from tests.core.stubs import LetterEncoder, ListRetriever, TableScorer, found, passages
+from tests.core.stubs import LetterEncoder, ListRetriever, SlowRetriever, TableScorer, found, passages
 
 TEXTS = ["a", "b", "c", "d"]
 TABLE = {"a": -1.0, "b": 2.0, "c": 0.0, "d": 3.0}
@@ -191,17 +190,7 @@ def test_a_first_stage_that_loses_a_query_is_an_error() -> None:
 
 
 async def test_times_are_those_of_each_stage() -> None:
-    class SlowRetriever(ListRetriever):
-        def retrieve(self, query: str, k: int, **options: object) -> list[Hit]:
-            time.sleep(0.1)
-            return super().retrieve(query, k, **options)
-
-    class SlowScorer(TableScorer):
-        def score(self, query: str, texts: Sequence[str]) -> Any:
-            time.sleep(0.2)
-            return super().score(query, texts)
-
-    search = RetrieveRerank(SlowRetriever(TEXTS), SlowScorer(TABLE))
+    search = RetrieveRerank(SlowRetriever(TEXTS, 0.1), TableScorer(TABLE, seconds=0.2))
     start = time.perf_counter()
     results = [search.search("q"), await search.asearch("q"), *search.search_many(["q"])]
     for result in results:
@@ -212,22 +201,8 @@ async def test_times_are_those_of_each_stage() -> None:
     )
 
 
-class Late(ListRetriever):
-    """Takes 0.2 s; the first calls hang until they are released."""
-
-    def __init__(self, stuck: int = 0) -> None:
-        super().__init__(TEXTS)
-        self.stuck = stuck
-        self.release = threading.Event()
-
-    def retrieve(self, query: str, k: int, **options: object) -> list[Hit]:
-        self.stuck -= 1
-        self.release.wait(60 if self.stuck >= 0 else 0.2)
-        return super().retrieve(query, k, **options)
-
-
 async def test_searches_do_not_wait_for_one_another_in_a_first_stage_that_is_not_async() -> None:
-    search = RetrieveRerank(Late(), TableScorer(TABLE))
+    search = RetrieveRerank(SlowRetriever(TEXTS, 0.2), TableScorer(TABLE))
     start = time.perf_counter()
     results = await asyncio.gather(*(search.asearch("q") for _ in range(8)))
     assert time.perf_counter() - start < 1.0  # one after another they take 1.6 s
@@ -235,7 +210,7 @@ async def test_searches_do_not_wait_for_one_another_in_a_first_stage_that_is_not
 
 
 async def test_a_first_stage_that_hung_once_does_not_block_the_next_search() -> None:
-    late = Late(stuck=3)
+    late = SlowRetriever(TEXTS, hangs=3)
     search = RetrieveRerank(late, TableScorer(TABLE))
     try:
         for _ in range(3):

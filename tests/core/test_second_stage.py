@@ -17,7 +17,7 @@ import pytest
 from retrieve_rerank import CrossEncoder, DegradedWarning, Hit, InvalidInputError, Passage, RetrieveRerank
 from retrieve_rerank.models.ranking import as_ranker, sigmoid
 from retrieve_rerank.retrieval.rerank import SecondStage
-from tests.core.stubs import ListRetriever, TableScorer, found
+from tests.core.stubs import ListRetriever, SlowRetriever, TableScorer, found
 
 TEXTS = ["a", "b", "c", "d"]
 TABLE = {"a": -1.0, "b": 2.0, "c": 0.0, "d": 3.0}
@@ -198,13 +198,8 @@ async def test_nothing_left_of_the_budget_is_the_first_stages_order_without_a_wa
 
 
 def test_the_budget_is_for_the_whole_search() -> None:
-    class SlowRetriever(ListRetriever):
-        def retrieve(self, query: str, k: int, **options: object) -> list[Hit]:
-            time.sleep(0.25)
-            return super().retrieve(query, k)
-
     scorer = TableScorer(TABLE)
-    slow = RetrieveRerank(SlowRetriever(TEXTS), scorer, time_budget=0.2)
+    slow = RetrieveRerank(SlowRetriever(TEXTS, 0.25), scorer, time_budget=0.2)
     result = slow.search("q")
     assert (names(result), result.degraded) == ("abcd", "time budget of 0.2 s: 0 of 4 candidates scored")
     assert scorer.asked == []
