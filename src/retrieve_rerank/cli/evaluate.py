@@ -117,7 +117,9 @@ def evaluate(
     language: Language = None,
     first_stage: Annotated[
         list[FirstStage] | None,
-        typer.Option(help="May be repeated; left out: hybrid, or dense where there is no BM25."),
+        typer.Option(
+            metavar="hybrid|bm25|dense", help="May be repeated; left out: hybrid, or dense where there is no BM25."
+        ),
     ] = None,
     fetch_k: Annotated[int, typer.Option(min=1, metavar="N", help="How many candidates to re-rank.")] = 100,
     measure: Annotated[

@@ -97,7 +97,9 @@ def tune(
         float | None,
         typer.Option(min=0, max=1, metavar="N", help="Mean of the measure that is enough; left out: the best."),
     ] = None,
-    first_stage: Annotated[list[FirstStage] | None, typer.Option(help="May be repeated; left out: all.")] = None,
+    first_stage: Annotated[
+        list[FirstStage] | None, typer.Option(metavar="hybrid|bm25|dense", help="May be repeated; left out: all.")
+    ] = None,
     depth: Annotated[
         list[int] | None,
         typer.Option(min=1, metavar="N", help="Candidates to re-rank; may be repeated; left out: 5 to 100."),
@@ -108,7 +110,10 @@ def tune(
     cross_encoder: CrossEncoderNames = None,
     device: Device = None,
     precision: Annotated[
-        list[PrecisionName] | None, typer.Option(help="Of the cross-encoder; may be repeated; left out: auto.")
+        list[PrecisionName] | None,
+        typer.Option(
+            metavar="auto|float32|bfloat16|float16", help="Of the cross-encoder; may be repeated; left out: auto."
+        ),
     ] = None,
     save: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the setting, for search --setting.")] = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the report as a page.")] = None,
