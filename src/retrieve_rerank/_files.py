@@ -29,6 +29,7 @@ def check_path(path: str | os.PathLike[str], what: str) -> Path:
     name = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
     if not isinstance(name, str) or not name:
         raise InvalidInputError(f"{what} must be a path, got {shown(path)}")
+    name = str.__str__(name)  # of a subclass, the value
     try:
         written = os.fsencode(name)
     except UnicodeEncodeError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from retrieve_rerank.errors import InvalidInputError, shown
@@ -67,7 +68,7 @@ class Hit:
             None for what a first stage found. It says where a hit was, not what it is, and is not compared.
 
     Raises:
-        InvalidInputError: If the passage is none.
+        InvalidInputError: If the passage is none, or its rank in the first stage no whole number.
 
     Example:
         >>> Hit(Passage("a", "text"), rank=1, score=0.9).retrieval_rank is None
@@ -88,6 +89,8 @@ class Hit:
     def __post_init__(self) -> None:
         if not isinstance(self.passage, Passage):
             raise InvalidInputError(f"a hit's passage must be a Passage, got {shown(self.passage)}")
+        if self.retrieval_rank is not None and not isinstance(self.retrieval_rank, (int, Integral)):
+            raise InvalidInputError(f"a hit's retrieval_rank must be a whole number, got {shown(self.retrieval_rank)}")
 
 
 @dataclass(frozen=True, slots=True, repr=False)

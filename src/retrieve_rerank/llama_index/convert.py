@@ -80,7 +80,10 @@ def node_to_record(node: BaseNode) -> Record:
     if "text" in content:
         content["text"] = ""
     content.pop("text_resource", None)
-    dumped = json.dumps(content, ensure_ascii=False)
+    try:
+        dumped = json.dumps(content, ensure_ascii=False)
+    except (ValueError, RecursionError) as error:  # a number of more digits than Python writes
+        raise InvalidInputError(f"{what} cannot be written as JSON: {error}") from error
     check_encodable(dumped, what)
     bookkeeping = {NODE_KEY: dumped, TYPE_KEY: node.class_name()}
     bookkeeping.update(dict.fromkeys(_DOCUMENT_KEYS, node.ref_doc_id or NO_DOCUMENT))

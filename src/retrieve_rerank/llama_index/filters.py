@@ -59,7 +59,7 @@ def to_condition(filters: MetadataFilters | None) -> Condition:
         return Condition()
     if not isinstance(filters, MetadataFilters):
         raise InvalidInputError(f"filters must be a MetadataFilters, got {type(filters).__name__}")
-    if not filters.filters:
+    if isinstance(filters.filters, list) and not filters.filters:
         return Condition()
     where: list[Where] = []
     on_text: list[Where] = []
@@ -82,13 +82,13 @@ def to_condition(filters: MetadataFilters | None) -> Condition:
 
 
 def _group(filters: MetadataFilters, *, negated: bool) -> Where:
-    if not filters.filters:
-        raise InvalidInputError("a group of filters inside another is empty; leave it out")
-    condition = filters.condition or FilterCondition.AND
-    inner = negated != (condition is FilterCondition.NOT)  # NOT: none of its filters holds
     items = filters.filters
     if not isinstance(items, list) or not all(isinstance(one, (MetadataFilter, MetadataFilters)) for one in items):
         raise InvalidInputError(f"the filters must be a list of MetadataFilter, got {shown(items)}")
+    if not items:
+        raise InvalidInputError("a group of filters inside another is empty; leave it out")
+    condition = filters.condition or FilterCondition.AND
+    inner = negated != (condition is FilterCondition.NOT)  # NOT: none of its filters holds
     clauses = [
         _group(item, negated=inner) if isinstance(item, MetadataFilters) else _leaf(item, negated=inner)
         for item in items

@@ -124,7 +124,7 @@ def load_setting(path: str | os.PathLike[str]) -> SavedSetting:
             raise InvalidInputError("it names no first stage. An evaluation and a setting are different files")
         return SavedSetting(**content)
     except (OSError, ValueError, TypeError, RecursionError) as error:  # our own are ValueErrors, too
-        raise InvalidInputError(f"{os.fspath(path)!r} is no setting that Tuning.save wrote: {error}") from error
+        raise InvalidInputError(f"{str(file)!r} is no setting that Tuning.save wrote: {error}") from error
 
 
 def remembered(model: CrossEncoder) -> dict[str, str | int | float | bool | None]:
