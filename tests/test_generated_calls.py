@@ -24,8 +24,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.doors import Door
 from tests.forking import python
+from tests.generated import Door
 from tests.odd_values import Theirs, nearly, odd
 
 CALLS = int(os.environ.get("GENERATED_CALLS", "300"))
@@ -129,7 +129,7 @@ def run_room(room: str, folder: Path, calls: int, seed: int) -> list[str]:
     (folder / "here").mkdir()
     os.chdir(folder / "here")  # where odd names of files would lie
     made = Calls(random.Random(f"{room} {seed}"), folder / "journal")
-    doors = list(getattr(importlib.import_module(f"tests.doors.{room}"), room)(folder))
+    doors = list(getattr(importlib.import_module(f"tests.generated.{room}"), room)(folder))
     for number in range(calls):
         made.one(doors[number % len(doors)])
     return made.wrong

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.doors import KEPT, MODELS, TEXTS, Door, answers
+from tests.generated import KEPT, MODELS, TEXTS, Door, answers
 
 
 def llama_index(folder: Path) -> Iterator[Door]:

@@ -8,7 +8,7 @@ import types
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.doors import KEPT, MODELS, TEXTS, Door
+from tests.generated import KEPT, MODELS, TEXTS, Door
 
 
 def core(folder: Path) -> Iterator[Door]:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.doors import KEPT, MODELS, TEXTS, WHERE, WORDS, Door, answers
+from tests.generated import KEPT, MODELS, TEXTS, WHERE, WORDS, Door, answers
 
 
 def langchain(folder: Path) -> Iterator[Door]:

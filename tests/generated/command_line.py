@@ -7,8 +7,8 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.doors import Door
-from tests.doors.evaluation import json_line
+from tests.generated import Door
+from tests.generated.evaluation import json_line
 
 
 def command_line(folder: Path) -> Iterator[Door]:  # noqa: C901 - a function a door

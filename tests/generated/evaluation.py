@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.doors import KEPT, TEXTS, Door
+from tests.generated import KEPT, TEXTS, Door
 
 
 def evaluation(folder: Path) -> Iterator[Door]:

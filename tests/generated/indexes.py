@@ -6,7 +6,7 @@ import types
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.doors import KEPT, TEXTS, WHERE, WORDS, Door, answers
+from tests.generated import KEPT, TEXTS, WHERE, WORDS, Door, answers
 
 
 def indexes(folder: Path) -> Iterator[Door]:
