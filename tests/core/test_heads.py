@@ -58,15 +58,14 @@ def test_a_saved_activation_is_not_applied_to_the_logits(tmp_path: Path, activat
 
 
 def test_an_activation_baked_into_the_head_is_taken_out(tmp_path: Path) -> None:
-    path = tiny.save_cross_encoder_with_dense_head(tmp_path, torch.nn.Sigmoid())
+    for name in ("with", "without"):
+        (tmp_path / name).mkdir()
+    path = tiny.save_cross_encoder_with_dense_head(tmp_path / "with", torch.nn.Sigmoid())
     logits, scores = scores_of(path)
     assert scores == pytest.approx(theirs(path, activation_fn=torch.nn.Identity()).tolist(), abs=1e-6)
     assert np.ptp(logits) > 0.05
     assert logits.min() < 0 or logits.max() > 1  # no probabilities
-
-
-def test_a_head_without_an_activation_stays_as_it_is(tmp_path: Path) -> None:
-    path = tiny.save_cross_encoder_with_dense_head(tmp_path, torch.nn.Identity())
+    path = tiny.save_cross_encoder_with_dense_head(tmp_path / "without", torch.nn.Identity())
     assert scores_of(path)[0] == pytest.approx(theirs(path, activation_fn=torch.nn.Identity()), abs=1e-5)
 
 
@@ -81,23 +80,21 @@ def test_a_head_without_an_activation_stays_as_it_is(tmp_path: Path) -> None:
         (("not-entailment", "entailment"), 1),
         (("LABEL_0", "irrelevant"), 0),  # one name that tells is enough
         (("entailment", "neutral"), 0),
+        ({"relevant": 0, "other": 1}, 0),  # in label2id alone
     ],
 )
 def test_the_score_of_two_labels_is_the_softmax_of_the_relevant_one(
-    tmp_path: Path, names: tuple[str, str], relevant: int
+    tmp_path: Path, names: tuple[str, str] | dict[str, int], relevant: int
 ) -> None:
     """Column 1 is not always the relevant one, as LangChain's class assumes."""
-    path = tiny.save_cross_encoder(tmp_path, labels=2, names=names)
+    if isinstance(names, dict):
+        settings: dict[str, object] = {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "label2id": names}
+        path = tiny.save_cross_encoder(tmp_path, labels=2, settings=settings)
+    else:
+        path = tiny.save_cross_encoder(tmp_path, labels=2, names=names)
     logits, scores = scores_of(path)
     assert scores == pytest.approx(theirs(path, apply_softmax=True)[:, relevant].tolist(), abs=1e-6)
     assert logits.shape == (len(TEXTS),)
-
-
-def test_names_may_stand_in_label2id_alone(tmp_path: Path) -> None:
-    ids = {"relevant": 0, "other": 1}
-    settings: dict[str, object] = {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "label2id": ids}
-    path = tiny.save_cross_encoder(tmp_path, labels=2, settings=settings)
-    assert scores_of(path)[1] == pytest.approx(theirs(path, apply_softmax=True)[:, 0].tolist(), abs=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,7 @@ def fresh_look(path: Path) -> str:
     return run_python(script, str(path), warnings="ignore", forked=True).strip()
 
 
+@pytest.mark.slow
 def test_lost_vectors_are_found_and_only_they_are_encoded_again(lost: Path, tmp_path: Path) -> None:
     path = Path(shutil.copytree(lost, tmp_path / "copy"))
     assert fresh_look(path) != "3000 3000"  # Chroma has lost some, else this tests nothing
@@ -170,13 +171,21 @@ def test_lost_vectors_are_found_and_only_they_are_encoded_again(lost: Path, tmp_
     assert fresh_look(path) == "3000 3000"
 
 
-def test_a_mixed_up_index_is_made_anew(mixed: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_mixed_up_index_is_made_anew(mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise TypeError("a bug")
+
     path = Path(shutil.copytree(mixed, tmp_path / "copy"))
     with ChromaIndex(RandomEncoder(), path=path) as index:
         handle_before = index.collection.handle.id
         found = index.check()
         assert found.unanswered
         assert "Chroma fails at queries" in str(found)
+        with monkeypatch.context() as patch:
+            patch.setattr(RandomEncoder, "encode_documents", fail)
+            with pytest.raises(TypeError, match="a bug"):
+                index.repair(samples=0)
         report = index.repair()
         assert (report.rebuilt, report.encoded) == (True, 1750)
         assert report.after.ok, str(report.after)
@@ -190,6 +199,7 @@ def test_a_mixed_up_index_is_made_anew(mixed: Path, tmp_path: Path) -> None:
         assert index.collection.handle.configuration_json["hnsw"]["space"] == "cosine"
 
 
+@pytest.mark.slow
 def test_vectors_of_other_texts_are_found_by_encoding_again(tmp_path: Path) -> None:
     path = damage(tmp_path, AT_RANDOM, "found.wrong")
     with ChromaIndex(RandomEncoder(), path=path, assume_compatible=True) as index:
@@ -206,6 +216,7 @@ class Killed(BaseException):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", ["filled half", "complete", "old one renamed", "old one still there"])
 def test_killed_in_a_rebuilding(mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str) -> None:
     path = Path(shutil.copytree(mixed, tmp_path / "copy"))
@@ -228,10 +239,8 @@ def test_killed_in_a_rebuilding(mixed: Path, tmp_path: Path, monkeypatch: pytest
             patch.setattr(repairing, "_copy", after(1, repairing._copy))
         elif at == "complete":
             patch.setattr(chromadb.Collection, "modify", after(1, chromadb.Collection.modify))
-        elif at == "old one still there":
-            patch.setattr(
-                repairing, "drop_collection", after(3, repairing.drop_collection)
-            )  # three are looked for first
+        elif at == "old one still there":  # three are looked for first
+            patch.setattr(repairing, "drop_collection", after(3, repairing.drop_collection))
         else:
             patch.setattr(repairing, "finish_rebuilding", after(0, repairing.finish_rebuilding))
         with pytest.raises(Killed):
@@ -248,6 +257,7 @@ def test_killed_in_a_rebuilding(mixed: Path, tmp_path: Path, monkeypatch: pytest
     assert fresh_look(path) == "1750 1750"
 
 
+@pytest.mark.slow
 def test_a_directory_that_chroma_cannot_read_is_recovered(lost: Path, tmp_path: Path) -> None:
     path = Path(shutil.copytree(lost, tmp_path / "copy"))
     folders = [place for place in path.iterdir() if (place / "header.bin").exists()]
@@ -447,19 +457,3 @@ def test_an_error_of_the_encoder_is_not_chromas(error: Exception) -> None:
             index.repair()
         encoder.answer = None
         assert index.check().ok
-
-
-def test_an_error_of_the_encoder_while_all_is_made_anew(
-    mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = Path(shutil.copytree(mixed, tmp_path / "copy"))
-    with ChromaIndex(RandomEncoder(), path=path) as index:
-
-        def fail(*_: Any, **__: Any) -> Any:
-            raise TypeError("a bug")
-
-        monkeypatch.setattr(RandomEncoder, "encode_documents", fail)
-        with pytest.raises(TypeError, match="a bug"):
-            index.repair(samples=0)
-        monkeypatch.undo()
-        assert index.repair(samples=0).after.ok

@@ -46,24 +46,27 @@ def models(tiny_bi_encoder: Path, tiny_cross_encoder: Path) -> dict[str, Path]:
     return {"bi-encoder": tiny_bi_encoder, "cross-encoder": tiny_cross_encoder}
 
 
-def test_a_cross_encoder_is_no_bi_encoder(tiny_cross_encoder: Path) -> None:
-    with pytest.raises(ModelError, match=r"is a cross-encoder.*Use CrossEncoder"):
-        BiEncoder(tiny_cross_encoder).encode_queries(["a"])
+@pytest.fixture
+def network(tiny_bi_encoder: Path) -> Path:
+    """A network of transformers' alone."""
+    return tiny_bi_encoder.parent / "network"
 
 
-def test_a_bi_encoder_is_no_cross_encoder(tiny_bi_encoder: Path) -> None:
-    with pytest.raises(ModelError, match=r"is not a cross-encoder: it was saved as BertModel.*random"):
-        CrossEncoder(tiny_bi_encoder).score("a", ["b"])
-
-
-def test_a_plain_network_is_no_cross_encoder(tiny_bi_encoder: Path) -> None:
-    with pytest.raises(ModelError, match="not a cross-encoder"):
-        load_cross_encoder(Checkpoint(str(tiny_bi_encoder.parent / "network")))
-
-
-def test_a_head_that_only_the_configuration_claims_is_refused(headless: Path) -> None:
-    with pytest.raises(ModelError, match=r"scoring head.*classifier\.weight.*newly initialised"):
-        CrossEncoder(headless).score("a", ["b"])
+@pytest.mark.parametrize(
+    ("what", "fixture", "message"),
+    [
+        ("bi-encoder", "tiny_cross_encoder", r"is a cross-encoder.*Use CrossEncoder"),
+        ("cross-encoder", "tiny_bi_encoder", r"is not a cross-encoder: it was saved as BertModel.*random"),
+        ("cross-encoder", "network", "not a cross-encoder"),
+        ("cross-encoder", "headless", r"scoring head.*classifier\.weight.*newly initialised"),
+    ],
+)
+def test_another_kind_of_checkpoint_is_refused(
+    request: pytest.FixtureRequest, what: str, fixture: str, message: str
+) -> None:
+    """Also a head that only the configuration claims."""
+    with pytest.raises(ModelError, match=message):
+        _ = KINDS[what](request.getfixturevalue(fixture)).max_length
 
 
 @pytest.mark.parametrize(

@@ -61,18 +61,21 @@ async def test_the_order_chosen_is_the_order_returned(index: ChromaIndex) -> Non
     assert (await index.aretrieve_many(["q", "d"], 3, mmr_lambda=0.5))[0] == hits
 
 
-def test_fewer_than_k_is_still_diverse(index: ChromaIndex) -> None:
-    """X6: the peer falls back to plain search, a, b, c, d, without a word."""
-    assert ids(index.retrieve("q", 10, mmr_lambda=0.5)) == ["a", "c", "b", "d"]
-    assert index.retrieve("q", 10, mmr_lambda=0.5, where={"n": 99}) == []
-
-
-def test_filters_and_the_pool_say_what_is_chosen_from(index: ChromaIndex) -> None:
-    assert ids(index.retrieve("q", 2, mmr_lambda=0.0)) == ["a", "d"]
-    assert ids(index.retrieve("q", 2, mmr_lambda=0.0, mmr_pool=3)) == ["a", "c"]
-    assert ids(index.retrieve("q", 2, mmr_lambda=0.0, mmr_pool=2)) == ["a", "b"]
-    assert ids(index.retrieve("q", 2, mmr_lambda=0.0, where={"n": {"$lt": 3}})) == ["a", "c"]
-    assert ids(index.retrieve("q", 2, mmr_lambda=0.0, where_document={"$contains": "b"})) == ["b"]
+@pytest.mark.parametrize(
+    ("k", "options", "expected"),
+    [
+        (10, {"mmr_lambda": 0.5}, "acbd"),  # X6: the peer falls back to plain search, a, b, c, d, without a word
+        (np.int8(40), {"mmr_lambda": 0.5}, "acbd"),  # four times as many do not fit into eight bits
+        (10, {"mmr_lambda": 0.5, "where": {"n": 99}}, ""),
+        (2, {"mmr_lambda": 0.0}, "ad"),
+        (2, {"mmr_lambda": 0.0, "mmr_pool": 3}, "ac"),
+        (2, {"mmr_lambda": 0.0, "mmr_pool": 2}, "ab"),
+        (2, {"mmr_lambda": 0.0, "where": {"n": {"$lt": 3}}}, "ac"),
+        (2, {"mmr_lambda": 0.0, "where_document": {"$contains": "b"}}, "b"),
+    ],
+)
+def test_what_is_chosen_and_from_what(index: ChromaIndex, k: Any, options: dict[str, Any], expected: str) -> None:
+    assert ids(index.retrieve("q", k, **options)) == [*expected]
 
 
 def test_the_default_pool_is_four_times_k() -> None:
@@ -136,8 +139,3 @@ async def test_options_that_cannot_be_used(index: ChromaIndex, options: dict[str
 
 def ids(hits: Any) -> list[str]:
     return [hit.passage.id for hit in hits]
-
-
-def test_k_may_be_a_small_integer_of_numpys(index: ChromaIndex) -> None:
-    """Four times as many do not fit into eight bits."""
-    assert index.retrieve("q", np.int8(40), mmr_lambda=0.5) == index.retrieve("q", 40, mmr_lambda=0.5)
