@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import itertools
 import json
 import pickle
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 from langchain_core.documents import Document
-from langchain_core.load import dumpd
+from langchain_core.load import dumpd, dumps
 from llama_index.core.schema import NodeWithScore, TextNode
 
 from retrieve_rerank import BiEncoder, CrossEncoder, DegradedWarning
@@ -46,105 +47,70 @@ def shown(thing: Any) -> str:
     return " ".join(texts)
 
 
-WAYS_LANGCHAIN: list[Callable[[Any], Any]] = [
-    lambda thing: load(json.loads(json.dumps(dumpd(thing)))),
-    lambda thing: type(thing).model_validate_json(thing.model_dump_json()),
-    lambda thing: pickle.loads(pickle.dumps(thing)),
-    copy.copy,
+DOCUMENTS = [Document(text) for text in TABLE]
+NODES = [NodeWithScore(node=TextNode(text=text)) for text in TABLE]
+# What each component makes of its server: texts and their scores, or the vectors of "abba" and "cab".
+USES: dict[type, Callable[[Any], list[Any]]] = {
+    CrossEncoderReranker: lambda made: [
+        (document.page_content, document.metadata["relevance_score"])
+        for document in made.compress_documents(DOCUMENTS, "q")
+    ],
+    CrossEncoderRerank: lambda made: [(n.text, n.score) for n in made.postprocess_nodes(NODES, query_str="q")],
+    BiEncoderEmbeddings: lambda made: [*made.embed_documents(["abba"]), asyncio.run(made.aembed_query("cab"))],
+    BiEncoderEmbedding: lambda made: [made.get_text_embedding("abba"), made.get_query_embedding("cab")],
+}
+SHAPES = ["fields", "object", "no name"]
+WAYS: list[Callable[[Any], Any]] = [
+    lambda made: type(made).from_dict(made.to_dict()) if of_llama_index(made) else load(json.loads(dumps(made))),
+    lambda made: type(made).model_validate_json(made.model_dump_json()),
+    lambda made: pickle.loads(pickle.dumps(made)),
+    lambda made: made.model_copy() if of_llama_index(made) else copy.copy(made),
 ]
-WAYS_LLAMA_INDEX: list[Callable[[Any], Any]] = [
-    lambda thing: type(thing).from_dict(thing.to_dict()),
-    lambda thing: type(thing).model_validate_json(thing.model_dump_json()),
-    lambda thing: pickle.loads(pickle.dumps(thing)),
-    lambda thing: thing.model_copy(),
-]
 
 
-@pytest.mark.parametrize("way", WAYS_LANGCHAIN)
-@pytest.mark.parametrize("shape", ["fields", "object", "no name"])
-def test_langchain_reranker(
-    reranking: InferenceServer, shape: str, way: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+def of_llama_index(made: Any) -> bool:
+    return isinstance(made, (CrossEncoderRerank, BiEncoderEmbedding))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [pair for pair in itertools.product(USES, SHAPES) if pair != (BiEncoderEmbedding, "object")],
+)
+def test_a_component_is_written_down_without_its_key_and_read_again(
+    kind: Any, shape: str, way: Callable[[Any], Any], request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    documents = [Document(text) for text in TABLE]
+    ranks = kind in (CrossEncoderReranker, CrossEncoderRerank)
+    server: InferenceServer = request.getfixturevalue("reranking" if ranks else "embedding")
+    options = {"max_concurrency": 3} if ranks else {"metric": "dot", "normalize": False}
+    settings: dict[str, Any] = {"endpoint": server.url, "api_key": KEY, **options}
+    own = {"top_n": 2} if ranks else {}
     if shape == "object":
-        made = CrossEncoderReranker(model=CrossEncoder(endpoint=reranking.url, api_key=KEY, max_concurrency=3), top_n=2)
+        made = kind(model=(CrossEncoder if ranks else BiEncoder)(**settings), **own)
     else:
-        given = {} if shape == "no name" else {"model": "some/model"}
-        made = CrossEncoderReranker(endpoint=reranking.url, api_key=KEY, top_n=2, **given)
-    best = made.compress_documents(documents, "q")
-    assert [document.page_content for document in best] == ["high", "middle"]
-    assert asyncio.run(made.acompress_documents(documents, "q")) == best
-    assert KEY not in shown(made)
-    monkeypatch.setenv("RETRIEVE_RERANK_API_KEY", KEY)
-    monkeypatch.setenv("RETRIEVE_RERANK_ENDPOINT", reranking.url)
-    assert way(made).compress_documents(documents, "q") == best
-
-
-@pytest.mark.parametrize("way", WAYS_LANGCHAIN)
-@pytest.mark.parametrize("shape", ["fields", "object", "no name"])
-def test_langchain_embeddings(
-    embedding: InferenceServer, shape: str, way: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings: dict[str, Any] = {"endpoint": embedding.url, "api_key": KEY, "metric": "dot", "normalize": False}
-    if shape == "object":
-        made = BiEncoderEmbeddings(model=BiEncoder(**settings))
+        made = kind(**({"model": "some/model"} if shape == "fields" else {}), **settings, **own)
+    found = USES[kind](made)
+    if ranks:
+        assert [text for text, _ in found] == ["high", "middle"]
     else:
-        made = BiEncoderEmbeddings(**settings, **({} if shape == "no name" else {"model": "some/model"}))
-    vectors = made.embed_documents(["abba", "cab"])
-    assert vectors == [[2.0, 2.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0]]
-    assert asyncio.run(made.aembed_query("cab")) == vectors[1]
+        assert found == [[2.0, 2.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0]]
     assert KEY not in shown(made)
     monkeypatch.setenv("RETRIEVE_RERANK_API_KEY", KEY)
-    monkeypatch.setenv("RETRIEVE_RERANK_ENDPOINT", embedding.url)
+    monkeypatch.setenv("RETRIEVE_RERANK_ENDPOINT", server.url)
     again = way(made)
-    assert again.embed_documents(["abba", "cab"]) == vectors
-    assert again.encoder.settings == made.encoder.settings
-
-
-@pytest.mark.parametrize("way", WAYS_LLAMA_INDEX)
-@pytest.mark.parametrize("shape", ["fields", "object", "no name"])
-def test_llama_index_reranker(
-    reranking: InferenceServer, shape: str, way: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    nodes = [NodeWithScore(node=TextNode(text=text)) for text in TABLE]
-    if shape == "object":
-        made = CrossEncoderRerank(CrossEncoder(endpoint=reranking.url, api_key=KEY, max_concurrency=3), top_n=2)
-    else:
-        name = () if shape == "no name" else ("some/model",)
-        made = CrossEncoderRerank(*name, endpoint=reranking.url, api_key=KEY, top_n=2, server_scores="logits")
-    best = made.postprocess_nodes(nodes, query_str="q")
-    assert [node.text for node in best] == ["high", "middle"]
-    assert KEY not in shown(made)
-    monkeypatch.setenv("RETRIEVE_RERANK_API_KEY", KEY)
-    monkeypatch.setenv("RETRIEVE_RERANK_ENDPOINT", reranking.url)
-    again = way(made)
-    assert [node.score for node in again.postprocess_nodes(nodes, query_str="q")] == [node.score for node in best]
-    assert again.max_concurrency == made.max_concurrency
-
-
-@pytest.mark.parametrize("way", WAYS_LLAMA_INDEX)
-@pytest.mark.parametrize("shape", ["fields", "no name"])
-def test_llama_index_embeddings(
-    embedding: InferenceServer, shape: str, way: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    name = () if shape == "no name" else ("some/model",)
-    made = BiEncoderEmbedding(*name, endpoint=embedding.url, api_key=KEY, metric="dot", normalize=False)
-    assert made.get_text_embedding("abba") == [2.0, 2.0, 0.0, 1.0]
-    assert KEY not in shown(made)
-    monkeypatch.setenv("RETRIEVE_RERANK_API_KEY", KEY)
-    monkeypatch.setenv("RETRIEVE_RERANK_ENDPOINT", embedding.url)
-    again = way(made)
-    assert again.get_query_embedding("cab") == [1.0, 1.0, 1.0, 1.0]
-    assert again.encoder.settings == made.encoder.settings
+    assert USES[kind](again) == found
+    if not ranks:
+        assert again.encoder.settings == made.encoder.settings
+    elif kind is CrossEncoderRerank:
+        assert again.max_concurrency == made.max_concurrency
 
 
 def test_another_server_by_a_copy(reranking: InferenceServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    documents = [Document(text) for text in TABLE]
     with inference_server("vllm", scorer=TableScorer({text: -logit for text, logit in TABLE.items()})) as other:
         made = CrossEncoderReranker(endpoint=reranking.url, api_key=KEY, top_n=1)
         moved = made.model_copy(update={"endpoint": other.url, "api_key": None})
-        assert [document.page_content for document in moved.compress_documents(documents, "q")] == ["low"]
-        assert [document.page_content for document in made.compress_documents(documents, "q")] == ["high"]
+        assert [document.page_content for document in moved.compress_documents(DOCUMENTS, "q")] == ["low"]
+        assert [document.page_content for document in made.compress_documents(DOCUMENTS, "q")] == ["high"]
 
 
 @pytest.mark.parametrize("kind", [BiEncoderEmbeddings, CrossEncoderReranker, BiEncoderEmbedding, CrossEncoderRerank])
@@ -160,6 +126,6 @@ def test_a_failure_in_a_trace_has_no_key(reranking: InferenceServer, quick: None
     reranking.broken = "500"
     made = CrossEncoderReranker(endpoint=reranking.url, api_key=KEY, on_error="retrieval_order")
     with pytest.warns(DegradedWarning, match="answered 500") as warned:
-        documents = made.compress_documents([Document(text) for text in TABLE], "q")
+        documents = made.compress_documents(DOCUMENTS, "q")
     assert [document.page_content for document in documents] == list(TABLE)
     assert KEY not in str([str(one.message) for one in warned]) + str(documents)
