@@ -32,7 +32,13 @@ _FIRST = ("test_examples.py", "ray/", "test_docs.py", "core/test_health.py", "te
 _SLOW = (
     *("ray/", "_crash.py", "test_browser.py", "test_examples.py", "test_infinity.py", "test_onnx.py"),
     *("test_concurrent_writers.py", "test_ingest_memory.py", "test_one_writer.py", "test_real_data.py"),
-    *("contracts/test_server.py", "contracts/test_table.py", "test_benchmarks.py", "retrieve_rerank.ray."),
+    *(
+        "contracts/test_server.py",
+        "contracts/test_table.py",
+        "test_benchmarks.py",
+        "test_generated_calls.py",
+        "retrieve_rerank.ray.",
+    ),
 )
 
 
