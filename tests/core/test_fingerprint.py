@@ -117,20 +117,6 @@ def test_a_renamed_copy_of_a_real_model_is_the_same_and_another_is_not(tiny_bi_e
             ChromaIndex(other, path=store)
 
 
-def test_a_dot_model_gets_chromas_inner_product(tiny_dot_bi_encoder: Path) -> None:
-    with BiEncoder(tiny_dot_bi_encoder, precision="float32") as encoder, ChromaIndex(encoder) as index:
-        assert index.metric == "dot"
-        assert index.collection.handle.configuration_json["hnsw"]["space"] == "ip"
-        index.add(passages("paris is the capital", "rome"))
-        query, documents = (
-            encoder.encode_queries(["paris"])[0],
-            encoder.encode_documents(["paris is the capital", "rome"]),
-        )
-        scores = {hit.passage.text: hit.retrieval_score for hit in index.retrieve("paris")}
-    assert scores["paris is the capital"] == pytest.approx(float(query @ documents[0]), rel=1e-4)
-    assert scores["rome"] == pytest.approx(float(query @ documents[1]), rel=1e-4)
-
-
 def made_elsewhere(path: Path, texts: list[str] | None, vectors: Any = None, **options: Any) -> chromadb.ClientAPI:
     """Make a collection as another library would; without vectors, with those of the letters."""
     client = chromadb.PersistentClient(str(path.resolve()))
