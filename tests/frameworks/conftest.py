@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.doors.adapters import Door, LangChain, LlamaIndex
+from tests.frameworks.adapters import Door, LangChain, LlamaIndex
 
 
 @pytest.fixture(params=[LangChain, LlamaIndex], ids=["langchain", "llama_index"])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import sentence_transformers
 
-from tests.doors.adapters import Door
+from tests.frameworks.adapters import Door
 
 TEXT = "def f():\n    return 1"
 

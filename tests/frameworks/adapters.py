@@ -54,11 +54,8 @@ def letters(names: str) -> list[tuple[str, str]]:
 class Door(ABC):
     """A framework's components. Components and what they return are the framework's own: `read` translates."""
 
-    name: str
     hybrid_class: type[Any]
-    retriever_class: type[Any]
     reranker_class: type[Any]
-    bm25_class: type[Any]
     k: str  # what "how many are returned" is called
     item: str  # what a result is called
     refusal: type[Exception]  # of a setting that cannot be used: pydantic wraps ours in its own where it validates
@@ -149,11 +146,8 @@ class Door(ABC):
 
 
 class LangChain(Door):
-    name = "langchain"
     hybrid_class = langchain.HybridRetriever
-    retriever_class = langchain.RetrieveRerankRetriever
     reranker_class = langchain.CrossEncoderReranker
-    bm25_class = langchain.BM25Retriever
     k = "k"
     item = "Document"
     refusal = ValueError
@@ -234,11 +228,8 @@ class LangChain(Door):
 
 
 class LlamaIndex(Door):
-    name = "llama_index"
     hybrid_class = llama_index.HybridRetriever
-    retriever_class = llama_index.RetrieveRerankRetriever
     reranker_class = llama_index.CrossEncoderRerank
-    bm25_class = llama_index.BM25Retriever
     k = "similarity_top_k"
     item = "NodeWithScore"
     refusal = InvalidInputError

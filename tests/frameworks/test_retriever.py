@@ -9,7 +9,7 @@ import pytest
 
 from retrieve_rerank import CrossEncoder, InvalidInputError
 from retrieve_rerank.testing import TableScorer
-from tests.doors.adapters import Door, Seen, ids, letters
+from tests.frameworks.adapters import Door, Seen, ids, letters
 
 TEXTS = [("0", "a a a"), ("1", "a a b"), ("2", "c"), ("3", "b b a")]
 LOGITS = {"a a a": -1.0, "a a b": 2.0, "c": 4.0, "b b a": 1.0}

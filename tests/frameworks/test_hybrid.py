@@ -8,7 +8,7 @@ import pytest
 
 from retrieve_rerank import DegradedWarning, InvalidInputError, RetrieveRerankError, fuse
 from tests.core.stubs import found
-from tests.doors.adapters import Door, Seen, ids, letters, ranks
+from tests.frameworks.adapters import Door, Seen, ids, letters, ranks
 
 
 async def test_it_is_the_cores_fusion(door: Door) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from retrieve_rerank import IndexMismatchError, InvalidInputError
-from tests.doors.adapters import Door, ids
+from tests.frameworks.adapters import Door, ids
 
 PASSAGES = [("a", "alpha alpha"), ("b", "alpha beta"), ("c", "gamma"), ("d", "Running alphas")]
 

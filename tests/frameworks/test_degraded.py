@@ -10,7 +10,7 @@ import pytest
 
 from retrieve_rerank import DegradedWarning, InvalidInputError
 from retrieve_rerank.testing import TableScorer
-from tests.doors.adapters import Door, Seen, ids
+from tests.frameworks.adapters import Door, Seen, ids
 
 LOGITS = {"A": -1.0, "B": 2.0, "C": 0.0}
 PASSAGES = [("a", "A"), ("b", "B"), ("c", "C")]
