@@ -79,7 +79,7 @@ async def test_an_empty_query_is_refused(door: Door, query: str) -> None:
         *({"model": ""}, {"model": 3}, {"time_budget": 0}, {"time_budget": "1"}, {"on_error": "never"}),
         *({"scores": "percent"}, {"max_windows": 0}, {"model": TableScorer({}), "device": "cuda"}),
     ],
-    ids=str,
+    ids=lambda options: ", ".join(f"{name}={value}" for name, value in options.items() if name != "model" or not value),
 )
 def test_settings_that_cannot_be_used(door: Door, options: dict[str, Any]) -> None:
     with pytest.raises(door.refusal, match=list(options)[-1].replace("model", "(model|cross-encoder)")):

@@ -8,6 +8,7 @@ metric, ignored settings, two spellings of one directory, merged metadata, batch
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import time
 import weakref
@@ -535,8 +536,10 @@ class ChromaCollection:
                 f"{names}; to search one of these, open it by its name",
                 UserWarning,
             )
-        others = [one for one in list(_PRIVATE) if one is not self and one.name == self.name]
-        if self in _PRIVATE and any(one.count() for one in others):
+        if self in _PRIVATE and self._others_hold_something():
+            gc.collect()  # objects that nobody uses any more may be among them
+            if not self._others_hold_something():
+                return
             _PRIVATE.discard(self)  # said once
             warn_caller(
                 f"collection {self.name!r} is empty, so that nothing is found. Another object of this process has one "
@@ -544,6 +547,10 @@ class ChromaCollection:
                 "client=chromadb.EphemeralClient()",
                 UserWarning,
             )
+
+    def _others_hold_something(self) -> bool:
+        others = [one for one in list(_PRIVATE) if one is not self and one.name == self.name]
+        return any(one.count() for one in others)
 
     def similarity(self, distance: float) -> float:
         """Return a distance as similarity, larger is better; see `to_similarity`."""
