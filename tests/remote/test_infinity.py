@@ -30,8 +30,9 @@ TEXTS = [
 
 
 @pytest.fixture(autouse=True)
-def _key(monkeypatch: pytest.MonkeyPatch) -> None:
+def _key(monkeypatch: pytest.MonkeyPatch, infinity: str) -> None:
     monkeypatch.setenv("RETRIEVE_RERANK_API_KEY", KEY)
+    monkeypatch.setenv("RETRIEVE_RERANK_ENDPOINT", infinity)  # where a model that was written down finds its server
 
 
 @pytest.fixture(scope="module")
