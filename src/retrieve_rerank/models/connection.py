@@ -191,7 +191,9 @@ class Connection:
             count = self.endpoint.max_concurrency
             self._client = httpx.AsyncClient(
                 headers={**self.endpoint.headers, "Content-Type": "application/json", "Accept-Encoding": "identity"},
-                limits=httpx.Limits(max_connections=count, max_keepalive_connections=count),
+                # Our own slots bound the requests. A pool that bounds them, too, may wait for a connection that was not
+                # given back when a request was cancelled.
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=count),
                 timeout=httpx.Timeout(None, connect=min(_CONNECT, self.endpoint.timeout)),
                 verify=not self.endpoint.url.lower().startswith("http://"),  # reading the certificates takes a while
             )
