@@ -253,9 +253,10 @@ class _Run:
         try:
             content = read_bytes(path)
             file = reader.facts(source, path, content)
-            if self.record.files.get(source, file).digest == file.digest and source in self.record.files:
+            known = self.record.files.get(source)
+            if known is not None and known.digest == file.digest:
                 self.outcome.unchanged_files += 1
-                self.outcome.unchanged += self.record.files[source].passages
+                self.outcome.unchanged += known.passages
                 bar.update(len(content))
                 return
             reading = reader.read(source, path, content, file)
