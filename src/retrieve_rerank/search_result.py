@@ -90,6 +90,8 @@ class SearchResult(Sequence[Hit]):
     def __repr__(self) -> str:
         query = self.query if len(self.query) <= 50 else self.query[:49] + "…"
         best = f", best {self.hits[0].score:.3f}" if self.hits else ""
+        if self.hits and (combined := self.hits[0].combined_score) is not None:
+            best += f" (combined {combined:.3f})"
         degraded = f", degraded: {self.degraded}" if self.degraded else ""
         truncated = f", {self.truncated_count} truncated" if self.truncated_count else ""
         return (
@@ -192,7 +194,9 @@ def hit_row(hit: Hit, badge: str = "") -> str:
         badge += '<span class="rr-badge">not scored</span>'
         bar = _bar(0.0, known)
     else:
-        bar = _bar(hit.score, f'{_number(hit.score)} <span class="rr-soft">logit {minus(f"{hit.logit:.2f}")}</span>')
+        both = "" if hit.combined_score is None else f", combined {_number(hit.combined_score)}"
+        known = f'<span class="rr-soft">logit {minus(f"{hit.logit:.2f}")}{both}</span>'
+        bar = _bar(hit.score, f"{_number(hit.score)} {known}")
     if hit.truncated:
         badge += '<span class="rr-badge">truncated</span>'
     return _row(hit.rank, f"{_id(hit)}{_move(hit)}{badge}", bar, _passage(hit), _facts(hit))

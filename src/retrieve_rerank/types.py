@@ -55,8 +55,8 @@ class Hit:
     Attributes:
         passage: What was found.
         rank: 1-based, final.
-        score: What `rank` is by: relevance in [0, 1] once re-ranked, else the retrieval score; NaN where there is
-            neither, as for a text by itself that a time budget left out.
+        score: Relevance in [0, 1] once re-ranked, else the retrieval score; NaN where there is neither, as for a text
+            by itself that a time budget left out. `rank` is by it, where there is no `combined_score`.
         retrieval_rank: 1-based rank in the first stage, if there was one.
         retrieval_score: Similarity in the first stage, larger is better.
         logit: The cross-encoder's raw output; None where it did not score this passage.
@@ -66,6 +66,8 @@ class Hit:
             where a retriever did not find the passage. Else empty.
         index: 0-based position in what was given to be ranked: in `rank`'s passages, or in a search's `candidates`;
             None for what a first stage found. It says where a hit was, not what it is, and is not compared.
+        combined_score: What `rank` is by where both stages voted, with a `rerank_weight` below 1: the weighted mean of
+            the logit and the retrieval score, each standardised over the query's candidates. Else None.
 
     Raises:
         InvalidInputError: If the passage is none, or its rank in the first stage no whole number.
@@ -85,6 +87,7 @@ class Hit:
     truncated: bool = False
     retrieval_ranks: tuple[int | None, ...] = ()
     index: int | None = field(default=None, compare=False)
+    combined_score: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.passage, Passage):

@@ -25,6 +25,7 @@ from retrieve_rerank.checks import (
     check_threshold,
 )
 from retrieve_rerank.errors import InvalidInputError, ModelError, shown, warn_caller
+from retrieve_rerank.models.interpolation import check_weight, interpolate
 from retrieve_rerank.models.threads import Worker, time_left
 from retrieve_rerank.types import Hit, Passage, Scale, Scorer
 
@@ -119,11 +120,12 @@ class Ranking(Scoring):
     """One query's passages on their way to being ranked hits: checked, scored as their distinct texts, sorted, cut.
 
     Args:
-        query: As `Ranker.rank` takes it, as are the four below.
+        query: As `Ranker.rank` takes it, as are the five below.
         passages: Of this query.
         top_n: Of the hits.
         score_threshold: Of the hits.
         time_budget: Seconds.
+        rerank_weight: Of the logits in the order.
         merge: Whether passages of one id and text are one: that of the best retrieval rank, in the first one's place.
 
     Attributes:
@@ -137,12 +139,14 @@ class Ranking(Scoring):
         self,
         query: str,
         passages: Iterable[str | Passage | Hit],
-        *,
         top_n: int | None = None,
         score_threshold: float | None = None,
         time_budget: float | None = None,
+        rerank_weight: float = 1.0,
+        *,
         merge: bool = False,
     ) -> None:
+        self._weight = check_weight(rerank_weight)
         self._top_n = None if top_n is None else check_count(top_n, "top_n")
         self._threshold = check_threshold(score_threshold)
         if isinstance(passages, (str, Passage, Hit, Mapping)) or not isinstance(passages, Iterable):
@@ -187,11 +191,12 @@ class Ranking(Scoring):
                 "they have no order; check the weights, or use precision='float32'"
             )
         # By the logit, which still differs where its score has reached 1.0.
-        order = sorted(scored, key=lambda item: -item[1].logit)
+        order = interpolate([hit for hit, _ in scored], [score.logit for _, score in scored], self._weight)
         if self._threshold is not None:
-            order = [item for item in order if sigmoid(item[1].logit) >= self._threshold]
-        kept = [*order, *((hit, None) for hit in left)][: self._top_n]
-        return [_ranked(hit, score, rank) for rank, (hit, score) in enumerate(kept, start=1)]
+            order = [found for found in order if sigmoid(scored[found[0]][1].logit) >= self._threshold]
+        ranked = [(*scored[place], combined) for place, combined in order]
+        kept = [*ranked, *((hit, None, None) for hit in left)][: self._top_n]
+        return [_ranked(*found, rank) for rank, found in enumerate(kept, start=1)]
 
 
 class Ranker(ABC):
@@ -226,6 +231,7 @@ class Ranker(ABC):
         top_n: int | None = None,
         score_threshold: float | None = None,
         time_budget: float | None = None,
+        rerank_weight: float = 1.0,
     ) -> list[Hit]:
         """Order passages by their relevance to a query, best first.
 
@@ -239,19 +245,20 @@ class Ranker(ABC):
             time_budget: Seconds after which what is scored by then is returned; None waits for all. Passages are
                 scored in the order given, a few batches' worth at a time. Waiting for other callers of the model
                 counts, loading it does not. Running out of time is no error.
+            rerank_weight: Of the logits in the order, in [0, 1]; the rest is the first stage's, see
+                `retrieve_rerank.models.interpolation`. 1 sorts by the logits alone.
 
         Returns:
-            Hits sorted by logit, ties in input order. `index` is the position in `passages`, and `score` the sigmoid of
-            the logit, computed in float64. What the time budget left unscored follows in input order, with
-            `logit=None`; its `score` is its retrieval score, or NaN without one.
+            Hits sorted by logit, ties in input order, or, with a `rerank_weight` below 1, by `combined_score`. `index`
+            is the position in `passages`, and `score` the sigmoid of the logit, computed in float64. What the time
+            budget left unscored follows in input order, with `logit=None`; its `score` is its retrieval score, or NaN
+            without one.
 
         Raises:
             InvalidInputError: If an argument cannot be used.
             ModelError: If the model gives NaN or a wrong number of scores.
         """
-        ranking = Ranking(
-            query, passages, top_n=top_n, score_threshold=score_threshold, time_budget=time_budget
-        ).check_texts()
+        ranking = Ranking(query, passages, top_n, score_threshold, time_budget, rerank_weight).check_texts()
         self.score_all([ranking])
         return ranking.hits()
 
@@ -263,11 +270,10 @@ class Ranker(ABC):
         top_n: int | None = None,
         score_threshold: float | None = None,
         time_budget: float | None = None,
+        rerank_weight: float = 1.0,
     ) -> list[Hit]:
         """As `rank`, without blocking the event loop. A cancelled call stops after the batch under way."""
-        ranking = Ranking(
-            query, passages, top_n=top_n, score_threshold=score_threshold, time_budget=time_budget
-        ).check_texts()
+        ranking = Ranking(query, passages, top_n, score_threshold, time_budget, rerank_weight).check_texts()
         await self.ascore_all([ranking])
         return ranking.hits()
 
@@ -278,6 +284,7 @@ class Ranker(ABC):
         *,
         top_n: int | None = None,
         score_threshold: float | None = None,
+        rerank_weight: float = 1.0,
     ) -> list[list[Hit]]:
         """Order each query's passages; a model of ours reads pairs of several queries in one batch.
 
@@ -286,6 +293,7 @@ class Ranker(ABC):
             passages: For each query what `rank` takes.
             top_n: As `rank` takes it, for each query.
             score_threshold: As `rank` takes it.
+            rerank_weight: As `rank` takes it.
 
         Returns:
             For each query what `rank` returns.
@@ -294,7 +302,7 @@ class Ranker(ABC):
             InvalidInputError: If an argument cannot be used.
             ModelError: If the model gives NaN or a wrong number of scores.
         """
-        rankings = _rankings(queries, passages, top_n, score_threshold)
+        rankings = _rankings(queries, passages, top_n, score_threshold, rerank_weight)
         self.score_all(rankings)
         return [ranking.hits() for ranking in rankings]
 
@@ -305,9 +313,10 @@ class Ranker(ABC):
         *,
         top_n: int | None = None,
         score_threshold: float | None = None,
+        rerank_weight: float = 1.0,
     ) -> list[list[Hit]]:
         """As `rank_many`, without blocking the event loop."""
-        rankings = _rankings(queries, passages, top_n, score_threshold)
+        rankings = _rankings(queries, passages, top_n, score_threshold, rerank_weight)
         await self.ascore_all(rankings)
         return [ranking.hits() for ranking in rankings]
 
@@ -484,6 +493,7 @@ def _rankings(
     passages: Sequence[Iterable[str | Passage | Hit]],
     top_n: int | None,
     score_threshold: float | None,
+    rerank_weight: float,
 ) -> list[Ranking]:
     checked = check_queries(queries)
     if isinstance(passages, (str, Passage, Hit)) or not isinstance(passages, Sequence):
@@ -493,17 +503,18 @@ def _rankings(
             f"there are {len(checked)} queries and {len(passages)} lists of passages; give one list a query"
         )
     return [
-        Ranking(query, items, top_n=top_n, score_threshold=score_threshold).check_texts()
+        Ranking(query, items, top_n, score_threshold, None, rerank_weight).check_texts()
         for query, items in zip(checked, passages, strict=True)
     ]
 
 
-def _ranked(hit: Hit, score: Score | None, rank: int) -> Hit:
+def _ranked(hit: Hit, score: Score | None, combined: float | None, rank: int) -> Hit:
+    hit = replace(hit, rank=rank, combined_score=combined)
     if score is None:
         retrieval = math.nan if hit.retrieval_score is None else hit.retrieval_score
-        return replace(hit, rank=rank, score=retrieval, logit=None, window=None, truncated=False)
-    logit, window, truncated = score.logit, score.window, score.truncated
-    return replace(hit, rank=rank, score=sigmoid(logit), logit=logit, window=window, truncated=truncated)
+        return replace(hit, score=retrieval, logit=None, window=None, truncated=False)
+    relevance = sigmoid(score.logit)
+    return replace(hit, score=relevance, logit=score.logit, window=score.window, truncated=score.truncated)
 
 
 def _as_hit(item: str | Passage | Hit, position: int) -> Hit:

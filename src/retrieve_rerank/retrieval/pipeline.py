@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from retrieve_rerank.checks import check_count, check_queries, check_query, check_seconds, check_threshold
 from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.models.interpolation import check_weight
 from retrieve_rerank.models.ranking import Ranker, as_ranker
 from retrieve_rerank.retrieval.first_stage import FirstStage, Options
 from retrieve_rerank.retrieval.rerank import OnError, Reranked, SecondStage, check_on_error
@@ -34,6 +35,12 @@ class RetrieveRerank:
             `SearchResult.degraded` and warns (`DegradedWarning`). An empty query, settings that cannot be used and a
             first stage that fails raise in any case.
         scores: What a scorer that is no `CrossEncoder` returns: "logits", or "probabilities" in [0, 1].
+        rerank_weight: How much the cross-encoder counts in the order, from 0 (the first stage's order) to 1 (the
+            cross-encoder's alone). Between them both vote: hits are sorted by `Hit.combined_score`, which is
+            `rerank_weight * z(logit) + (1 - rerank_weight) * z(retrieval score)`, where z standardises over the scored
+            candidates of the query. Where the first stage gives no scores, or scores that do not fall with its ranks,
+            1 / (60 + rank) stands in for them. `tune` finds the weight. `score` and `score_threshold` are about the
+            relevance in any case.
 
     Raises:
         InvalidInputError: If an argument cannot be used.
@@ -59,6 +66,7 @@ class RetrieveRerank:
         time_budget: float | None = None,
         on_error: OnError = "raise",
         scores: Scale = "logits",
+        rerank_weight: float = 1.0,
     ) -> None:
         if not callable(getattr(retriever, "retrieve", None)):
             raise InvalidInputError(
@@ -70,6 +78,7 @@ class RetrieveRerank:
         self.score_threshold = check_threshold(score_threshold)
         self.time_budget = check_seconds(time_budget, "time_budget")
         self.on_error = check_on_error(on_error)
+        self.rerank_weight = check_weight(rerank_weight)
         self._ranker = as_ranker(cross_encoder, scores)
         self._first_stage = FirstStage(retriever)
 
@@ -85,6 +94,7 @@ class RetrieveRerank:
         time_budget: float | None = None,
         on_error: OnError = "raise",
         scores: Scale = "logits",
+        rerank_weight: float | None = None,
     ) -> RetrieveRerank:
         """Return the pipeline of a setting that `Tuning.save` wrote.
 
@@ -97,6 +107,7 @@ class RetrieveRerank:
             time_budget: As for the class.
             on_error: As for the class.
             scores: As for the class.
+            rerank_weight: Instead of the setting's; None keeps that.
 
         Raises:
             InvalidInputError: If the file cannot be used, the first stage is not there, or the setting is not to
@@ -123,6 +134,7 @@ class RetrieveRerank:
             time_budget=time_budget,
             on_error=on_error,
             scores=scores,
+            rerank_weight=setting.rerank_weight if rerank_weight is None else rerank_weight,
         )
 
     @property
@@ -148,6 +160,7 @@ class RetrieveRerank:
         top_n: int | None = None,
         score_threshold: float | None = None,
         time_budget: float | None = None,
+        rerank_weight: float | None = None,
         **first_stage_options: object,
     ) -> SearchResult:
         """Find the best passages for a query.
@@ -157,9 +170,10 @@ class RetrieveRerank:
             rewrites: The query in other words. The first stage looks for each of them too, and what they find is fused
                 (see `fuse`): a candidate's `retrieval_ranks` are its ranks for the query and for each rewrite. The
                 cross-encoder scores against the query.
-            top_n: Instead of the pipeline's own, for this search; so are the two below. None keeps that.
+            top_n: Instead of the pipeline's own, for this search; so are the three below. None keeps that.
             score_threshold: As for the class.
             time_budget: As for the class.
+            rerank_weight: As for the class.
             **first_stage_options: Handed to the retriever, such as `where=` for `ChromaIndex`.
 
         Raises:
@@ -167,7 +181,9 @@ class RetrieveRerank:
             ModelError: If a model cannot be loaded or gives unusable numbers.
         """
         check_query(query)
-        return self._one(query, rewrites, self._second_stage(top_n, score_threshold, time_budget), first_stage_options)
+        return self._one(
+            query, rewrites, self._second_stage(top_n, score_threshold, time_budget, rerank_weight), first_stage_options
+        )
 
     async def asearch(
         self,
@@ -177,6 +193,7 @@ class RetrieveRerank:
         top_n: int | None = None,
         score_threshold: float | None = None,
         time_budget: float | None = None,
+        rerank_weight: float | None = None,
         **first_stage_options: object,
     ) -> SearchResult:
         """As `search`, without blocking the event loop.
@@ -185,7 +202,7 @@ class RetrieveRerank:
         together, as they do from threads that search.
         """
         check_query(query)
-        stage = self._second_stage(top_n, score_threshold, time_budget)
+        stage = self._second_stage(top_n, score_threshold, time_budget, rerank_weight)
         return await self._aone(query, rewrites, stage, first_stage_options)
 
     def search_many(
@@ -195,6 +212,7 @@ class RetrieveRerank:
         top_n: int | None = None,
         score_threshold: float | None = None,
         time_budget: float | None = None,
+        rerank_weight: float | None = None,
         **first_stage_options: object,
     ) -> list[SearchResult]:
         """As `search` for each query, in common batches where the retriever and the cross-encoder can.
@@ -207,7 +225,7 @@ class RetrieveRerank:
             ModelError: If a model cannot be loaded or gives unusable numbers.
         """
         checked = _checked_many(queries, first_stage_options)
-        stage = self._second_stage(top_n, score_threshold, time_budget)
+        stage = self._second_stage(top_n, score_threshold, time_budget, rerank_weight)
         if not (checked and self._first_stage.takes_many):
             return [self._one(query, (), stage, first_stage_options) for query in checked]
         start = time.perf_counter()
@@ -223,11 +241,12 @@ class RetrieveRerank:
         top_n: int | None = None,
         score_threshold: float | None = None,
         time_budget: float | None = None,
+        rerank_weight: float | None = None,
         **first_stage_options: object,
     ) -> list[SearchResult]:
         """As `search_many`, without blocking the event loop."""
         checked = _checked_many(queries, first_stage_options)
-        stage = self._second_stage(top_n, score_threshold, time_budget)
+        stage = self._second_stage(top_n, score_threshold, time_budget, rerank_weight)
         if not (checked and self._first_stage.takes_many):
             return [await self._aone(query, (), stage, first_stage_options) for query in checked]
         start = time.perf_counter()
@@ -239,7 +258,8 @@ class RetrieveRerank:
     def __repr__(self) -> str:
         return (
             f"RetrieveRerank({self.retriever!r}, {self.cross_encoder!r}, fetch_k={self.fetch_k}, top_n={self.top_n}, "
-            f"score_threshold={self.score_threshold}, time_budget={self.time_budget}, on_error={self.on_error!r})"
+            f"score_threshold={self.score_threshold}, time_budget={self.time_budget}, on_error={self.on_error!r}, "
+            f"rerank_weight={self.rerank_weight:g})"
         )
 
     def _one(self, query: str, rewrites: Sequence[str], stage: SecondStage, options: Options) -> SearchResult:
@@ -255,7 +275,11 @@ class RetrieveRerank:
         return _result(query, candidates, spent, await stage.arun(query, candidates, spent=spent))
 
     def _second_stage(
-        self, top_n: int | None = None, score_threshold: float | None = None, time_budget: float | None = None
+        self,
+        top_n: int | None,
+        score_threshold: float | None,
+        time_budget: float | None,
+        rerank_weight: float | None,
     ) -> SecondStage:
         return SecondStage(
             self._ranker,
@@ -263,6 +287,7 @@ class RetrieveRerank:
             self.score_threshold if score_threshold is None else score_threshold,
             self.time_budget if time_budget is None else time_budget,
             self.on_error,
+            self.rerank_weight if rerank_weight is None else rerank_weight,
         )
 
 

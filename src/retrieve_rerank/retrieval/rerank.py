@@ -9,6 +9,7 @@ from typing import Literal, cast, get_args
 
 from retrieve_rerank.checks import check_choice, check_count, check_seconds, check_threshold
 from retrieve_rerank.errors import DegradedWarning, InvalidInputError, RemoteError, in_one_line, warn_caller
+from retrieve_rerank.models.interpolation import check_weight
 from retrieve_rerank.models.model import Model
 from retrieve_rerank.models.ranking import Ranker, Ranking, ScorerRanker, scorer_name
 from retrieve_rerank.types import Hit
@@ -65,6 +66,7 @@ class SecondStage:
         on_error: What happens when the ranker raises, whatever it is: the model cannot be loaded or fails, or the query
             is too long for it. "raise" raises the cause; "retrieval_order" gives the candidates in the first stage's
             order, marked, with a `DegradedWarning`.
+        rerank_weight: How much the logits count in the order, from 0 to 1; the rest is the first stage's say.
 
     Raises:
         InvalidInputError: If an argument cannot be used.
@@ -75,6 +77,7 @@ class SecondStage:
     score_threshold: float | None = None
     time_budget: float | None = None
     on_error: OnError = "raise"
+    rerank_weight: float = 1.0
 
     def __post_init__(self) -> None:
         if self.top_n is not None:
@@ -82,6 +85,7 @@ class SecondStage:
         check_threshold(self.score_threshold)
         check_seconds(self.time_budget, "time_budget")
         check_on_error(self.on_error)
+        check_weight(self.rerank_weight)
 
     def run(self, query: str, candidates: Sequence[Hit], *, spent: float = 0.0) -> Reranked:
         """Rank the candidates of a query.
@@ -169,13 +173,9 @@ class _Call:
         left = None if stage.time_budget is None else stage.time_budget - spent
         self.stage, self.start = stage, time.perf_counter()
         self.late = left is not None and left <= 0
+        budget = None if self.late else left
         self.ranking = Ranking(
-            query,
-            candidates,
-            top_n=stage.top_n,
-            score_threshold=stage.score_threshold,
-            time_budget=None if self.late else left,
-            merge=True,
+            query, candidates, stage.top_n, stage.score_threshold, budget, stage.rerank_weight, merge=True
         )
 
     def result(self, shared_by: int = 1, degraded: str | None = None) -> Reranked:

@@ -13,6 +13,7 @@ from retrieve_rerank._files import check_path, write_text
 from retrieve_rerank.checks import check_count
 from retrieve_rerank.errors import InvalidInputError, shown
 from retrieve_rerank.models.cross_encoder import CrossEncoder
+from retrieve_rerank.models.interpolation import check_weight
 from retrieve_rerank.models.settings import reading_back
 
 _FORMAT = 1
@@ -34,7 +35,7 @@ REMEMBERED = (
 
 @dataclass(frozen=True, slots=True)
 class SavedSetting:
-    """What `Tuning.save` wrote: how deep which first stage is re-ranked, and by what.
+    """What `Tuning.save` wrote: how deep which first stage is re-ranked, by what, and with which weight.
 
     Attributes:
         first_stage: Name of the first stage.
@@ -42,6 +43,7 @@ class SavedSetting:
         cross_encoder: Name of the cross-encoder; None is no re-ranking.
         model: What `CrossEncoder(**model)` makes it from; None where it was of another kind.
         measured: Where the setting comes from: the dataset, its quality there and its latency.
+        rerank_weight: How much the cross-encoder counts in the order; see `RetrieveRerank`.
 
     Raises:
         InvalidInputError: If a value cannot be used.
@@ -58,12 +60,14 @@ class SavedSetting:
     cross_encoder: str | None = None
     model: Mapping[str, str | int | float | bool | None] | None = None
     measured: Mapping[str, str | int | float | None] = field(default_factory=dict)
+    rerank_weight: float = 1.0
 
     def __post_init__(self) -> None:
         for name, value in (("first_stage", self.first_stage), ("cross_encoder", self.cross_encoder)):
             if not isinstance(value, str) and not (value is None and name == "cross_encoder"):
                 raise InvalidInputError(f"{name} of a setting must be a string, got {shown(value)}")
         object.__setattr__(self, "fetch_k", check_count(self.fetch_k, "fetch_k"))
+        object.__setattr__(self, "rerank_weight", check_weight(self.rerank_weight))
         if self.model is not None and not isinstance(self.model, Mapping):
             raise InvalidInputError(f"model of a setting must be a dict of arguments, got {shown(self.model)}")
 
@@ -101,8 +105,8 @@ def save_setting(setting: SavedSetting, path: str | os.PathLike[str]) -> None:
 def load_setting(path: str | os.PathLike[str]) -> SavedSetting:
     """Read a setting that `Tuning.save` wrote; `RetrieveRerank.load` makes the pipeline of one.
 
-    LangChain's and LlamaIndex's `RetrieveRerankRetriever` take `setting.make_cross_encoder()` as their `reranker` and
-    `setting.fetch_k` as their `fetch_k`.
+    LangChain's and LlamaIndex's `RetrieveRerankRetriever` take `setting.make_cross_encoder()` as their `reranker`, and
+    `setting.fetch_k` and `setting.rerank_weight` under these names.
 
     Args:
         path: Of the JSON file.
