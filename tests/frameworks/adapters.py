@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever as LangChainRetriever
 from llama_index.core.base.base_retriever import BaseRetriever as LlamaIndexRetriever
@@ -58,6 +59,7 @@ class Door(ABC):
     reranker_class: type[Any]
     k: str  # what "how many are returned" is called
     item: str  # what a result is called
+    no_results: Sequence[Any]  # what is no list of results; LlamaIndex itself looks into what is one
     refusal: type[Exception]  # of a setting that cannot be used: pydantic wraps ours in its own where it validates
 
     @abstractmethod
@@ -108,12 +110,20 @@ class Door(ABC):
         """Return both stages in a row."""
 
     @abstractmethod
-    async def native(self, component: Any, query: str) -> list[list[Any]]:
-        """Ask a retriever in both ways."""
+    def find(self, component: Any, query: str) -> list[Any]:
+        """Ask a retriever."""
 
     @abstractmethod
-    async def reranked(self, reranker: Any, given: Any, query: str) -> list[list[Any]]:
-        """Ask a re-ranker in both ways, for what a first stage has found."""
+    async def afind(self, component: Any, query: str) -> list[Any]:
+        """Ask a retriever by its async method."""
+
+    @abstractmethod
+    def order(self, reranker: Any, given: Any, query: str) -> list[Any]:
+        """Ask a re-ranker, for what a first stage has found."""
+
+    @abstractmethod
+    async def aorder(self, reranker: Any, given: Any, query: str) -> list[Any]:
+        """Ask a re-ranker by its async method."""
 
     @abstractmethod
     def read(self, found: Any) -> Seen:
@@ -138,6 +148,21 @@ class Door(ABC):
     def reranker(self, model: Any, **options: Any) -> Any:
         return self.reranker_class(model=model, **options)
 
+    async def native(self, component: Any, query: str) -> list[list[Any]]:
+        """Ask a retriever in both ways."""
+        return [self.find(component, query), await self.afind(component, query)]
+
+    async def reranked(self, reranker: Any, given: Any, query: str) -> list[list[Any]]:
+        """Ask a re-ranker in both ways."""
+        return [self.order(reranker, given, query), await self.aorder(reranker, given, query)]
+
+    async def refused(self, component: Any, query: str, says: str, error: type[Exception] = InvalidInputError) -> None:
+        """Check that a retriever refuses a query in both ways."""
+        with pytest.raises(error, match=says):
+            self.find(component, query)
+        with pytest.raises(error, match=says):
+            await self.afind(component, query)
+
     async def ask(self, component: Any, query: str) -> list[list[Seen]]:
         return [[self.read(found) for found in results] for results in await self.native(component, query)]
 
@@ -150,6 +175,7 @@ class LangChain(Door):
     reranker_class = langchain.CrossEncoderReranker
     k = "k"
     item = "Document"
+    no_results = (None, "text", {"a": 1}, 5, ["a 1"], Document("a 1"))
     refusal = ValueError
 
     def passage(self, id_: str, text: str, **metadata: Any) -> Document:
@@ -200,14 +226,17 @@ class LangChain(Door):
         made = langchain.RetrieveRerankRetriever(base_retriever=first, reranker=model, **options)
         return made.bind(rewrites=list(rewrites)) if rewrites else made
 
-    async def native(self, component: Any, query: str) -> list[list[Any]]:
-        return [component.invoke(query), await component.ainvoke(query)]
+    def find(self, component: Any, query: str) -> list[Any]:
+        return list(component.invoke(query))
 
-    async def reranked(self, reranker: Any, given: Any, query: str) -> list[list[Any]]:
-        return [
-            list(reranker.compress_documents(given, query)),
-            list(await reranker.acompress_documents(given, query)),
-        ]
+    async def afind(self, component: Any, query: str) -> list[Any]:
+        return list(await component.ainvoke(query))
+
+    def order(self, reranker: Any, given: Any, query: str) -> list[Any]:
+        return list(reranker.compress_documents(given, query))
+
+    async def aorder(self, reranker: Any, given: Any, query: str) -> list[Any]:
+        return list(await reranker.acompress_documents(given, query))
 
     def read(self, found: Document) -> Seen:
         told = dict(found.metadata)
@@ -232,6 +261,7 @@ class LlamaIndex(Door):
     reranker_class = llama_index.CrossEncoderRerank
     k = "similarity_top_k"
     item = "NodeWithScore"
+    no_results = (None, 5)
     refusal = InvalidInputError
 
     def passage(self, id_: str, text: str, **metadata: Any) -> TextNode:
@@ -288,14 +318,17 @@ class LlamaIndex(Door):
             options["rewrites"] = lambda _: list(rewrites)
         return llama_index.RetrieveRerankRetriever(first, model, **options)
 
-    async def native(self, component: Any, query: str) -> list[list[Any]]:
-        return [component.retrieve(query), await component.aretrieve(query)]
+    def find(self, component: Any, query: str) -> list[Any]:
+        return list(component.retrieve(query))
 
-    async def reranked(self, reranker: Any, given: Any, query: str) -> list[list[Any]]:
-        return [
-            reranker.postprocess_nodes(given, query_str=query),
-            await reranker.apostprocess_nodes(given, query_str=query),
-        ]
+    async def afind(self, component: Any, query: str) -> list[Any]:
+        return list(await component.aretrieve(query))
+
+    def order(self, reranker: Any, given: Any, query: str) -> list[Any]:
+        return list(reranker.postprocess_nodes(given, query_str=query))
+
+    async def aorder(self, reranker: Any, given: Any, query: str) -> list[Any]:
+        return list(await reranker.apostprocess_nodes(given, query_str=query))
 
     def read(self, found: NodeWithScore) -> Seen:
         metadata, text = found.node.metadata, found.node.get_content()

@@ -75,3 +75,17 @@ async def test_an_empty_query_asks_neither_stage(door: Door, query: str) -> None
     for asked in (retriever, door.dense(TEXTS)):
         with pytest.raises(InvalidInputError, match="query is empty"):
             await door.ask(asked, query)
+
+
+async def test_a_first_stage_that_returns_something_else(door: Door) -> None:
+    for returned in door.no_results:
+        first = door.answering(lambda _, returned=returned: returned)
+        for retriever in (door.retriever(first, door.table({})), door.hybrid([first])):
+            await door.refused(retriever, "q", r"must (return a list of|be a) (documents|Document|NodeWithScore)")
+
+
+async def test_a_first_stage_may_return_a_generator(door: Door) -> None:
+    first = door.answering(lambda _: (found for found in door.scored(letters("abc"))))
+    table = door.table({"A": 0.0, "B": 1.0, "C": 2.0})
+    assert [ids(found) for found in await door.ask(door.retriever(first, table, fetch_k=2), "q")] == ["ba", "ba"]
+    assert [ids(found) for found in await door.ask(door.hybrid([first]), "q")] == ["abc", "abc"]

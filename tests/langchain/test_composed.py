@@ -66,11 +66,6 @@ def store() -> Iterator[ChromaVectorStore]:
     made.close()
 
 
-@pytest.fixture(scope="module")
-def memory() -> InMemoryVectorStore:
-    return InMemoryVectorStore.from_documents(documents(), WordEmbeddings())
-
-
 def parents(store: VectorStore) -> ParentDocumentRetriever:
     made = ParentDocumentRetriever(
         vectorstore=type(store)(embedding_function=WordEmbeddings()),  # type: ignore[call-arg]
@@ -125,6 +120,9 @@ QUESTION = PromptTemplate.from_template("Say it otherwise: {question}")
 WHICH = ConfigurableField(id="which")
 Make = Callable[[Any], Any]
 COMPOSED: dict[str, Make] = {
+    "store": lambda s: s,
+    "diverse": lambda s: s.as_retriever(search_type="mmr", search_kwargs={"k": 1}),
+    "ours": lambda s: ChromaRetriever(vectorstore=s, k=1),
     "sequence": lambda s: QUESTION | _llm("a") | StrOutputParser() | s.as_retriever(),
     "after a passthrough": lambda s: RunnablePassthrough() | s.as_retriever(),
     "before a function": lambda s: s.as_retriever() | RunnableLambda(lambda found: found),
@@ -359,48 +357,3 @@ async def test_several_queries_find_each_document_once(name: str, store: ChromaV
         assert sorted(int(document.id or -1) for document in found) == list(range(COUNT))
     found = pipeline(several, top_n=COUNT).invoke("a pump")
     assert [document.id for document in found] == [str(n) for n in reversed(range(COUNT))]
-
-
-def test_candidates_of_one_id_and_text_are_one() -> None:
-    twice = RunnableLambda(
-        lambda query, k=4: [
-            Document("a pump 3", id="3"),
-            Document("a pump 3", id="3"),
-            Document("a pump 3"),
-            *documents(),
-        ]
-    )
-    found = pipeline(twice, fetch_k=4, top_n=None).invoke("a")
-    assert [(document.id, document.metadata["retrieval_rank"]) for document in found] == [
-        ("3", 1),
-        (None, 2),
-        ("1", 4),
-        ("0", 3),
-    ]
-
-
-@pytest.mark.parametrize("returned", [None, "text", Document("a 1"), {"a": 1}, 5, ["a 1"]])
-async def test_a_first_stage_that_returns_no_documents(returned: Any) -> None:
-    class Bad(BaseRetriever):
-        k: int = 4
-
-        def _get_relevant_documents(self, query: str, *, run_manager: Any) -> list[Document]:
-            return returned  # type: ignore[no-any-return]
-
-    for base in (Bad(), RunnableLambda(lambda query, k=4: returned)):
-        for retriever in (pipeline(base), HybridRetriever(retrievers=[base])):
-            with pytest.raises(InvalidInputError, match=r"must (return a list of documents|be a Document)"):
-                retriever.invoke("a")
-            with pytest.raises(InvalidInputError, match=r"must (return a list of documents|be a Document)"):
-                await retriever.ainvoke("a")
-
-
-async def test_a_first_stage_may_return_a_generator() -> None:
-    class Lazy(BaseRetriever):
-        k: int = 4
-
-        def _get_relevant_documents(self, query: str, *, run_manager: Any) -> list[Document]:
-            return (document for document in documents()[:3])  # type: ignore[return-value]
-
-    for found in await every_way(pipeline(Lazy())):
-        assert [document.id for document in found] == ["2", "1", "0"]

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -320,17 +319,6 @@ def test_elasticsearch_store_has_no_scores_in_hybrid_mode() -> None:
             assert scores(invoke(store, filter=[{"term": {"n": 1}}])) == [expected]
         client.close()
     assert server.searches()[1]["knn"]["filter"] == [{"term": {"n": 1}}]
-
-
-def test_nothing_is_warned_of_in_a_search() -> None:
-    """LangChain's relevance of an L2 index is negative, and it says so at every search."""
-    store = faiss()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        invoke(store)
-        assert caught == []
-        store.similarity_search_with_relevance_scores("a")
-        assert len(caught) == 1
 
 
 def test_embeddings_with_a_cache_around_them_are_those_within(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator
 
 import pytest
@@ -77,30 +76,6 @@ def test_each_operator(
     assert found(store, one(key, name, value)) == expected
 
 
-@pytest.mark.parametrize(
-    ("inner", "expected"),
-    [
-        (one("kind", Op.EQ, "fact"), {"bread", "bare", "flag"}),
-        (one("kind", Op.NE, "fact"), {"paris", "rome"}),
-        (one("kind", Op.IN, ["recipe", "fact"]), {"bare", "flag"}),
-        (one("kind", Op.NIN, ["recipe"]), {"bread"}),
-        (one("tags", Op.CONTAINS, "city"), {"bread", "bare", "flag"}),
-        (one("tags", Op.ANY, ["red", "city"]), {"bread", "bare"}),
-        (one("tags", Op.ALL, ["big", "city"]), {"rome", "bread", "bare", "flag"}),
-        (one("#document", Op.TEXT_MATCH, "is"), {"bread", "flag"}),
-        (one("#document", Op.TEXT_MATCH_INSENSITIVE, "IS"), {"flag"}),
-    ],
-)
-def test_not_is_pushed_down_and_minds_records_without_the_key(
-    store: ChromaVectorStore, inner: MetadataFilters, expected: set[str]
-) -> None:
-    assert found(store, MetadataFilters(filters=[inner], condition=FilterCondition.NOT)) == expected
-    twice = MetadataFilters(
-        filters=[MetadataFilters(filters=[inner], condition=FilterCondition.NOT)], condition=FilterCondition.NOT
-    )
-    assert found(store, twice) == set(RECORDS) - expected
-
-
 def test_case_insensitive_text_goes_with_metadata_by_and(store: ChromaVectorStore) -> None:
     text = MetadataFilter(key="#document", operator=Op.TEXT_MATCH_INSENSITIVE, value="is")
     fact = MetadataFilter(key="kind", value="fact")
@@ -158,14 +133,6 @@ def test_no_filter_is_no_condition() -> None:
 
 
 NUMBERS = [-3, -2, -1, 0, 2019, 2020, 2021, -2.5, -2.0, 0.5, 2020.25, 2020.5, 2020.0]
-COMPARISONS = {
-    Op.EQ: operator.eq,
-    Op.NE: operator.ne,
-    Op.LT: operator.lt,
-    Op.LTE: operator.le,
-    Op.GT: operator.gt,
-    Op.GTE: operator.ge,
-}
 
 
 @pytest.fixture(scope="module")
@@ -174,20 +141,6 @@ def numbers() -> Iterator[ChromaVectorStore]:
     store.add([text_node(repr(number), None, [1.0, 0.0], n=number, list=[number]) for number in NUMBERS])
     yield store
     store.close()
-
-
-@pytest.mark.parametrize("value", [-2.5, -2, -2.0, 0.5, 2020, 2020.0, 2020.25, 2020.5, 2020.75])
-def test_ints_and_floats_compare_as_numbers(numbers: ChromaVectorStore, value: float) -> None:
-    # Chroma itself finds the year 2020 for == 2020.5, and no int 1 in a list for contains 1.0.
-    for name, holds in COMPARISONS.items():
-        assert found(numbers, one("n", name, value)) == {repr(number) for number in NUMBERS if holds(number, value)}
-    same = {repr(number) for number in NUMBERS if number == value}
-    others = {repr(number) for number in NUMBERS} - same
-    assert found(numbers, one("n", Op.IN, [float(value), 99.5])) == same
-    assert found(numbers, one("n", Op.NIN, [float(value), 99.5])) == others
-    assert found(numbers, one("list", Op.CONTAINS, value)) == same
-    none = MetadataFilters(filters=one("list", Op.CONTAINS, value).filters, condition=FilterCondition.NOT)
-    assert found(numbers, none) == others
 
 
 LEAVES = [

@@ -354,37 +354,6 @@ async def test_a_reranker_that_keeps_two_gives_two() -> None:
 # Bases that return something else than a list
 
 
-@pytest.mark.parametrize("kind", ["retrieve", "_retrieve"])
-async def test_a_first_stage_that_returns_none_is_named(kind: str) -> None:
-    class Nothing(BaseRetriever):
-        def _retrieve(self, query_bundle: QueryBundle) -> Any:
-            return None
-
-        def retrieve(self, str_or_query_bundle: Any) -> Any:
-            return None if kind == "retrieve" else super().retrieve(str_or_query_bundle)
-
-    retriever = RetrieveRerankRetriever(Nothing(), ZeroScorer())
-    with pytest.raises(InvalidInputError, match=r"a Nothing, must return a list of NodeWithScore.*None"):
-        retriever.retrieve("a")
-    with pytest.raises(InvalidInputError, match=r"a Nothing, must return a list of NodeWithScore.*None"):
-        await retriever.aretrieve("a")
-
-
-@pytest.mark.parametrize("kind", ["retrieve", "_retrieve"])
-async def test_a_first_stage_may_return_a_generator(kind: str) -> None:
-    class Lazy(ListRetriever):
-        def _retrieve(self, query_bundle: QueryBundle) -> Any:
-            return (item for item in super()._retrieve(query_bundle))
-
-        def retrieve(self, str_or_query_bundle: Any) -> Any:
-            found = super().retrieve(str_or_query_bundle)
-            return iter(found) if kind == "retrieve" else found
-
-    retriever = RetrieveRerankRetriever(Lazy(scored("a", "b", "c")), ZeroScorer(), fetch_k=2)
-    assert len(retriever.retrieve("a")) == len(await retriever.aretrieve("a")) == 2
-    assert len(HybridRetriever([Lazy(scored("a", "b", "c"))]).retrieve("a")) == 3
-
-
 def test_a_type_error_of_a_first_stage_stays_its_own() -> None:
     class Broken(BaseRetriever):
         def _retrieve(self, query_bundle: QueryBundle) -> Any:

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import numpy as np
 import pytest
 from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQueryMode
 
 from retrieve_rerank import InvalidInputError
 from retrieve_rerank.llama_index import ChromaVectorStore
-from tests.core.mmr_by_hand import mmr_by_hand
 from tests.llama_index.stubs import text_node
 
 MMR = VectorStoreQueryMode.MMR
@@ -19,13 +17,6 @@ def store() -> ChromaVectorStore:
     vectors = {"a": [1.0, 0.1], "b": [1.0, 0.11], "c": [0.8, -0.6], "d": [-1.0, 0.0]}
     store.add([text_node(id_, embedding=vector) for id_, vector in vectors.items()])
     return store
-
-
-def test_mmr_returns_its_own_order_with_similarities_to_the_query(store: ChromaVectorStore) -> None:
-    result = store.query(VectorStoreQuery(query_embedding=[1.0, 0.0], similarity_top_k=3, mode=MMR))
-    assert result.ids == ["a", "c", "b"]
-    assert [node.node_id for node in result.nodes or []] == result.ids
-    assert result.similarities == pytest.approx([0.99504, 0.8, 0.99400], abs=1e-4)
 
 
 def test_mmr_with_fewer_nodes_than_asked_for_is_still_mmr(store: ChromaVectorStore) -> None:
@@ -43,29 +34,6 @@ def test_mmr_options(store: ChromaVectorStore) -> None:
     assert store.query(query, mmr_threshold=0.0, mmr_prefetch_factor=1.0).ids == ["a", "c", "b"]
     query.mmr_threshold = 1.0
     assert store.query(query).ids == ["a", "b", "c"]
-
-
-@pytest.mark.parametrize("metric", ["cosine", "dot", "euclidean"])
-def test_mmr_in_every_metric_is_by_that_metric(metric: str) -> None:
-    store = ChromaVectorStore(metric=metric)  # type: ignore[arg-type]
-    vectors = np.random.default_rng(5).normal(size=(12, 3))
-    vectors *= np.linspace(0.2, 3.0, 12)[:, np.newaxis]
-    query = np.array([1.0, 2.0, 0.5])
-    store.add([text_node(str(row), embedding=vector.tolist()) for row, vector in enumerate(vectors)])
-
-    def similarity(left: np.ndarray, right: np.ndarray) -> float:
-        if metric == "euclidean":
-            return float(1 / (1 + np.linalg.norm(left - right)))
-        return float(left @ right / (np.linalg.norm(left) * np.linalg.norm(right) if metric == "cosine" else 1.0))
-
-    relevance = [similarity(query, vector) for vector in vectors]
-    alike = [[similarity(left, right) for right in vectors] for left in vectors]
-    found = store.query(
-        VectorStoreQuery(query_embedding=query.tolist(), similarity_top_k=6, mode=MMR), mmr_threshold=0.4
-    )
-    chosen = mmr_by_hand(relevance, alike, 6, 0.4)
-    assert found.ids == [str(row) for row in chosen]
-    assert found.similarities == pytest.approx([relevance[row] for row in chosen], abs=1e-4)
 
 
 @pytest.mark.parametrize(
