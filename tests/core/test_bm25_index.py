@@ -16,9 +16,7 @@ import numpy as np
 import pytest
 
 from retrieve_rerank import (
-    AddReport,
     BM25Index,
-    InvalidInputError,
     MissingDependencyError,
     Passage,
     RetrieveRerankError,
@@ -46,10 +44,6 @@ def index() -> Iterator[BM25Index]:
 
 def ids(index: BM25Index, query: str, k: int = 100, **options: Any) -> list[str]:
     return [hit.passage.id for hit in index.retrieve(query, k, **options)]
-
-
-def texts(index: BM25Index, *ids: str) -> list[str]:
-    return [passage.text for passage in index.get(ids)]
 
 
 def cut(text: str) -> list[str]:
@@ -115,47 +109,12 @@ def test_metadata_come_back_as_they_were(index: BM25Index, metadata: dict[str, A
     assert index.retrieve("alpha")[0].passage.metadata == metadata
 
 
-@pytest.mark.parametrize(("old", "new"), [(1, 1.0), (1, True), (0, False), ("1", 1), (None, "None"), ([1], [1.0])])
-def test_equal_is_not_enough_to_be_unchanged(index: BM25Index, old: Any, new: Any) -> None:
-    index.add([Passage("x", "alpha", {"v": old})])
-    assert index.add([Passage("x", "alpha", {"v": new})]) == AddReport(updated=1)
-    found = index.get(["x"])[0].metadata["v"]
-    assert (found, type(found)) == (new, type(new))
-
-
 @pytest.mark.parametrize("id_", ["../../etc", "/", "a/b", "con", ".", "\x00", "😀", " ", "x" * 10_000, "a\nb"])
 def test_an_id_is_only_an_id(index: BM25Index, id_: str) -> None:
     index.add([Passage(id_, "alpha"), Passage("other", "beta")])
     assert ids(index, "alpha") == [id_]
     index.delete([id_])
     assert index.count() == 1
-
-
-def test_a_generator_is_taken_batch_by_batch(index: BM25Index) -> None:
-    taken = 0
-
-    def endless() -> Iterator[Passage]:
-        nonlocal taken
-        for number in range(10**9):
-            taken += 1
-            if number == 25:
-                raise KeyboardInterrupt
-            yield Passage(f"{number}", "alpha")
-
-    with pytest.raises(KeyboardInterrupt):
-        index.add(endless(), batch_size=10)
-    assert taken == 26
-    assert index.count() == 20  # the batches that were whole
-    assert index.add(passage for passage in THREE) == AddReport(added=3)
-    assert len(index.retrieve("alpha")) == 22
-
-
-def test_what_was_taken_stays_if_a_later_batch_fails(index: BM25Index) -> None:
-    bad = [*passages("alpha", "beta", "gamma"), Passage("bad", "delta", {"x": object()})]
-    with pytest.raises(InvalidInputError, match="'bad'"):
-        index.add(bad, batch_size=2)
-    assert texts(index, *"0123") == ["alpha", "beta"]
-    assert ids(index, "alpha beta gamma delta") == ["0", "1"]
 
 
 def test_a_batch_whose_words_cannot_be_cut_leaves_nothing(tmp_path: Path) -> None:

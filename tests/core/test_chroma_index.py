@@ -9,13 +9,12 @@ import time
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from retrieve_rerank import AddReport, BiEncoder, ChromaIndex, Passage
+from retrieve_rerank import AddReport, ChromaIndex, Passage
 from tests.core.stubs import LetterEncoder, passages
 
 THREE = [Passage("x", "aa", {"n": 1}), Passage("y", "ab", {"n": 2}), Passage("z", "cc", {"n": 3, "tags": ["t"]})]
@@ -123,50 +122,12 @@ async def test_what_chromas_index_does_not_lead_to_is_found_all_the_same(metric:
         assert [len(hits) for hits in index.retrieve_many(["q", "text 3"], 1000)] == [380, 380]
 
 
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        (1, 1.0),
-        (1, True),
-        (0, False),
-        ("1", 1),
-        (None, "None"),
-        ([1], [1.0]),
-        ([1.0], ["1"]),
-        (1.7e9 + 0.12345, 1.7e9 + 0.12346),
-    ],
-)
-def test_equal_is_not_enough_to_be_unchanged(index: ChromaIndex, old: Any, new: Any) -> None:
-    index.add([Passage("x", "aa", {"v": old})])
-    assert index.add([Passage("x", "aa", {"v": new})]) == AddReport(updated=1)
-    found = index.get(["x"])[0].metadata["v"]
-    assert (found, type(found)) == (new, type(new))
-
-
 def test_of_equal_ids_in_one_call_the_last_wins(index: ChromaIndex) -> None:
     index.add([Passage("x", "first", {"n": 1}), Passage("y", "other"), Passage("x", "last")])
     assert index.get(["x"]) == [Passage("x", "last")]
     assert index.count() == 2
     index.add([Passage(f"{number % 3}", f"text {number}") for number in range(10)], batch_size=2)
     assert texts(index, "0", "1", "2") == ["text 9", "text 7", "text 8"]
-
-
-def test_a_generator_is_taken_batch_by_batch(index: ChromaIndex) -> None:
-    taken = 0
-
-    def endless() -> Iterator[Passage]:
-        nonlocal taken
-        for number in range(10**9):
-            taken += 1
-            if number == 25:
-                raise KeyboardInterrupt
-            yield Passage(f"{number}", "a")
-
-    with pytest.raises(KeyboardInterrupt):
-        index.add(endless(), batch_size=10)
-    assert taken == 26
-    assert index.count() == 20  # the batches that were whole
-    assert index.add(passage for passage in THREE) == AddReport(added=3)
 
 
 def test_batches_have_the_size_asked_for_and_no_more_than_chroma_takes(index: ChromaIndex) -> None:
@@ -178,15 +139,6 @@ def test_batches_have_the_size_asked_for_and_no_more_than_chroma_takes(index: Ch
     assert index.add(passages(*["a"] * (limit + 100)), batch_size=10**6).added == limit + 100 - 7
     assert max(encoder.calls) <= limit
     assert index.count() == limit + 100
-
-
-def test_what_was_written_stays_if_a_later_batch_fails(index: ChromaIndex) -> None:
-    index.add(THREE)
-    bad = [*passages(*"abcab"), Passage("bad", "a", {"x": object()})]
-    with pytest.raises(ValueError, match="'bad'"):
-        index.add(bad, batch_size=2)
-    assert texts(index, *"xyz") == ["aa", "ab", "cc"]
-    assert texts(index, *"0123") == ["a", "b", "c", "a"]
 
 
 def test_delete_takes_what_is_there_and_clear_takes_all(index: ChromaIndex) -> None:
@@ -242,27 +194,6 @@ def test_k_is_the_most_that_comes_back(index: ChromaIndex, k: Any) -> None:
     assert len(index.retrieve_many(["aa"], k)[0]) == min(3, k)
 
 
-def test_an_empty_index_finds_nothing(index: ChromaIndex) -> None:
-    assert index.retrieve("aa") == []
-    assert index.retrieve_many(["aa", "b"]) == [[], []]
-
-
-def test_filters_on_metadata_and_text(index: ChromaIndex) -> None:
-    index.add([*THREE, Passage("w", "bc", {"n": 2, "deep": {"k": 1}})])
-
-    def ids(**options: Any) -> set[str]:
-        return {hit.passage.id for hit in index.retrieve("abc", **options)}
-
-    assert ids(where={"n": 2}) == {"y", "w"}
-    assert ids(where={"n": {"$gte": 2}}) == {"y", "z", "w"}
-    assert ids(where={"$and": [{"n": 2}, {"n": {"$ne": 1}}]}) == {"y", "w"}
-    assert ids(where={"tags": {"$contains": "t"}}) == {"z"}
-    assert ids(where_document={"$contains": "b"}) == {"y", "w"}
-    assert ids(where={"n": 2}, where_document={"$not_contains": "c"}) == {"y"}
-    assert ids(where={"n": 77}) == set()
-    assert ids(where={}, where_document={}) == set("xyzw")
-
-
 async def test_many_and_async_find_what_one_does(index: ChromaIndex) -> None:
     index.add(THREE)
     queries = ["aa", "cab", "b"]
@@ -271,12 +202,6 @@ async def test_many_and_async_find_what_one_does(index: ChromaIndex) -> None:
     assert list(await asyncio.gather(*(index.aretrieve(query, 2) for query in queries))) == one_by_one
     assert await index.aretrieve("aa", where={"n": 3}) == index.retrieve("aa", where={"n": 3})
     assert index.retrieve_many([]) == []
-
-
-async def test_async_with_a_real_encoder_finds_the_same(tiny_bi_encoder: Path) -> None:
-    with BiEncoder(tiny_bi_encoder) as encoder, ChromaIndex(encoder) as index:
-        index.add(passages("paris is the capital", "rome", "bread"))
-        assert await index.aretrieve("capital of france") == index.retrieve("capital of france")
 
 
 async def test_async_does_not_block_the_loop_however_slow_the_encoder() -> None:

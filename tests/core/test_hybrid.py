@@ -6,7 +6,6 @@ import asyncio
 import contextvars
 import gc
 import os
-import pickle
 import threading
 import time
 import weakref
@@ -23,12 +22,11 @@ from retrieve_rerank import (
     HybridRetriever,
     InvalidInputError,
     Passage,
-    RetrieveRerank,
     RetrieveRerankError,
     fuse,
 )
 from retrieve_rerank.models.threads import run_beside
-from tests.core.stubs import LetterEncoder, ListRetriever, SlowRetriever, TableScorer, found, run_python
+from tests.core.stubs import LetterEncoder, ListRetriever, SlowRetriever, found, run_python
 
 
 class SlowAsync(SlowRetriever):
@@ -312,16 +310,6 @@ async def test_over_two_indexes(indexes: list[ChromaIndex]) -> None:
         assert set(ids(hits)) == {"aaa", "aab"}
 
 
-async def test_the_ranks_in_every_list_live_through_re_ranking(indexes: list[ChromaIndex]) -> None:
-    scorer = TableScorer({"aaa": 0.0, "aab": 1.0, "bbc": 2.0, "c": 3.0, "abc": 4.0})
-    search = RetrieveRerank(HybridRetriever(indexes), scorer, fetch_k=3, top_n=2)
-    ranks = {hit.passage.id: hit.retrieval_ranks for hit in HybridRetriever(indexes).retrieve("ab", 3)}
-    for result in (search.search("ab"), await search.asearch("ab"), search.search_many(["ab"])[0]):
-        assert len(result.candidates) == 3
-        assert [hit.retrieval_ranks for hit in result] == [ranks[hit.passage.id] for hit in result]
-        assert [len(hit.retrieval_ranks) for hit in result] == [2, 2]
-
-
 def test_a_hybrid_in_a_hybrid(indexes: list[ChromaIndex]) -> None:
     inner = HybridRetriever(indexes)
     hits = HybridRetriever([inner, inner, ListRetriever("z")]).retrieve("ab", 3)
@@ -410,13 +398,6 @@ def wait_until(true: Callable[[], bool]) -> None:
     while not true():
         assert time.perf_counter() < deadline
         time.sleep(0.01)
-
-
-def test_it_is_pickled_without_its_threads() -> None:
-    hybrid = HybridRetriever([ListRetriever("a"), ListRetriever("b")], weights=[1, 2], rrf_k=5, merge="text")
-    hybrid.retrieve("q")
-    copied = pickle.loads(pickle.dumps(hybrid))
-    assert copied.retrieve("q") == hybrid.retrieve("q")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

@@ -6,25 +6,20 @@ import asyncio
 import itertools
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from retrieve_rerank import (
-    BiEncoder,
-    ChromaIndex,
     CrossEncoder,
     Hit,
     HybridRetriever,
     InvalidInputError,
-    Passage,
     RetrieveRerank,
     SearchResult,
-    TruncationWarning,
 )
 from retrieve_rerank.models.ranking import sigmoid
-from tests.core.stubs import LetterEncoder, ListRetriever, SlowRetriever, TableScorer, found, passages
+from tests.core.stubs import ListRetriever, SlowRetriever, TableScorer, found
 
 TEXTS = ["a", "b", "c", "d"]
 TABLE = {"a": -1.0, "b": 2.0, "c": 0.0, "d": 3.0}
@@ -258,35 +253,3 @@ def test_parts_that_cannot_do_it(part: Any) -> None:
 def test_the_repr_shows_the_settings() -> None:
     shown = repr(RetrieveRerank(ListRetriever([]), CrossEncoder("a/b"), fetch_k=30, top_n=3, score_threshold=0.25))
     assert "CrossEncoder('a/b', not loaded), fetch_k=30, top_n=3, score_threshold=0.25" in shown
-
-
-def test_an_index_is_filtered_through_the_pipeline() -> None:
-    with ChromaIndex(LetterEncoder()) as index:
-        index.add([Passage(text, text, {"n": number}) for number, text in enumerate(TEXTS)])
-        search = RetrieveRerank(index, TableScorer(TABLE))
-        assert found_texts(search.search("abc", where={"n": {"$lt": 2}})) == ["b", "a"]
-        assert found_texts(search.search("abc", where_document={"$contains": "c"})) == ["c"]
-
-
-async def test_real_models_end_to_end(tiny_bi_encoder: Path, tiny_cross_encoder: Path) -> None:
-    texts = ["paris is the capital of france", "rome", "bread", "bread " * 100, "what is the word"]
-    with (
-        BiEncoder(tiny_bi_encoder) as encoder,
-        CrossEncoder(tiny_cross_encoder) as model,
-        ChromaIndex(encoder) as index,
-    ):
-        with pytest.warns(TruncationWarning, match="1 of 5 texts"):
-            index.add(passages(*texts))
-        search = RetrieveRerank(index, model, top_n=2)
-        with pytest.warns(TruncationWarning, match="1 of 5 passages"):
-            result = search.search("capital of france")
-        with pytest.warns(TruncationWarning):
-            assert without_times(await search.asearch("capital of france")) == without_times(result)
-        with pytest.warns(TruncationWarning):
-            assert without_times(search.search_many(["capital of france"])[0]) == without_times(result)
-        with pytest.warns(TruncationWarning):
-            assert found_texts(result) == found_texts(model.rank("capital of france", texts, top_n=2))
-    assert len(result) == 2
-    assert len(result.candidates) == 5
-    assert result.truncated_count == 1
-    assert result[0].logit > result[1].logit

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import math
 from collections.abc import Sequence
@@ -57,15 +56,6 @@ def test_a_hit_says_where_it_was_in_what_was_given() -> None:
     assert [hit.index for hit in rank(hits[1:])] == [0, 1, 2, 3], "of this ranking, not of an earlier one"
 
 
-def test_ties_keep_the_order_of_the_input() -> None:
-    assert [hit.passage.text for hit in rank(["also zero", "nought", "low", "zero"])] == [
-        "also zero",
-        "nought",
-        "zero",
-        "low",
-    ]
-
-
 def test_texts_passages_and_hits_mix() -> None:
     hit = Hit(Passage("found", "high", {"page": 3}), 7, 0.25, retrieval_rank=7, retrieval_score=0.25)
     hits = rank([Passage("stored", "zero", {"page": 1}), "low", hit])
@@ -112,11 +102,6 @@ def test_the_threshold_is_on_the_score_and_its_own_value_stays(threshold: float 
 
 def test_a_threshold_of_one_keeps_what_reaches_one() -> None:
     assert len(rank(["sure", "nearly"], {"sure": 800.0, "nearly": 30.0}, score_threshold=1.0)) == 1
-
-
-def test_the_threshold_also_holds_before_top_n() -> None:
-    assert ids(rank(["low", "high", "zero"], score_threshold=0.5, top_n=5)) == ["1", "2"]
-    assert ids(rank(["low", "high", "zero"], score_threshold=0.5, top_n=1)) == ["1"]
 
 
 def test_saturated_logits_keep_their_order_and_differ_in_score() -> None:
@@ -195,19 +180,6 @@ async def test_an_unusable_query_is_refused(query: Any) -> None:
         ranker.rank(query, ["low"])
     with pytest.raises(InvalidInputError, match="query"):
         await ranker.arank(query, [])
-
-
-async def test_arank_does_as_rank_for_any_kind_of_scorer(tiny_cross_encoder: Path) -> None:
-    class Async(TableScorer):
-        async def ascore(self, query: str, texts: Sequence[str]) -> Any:
-            await asyncio.sleep(0)
-            return self.score(query, texts)
-
-    texts, options = ["low", "high", "zero", "high"], {"top_n": 2, "score_threshold": 0.1}
-    for scorer in (TableScorer(TABLE), Async(TABLE), CrossEncoder(tiny_cross_encoder)):
-        ranker = as_ranker(scorer)
-        assert await ranker.arank("query", texts, **options) == ranker.rank("query", texts, **options)
-        assert await ranker.arank("query", []) == []
 
 
 def test_our_model_ranks_itself_and_others_are_wrapped(tiny_cross_encoder: Path) -> None:

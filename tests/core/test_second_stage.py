@@ -132,15 +132,6 @@ async def test_bad_arguments_raise_in_both_modes(on_error: Any) -> None:
         search(TableScorer(TABLE), on_error=on_error).search("q", top_n=0)
 
 
-def test_a_first_stage_that_fails_raises_whatever_is_asked() -> None:
-    class Down(ListRetriever):
-        def retrieve(self, query: str, k: int, **options: object) -> list[Hit]:
-            raise ConnectionError("no store")
-
-    with pytest.raises(ConnectionError, match="no store"):
-        RetrieveRerank(Down(TEXTS), TableScorer(TABLE), on_error="retrieval_order").search("q")
-
-
 def test_a_query_too_long_for_the_model_is_a_failure_of_that_search_alone(tiny_cross_encoder: Path) -> None:
     model, long = CrossEncoder(tiny_cross_encoder), "france " * 600
     with pytest.raises(InvalidInputError, match="shorten the query"):
