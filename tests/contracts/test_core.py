@@ -10,12 +10,25 @@ from retrieve_rerank.testing import ListRetriever, RerankerContract, RetrieverCo
 from tests.contracts.lookup import LetterScorer, LookupCrossEncoder, tiny_path
 
 
+class Weighted:
+    """What ranks, with a weight of its own."""
+
+    def __init__(self, ranker, rerank_weight):
+        self.ranker, self.rerank_weight = ranker, rerank_weight
+
+    def rank(self, query, passages, **options):
+        return self.ranker.rank(query, passages, rerank_weight=self.rerank_weight, **options)
+
+
 class TestCrossEncoder(RerankerContract):
     def make(self, scorer, *, top_n=None, score_threshold=None):
         return LookupCrossEncoder(scorer)
 
     def make_real(self):
         return CrossEncoder(tiny_path(), precision="float32")
+
+    def make_weighted(self, scorer, rerank_weight):
+        return Weighted(LookupCrossEncoder(scorer), rerank_weight)
 
 
 class TestAnyScorer(RerankerContract):
@@ -24,6 +37,9 @@ class TestAnyScorer(RerankerContract):
     def make(self, scorer, *, top_n=None, score_threshold=None):
         return as_ranker(scorer)
 
+    def make_weighted(self, scorer, rerank_weight):
+        return Weighted(as_ranker(scorer), rerank_weight)
+
 
 class TestRetrieveRerank(RerankerContract):
     """The pipeline as a re-ranker: its first stage finds what is given."""
@@ -31,6 +47,9 @@ class TestRetrieveRerank(RerankerContract):
     def make(self, scorer, *, top_n=None, score_threshold=None):
         keep = 100 if top_n is None else top_n
         return lambda hits: RetrieveRerank(ListRetriever(hits), scorer, top_n=keep, score_threshold=score_threshold)
+
+    def make_weighted(self, scorer, rerank_weight):
+        return lambda hits: RetrieveRerank(ListRetriever(hits), scorer, rerank_weight=rerank_weight)
 
     def call(self, component, query, inputs, **options):
         return component(inputs).search(query)

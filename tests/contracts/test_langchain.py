@@ -36,12 +36,18 @@ class TestCrossEncoderReranker(LangChainRerankerContract):
     def make_real(self):
         return CrossEncoderReranker(model=tiny_path(), top_n=None)
 
+    def make_weighted(self, scorer, rerank_weight):
+        return CrossEncoderReranker(model=LookupCrossEncoder(scorer), rerank_weight=rerank_weight)
+
 
 class TestCrossEncoderRerankerOverAnother(LangChainRerankerContract):
     """Over any `BaseCrossEncoder`."""
 
     def make(self, scorer, *, top_n=None, score_threshold=None):
         return CrossEncoderReranker(model=ScorerCrossEncoder(scorer), top_n=top_n, score_threshold=score_threshold)
+
+    def make_weighted(self, scorer, rerank_weight):
+        return CrossEncoderReranker(model=ScorerCrossEncoder(scorer), rerank_weight=rerank_weight)
 
 
 class TestRetrieveRerankRetriever(LangChainRerankerContract):
@@ -55,6 +61,12 @@ class TestRetrieveRerankRetriever(LangChainRerankerContract):
             reranker=reranker,
             top_n=keep,
             score_threshold=score_threshold,
+        )
+
+    def make_weighted(self, scorer, rerank_weight):
+        reranker = CrossEncoderReranker(model=ScorerCrossEncoder(scorer))
+        return lambda documents: RetrieveRerankRetriever(
+            base_retriever=ListRetriever(documents=documents), reranker=reranker, rerank_weight=rerank_weight
         )
 
     def call(self, component, query, inputs, **options):

@@ -30,12 +30,18 @@ class TestCrossEncoderRerank(LlamaIndexRerankerContract):
     def make_real(self):
         return CrossEncoderRerank(tiny_path(), precision="float32", top_n=100)
 
+    def make_weighted(self, scorer, rerank_weight):
+        return CrossEncoderRerank(LookupCrossEncoder(scorer), rerank_weight=rerank_weight)
+
 
 class TestCrossEncoderRerankOverAnother(LlamaIndexRerankerContract):
     """Over any scorer."""
 
     def make(self, scorer, *, top_n=None, score_threshold=None):
         return CrossEncoderRerank(scorer, 100 if top_n is None else top_n, score_threshold=score_threshold)
+
+    def make_weighted(self, scorer, rerank_weight):
+        return CrossEncoderRerank(scorer, rerank_weight=rerank_weight)
 
 
 class TestRetrieveRerankRetriever(LlamaIndexRerankerContract):
@@ -46,6 +52,9 @@ class TestRetrieveRerankRetriever(LlamaIndexRerankerContract):
         return lambda nodes: RetrieveRerankRetriever(
             ListRetriever(nodes), reranker, top_n=100 if top_n is None else top_n
         )
+
+    def make_weighted(self, scorer, rerank_weight):
+        return lambda nodes: RetrieveRerankRetriever(ListRetriever(nodes), scorer, rerank_weight=rerank_weight)
 
     def call(self, component, query, inputs, **options):
         return component(inputs).retrieve(query)

@@ -282,6 +282,7 @@ def test_a_dump_is_small_and_readable() -> None:
             "max_windows": 16,
             "on_error": "raise",
             "scores": "logits",
+            "rerank_weight": 1.0,
         },
     }
 

@@ -28,7 +28,15 @@ Vectors = npt.NDArray[np.float32]
 # What a first stage writes into a document's metadata, and the next search replaces; and what a re-ranking does.
 RETRIEVAL_KEYS = frozenset({"retrieval_score", "retrieval_rank", "retrieval_ranks"})
 RERANK_KEYS = frozenset(
-    {"relevance_score", "rerank_logit", "rerank_rank", "rerank_window", "rerank_truncated", "rerank_degraded"}
+    {
+        "relevance_score",
+        "rerank_logit",
+        "rerank_rank",
+        "rerank_window",
+        "rerank_truncated",
+        "rerank_degraded",
+        "combined_score",
+    }
 )
 
 # The names under which embedding classes keep what they embed with.
@@ -57,8 +65,14 @@ RetrievedDocument.__module__ = Document.__module__
 
 
 def _what_it_is(document: Document) -> tuple[str | None, str, dict[str, Any]]:
-    own = {key: value for key, value in document.metadata.items() if key not in RETRIEVAL_KEYS | RERANK_KEYS}
-    return document.id, document.page_content, own
+    return document.id, document.page_content, without_marks(document.metadata)
+
+
+def without_marks(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of a document's metadata without what a search wrote into it."""
+    # Users have scores of this name, too: it is ours only where a re-ranking wrote the rest.
+    marks = RETRIEVAL_KEYS | RERANK_KEYS - (set() if "rerank_rank" in metadata else {"combined_score"})
+    return {key: value for key, value in metadata.items() if key not in marks}
 
 
 def _plain(page_content: str, metadata: dict[str, Any], id_: str | None) -> Document:
@@ -241,6 +255,8 @@ def to_reranked(document: Document, hit: Hit, degraded: str | None = None) -> Do
     }
     if hit.retrieval_score is not None:
         scores["retrieval_score"] = hit.retrieval_score
+    if hit.combined_score is not None:
+        scores["combined_score"] = hit.combined_score
     if hit.window is not None:
         scores["rerank_window"] = list(hit.window)
     if hit.truncated:
@@ -253,8 +269,7 @@ def to_reranked(document: Document, hit: Hit, degraded: str | None = None) -> Do
 
 def with_marks(document: Document, marks: Mapping[str, Any]) -> Document:
     """Return a copy of a document with what a search has to say of it, in the place of what an earlier one said."""
-    metadata = {key: value for key, value in document.metadata.items() if key not in RETRIEVAL_KEYS | RERANK_KEYS}
-    metadata |= marks
+    metadata = without_marks(document.metadata) | dict(marks)
     if isinstance(document, RetrievedDocument) and metadata == document.metadata:
         return document
     if type(document) is Document:
@@ -301,7 +316,7 @@ def new_records(
             raise InvalidInputError(f"texts[{position}] must be a string, got {type(text).__name__}")
         metadata = check_mapping(metadata, f"metadatas[{position}]")
         if "retrieval_rank" in metadata:  # what a search of this package returned is stored as it was
-            metadata = {key: value for key, value in metadata.items() if key not in RETRIEVAL_KEYS | RERANK_KEYS}
+            metadata = without_marks(metadata)
         passage = Passage(str(uuid.uuid4()) if id_ is None else id_, text, metadata)
         made.append(passage.id)
         yield to_record(passage)

@@ -64,6 +64,7 @@ _OUR_SETTINGS = {
     "mmr_lambda",
     "model",
     "on_error",
+    "rerank_weight",
     "reranker",
     "retrievers",
     "rewrites",

@@ -24,7 +24,7 @@ from retrieve_rerank.langchain.convert import (
     to_hits,
     to_reranked,
 )
-from retrieve_rerank.langchain.serialization import Component, Count, Seconds, Threshold, from_plain, restorable
+from retrieve_rerank.langchain.serialization import Component, Count, Seconds, Threshold, Weight, from_plain, restorable
 from retrieve_rerank.models.cross_encoder import DEFAULT_MODEL, CrossEncoder
 from retrieve_rerank.models.ranking import Ranker, as_ranker
 from retrieve_rerank.models.settings import KEY_VARIABLE, CrossEncoderSettings, documented
@@ -34,7 +34,7 @@ from retrieve_rerank.types import Hit, Scale, Scorer
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_OPTIONS = ("top_n", "score_threshold", "time_budget", "on_error")  # of a call
+_OPTIONS = ("top_n", "score_threshold", "time_budget", "on_error", "rerank_weight")  # of a call
 
 
 class RerankInput(TypedDict):
@@ -65,6 +65,9 @@ class CrossEncoderReranker(Component, CrossEncoderSettings, BaseDocumentCompress
             `DegradedWarning`. An empty query and settings that cannot be used raise in any case.
         scores: What a model that is not ours returns: "logits", or "probabilities" in [0, 1], as
             langchain-community's `HuggingFaceCrossEncoder` does for most models.
+        rerank_weight: How much the model counts in the order, from 0 (the order given) to 1 (the model's alone).
+            Between them both vote; see `retrieve_rerank.RetrieveRerank`. The first stage votes by the documents'
+            `retrieval_score`, or else by their ranks.
         **settings: Every other argument is explained in `retrieve_rerank.models.settings`.
 
     The settings of the model are for one given by name. The API key is never written down: a dump names the
@@ -73,9 +76,10 @@ class CrossEncoderReranker(Component, CrossEncoderSettings, BaseDocumentCompress
     The result holds copies, best first. Their metadata has, beside what was there, `relevance_score` (in [0, 1], means
     the same for every model), `rerank_logit`, `rerank_rank` and `retrieval_rank` (1-based), and `retrieval_score` where
     the first stage gave one; documents that carry a `retrieval_rank` already keep it. `Document.id` stays.
-    Where it applies, there are also `rerank_window`, the character span of the scored text that won, as [start, end];
-    `rerank_truncated`, True where a part of the text was not read; and `rerank_degraded`, which says why the call did
-    not score everything: the scores of documents that were not scored are None then.
+    Where it applies, there are also `combined_score`, which the order is by where both stages voted; `rerank_window`,
+    the character span of the scored text that won, as [start, end]; `rerank_truncated`, True where a part of the text
+    was not read; and `rerank_degraded`, which says why the call did not score everything: the scores of documents that
+    were not scored are None then.
 
     The call is a run of its own in a trace. Its outputs are the documents and `model`, `precision`, `candidates`,
     `scored`, `truncated`, `seconds` and `degraded`.
@@ -107,6 +111,7 @@ class CrossEncoderReranker(Component, CrossEncoderSettings, BaseDocumentCompress
     time_budget: Seconds | None = None
     on_error: OnError = "raise"
     scores: Scale = "logits"
+    rerank_weight: Weight = 1.0
 
     _ranker: Ranker = PrivateAttr()
 
@@ -173,17 +178,19 @@ class CrossEncoderReranker(Component, CrossEncoderSettings, BaseDocumentCompress
         score_threshold: float | None = None,
         time_budget: float | None = None,
         on_error: OnError | None = None,
+        rerank_weight: float | None = None,
     ) -> Runnable[RerankInput, list[Document]]:
         """Return a step for a chain: `{"query": …, "documents": […]}` in, the best documents out.
 
         Args:
-            top_n: Instead of the re-ranker's own; None keeps that. So are the three below.
+            top_n: Instead of the re-ranker's own; None keeps that. So are the four below.
             score_threshold: As for the class.
             time_budget: As for the class.
             on_error: As for the class.
+            rerank_weight: As for the class.
         """
-        options = {"top_n": top_n, "score_threshold": score_threshold, "time_budget": time_budget, "on_error": on_error}
-        given = {name: value for name, value in options.items() if value is not None}
+        values = (top_n, score_threshold, time_budget, on_error, rerank_weight)
+        given = {name: value for name, value in zip(_OPTIONS, values, strict=True) if value is not None}
         if not given:
             return self.step()
         self.second_stage(**given)  # whose checks say now what cannot be used

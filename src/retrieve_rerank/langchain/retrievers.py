@@ -26,7 +26,7 @@ from retrieve_rerank.indexes.nearest import Found
 from retrieve_rerank.langchain.convert import to_document
 from retrieve_rerank.langchain.first_stage import AskingRetriever, FirstStage, retriever_of
 from retrieve_rerank.langchain.reranker import CrossEncoderReranker, RerankInput
-from retrieve_rerank.langchain.serialization import Component, Count, Seconds, Threshold, from_plain, restorable
+from retrieve_rerank.langchain.serialization import Component, Count, Seconds, Threshold, Weight, from_plain, restorable
 from retrieve_rerank.langchain.vectorstore import ChromaVectorStore, StoreOptions
 from retrieve_rerank.retrieval.rerank import OnError, SecondStage
 from retrieve_rerank.types import Scorer
@@ -226,6 +226,8 @@ class RetrieveRerankRetriever(Component, AskingRetriever):
             re-ranking alone; `invoke(query, time_budget=…)` overrides it.
         on_error: What happens when the re-ranking fails, as in `CrossEncoderReranker`; None takes the re-ranker's own.
             `invoke(query, on_error=…)` overrides it. A first stage that fails raises in any case.
+        rerank_weight: How much the cross-encoder counts in the order, as in `CrossEncoderReranker`; None takes the
+            re-ranker's own. `invoke(query, rerank_weight=…)` overrides it.
 
     `invoke(query, rewrites=[…])` gives the query in other words, too: the first stage looks for each of them, and what
     they find is fused (see `retrieve_rerank.fuse`; documents without ids by their text). The query itself decides the
@@ -263,6 +265,7 @@ class RetrieveRerankRetriever(Component, AskingRetriever):
     score_threshold: Threshold | None = None
     time_budget: Seconds | None = None
     on_error: OnError | None = None
+    rerank_weight: Weight | None = None
 
     @field_validator("base_retriever", mode="before")
     @classmethod
@@ -332,6 +335,7 @@ class RetrieveRerankRetriever(Component, AskingRetriever):
         score_threshold: float | None = None,
         time_budget: float | None = None,
         on_error: OnError | None = None,
+        rerank_weight: float | None = None,
         **first_stage_options: Any,
     ) -> tuple[FirstStage, SecondStage, bool]:
         """Return both stages as the call wants them, and whether the time budget is for both."""
@@ -346,6 +350,7 @@ class RetrieveRerankRetriever(Component, AskingRetriever):
             score_threshold=self.score_threshold if score_threshold is None else score_threshold,
             time_budget=budget,
             on_error=self.on_error if on_error is None else on_error,
+            rerank_weight=self.rerank_weight if rerank_weight is None else rerank_weight,
         )
         return (
             self._first_stage(self.base_retriever, limit, first_stage_options),

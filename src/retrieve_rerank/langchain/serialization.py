@@ -32,6 +32,7 @@ from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.langchain.compat import INSTEAD
 from retrieve_rerank.models.bi_encoder import BiEncoder
 from retrieve_rerank.models.cross_encoder import CrossEncoder
+from retrieve_rerank.models.interpolation import check_weight
 from retrieve_rerank.models.settings import reading_back
 
 K = TypeVar("K", bound=type)
@@ -78,6 +79,7 @@ def _check_named(check: Callable[[Any, str], Any]) -> BeforeValidator:
 Count: TypeAlias = Annotated[int, _check_named(check_count)]
 Seconds: TypeAlias = Annotated[float, _check_named(check_seconds)]
 Threshold: TypeAlias = Annotated[float, AfterValidator(check_threshold)]
+Weight: TypeAlias = Annotated[float, BeforeValidator(check_weight)]
 
 
 class Component(Serializable):

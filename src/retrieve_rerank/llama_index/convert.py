@@ -185,6 +185,7 @@ def hits_to_nodes(
             window=hit.window,
             truncated=hit.truncated,
             degraded=degraded,
+            combined_score=hit.combined_score,
         )
         for hit in hits
     ]

@@ -15,7 +15,8 @@ class RerankedNode(NodeWithScore):
         node: The very node that was retrieved.
         score: Relevance in [0, 1]: the sigmoid of `logit`. None where the cross-encoder did not score the node: the
             first stage's score is on another scale.
-        logit: The cross-encoder's raw output: what `rerank_rank` is by. None where it did not score the node.
+        logit: The cross-encoder's raw output, which `rerank_rank` is by without a `combined_score`. None where it did
+            not score the node.
         retrieval_score: The first stage's score, if it gave one. Re-ranking again keeps the first stage's.
         retrieval_rank: 1-based rank in the first stage.
         rerank_rank: 1-based rank after re-ranking.
@@ -24,6 +25,7 @@ class RerankedNode(NodeWithScore):
             re-ranker's `metadata_mode` makes of the node.
         truncated: Whether part of that text was not read.
         degraded: Why the call that this node comes from did not score every node; None if it did.
+        combined_score: What `rerank_rank` is by where both stages voted, with a `rerank_weight` below 1. Else None.
 
     Example:
         >>> from llama_index.core.schema import TextNode
@@ -41,6 +43,7 @@ class RerankedNode(NodeWithScore):
     window: tuple[int, int] | None = None
     truncated: bool = False
     degraded: str | None = None
+    combined_score: float | None = None
 
     @classmethod
     def class_name(cls) -> str:

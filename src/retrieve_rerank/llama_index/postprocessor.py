@@ -20,6 +20,7 @@ from retrieve_rerank.llama_index.compat import SENTENCE_TRANSFORMER_RERANK, in_p
 from retrieve_rerank.llama_index.convert import hits_to_nodes, nodes_to_hits
 from retrieve_rerank.llama_index.serialization import Restorable
 from retrieve_rerank.models.cross_encoder import DEFAULT_MODEL, CrossEncoder
+from retrieve_rerank.models.interpolation import check_weight
 from retrieve_rerank.models.ranking import Ranker, ScorerRanker, as_ranker, check_scale, scorer_name
 from retrieve_rerank.models.settings import CrossEncoderOptions, CrossEncoderSettings, documented
 from retrieve_rerank.retrieval.rerank import OnError, Reranked, SecondStage, check_on_error, reason
@@ -57,6 +58,9 @@ class CrossEncoderRerank(CrossEncoderSettings, BaseNodePostprocessor, Restorable
             it. "raise" raises the cause; "retrieval_order" gives the nodes in the order given, marked, with a
             `DegradedWarning`. An empty query and settings that cannot be used raise in any case.
         scores: What a scorer that is no `CrossEncoder` returns: "logits", or "probabilities" in [0, 1].
+        rerank_weight: How much the model counts in the order, from 0 (the order given) to 1 (the model's alone).
+            Between them both vote; see `retrieve_rerank.RetrieveRerank`. The first stage votes by the nodes' scores
+            where these fall from node to node, else by their ranks.
         scorer: The kind of scorer that this was made with, which `to_dict` writes down where it was no `CrossEncoder`.
             Not to be given: such a dictionary is not enough to make one of.
         callback_manager: LlamaIndex's callbacks.
@@ -89,6 +93,7 @@ class CrossEncoderRerank(CrossEncoderSettings, BaseNodePostprocessor, Restorable
     time_budget: float | None
     on_error: OnError
     scores: Scale = Field(frozen=True)
+    rerank_weight: float
     scorer: str | None = Field(frozen=True)
     _ranker: Ranker = PrivateAttr()
     _spent: float = PrivateAttr(default=0.0)  # seconds of the time budget that are gone when a call begins
@@ -104,6 +109,7 @@ class CrossEncoderRerank(CrossEncoderSettings, BaseNodePostprocessor, Restorable
         time_budget: float | None = None,
         on_error: OnError = "raise",
         scores: Scale = "logits",
+        rerank_weight: float = 1.0,
         scorer: str | None = None,
         callback_manager: CallbackManager | None = None,
         **settings: Unpack[CrossEncoderOptions],
@@ -120,6 +126,7 @@ class CrossEncoderRerank(CrossEncoderSettings, BaseNodePostprocessor, Restorable
             "scores": check_scale(scores),
             "time_budget": check_seconds(time_budget, "time_budget"),
             "on_error": check_on_error(on_error),
+            "rerank_weight": check_weight(rerank_weight),
             "top_n": None if top_n is None else check_count(top_n, "top_n"),
             "score_threshold": check_threshold(score_threshold),
             "metadata_mode": _mode(metadata_mode),
@@ -194,7 +201,8 @@ class CrossEncoderRerank(CrossEncoderSettings, BaseNodePostprocessor, Restorable
         return copied
 
     def _second_stage(self) -> SecondStage:
-        return SecondStage(self._ranker, self.top_n, self.score_threshold, self.time_budget, self.on_error)
+        limits = (self.top_n, self.score_threshold, self.time_budget)
+        return SecondStage(self._ranker, *limits, self.on_error, self.rerank_weight)
 
     @contextmanager
     def _reported(self, query: str, nodes: list[NodeWithScore]) -> Iterator[Callable[[Reranked], list[NodeWithScore]]]:

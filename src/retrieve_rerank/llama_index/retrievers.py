@@ -28,6 +28,7 @@ from retrieve_rerank.llama_index.filters import to_condition
 from retrieve_rerank.llama_index.first_stage import FirstStage, Index, check_filters, check_retriever, first_stage
 from retrieve_rerank.llama_index.postprocessor import CrossEncoderRerank
 from retrieve_rerank.llama_index.vector_store import ChromaVectorStore
+from retrieve_rerank.models.interpolation import check_weight
 from retrieve_rerank.retrieval.first_stage import run_on_thread
 from retrieve_rerank.retrieval.rerank import OnError, check_on_error
 from retrieve_rerank.types import Scorer
@@ -179,6 +180,8 @@ class RetrieveRerankRetriever(BaseRetriever):
             re-ranking alone.
         on_error: What happens when the re-ranking fails, as in `CrossEncoderRerank`; None takes the re-ranker's own. A
             first stage that fails raises in any case.
+        rerank_weight: How much the cross-encoder counts in the order, as in `CrossEncoderRerank`; None takes the
+            re-ranker's own.
         rewrites: Gives the query in other words, a list of texts. The first stage looks for each of them, too, and what
             they find is fused (see `retrieve_rerank.fuse`); the re-ranking is by the query. None looks for the query.
         callback_manager: LlamaIndex's callbacks.
@@ -213,6 +216,7 @@ class RetrieveRerankRetriever(BaseRetriever):
         score_threshold: float | None = None,
         time_budget: float | None = None,
         on_error: OnError | None = None,
+        rerank_weight: float | None = None,
         rewrites: Callable[[str], Sequence[str]] | None = None,
         callback_manager: CallbackManager | None = None,
         verbose: bool = False,
@@ -226,6 +230,7 @@ class RetrieveRerankRetriever(BaseRetriever):
         self.score_threshold = check_threshold(score_threshold)
         self.time_budget = check_seconds(time_budget, "time_budget")
         self.on_error = None if on_error is None else check_on_error(on_error)
+        self.rerank_weight = None if rerank_weight is None else check_weight(rerank_weight)
         if rewrites is not None and not callable(rewrites):
             raise InvalidInputError(
                 f"rewrites must be a function from the query to a list of texts, got {type(rewrites).__name__}"
@@ -265,7 +270,8 @@ class RetrieveRerankRetriever(BaseRetriever):
 
     def _second_stage(self, start: float) -> CrossEncoderRerank:
         # A copy for one call shares the model and nothing else.
-        given = {name: getattr(self, name) for name in ("top_n", "score_threshold", "on_error", "time_budget")}
+        options = ("top_n", "score_threshold", "on_error", "time_budget", "rerank_weight")
+        given = {name: getattr(self, name) for name in options}
         changed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         if not self.reranker.callback_manager.handlers:
             changed["callback_manager"] = self.callback_manager

@@ -28,6 +28,7 @@ QUERY = "which one"
 LOGITS = {"low": -2.0, "high": 3.0, "middle": 0.0}
 BEST_FIRST = ["id-high", "id-middle", "id-low"]
 _LONGER = "a longer one than the others"
+_TIED = {**LOGITS, "high too": LOGITS["high"]}
 
 
 class RerankerContract:
@@ -80,6 +81,15 @@ class RerankerContract:
 
     def make_real(self) -> Any:
         """Return the re-ranker over a model that computes, as a user would make it; None if there is none to be had."""
+        return None
+
+    def make_weighted(self, scorer: Scorer, rerank_weight: float) -> Any:
+        """Return the re-ranker that keeps all, whose scorer counts as much as the weight says; None if it takes none.
+
+        Args:
+            scorer: Of logits.
+            rerank_weight: 1 is the scorer's order alone, 0 the order given.
+        """
         return None
 
     def inputs(self, passages: Sequence[Passage]) -> list[Any]:
@@ -137,6 +147,19 @@ class RerankerContract:
     def test_saturated_scores_stay_in_order(self) -> None:
         """Logits of 20 and 25 are one and the same after a sigmoid in float32."""
         self._expect_order(self._ranked(TableScorer({"a20": 20.0, "a25": 25.0})), ["id-a25", "id-a20"])
+
+    def test_a_rerank_weight_of_one_is_the_scorers_order(self) -> None:
+        inputs, scorer = self.inputs(_passages(_TIED)), TableScorer(_TIED)
+        found = self.read(self.call(self._weighted(scorer, 1.0), QUERY, inputs))
+        expected = self.read(self.call(self.make(scorer), QUERY, inputs))
+        expect(found == expected, f"{ids(expected)} without a weight came as {ids(found)} with a weight of 1")
+
+    def test_a_rerank_weight_of_zero_is_the_order_given(self) -> None:
+        found = self.read(self.call(self._weighted(TableScorer(_TIED), 0.0), QUERY, self.inputs(_passages(_TIED))))
+        self._expect_order(found, [f"id-{text}" for text in _TIED])
+        scored = {answer.id: answer.score for answer in self._ranked(TableScorer(_TIED))}
+        changed = [answer.id for answer in found if answer.score != scored[answer.id]]
+        expect(not changed, f"the scores of {changed} are others than without a weight")
 
     # What a model may get wrong
 
@@ -284,6 +307,12 @@ class RerankerContract:
         self._expect_same(self._ask(self.travel(component), list(LOGITS)), self._ask(component, list(LOGITS)))
 
     # Helpers
+
+    def _weighted(self, scorer: TableScorer, rerank_weight: float) -> Any:
+        component = self.make_weighted(scorer, rerank_weight)
+        if component is None:
+            not_applicable("make_weighted gives no re-ranker that takes a weight")
+        return component
 
     def _ranked(self, scorer: TableScorer, **options: Any) -> list[Answer]:
         """Rank the scorer's texts, in the order of its table."""
