@@ -259,16 +259,3 @@ def test_a_missing_model_does_not_tell_the_token() -> None:
         chain += f"{error!r}\n"
         error = error.__cause__ or error.__context__
     assert SECRET not in chain
-
-
-def test_frameworks_do_not_write_a_token_down(bi: str, cross: str) -> None:
-    from langchain_core.load import dumps
-
-    from retrieve_rerank.langchain import BiEncoderEmbeddings, CrossEncoderReranker
-    from retrieve_rerank.llama_index import BiEncoderEmbedding, CrossEncoderRerank
-
-    model = CrossEncoder(cross, token=SECRET)
-    for component in (BiEncoderEmbeddings(model=bi, token=SECRET), CrossEncoderReranker(model=model)):
-        assert SECRET not in dumps(component) + repr(component)
-    for node_component in (BiEncoderEmbedding(bi, token=SECRET), CrossEncoderRerank(model=model)):
-        assert SECRET not in node_component.to_json() + repr(node_component)

@@ -109,14 +109,6 @@ def test_metadata_come_back_as_they_were(index: BM25Index, metadata: dict[str, A
     assert index.retrieve("alpha")[0].passage.metadata == metadata
 
 
-@pytest.mark.parametrize("id_", ["../../etc", "/", "a/b", "con", ".", "\x00", "😀", " ", "x" * 10_000, "a\nb"])
-def test_an_id_is_only_an_id(index: BM25Index, id_: str) -> None:
-    index.add([Passage(id_, "alpha"), Passage("other", "beta")])
-    assert ids(index, "alpha") == [id_]
-    index.delete([id_])
-    assert index.count() == 1
-
-
 def test_a_batch_whose_words_cannot_be_cut_leaves_nothing(tmp_path: Path) -> None:
     def cut(text: str) -> list[str]:
         if text == "bad":

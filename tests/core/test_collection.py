@@ -156,18 +156,6 @@ def test_queries_can_be_limited_to_ids_and_give_vectors() -> None:
     assert set(collection.vectors(many)) == {"0"}
 
 
-def test_delete_by_filter_takes_only_what_matches() -> None:
-    collection = ChromaCollection("filtered")
-    records = [Record(f"{number}", "a", {"n": number % 2}) for number in range(6)]
-    collection.write(records, [letters("a")] * 6)
-    collection.delete(["0", "1", "2"], where={"n": 0})
-    assert [record.id for record in collection.read(list("012345"))] == list("1345")
-    collection.delete(where={"n": 1})
-    assert [record.id for record in collection.read(list("012345"))] == ["4"]
-    collection.delete()
-    assert collection.count() == 1
-
-
 @pytest.mark.parametrize("name", ["abc", "a.b-c_d", "1" * 3, "n" * 512])
 def test_good_names_are_taken(name: str, tmp_path: Path) -> None:
     for options in ({}, {"path": tmp_path}):

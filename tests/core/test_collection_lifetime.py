@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import os
-import pickle
 import shutil
-import socket
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,8 +12,8 @@ from typing import Any
 import chromadb
 import pytest
 
-from retrieve_rerank import BiEncoder, ChromaIndex, CrossEncoder, Passage, RemoteError, RetrieveRerankError
-from retrieve_rerank.indexes.client import drop_collection, translated
+from retrieve_rerank import ChromaIndex, Passage, RetrieveRerankError
+from retrieve_rerank.indexes.client import drop_collection
 from tests.core.stubs import LetterEncoder
 
 
@@ -64,31 +61,6 @@ def test_an_index_in_memory_goes_with_the_last_that_holds_it() -> None:
     del index
     gc.collect()
     assert client.count_collections() == before
-
-
-def test_a_server_that_is_gone_is_a_remote_error() -> None:
-    import httpx
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with (
-        pytest.raises(RemoteError, match="collection 'x': the Chroma server cannot be reached"),
-        translated("collection 'x'"),
-    ):
-        httpx.get(f"http://127.0.0.1:{port}")
-
-
-@pytest.mark.parametrize("kind", [BiEncoder, CrossEncoder])
-def test_models_travel_as_their_settings(kind: type, tiny_bi_encoder: Path, tiny_cross_encoder: Path) -> None:
-    path = tiny_bi_encoder if kind is BiEncoder else tiny_cross_encoder
-    model = kind(path, max_length=32, token="hf_secret")
-    assert model.max_length == 32  # loaded
-    dumped = pickle.dumps(model)
-    assert b"hf_secret" not in dumped
-    for copied in (pickle.loads(dumped), copy.copy(model), copy.deepcopy(model)):
-        assert "not loaded" in repr(copied)
-        assert copied.max_length == 32
 
 
 def test_dropping_deletes_only_rows_with_lists_by_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

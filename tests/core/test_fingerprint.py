@@ -183,12 +183,6 @@ def test_a_collection_of_another_width_is_refused(reopen: Make, tmp_path: Path) 
             opened()
 
 
-def test_a_collection_of_another_metric_is_refused(reopen: Make, tmp_path: Path) -> None:
-    made_elsewhere(tmp_path, ["abc"], **of_space("l2"))
-    with pytest.raises(IndexMismatchError, match="by 'euclidean', and this encoder's are made for 'cosine'"):
-        reopen()
-
-
 @pytest.mark.parametrize(
     ("configuration", "metric"),
     [
@@ -278,20 +272,3 @@ def test_nothing_is_made_where_there_is_nothing(tmp_path: Path) -> None:
         ChromaIndex.adopt(LetterEncoder(), "ours", path=tmp_path)
     with pytest.raises(InvalidInputError, match="either the path"):
         ChromaIndex.adopt(LetterEncoder())
-
-
-def test_langchain_chroma_collections_are_adopted(tmp_path: Path, tiny_bi_encoder: Path) -> None:
-    langchain_chroma = pytest.importorskip("langchain_chroma")
-    from retrieve_rerank.langchain import BiEncoderEmbeddings
-
-    texts = ["paris is the capital", "rome", "bread is baked", "a b c"]
-    with BiEncoder(tiny_bi_encoder) as encoder:
-        client = chromadb.PersistentClient(str(tmp_path.resolve()))
-        langchain_chroma.Chroma("langchain", BiEncoderEmbeddings(model=encoder), client=client).add_texts(texts)
-        report = ChromaIndex.adopt(encoder, "langchain", client=client)
-        assert report.adopted, str(report)
-        assert (report.verified, report.metric, report.encoder_metric) == (4, "euclidean", "cosine")
-        with ChromaIndex(encoder, "langchain", client=client) as index:
-            index.add([Passage("new", "new")])
-            assert index.retrieve("rome", k=1)[0].passage.text == "rome"
-            assert index.check().ok

@@ -64,13 +64,6 @@ def test_which_list_has_which_rank_makes_no_difference_to_a_tie() -> None:
     assert len({hit.score for hit in hits}) == 2
 
 
-def test_one_list_and_empty_lists() -> None:
-    assert ids(fuse([ranking("abc")])) == "abc"
-    assert [hit.retrieval_ranks for hit in fuse([[], ranking("ab"), []])] == [(None, 1, None), (None, 2, None)]
-    assert fuse([[], []]) == []
-    assert fuse([]) == []
-
-
 def test_equal_texts_are_two_passages_unless_merged_by_text() -> None:
     """C13: the peer merges by the text, and loses one of two documents."""
     one = [Hit(Passage("1", "same", {"from": "one"}), 1, 0.5), Hit(Passage("2", "same"), 2, 0.4)]
@@ -85,15 +78,6 @@ def test_the_passage_is_that_of_the_first_list_that_counts_and_has_it() -> None:
     versions = [[Hit(Passage("a", text), 1, 0.5)] for text in ("old", "new", "newest")]
     assert fuse(versions)[0].passage.text == "old"
     assert fuse(versions, weights=[0, 1, 1])[0].passage.text == "new"
-
-
-def test_scores_of_the_lists_do_not_matter_and_the_hits_stay_as_they_are() -> None:
-    lists = [ranking("ab", scores=1e9), ranking("ba", scores=math.nan)]
-    before = [list(hits) for hits in lists]
-    assert [hit.score for hit in fuse(lists)] == [hit.score for hit in fuse([ranking("ab"), ranking("ba")])]
-    assert all(
-        one is other for new, old in zip(lists, before, strict=True) for one, other in zip(new, old, strict=True)
-    )
 
 
 LISTS = st.lists(st.lists(st.sampled_from("abcdefgh"), max_size=8), min_size=1, max_size=4)

@@ -53,7 +53,9 @@ def test_the_package_imports_no_part_that_is_an_extra() -> None:
     assert run_python(script, warnings="ignore").strip() == "[]"
 
 
-@pytest.mark.parametrize("package", ["retrieve_rerank.evaluation", "retrieve_rerank.ray"])
+@pytest.mark.parametrize(
+    "package", [f"retrieve_rerank.{name}" for name in ("evaluation", "langchain", "llama_index", "ray")]
+)
 def test_public_names_of_an_extra_are_sorted_and_documented(package: str) -> None:
     module = pytest.importorskip(package)
     assert module.__all__ == sorted(module.__all__)
@@ -66,6 +68,8 @@ def test_public_names_of_an_extra_are_sorted_and_documented(package: str) -> Non
         ("evaluation", "ir_measures", "import retrieve_rerank.evaluation"),
         ("evaluation", "jinja2", "from tests.evaluation import reports; reports.smallest().to_html('report.html')"),
         ("evaluation", "matplotlib.pyplot", "from tests.evaluation import reports; reports.smallest().plot()"),
+        ("langchain", "langchain_core", "import retrieve_rerank.langchain"),
+        ("llama-index", "llama_index.core", "import retrieve_rerank.llama_index"),
         ("ray", "ray", "import retrieve_rerank.ray"),
         ("ray", "pyarrow", "import retrieve_rerank.ray"),
     ],

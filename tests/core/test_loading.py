@@ -124,18 +124,6 @@ def test_a_folder_without_a_checkpoint_says_what_belongs_there(what: str, tmp_pa
         LOADERS[what](Checkpoint(str(tmp_path)))
 
 
-@pytest.mark.parametrize("what", LOADERS)
-@pytest.mark.parametrize("pickled", [False, True])
-def test_weights_load_from_safetensors_only(what: str, pickled: bool, tmp_path: Path, models: dict[str, Path]) -> None:
-    path = copy(models[what], tmp_path / "model")
-    file = path / "model.safetensors"
-    if pickled:
-        torch.save(load_file(file), path / "pytorch_model.bin")
-    file.unlink()
-    with pytest.raises(ModelError, match=f"cannot load the {what}.*safetensors"):
-        LOADERS[what](Checkpoint(str(path)))
-
-
 def test_a_broken_weights_file_is_a_model_error(tiny_cross_encoder: Path, tmp_path: Path) -> None:
     path = copy(tiny_cross_encoder, tmp_path / "model")
     (path / "model.safetensors").write_bytes(b"not a tensor in sight")
@@ -169,17 +157,6 @@ def test_a_failed_load_is_tried_again(tiny_cross_encoder: Path, tmp_path: Path) 
         model.score("a", ["b"])
     copy(tiny_cross_encoder, path)
     assert model.score("a", ["b"]).shape == (1,)
-
-
-def test_code_that_comes_with_a_checkpoint_does_not_run(tiny_cross_encoder: Path, tmp_path: Path) -> None:
-    path = copy(tiny_cross_encoder, tmp_path / "model")
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}}
-    (path / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    (path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n", encoding="utf-8")
-    with pytest.raises(ModelError):
-        CrossEncoder(path).score("a", ["b"])
-    assert not (tmp_path / "ran").exists()
 
 
 def test_loading_shows_no_bar_and_leaves_the_users_settings(

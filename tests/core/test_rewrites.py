@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from retrieve_rerank import ChromaIndex, Hit, HybridRetriever, InvalidInputError, Passage, RetrieveRerank, fuse
+from retrieve_rerank import ChromaIndex, Hit, InvalidInputError, Passage, RetrieveRerank, fuse
 from tests.core.stubs import LetterEncoder, ListRetriever, TableScorer, found
 
 TABLE = {"a": 0.0, "b": 1.0, "c": 2.0, "d": 3.0}
@@ -123,29 +123,3 @@ async def test_many_searches_take_options_and_go_to_the_retriever_together_where
     assert search.search_many([]) == await search.asearch_many([]) == []
     for results in (search.search_many(["ab"], top_n=2), await search.asearch_many(["ab"], top_n=2)):
         assert [len(result) for result in results] == [2]
-
-
-async def test_rewrites_over_a_hybrid() -> None:
-    hybrid = HybridRetriever([ByQuery([]), Together([])])
-    for result in await searches(RetrieveRerank(hybrid, TableScorer(TABLE), fetch_k=3), "ab", rewrites=["cb"]):
-        assert [(hit.passage.text, hit.retrieval_ranks) for hit in result.candidates] == [
-            ("b", (2, 2)),
-            ("a", (1, None)),
-            ("c", (None, 1)),
-        ]
-
-
-async def test_hits_that_a_hybrid_merges_by_text_are_one_for_rewrites_too() -> None:
-    """For one query the dense list has the text, for its rewrite only the other has it, under another id."""
-
-    class Dense:
-        def retrieve(self, query: str, k: int) -> list[Hit]:
-            return [Hit(Passage("d1", "abba"), 1, 1.0, retrieval_rank=1)] if query == "a" else []
-
-    class Words:
-        def retrieve(self, query: str, k: int) -> list[Hit]:
-            return [Hit(Passage("w1", "abba"), 1, 1.0, retrieval_rank=1)]
-
-    hybrid = HybridRetriever([Dense(), Words()], merge="text")
-    for result in await searches(RetrieveRerank(hybrid, TableScorer(TABLE | {"abba": 1.0})), "a", rewrites=["b"]):
-        assert [hit.passage.id for hit in result] == ["d1"]

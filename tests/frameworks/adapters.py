@@ -59,6 +59,7 @@ class Door(ABC):
     reranker_class: type[Any]
     k: str  # what "how many are returned" is called
     item: str  # what a result is called
+    cutter: str  # what a function that cuts texts into words is called
     no_results: Sequence[Any]  # what is no list of results; LlamaIndex itself looks into what is one
     refusal: type[Exception]  # of a setting that cannot be used: pydantic wraps ours in its own where it validates
 
@@ -175,6 +176,7 @@ class LangChain(Door):
     reranker_class = langchain.CrossEncoderReranker
     k = "k"
     item = "Document"
+    cutter = "preprocess_func"
     no_results = (None, "text", {"a": 1}, 5, ["a 1"], Document("a 1"))
     refusal = ValueError
 
@@ -261,6 +263,7 @@ class LlamaIndex(Door):
     reranker_class = llama_index.CrossEncoderRerank
     k = "similarity_top_k"
     item = "NodeWithScore"
+    cutter = "tokenizer"
     no_results = (None, 5)
     refusal = InvalidInputError
 

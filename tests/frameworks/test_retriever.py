@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from retrieve_rerank import CrossEncoder, InvalidInputError
+from retrieve_rerank import CrossEncoder, InvalidInputError, fuse
 from retrieve_rerank.testing import TableScorer
+from tests.core.stubs import found
 from tests.frameworks.adapters import Door, Seen, ids, letters
 
 TEXTS = [("0", "a a a"), ("1", "a a b"), ("2", "c"), ("3", "b b a")]
@@ -89,3 +90,17 @@ async def test_a_first_stage_may_return_a_generator(door: Door) -> None:
     table = door.table({"A": 0.0, "B": 1.0, "C": 2.0})
     assert [ids(found) for found in await door.ask(door.retriever(first, table, fetch_k=2), "q")] == ["ba", "ba"]
     assert [ids(found) for found in await door.ask(door.hybrid([first]), "q")] == ["abc", "abc"]
+
+
+async def test_rewrites_are_fused_and_scored_against_the_query(door: Door) -> None:
+    lists = {"a": "abc", "b": "cd", "c": "adb"}
+    model = TableScorer({"A": 0.0, "B": 3.0, "C": 2.0, "D": 1.0})
+    first = door.answering(lambda query: door.scored(letters(lists[query])))
+    retriever = door.retriever(first, door.reranker(model), fetch_k=3, rewrites=["b", "c"])
+    hits = fuse([found(names) for names in lists.values()], k=3)
+    expected = {hit.passage.text: (hit.retrieval_rank, hit.retrieval_score, hit.retrieval_ranks) for hit in hits}
+    for results in await door.ask(retriever, "a"):
+        seen = {one.id: (one.retrieval_rank, one.retrieval_score, one.retrieval_ranks) for one in results}
+        assert seen == expected
+        assert ids(results) == "".join(sorted(expected, key="bcda".index))
+    assert {query for query, _ in model.asked} == {"a"}

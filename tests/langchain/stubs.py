@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from langchain_core.cross_encoders import BaseCrossEncoder
 from langchain_core.documents import Document
@@ -49,3 +49,14 @@ class ListRetriever(BaseRetriever):
 
     def _get_relevant_documents(self, query: str, *, run_manager: object) -> list[Document]:
         return self.documents[: self.k]
+
+
+class Broken(TableCrossEncoder):
+    """Fails."""
+
+    def score(self, text_pairs: list[tuple[str, str]]) -> list[float]:
+        raise ConnectionError("server gone")
+
+
+def ids(documents: Sequence[Document]) -> list[str | None]:
+    return [document.id for document in documents]

@@ -8,11 +8,9 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import numpy as np
 import pytest
-from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document
 from langchain_core.runnables import RunnableConfig
 from langchain_core.vectorstores.utils import maximal_marginal_relevance
@@ -23,12 +21,11 @@ from retrieve_rerank.langchain import (
     ChromaRetriever,
     ChromaVectorStore,
     CrossEncoderReranker,
-    HybridRetriever,
     RetrieveRerankRetriever,
 )
 from retrieve_rerank.models.engine import CrossEngine
 from tests.core.stubs import LetterEncoder
-from tests.langchain.stubs import ListRetriever, TableCrossEncoder, WordEmbeddings
+from tests.langchain.stubs import ListRetriever, TableCrossEncoder, WordEmbeddings, ids
 
 TEXTS = ["a a a", "a a b", "c", "b b a"]
 SCORES = {"a a a": -1.0, "a a b": 2.0, "c": 4.0, "b b a": 1.0}
@@ -46,10 +43,6 @@ def store() -> Iterator[ChromaVectorStore]:
 def pipeline(base: Any, **options: Any) -> RetrieveRerankRetriever:
     reranker = CrossEncoderReranker(model=TableCrossEncoder(SCORES))
     return RetrieveRerankRetriever(base_retriever=base, reranker=reranker, **options)
-
-
-def ids(documents: list[Document]) -> list[str | None]:
-    return [document.id for document in documents]
 
 
 def told(documents: list[Document]) -> list[tuple[str | None, dict[str, Any]]]:
@@ -100,49 +93,7 @@ def test_the_queries_of_a_batch_meet_in_the_models_batches(
     assert len(rounds) < 2 * len(QUERIES)
 
 
-class _Runs(BaseCallbackHandler):
-    def __init__(self) -> None:
-        self.started: dict[UUID, tuple[str, str, UUID | None, list[str]]] = {}
-        self.ended: dict[UUID, Any] = {}
-        self.failed: dict[UUID, BaseException] = {}
-
-    def on_retriever_start(self, serialized: Any, query: str, *, run_id: UUID, **kwargs: Any) -> None:
-        self.started[run_id] = (kwargs["name"], query, kwargs.get("parent_run_id"), list(kwargs.get("tags") or []))
-
-    def on_retriever_end(self, documents: Any, *, run_id: UUID, **kwargs: Any) -> None:
-        self.ended[run_id] = ids(documents)
-
-    def on_retriever_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
-        self.failed[run_id] = error
-
-
 # A query in other words
-
-
-async def test_rewrites_are_fused_and_scored_against_the_query(
-    store: ChromaVectorStore,
-) -> None:
-    retriever = pipeline(store, fetch_k=3)
-    single = ChromaRetriever(vectorstore=store, k=3)
-    expected = HybridRetriever(  # the same fusion, of retrievers that each find what one wording finds
-        retrievers=[ListRetriever(documents=single.invoke(query), k=3) for query in ("a", "b", "c")]
-    ).invoke("q", k=3)
-    by_id = {document.id: document.metadata for document in expected}
-    handler = _Runs()
-    config: Any = {"callbacks": [handler]}
-    found = [retriever.invoke("a", config, rewrites=["b", "c"])]
-    found.append(await retriever.ainvoke("a", config, rewrites=["b", "c"]))
-    for documents in found:
-        assert sorted(by_id) == sorted(ids(documents))
-        for document in documents:
-            for name in ("retrieval_rank", "retrieval_score", "retrieval_ranks"):
-                assert document.metadata[name] == by_id[document.id][name]
-        assert [document.metadata["rerank_logit"] for document in documents] == sorted(
-            (SCORES[document.page_content] for document in documents), reverse=True
-        )
-    parents = [run_id for run_id, run in handler.started.items() if run[0] == "RetrieveRerankRetriever"]
-    stages = [(query, parent) for name, query, parent, _ in handler.started.values() if name == "ChromaRetriever"]
-    assert sorted(stages, key=str) == sorted([(query, parent) for parent in parents for query in "abc"], key=str)
 
 
 async def test_rewrites_over_any_first_stage_and_documents_without_ids() -> None:

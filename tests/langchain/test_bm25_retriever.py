@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import json
-import pickle
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,12 +16,10 @@ from retrieve_rerank import InvalidInputError
 from retrieve_rerank.langchain import (
     BM25Retriever,
     CrossEncoderReranker,
-    HybridRetriever,
     RetrieveRerankRetriever,
     load,
 )
-from tests.core.stubs import run_python
-from tests.langchain.stubs import TableCrossEncoder
+from tests.langchain.stubs import TableCrossEncoder, ids
 
 TEXTS = ["alpha alpha", "alpha beta", "gamma", "Running alphas"]
 METADATAS: list[dict[str, Any]] = [{"n": 0}, {"n": 1, "deep": {"a": [None]}}, {"n": 2}, {"n": 3}]
@@ -32,10 +28,6 @@ IDS = ["a", "b", "c", "d"]
 
 def retriever(**options: Any) -> BM25Retriever:
     return BM25Retriever.from_texts(TEXTS, METADATAS, IDS, **options)
-
-
-def ids(documents: list[Document]) -> list[str | None]:
-    return [document.id for document in documents]
 
 
 def test_options_per_call() -> None:
@@ -85,37 +77,6 @@ def test_it_can_be_written_down_and_read_back(tmp_path: Path) -> None:
     for lost in (retriever(), retriever(path=tmp_path / "own", preprocess_func=str.split)):
         with pytest.raises(InvalidInputError, match="BM25Retriever"):
             load(dumpd(lost))
-
-
-def by_pickle(thing: Any) -> Any:
-    return pickle.loads(pickle.dumps(thing))
-
-
-@pytest.mark.parametrize("way", [by_pickle, copy.deepcopy], ids=["pickle", "copy"])
-@pytest.mark.parametrize("options", [{}, {"preprocess_func": str.split}, {"language": "german", "filter": {"n": 0}}])
-def test_it_can_be_pickled_and_copied(way: Any, options: dict[str, Any], tmp_path: Path) -> None:
-    made = retriever(path=tmp_path, k=2, bm25_params={"k1": 0.9}, **options)
-    hybrid = HybridRetriever(retrievers=[made, made], weights=[0.5, 1.0])
-    reranker = CrossEncoderReranker(model=TableCrossEncoder(dict.fromkeys(TEXTS, 0.5)), scores="probabilities")
-    for thing in (made, hybrid, RetrieveRerankRetriever(base_retriever=hybrid, reranker=reranker)):
-        assert way(thing).invoke("alpha") == thing.invoke("alpha") != []
-    again = way(made)
-    assert (again.k, again.k1, again.preprocess_func) == (2, 0.9, options.get("preprocess_func"))
-    again.add_documents([Document("alpha alpha alpha", id="new", metadata={"n": 0})])
-    assert "new" in ids(made.invoke("alpha"))  # it is the same directory
-    with pytest.raises(InvalidInputError, match="in memory: it cannot be pickled or copied"):
-        way(HybridRetriever(retrievers=[retriever()]))
-
-
-def test_in_a_process_of_its_own(tmp_path: Path) -> None:
-    made = retriever(path=tmp_path / "words", preprocess_func=str.split)
-    pickled = tmp_path / "retriever.pickle"
-    pickled.write_bytes(pickle.dumps(HybridRetriever(retrievers=[made])))
-    script = """
-        import pickle, sys
-        print(*[document.id for document in pickle.loads(open(sys.argv[1], "rb").read()).invoke("alpha")])
-    """
-    assert run_python(script, str(pickled), warnings="ignore").split() == ids(made.invoke("alpha")) == ["a", "b"]
 
 
 def test_a_copy_shares_the_index_unless_it_is_of_another(tmp_path: Path) -> None:

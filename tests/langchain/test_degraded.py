@@ -13,15 +13,10 @@ from langchain_core.documents import Document
 
 from retrieve_rerank import CrossEncoder, DegradedWarning, InvalidInputError, TruncationWarning
 from retrieve_rerank.langchain import CrossEncoderReranker, RetrieveRerankRetriever
-from tests.langchain.stubs import ListRetriever, TableCrossEncoder
+from tests.langchain.stubs import Broken, ListRetriever, TableCrossEncoder, ids
 
 SCORES = {"low": -2.0, "high": 3.0, "middle": 0.0}
 LATE = "time budget of 0.1 s: 0 of 3 candidates scored"
-
-
-class Broken(TableCrossEncoder):
-    def score(self, text_pairs: list[tuple[str, str]]) -> list[float]:
-        raise ConnectionError("server gone")
 
 
 class SlowRetriever(ListRetriever):
@@ -42,10 +37,6 @@ def pipeline(
 ) -> RetrieveRerankRetriever:
     made = CrossEncoderReranker(model=TableCrossEncoder(SCORES) if model is None else model, **(reranker or {}))
     return RetrieveRerankRetriever(base_retriever=first(documents=documents(), k=3), reranker=made, **options)
-
-
-def ids(found: Any) -> list[str | None]:
-    return [document.id for document in found]
 
 
 def marks(found: Any) -> set[str | None]:

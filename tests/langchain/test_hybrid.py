@@ -180,12 +180,6 @@ async def test_ranks_that_a_stored_document_tells_of_are_not_this_searches() -> 
         assert "retrieval_ranks" not in found_[0].metadata
 
 
-def test_a_hybrid_in_a_hybrid() -> None:
-    inner = HybridRetriever(retrievers=[listed("ab"), listed("bc")])
-    documents = HybridRetriever(retrievers=[inner, listed("c")]).invoke("q", k=2)
-    assert (ids(documents), ranks(documents)) == ("bc", [[1, None], [None, 1]])
-
-
 # Written down
 
 

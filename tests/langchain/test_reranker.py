@@ -1,20 +1,16 @@
 from __future__ import annotations
 
-import copy
 import json
-import pickle
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import numpy as np
 import pytest
 from langchain_classic.retrievers import ContextualCompressionRetriever
 from langchain_classic.retrievers.document_compressors import CrossEncoderReranker as StockReranker
-from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document
 
-from retrieve_rerank import CrossEncoder, DegradedWarning, InvalidInputError, ModelError
+from retrieve_rerank import CrossEncoder, DegradedWarning, InvalidInputError
 from retrieve_rerank.langchain import CrossEncoderReranker
 from tests.langchain.stubs import ListRetriever, TableCrossEncoder
 
@@ -29,13 +25,6 @@ def reranker(**options: Any) -> CrossEncoderReranker:
     return CrossEncoderReranker(model=TableCrossEncoder(SCORES), **options)
 
 
-def test_two_labels_raise_clearly() -> None:
-    """C6: the stock class stops with an error about truth values."""
-    model = TableCrossEncoder(SCORES, lambda scores: np.array([[0.1, score] for score in scores]))
-    with pytest.raises(ModelError, match=r"shape \(3, 2\)"):
-        CrossEncoderReranker(model=model).compress_documents(documents(), "q")
-
-
 @pytest.mark.parametrize("answer", [np.array, lambda scores: map(float, scores), tuple])
 def test_whatever_a_cross_encoder_returns_for_a_list(answer: Any) -> None:
     """C7: the stock cross-encoder returns an array, or a map object."""
@@ -48,18 +37,6 @@ def test_configuration_can_be_written_down(tiny_cross_encoder: Path) -> None:
     dumped = CrossEncoderReranker(model=str(tiny_cross_encoder), top_n=3).model_dump_json()
     assert json.loads(dumped)["top_n"] == 3
     assert CrossEncoderReranker.model_validate_json(dumped).top_n == 3
-
-
-class _Runs(BaseCallbackHandler):
-    def __init__(self) -> None:
-        self.runs: list[tuple[str, UUID, UUID | None]] = []
-        self.outputs: list[Any] = []
-
-    def on_chain_start(self, serialized: Any, inputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
-        self.runs.append((kwargs["name"], run_id, kwargs.get("parent_run_id")))
-
-    def on_chain_end(self, outputs: Any, **kwargs: Any) -> None:
-        self.outputs.append(outputs)
 
 
 def test_inside_langchain_classic(tiny_cross_encoder: Path) -> None:
@@ -92,19 +69,6 @@ def test_template() -> None:
         compressor.compress_documents([Document("x", id="7", metadata={"name": "y"})], "q")
 
 
-def test_runnable_and_per_call_options() -> None:
-    step = reranker(top_n=3, score_threshold=0.9).as_runnable(top_n=2, score_threshold=0.0)
-    assert [document.id for document in step.invoke({"query": "q", "documents": documents()})] == [
-        "id-high",
-        "id-middle",
-    ]
-
-
-def test_what_is_no_document_is_named() -> None:
-    with pytest.raises(InvalidInputError, match=r"documents\[1\] must be a Document, got str"):
-        reranker().compress_documents([Document("low"), "text"], "q")  # type: ignore[list-item]
-
-
 @pytest.mark.parametrize("template", ["{}", "{page_content", "{page_content.upper}", "{0}"])
 def test_a_template_that_cannot_be_filled_is_refused_at_once(template: str) -> None:
     with pytest.raises(ValueError, match="text_template"):
@@ -118,12 +82,6 @@ def test_a_runnable_says_what_it_wants() -> None:
         reranker().compress_documents(None, "q")  # type: ignore[arg-type]
 
 
-def test_ragged_scores_are_a_model_error() -> None:
-    model = TableCrossEncoder(SCORES, lambda scores: [[score] * position for position, score in enumerate(scores)])
-    with pytest.raises(ModelError, match="one number a pair"):
-        CrossEncoderReranker(model=model).compress_documents(documents(), "q")
-
-
 def test_settings_cannot_change_under_the_model() -> None:
     other = TableCrossEncoder({text: -score for text, score in SCORES.items()})
     changed = reranker().model_copy(update={"model": other})
@@ -134,13 +92,6 @@ def test_settings_cannot_change_under_the_model() -> None:
     ]
     with pytest.raises(ValueError, match="frozen"):
         reranker().top_n = 2
-
-
-def test_pickled_and_copied(tiny_cross_encoder: Path) -> None:
-    original = CrossEncoderReranker(model=str(tiny_cross_encoder), top_n=2)
-    expected = original.compress_documents(documents(), "paris")
-    for copied in (pickle.loads(pickle.dumps(original)), copy.deepcopy(original)):
-        assert copied.compress_documents(documents(), "paris") == expected
 
 
 async def test_options_of_a_call_of_the_runnable() -> None:

@@ -16,7 +16,7 @@ from retrieve_rerank.langchain import (
     CrossEncoderReranker,
     RetrieveRerankRetriever,
 )
-from tests.langchain.stubs import ListRetriever, TableCrossEncoder, WordEmbeddings
+from tests.langchain.stubs import ListRetriever, TableCrossEncoder, WordEmbeddings, ids
 
 TEXTS = ["a a a", "a a b", "c", "b b a"]
 SCORES = {"a a a": -1.0, "a a b": 2.0, "c": 4.0, "b b a": 1.0}
@@ -30,10 +30,6 @@ def store() -> ChromaVectorStore:
 def pipeline(base: Any, **options: Any) -> RetrieveRerankRetriever:
     reranker = CrossEncoderReranker(model=TableCrossEncoder(SCORES))
     return RetrieveRerankRetriever(base_retriever=base, reranker=reranker, **options)
-
-
-def ids(documents: list[Document]) -> list[str | None]:
-    return [document.id for document in documents]
 
 
 def test_options_per_call() -> None:

@@ -18,7 +18,7 @@ from langchain_core.tracers.schemas import Run
 
 from retrieve_rerank import CrossEncoder, DegradedWarning, InvalidInputError, TruncationWarning
 from retrieve_rerank.langchain import CrossEncoderReranker, RetrieveRerankRetriever
-from tests.langchain.stubs import ListRetriever, TableCrossEncoder
+from tests.langchain.stubs import Broken, ListRetriever, TableCrossEncoder, ids
 
 SCORES = {"low": -2.0, "high": 3.0, "middle": 0.0}
 FACTS = {"model", "precision", "candidates", "scored", "truncated", "seconds", "degraded"}
@@ -46,11 +46,6 @@ class AsyncTracer(AsyncBaseTracer):
         self.roots.append(run)
 
 
-class Broken(TableCrossEncoder):
-    def score(self, text_pairs: list[tuple[str, str]]) -> list[float]:
-        raise ConnectionError("server gone")
-
-
 def documents() -> list[Document]:
     return [Document(text, id=f"id-{text}") for text in SCORES]
 
@@ -59,10 +54,6 @@ def pipeline(model: Any = None, **options: Any) -> RetrieveRerankRetriever:
     reranker = CrossEncoderReranker(model=TableCrossEncoder(SCORES) if model is None else model)
     first = ListRetriever(documents=documents(), k=3)
     return RetrieveRerankRetriever(base_retriever=first, reranker=reranker, **options)
-
-
-def ids(found: list[Document]) -> list[str | None]:
-    return [document.id for document in found]
 
 
 def traced(call: str, component: Any, given: Any) -> Run:

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import chromadb
-import numpy as np
 import pytest
 from langchain_core.documents import Document
 from langchain_core.indexing import InMemoryRecordManager, index
-from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
 from retrieve_rerank import IndexLockedError, IndexMismatchError, InvalidInputError
 from retrieve_rerank._files import FileLock
@@ -42,23 +40,6 @@ def test_the_metric_comes_from_the_model(tiny_dot_bi_encoder: Path) -> None:
     assert stored._collection.configuration_json["hnsw"]["space"] == "ip"
 
 
-def test_diverse_documents_come_in_the_order_of_choice() -> None:
-    """V2: the stock store returns them in the order of nearness."""
-    stored = store()
-    stored.add_texts(TEXTS, ids=["0", "1", "2", "3"])
-    embeddings = WordEmbeddings()
-    query, vectors = embeddings.embed_query("a"), embeddings.embed_documents(TEXTS)
-    cosine = [np.dot(query, v) / np.linalg.norm(query) / np.linalg.norm(v) for v in vectors]
-    near = sorted(range(4), key=lambda position: -cosine[position])
-    chosen = maximal_marginal_relevance(np.array(query), [vectors[i] for i in near], lambda_mult=0.2, k=3)
-    expected = [str(near[position]) for position in chosen]
-    assert expected != [str(position) for position in near[:3]]  # or the test could not fail
-    found = stored.max_marginal_relevance_search("a", k=3, fetch_k=4, lambda_mult=0.2)
-    assert [document.id for document in found] == expected
-    found = asyncio.run(stored.amax_marginal_relevance_search("a", k=3, fetch_k=4, lambda_mult=0.2))
-    assert [document.id for document in found] == expected
-
-
 def test_diversity_takes_filters_and_refuses_unknown_options() -> None:
     """V10: the stock store drops them."""
     stored = store()
@@ -76,14 +57,6 @@ def test_more_texts_than_chroma_takes_at_once() -> None:
     assert len(ids) == stored.collection.count() == limit + 10
 
 
-def test_another_metric_is_refused(tmp_path: Path) -> None:
-    """V6: the stock store silently stays with the old one."""
-    store(persist_directory=tmp_path, metric="euclidean")
-    with pytest.raises(IndexMismatchError, match="'euclidean', and 'cosine' was asked for"):
-        store(persist_directory=tmp_path, metric="cosine")
-    assert store(persist_directory=tmp_path).metric == "euclidean"
-
-
 def test_another_model_is_refused(tmp_path: Path, tiny_bi_encoder: Path, tiny_dot_bi_encoder: Path) -> None:
     """V7: the stock store searches one model's vectors with another's of the same length."""
     ChromaVectorStore("passages", BiEncoderEmbeddings(model=str(tiny_bi_encoder)), tmp_path)
@@ -95,24 +68,6 @@ def test_another_model_is_refused(tmp_path: Path, tiny_bi_encoder: Path, tiny_do
     assert ChromaVectorStore("words", WordEmbeddings("two"), tmp_path, assume_compatible=True).collection.count() == 0
 
 
-def test_vectors_of_another_length_are_refused_and_the_store_stays(tmp_path: Path) -> None:
-    stored = store(persist_directory=tmp_path)
-    stored.add_texts(["a"], ids=["1"])
-    other = ChromaVectorStore("passages", WordEmbeddings(size=3), tmp_path, assume_compatible=True)
-    with pytest.raises(IndexMismatchError, match="another length"):
-        other.add_texts(["b"], ids=["1"])
-    assert stored.get_by_ids(["1"])[0].page_content == "a"
-
-
-@pytest.mark.filterwarnings("ignore:legacy embedding function config")
-def test_the_default_embedding_function_is_never_attached(tmp_path: Path) -> None:
-    """V8: opening by name attaches an ONNX model and downloads it."""
-    store(persist_directory=tmp_path)
-    stored = store(persist_directory=tmp_path)
-    with pytest.raises(ValueError, match="embedding function"):
-        stored._collection.query(query_texts=["a"])
-
-
 def test_stored_documents_are_not_embedded_again() -> None:
     embeddings = WordEmbeddings()
     stored = ChromaVectorStore(embedding_function=embeddings)
@@ -120,20 +75,6 @@ def test_stored_documents_are_not_embedded_again() -> None:
         stored.add_texts(["a", "b"], [{"n": 1}, {"n": 2}], ids=["1", "2"])
     stored.add_texts(["a", "b"], [{"n": True}, {"n": 2}], ids=["1", "2"])
     assert embeddings.embedded == ["a", "b"]
-
-
-def test_langchain_indexing_keeps_the_store_in_step() -> None:
-    stored, records = store(), InMemoryRecordManager("n")
-    records.create_schema()
-
-    def run(*texts: str) -> dict[str, int]:
-        given = [Document(text, metadata={"source": "s"}) for text in texts]
-        options: dict[str, Any] = {"cleanup": "full", "source_id_key": "source", "key_encoder": "sha256"}
-        return dict(index(given, records, stored, **options))
-
-    assert run("a", "b")["num_added"] == 2
-    assert run("a", "c") == {"num_added": 1, "num_updated": 0, "num_skipped": 1, "num_deleted": 1}
-    assert sorted(stored.get()["documents"]) == ["a", "c"]
 
 
 @pytest.mark.parametrize("cleanup", ["incremental", "full", "scoped_full"])

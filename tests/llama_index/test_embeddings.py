@@ -1,17 +1,14 @@
 from __future__ import annotations
 
-import asyncio
 import time
-import warnings
 from pathlib import Path
 
-import numpy as np
 import pytest
 from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler
 from llama_index.core.schema import TextNode
 from llama_index.core.storage.kvstore import SimpleKVStore
 
-from retrieve_rerank import BiEncoder, InvalidInputError, ModelError, TruncationWarning
+from retrieve_rerank import BiEncoder, InvalidInputError, ModelError
 from retrieve_rerank.llama_index import BiEncoderEmbedding
 from tests.llama_index.stubs import recorded, ticks_during
 
@@ -82,13 +79,6 @@ async def test_the_event_loop_is_not_blocked(tiny_bi_encoder: Path, monkeypatch:
         assert ticks >= 5
 
 
-async def test_many_callers_at_once_get_what_one_gets(asymmetric: BiEncoderEmbedding) -> None:
-    texts = [f"{TEXT} {number}" for number in range(20)]
-    alone = [asymmetric.get_query_embedding(text) for text in texts]
-    together = await asyncio.gather(*(asymmetric.aget_query_embedding(text) for text in texts))
-    np.testing.assert_allclose(together, alone, atol=1e-5)
-
-
 @pytest.mark.parametrize(
     "other",
     [
@@ -137,14 +127,6 @@ def test_an_error_comes_at_once(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError):
         BiEncoderEmbedding(tmp_path / "nothing").get_text_embedding("lone surrogate \ud800")
     assert time.perf_counter() - start < 3
-
-
-def test_a_truncated_text_is_told(asymmetric: BiEncoderEmbedding) -> None:
-    with pytest.warns(TruncationWarning, match="longer than"):
-        asymmetric.get_text_embedding("word " * 100)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        asymmetric.get_text_embedding("word " * 10)
 
 
 def test_events_come_in_pairs_for_queries(tiny_bi_encoder: Path) -> None:

@@ -15,8 +15,7 @@ from llama_index.core.schema import Document, IndexNode, TextNode
 from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.vector_stores.types import VectorStoreQueryMode
 
-from retrieve_rerank import IndexLockedError, InvalidInputError
-from retrieve_rerank._files import FileLock
+from retrieve_rerank import InvalidInputError
 from retrieve_rerank.llama_index import (
     BiEncoderEmbedding,
     ChromaRetriever,
@@ -199,16 +198,3 @@ def test_an_ingestion_that_was_interrupted_is_run_again(monkeypatch: pytest.Monk
                 ingest(one="c c c.", two="b b b.")
     ingest(one="c c c.", two="b b b.")
     assert texts(store) == {"one": "c c c.", "two": "b b b."}
-
-
-def test_a_store_waits_for_the_lock_as_long_as_it_is_told(tmp_path: Path) -> None:
-    other = FileLock(tmp_path / "retrieve_rerank" / "writer.lock")
-    ChromaVectorStore(persist_dir=tmp_path).close()
-    assert other.acquire()
-    store = ChromaVectorStore(persist_dir=tmp_path, lock_timeout=0.05)
-    assert store.get_nodes() == []
-    with pytest.raises(IndexLockedError, match=r"Waited 0.05 seconds"):
-        store.add([text_node("a", "a a a", [1.0, 0.0])])
-    other.release()
-    store.add([text_node("a", "a a a", [1.0, 0.0])])
-    store.close()

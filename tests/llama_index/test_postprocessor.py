@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle, TextNode
 
-from retrieve_rerank import CrossEncoder, InvalidInputError, ModelError, TruncationWarning
+from retrieve_rerank import CrossEncoder, InvalidInputError, TruncationWarning
 from retrieve_rerank.llama_index import CrossEncoderRerank, RerankedNode
-from tests import tiny
 from tests.llama_index.stubs import TableScorer, recorded, scored, text_node, ticks_during
 
 RERANK = ("ReRankStartEvent", "ReRankEndEvent")
@@ -42,22 +41,6 @@ def test_the_default_model_ranks_passages() -> None:
     reranker = CrossEncoderRerank()
     assert (reranker.model, reranker.top_n) == ("cross-encoder/ms-marco-MiniLM-L6-v2", 5)
     assert reranker.trust_remote_code is False  # L8: the peer runs the hub's code unasked
-
-
-def test_a_model_with_two_labels_is_refused(tmp_path: Path) -> None:
-    """L4: the peer fails with a TypeError in float()."""
-    reranker = CrossEncoderRerank(tiny.save_cross_encoder(tmp_path, labels=2))
-    with pytest.raises(ModelError, match="2 labels"):
-        reranker.postprocess_nodes(scored("a"), query_str="q")
-
-
-def test_the_model_reads_as_much_as_it_can(tmp_path: Path) -> None:
-    """L4: the peer cuts at 512 tokens whatever the model."""
-    path = tiny.save_cross_encoder(tmp_path, positions=700)
-    long = [NodeWithScore(node=TextNode(text="word " * 600))]
-    CrossEncoderRerank(path).postprocess_nodes(long, query_str="q")  # a TruncationWarning would be an error here
-    with pytest.warns(TruncationWarning, match="32 tokens"):
-        CrossEncoderRerank(path, max_length=32).postprocess_nodes(long, query_str="q")
 
 
 async def test_events_come_in_pairs_when_the_call_is_cancelled() -> None:
@@ -143,12 +126,6 @@ async def test_without_a_query_nothing_starts(bundle: QueryBundle | None) -> Non
         with pytest.raises(InvalidInputError, match="query"):
             await reranker.apostprocess_nodes(scored("a"), query_bundle=bundle)
     assert recorder.names == []
-
-
-@pytest.mark.parametrize("nodes", [text_node("a"), [text_node("a")]])
-def test_what_is_not_a_list_of_scored_nodes_is_refused(nodes: list[NodeWithScore]) -> None:
-    with pytest.raises(InvalidInputError, match="NodeWithScore"):
-        CrossEncoderRerank(TableScorer(LOGITS)).postprocess_nodes(nodes, query_str="q")
 
 
 async def test_the_event_loop_is_not_blocked_and_the_default_pool_not_used() -> None:

@@ -356,29 +356,6 @@ def by_query(query: str) -> list[str]:
     return {"a": ["c", "b b"], "plain": []}[query]
 
 
-async def test_rewrites_are_fused_and_scored_against_the_query(store: ChromaVectorStore, searches: list[int]) -> None:
-    asked: list[str] = []
-
-    class Scorer(TableScorer):
-        def score(self, query: str, texts: Sequence[str]) -> Any:
-            asked.append(query)
-            return super().score(query, texts)
-
-    retriever = RetrieveRerankRetriever(ChromaRetriever(store), Scorer(LOGITS), fetch_k=3, rewrites=by_query)
-    lists = [ids(ChromaRetriever(store, similarity_top_k=3).retrieve(query)) for query in ("a", "c", "b b")]
-    searches.clear()
-    for nodes in await both_ways(retriever, "a"):
-        assert len(nodes) == 3
-        for node in nodes:
-            assert isinstance(node, RerankedNode)
-            ranks = tuple(found.index(node.node_id) + 1 if node.node_id in found else None for found in lists)
-            assert node.retrieval_ranks == ranks
-            assert node.retrieval_score == pytest.approx(sum(1 / (60 + rank) for rank in ranks if rank))
-        assert ids(nodes) == sorted(ids(nodes), key=TEXTS.index, reverse=True)
-    assert searches == [3, 3]
-    assert set(asked) == {"a"}
-
-
 async def test_rewrites_over_any_retriever_and_a_bundle_with_an_embedding(store: ChromaVectorStore) -> None:
     asked: list[str] = []
 

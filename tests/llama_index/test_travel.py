@@ -12,21 +12,18 @@ from typing import Any
 import pytest
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.callbacks.base_handler import BaseCallbackHandler
-from llama_index.core.schema import MetadataMode, NodeWithScore, TextNode
+from llama_index.core.schema import NodeWithScore, TextNode
 from llama_index.core.vector_stores import MetadataFilter, MetadataFilters, VectorStoreQuery
 from pydantic import TypeAdapter
 
 from retrieve_rerank import CrossEncoder, InvalidInputError, TruncationWarning
 from retrieve_rerank.llama_index import (
     BiEncoderEmbedding,
-    BM25Retriever,
     ChromaRetriever,
     ChromaVectorStore,
     CrossEncoderRerank,
-    HybridRetriever,
     RetrieveRerankRetriever,
 )
-from tests.core.stubs import run_python
 from tests.llama_index.stubs import TableScorer, scored
 
 MARKER = "marker-of-a-secret"
@@ -159,44 +156,6 @@ def test_a_store_in_memory_cannot_be_pickled_and_says_so(tiny_bi_encoder: Path) 
     for thing in (store, ChromaRetriever(store)):
         with pytest.raises(InvalidInputError, match="in memory or a client's"):
             pickle.dumps(thing)
-
-
-def split(text: str) -> list[str]:
-    return text.split()
-
-
-@pytest.mark.parametrize(
-    "way", [lambda thing: pickle.loads(pickle.dumps(thing)), copy.deepcopy], ids=["pickle", "copy"]
-)
-@pytest.mark.parametrize("options", [{}, {"tokenizer": split}, {"language": "german"}])
-def test_retrievers_by_words_can_be_pickled(way: Any, options: dict[str, Any], tmp_path: Path) -> None:
-    nodes = [TextNode(id_=text, text=text, metadata={"length": len(text)}) for text in TEXTS]
-    filters = MetadataFilters(filters=[MetadataFilter(key="length", value=5, operator=">")])
-    words = BM25Retriever(nodes, path=tmp_path, similarity_top_k=3, filters=filters, **options)
-    hybrid = HybridRetriever([words, words], weights=[0.5, 1.0])
-    scorer = TableScorer({node.get_content(MetadataMode.EMBED): 0.5 for node in nodes})
-    whole = RetrieveRerankRetriever(hybrid, CrossEncoderRerank(scorer), top_n=2)
-    for original in (words, hybrid, whole):
-        assert ids(way(original).retrieve("capital")) == ids(original.retrieve("capital")) != []
-    again = way(words)
-    again.add_nodes([TextNode(id_="new", text="the capital")])
-    assert words.get_nodes(["new"])  # it is the same directory
-    for thing in (BM25Retriever(nodes), HybridRetriever([BM25Retriever(nodes)])):
-        with pytest.raises(InvalidInputError, match="in memory: it cannot be pickled or copied"):
-            way(thing)
-
-
-def test_a_retriever_by_words_in_a_process_of_its_own(tmp_path: Path) -> None:
-    nodes = [TextNode(id_=text, text=text) for text in TEXTS]
-    hybrid = HybridRetriever([BM25Retriever(nodes, path=tmp_path / "words")])
-    pickled = tmp_path / "retriever.pickle"
-    pickled.write_bytes(pickle.dumps(hybrid))
-    script = """
-        import pickle, sys
-        for node in pickle.loads(open(sys.argv[1], "rb").read()).retrieve("capitals"):
-            print(node.node_id)
-    """
-    assert run_python(script, str(pickled), warnings="ignore").splitlines() == [TEXTS[0]]
 
 
 class _Locked(BaseCallbackHandler):

@@ -28,7 +28,7 @@ from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
 from llama_index.core.vector_stores.types import FilterOperator, VectorStoreQuery
 from llama_index.core.vector_stores.utils import metadata_dict_to_node
 
-from retrieve_rerank import BiEncoder, ChromaIndex, IndexMismatchError, InvalidInputError, Passage, RemoteError
+from retrieve_rerank import IndexMismatchError, InvalidInputError, Passage, RemoteError
 from retrieve_rerank.llama_index import BiEncoderEmbedding, ChromaVectorStore
 from retrieve_rerank.llama_index.convert import node_to_record
 from tests.llama_index.stubs import WordEmbedding, text_node, ticks_during
@@ -130,14 +130,6 @@ def test_one_bad_node_is_named_and_nothing_is_written(
 def test_a_single_node_is_told_to_be_wrapped(store: ChromaVectorStore) -> None:
     with pytest.raises(InvalidInputError, match=r"\[node\]"):
         store.add(text_node("n", embedding=[1.0]))  # type: ignore[arg-type]
-
-
-def test_vectors_of_another_length_are_refused(store: ChromaVectorStore) -> None:
-    store.add([text_node("n", embedding=[1.0, 0.0])])
-    with pytest.raises(IndexMismatchError, match="another length"):
-        store.add([text_node("m", embedding=[1.0, 0.0, 0.0])])
-    with pytest.raises(IndexMismatchError, match="another length"):
-        store.query(VectorStoreQuery(query_embedding=[1.0, 0.0, 0.0]))
 
 
 # What comes back
@@ -384,6 +376,7 @@ def test_persist_dir_keeps_the_nodes(tmp_path: Path) -> None:
     again = ChromaVectorStore.from_dict(store.to_dict())
     assert (again.collection_name, again.metric, ids(again)) == ("mine", "dot", {"n"})
     json.dumps(store.to_dict())
+    assert ChromaVectorStore(persist_dir=tmp_path, lock_timeout=0.05)._collection.lock_timeout == 0.05
     from_params = ChromaVectorStore.from_params(collection_name="mine", persist_dir=str(tmp_path / "new" / "folder"))
     assert ids(from_params) == {"n"}
 
@@ -398,19 +391,6 @@ def test_a_live_collection_is_used_as_it_is() -> None:
     assert collection.count() == 1
     with pytest.raises(IndexMismatchError, match="'dot'"):
         ChromaVectorStore(collection, metric="cosine")
-
-
-def test_a_client_is_used(tmp_path: Path) -> None:
-    client = chromadb.PersistentClient(str(tmp_path))
-    ChromaVectorStore(client=client, collection_name="mine").add([text_node("n", embedding=[1.0, 0.0])])
-    assert client.get_collection("mine", embedding_function=None).count() == 1
-
-
-def test_no_store_is_shared_by_accident() -> None:
-    one, other = ChromaVectorStore(), ChromaVectorStore()
-    one.add([text_node("n", embedding=[1.0, 0.0])])
-    assert other.get_nodes() == []
-    one.close()
 
 
 @pytest.mark.parametrize(
@@ -448,25 +428,3 @@ def test_the_metric_comes_from_the_embedding_model(tiny_dot_bi_encoder: Path, ti
     assert ChromaVectorStore(embed_model=BiEncoderEmbedding(tiny_bi_encoder)).metric == "cosine"
     assert ChromaVectorStore(embed_model=BiEncoderEmbedding(tiny_bi_encoder), metric="euclidean").metric == "euclidean"
     assert ChromaVectorStore(embed_model=WordEmbedding()).metric == "cosine"
-
-
-def test_the_collection_carries_the_encoders_fingerprint(
-    tmp_path: Path, tiny_bi_encoder: Path, tiny_dot_bi_encoder: Path
-) -> None:
-    embed_model, other = BiEncoderEmbedding(tiny_bi_encoder), BiEncoderEmbedding(tiny_dot_bi_encoder)
-    store = ChromaVectorStore(persist_dir=tmp_path, embed_model=embed_model)
-    store.add(embed_model([text_node("n")]))
-    assert ids(ChromaVectorStore(persist_dir=tmp_path, embed_model=embed_model)) == {"n"}
-    with pytest.raises(IndexMismatchError, match="another encoder"):
-        ChromaVectorStore(persist_dir=tmp_path, embed_model=other)
-    with pytest.raises(IndexMismatchError, match="another encoder"):
-        ChromaIndex(BiEncoder(tiny_dot_bi_encoder), path=tmp_path)
-    assert ChromaVectorStore(persist_dir=tmp_path, embed_model=other, assume_compatible=True).metric == "cosine"
-
-
-def test_an_empty_collection_of_others_is_adopted(tiny_bi_encoder: Path, tiny_dot_bi_encoder: Path) -> None:
-    client = chromadb.EphemeralClient()
-    collection = client.create_collection(f"c{uuid.uuid4().hex}", configuration={"hnsw": {"space": "cosine"}})
-    ChromaVectorStore(collection, embed_model=BiEncoderEmbedding(tiny_bi_encoder))
-    with pytest.raises(IndexMismatchError, match="another encoder"):
-        ChromaVectorStore(collection, embed_model=BiEncoderEmbedding(tiny_dot_bi_encoder), metric="cosine")
