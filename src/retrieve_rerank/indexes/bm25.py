@@ -49,8 +49,8 @@ class BM25Index:
     """Passages searched by their words, with BM25 as bm25s computes it. Needs the extra `hybrid`.
 
     Texts and queries are cut into words and lower-cased; stop words are left out and endings cut off, all as the
-    language has it. Identifiers are found by their parts, too, and scripts without spaces by pairs of characters.
-    Words of one letter do not make a passage longer.
+    language has it. Identifiers are found by their parts, too, and scripts without spaces and Hangul by pairs of
+    characters. Parts and words of one letter do not make a passage longer.
 
     With a directory, changes are kept in memory until `save`, which `close`, the end of a `with` block and the normal
     end of the program call too. A process that is killed leaves what was saved last. Any number of objects and
@@ -496,8 +496,7 @@ class BM25Index:
             rows = content.rows
             if not alive.all():
                 words, lengths, rows = words[np.repeat(alive, lengths)], lengths[alive], rows.only(alive)
-            counted = [self._analyzer.counts(stem) for stem in self._vocabulary.stems]
-            weights = weigh(words, lengths, np.array(counted, np.bool_), content.k1, content.b)
+            weights = weigh(words, lengths, len(self._vocabulary), content.k1, content.b)
             numbers = self._numbers if rows is content.rows else None
             content = replace(content, words=words, lengths=lengths, weights=weights, rows=rows)
             made = content, bytearray(b"\1") * len(rows), numbers, array("i"), array("i"), self._scorer_of(weights)

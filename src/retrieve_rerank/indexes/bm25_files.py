@@ -105,7 +105,8 @@ class Content:
         k1: How much a word's repetitions add.
         b: How much a passage's length takes away.
         stems: The words, by number.
-        words: The words of all passages by number, one passage after another; int32.
+        words: The words of all passages by number, one passage after another; int32. Those that make their passage no
+            longer as `~number`.
         lengths: How many of them each passage has; int32.
         weights: What each word of each passage adds to a query's score; None where this is not known.
         rows: The passages.
@@ -121,28 +122,31 @@ class Content:
     rows: Rows = field(default_factory=Rows)
 
 
-def weigh(words: Ints, lengths: Ints, counted: npt.NDArray[np.bool_], k1: float, b: float) -> Weights:
+def weigh(words: Ints, lengths: Ints, stems: int, k1: float, b: float) -> Weights:
     """Return what each word of each passage adds to a query's score: BM25 as Lucene has it, in bm25s's precision.
 
     bm25s itself, which works on lists, needs 1.4 times as much memory for a million passages.
 
     Args:
-        words: The words of all passages by number, one passage after another; int32, (n,).
+        words: The words of all passages by number, one passage after another; int32, (n,). Those that make their
+            passage no longer as `~number`.
         lengths: How many of them each passage has; int32, (passages,).
-        counted: Which words make a passage longer, by number; (words there are,).
+        stems: How many different words there are.
         k1: How much a word's repetitions add.
         b: How much a passage's length takes away.
     """
     passages = len(lengths)
-    keys = words.astype(np.int64)  # in few and small steps, as there may be many
+    places = np.repeat(np.arange(passages, dtype=np.int32), lengths)
+    long = np.bincount(places[words >= 0], minlength=passages)
+    keys = _plain_numbers(words).astype(np.int64)  # in few and small steps, as there may be many
     keys <<= 32
-    keys |= np.repeat(np.arange(passages, dtype=np.int32), lengths)
-    long = lengths - np.bincount(keys[~counted[words]] & 0xFFFFFFFF, minlength=passages)
+    keys |= places
+    del places
     keys.sort()
     begins = np.flatnonzero(np.concatenate([np.ones(min(1, len(keys)), np.bool_), keys[1:] != keys[:-1]]))
     counts = np.diff(begins, append=len(keys)).astype(np.int32)
     keys = keys[begins]
-    numbers, found = keys.astype(np.int32), np.bincount(keys >> 32, minlength=len(counted))
+    numbers, found = keys.astype(np.int32), np.bincount(keys >> 32, minlength=stems)
     relative = 1 - b + b * long / max(long.sum() / max(1, passages), 1e-9)
     rarity = np.log(1 + (passages - found + 0.5) / (found + 0.5)).astype(np.float32)
     data = np.empty(len(keys), np.float32)
@@ -162,9 +166,14 @@ def used(content: Content, stems: Sequence[str]) -> Content:
     return replace(
         content,
         stems=[stem for stem, is_used in zip(stems, used.tolist(), strict=False) if is_used],
-        words=numbers[content.words],
+        words=numbers[_plain_numbers(content.words)] ^ (content.words >> 31),
         weights={**weights, "indptr": np.concatenate([[0], indptr[1:][used]])},
     )
+
+
+def _plain_numbers(words: Ints) -> Ints:
+    """Return the numbers of words also where they are complements."""
+    return words ^ (words >> 31)  # the sign in every bit
 
 
 class IndexFolder:

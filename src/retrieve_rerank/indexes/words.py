@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache, lru_cache
 from itertools import chain, pairwise
 
@@ -18,23 +18,34 @@ from retrieve_rerank.errors import InvalidInputError, require, shown
 Tokenizer = Callable[[str], list[str]]
 
 _EXTRA = "hybrid"
-_CUT = "3"  # of the rules below; what is stored is cut again where they change
+_CUT = "4"  # of the rules below; what is stored is cut again where they change
 _CACHED = 1 << 18  # pieces of text whose words are remembered
 _LONGEST_NAME = 100  # characters of an identifier that is looked for by its parts; what is longer is data
 
-# Letters and digits, with the signs of C++ and C#. Not one letter that is part of "it's" or "e.g.".
+# Letters and digits, and what dots, hyphens and the commas of thousands join, with the signs of C++ and C#. Not the one
+# letter that is part of "it's".
+_JOINT = r"(?:[.-]|(?<=\d),(?=\d{3}(?!\d)))"
 _SIGNS = r"(?:\+\+|#(?!\w))?"
-_find_words = re.compile(rf"(?:\w\w+|(?<!\w['.])\w(?!\.\w)){_SIGNS}").findall
+_find_words = re.compile(rf"(?:\w\w+|(?<!\w')\w)(?:{_JOINT}\w+)*{_SIGNS}").findall
+_split = re.compile("[.,-]").split
+_is_abbreviation = re.compile(r"[^\W\d_](?:\.[^\W\d_])+").fullmatch
 
 # Scripts without spaces between words: Thai, Lao, Myanmar, Khmer, Tai Le, New Tai Lue, Tai Tham, kana, bopomofo, Han.
+# And Hangul, which has spaces, but none within compounds nor before particles.
 _NO_SPACES = (
     "\u0e01-\u0e3a\u0e40-\u0e4e\u0e81-\u0ece\u0edc-\u0edf\u1000-\u103f\u1050-\u108f\u109a-\u109d\u1780-\u17d3\u17d7\u17dc\u17dd"
-    "\u1950-\u1974\u1980-\u19c9\u1a20-\u1a7c\u3005-\u3007\u3021-\u3029\u3041-\u3096\u3099\u309a\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff"
-    "\u3105-\u312f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uaa60-\uaa7f\uf900-\ufaff\U00020000-\U000323af"
+    "\u1100-\u11ff\u1950-\u1974\u1980-\u19c9\u1a20-\u1a7c\u3005-\u3007\u3021-\u3029\u3041-\u3096\u3099\u309a\u309d-\u309f"
+    "\u30a1-\u30fa\u30fc-\u30ff\u3105-\u318e\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua960-\ua97c\uaa60-\uaa7f"
+    "\uac00-\ud7a3\ud7b0-\ud7fb\uf900-\ufaff\U00020000-\U000323af"
 )
 _runs_on = re.compile(f"[{_NO_SPACES}]").match
-# The soft hyphen, the word joiner and the mark of byte order are not seen, and no part of a word.
-_UNSEEN = dict.fromkeys(map(ord, "\u00ad\u2060\ufeff"))
+_EMOJI = "\u2600-\u27bf\U0001f000-\U0001f3fa\U0001f400-\U0001faff"
+# What is not seen is no part of a word: the soft hyphen, the Arabic line that makes a word wider, joiners, the marks of
+# an emoji's form and of byte order. ß has two forms in capitals, and a trade mark ends its word.
+_REPLACED = {
+    **dict.fromkeys(map(ord, "\u00ad\u0640\u200d\u2060\ufe0e\ufe0f\ufeff")),
+    **str.maketrans({"ß": "ss", "ẞ": "SS", "™": " ", "℠": " "}),
+}
 
 _CODES = {
     "ar": "arabic",
@@ -78,23 +89,27 @@ _CODES = {
 
 @cache
 def _find_any_words() -> Callable[[str], list[str]]:
-    """Return a search for words as above in any script, and for runs of letters of a script without spaces.
+    """Return a search for words as above in any script, for emoji, and for runs of letters of a script without spaces.
 
     To Python the vowel signs of Hindi or Tamil, and an accent by itself, are no part of a word. Marks outside the basic
     plane are left out: going through all of Unicode takes twenty times as long.
     """
     marks = "".join(sign for sign in map(chr, range(0x10000)) if unicodedata.category(sign) in ("Mn", "Mc"))
     letter = rf"[^\W{_NO_SPACES}]"
-    several = rf"{letter}(?={letter}|[{marks}]){letter}*(?:[{marks}]+{letter}*)*"
-    return re.compile(rf"[{_NO_SPACES}]+|(?:{several}|(?<!\w['’.]){letter}(?!\.\w)){_SIGNS}").findall
+    rest = rf"{letter}*(?:[{marks}]+{letter}*)*"
+    first = rf"(?:{letter}(?={letter}|[{marks}])|(?<!\w['’]){letter}){rest}"
+    return re.compile(rf"[{_NO_SPACES}]+|[{_EMOJI}]|{first}(?:{_JOINT}{letter}{rest})*{_SIGNS}").findall
 
 
 class Analyzer:
     """Cuts texts into words.
 
     A text is brought into Unicode's compatible form, where ligatures and full width are plain letters. A word is a run
-    of letters, digits and underscores. An identifier is found by its parts as well, `getUserById` by "user", and a word
-    of two scripts by its halves. Scripts without spaces are searched by overlapping pairs of characters.
+    of letters, digits and underscores. An identifier is found by its parts as well, `getUserById` by "user" and
+    "sha256" by "sha", and a word of two scripts by its halves. What dots and hyphens join is several words, and found
+    as a whole as well where dots join single letters or digits: "3.9", "U.S.". Scripts without spaces, and Hangul, are
+    searched by overlapping pairs of characters. Parts and single letters make a passage no longer, which would take
+    away from its score.
 
     Args:
         language: Name or ISO 639-1 code of the language whose stop words are left out and whose endings are cut off.
@@ -121,7 +136,7 @@ class Analyzer:
         if self.language is not None:
             stemmers = require("Stemmer", extra=_EXTRA)
             self._stem = stemmers.Stemmer(self.language).stemWord
-            self._stop = stop_words(self.language) | ({"i"} if self.language == "english" else set())
+            self._stop = stop_words(self.language) | ({"i", "e.g", "i.e"} if self.language == "english" else set())
             # Either may change with a new version of its package; what is stored is cut again then.
             digest = hashlib.sha256(" ".join(sorted(self._stop)).encode()).hexdigest()[:16]
             self.facts |= {"stemmer": stemmers.version(), "stop_words": digest}
@@ -131,46 +146,50 @@ class Analyzer:
 
     def words(self, text: str) -> list[str]:
         """Return the words of a passage, those that it can be found by; stop words and endings are still there."""
-        return [word for piece in self.pieces(text) for word in self.words_of(piece)]
+        return [word for piece in self.pieces(text) for word in chain(*self.words_of(piece))]
 
     def pieces(self, text: str) -> list[str]:
         """Cut a text where its words end, or an unbroken run of letters of a script without spaces does."""
         if self.tokenizer is None:
             if text.isascii():
                 return _find_words(text)
-            return _find_any_words()(unicodedata.normalize("NFKC", text.translate(_UNSEEN)))
+            return _find_any_words()(unicodedata.normalize("NFKC", text.translate(_REPLACED)))
         words = self.tokenizer(text)
         if not isinstance(words, (list, tuple)) or not all(isinstance(word, str) for word in words):
             raise InvalidInputError(f"the tokenizer must return a list of strings, got {words!r:.200}")
         check_encodable("".join(words), "what the tokenizer made of a text")  # or it could never be saved
         return list(words)
 
-    def words_of(self, piece: str, *, asked: bool = False) -> list[str]:
-        """Return the words of a piece of a passage, or of a query, in which pairs of characters are asked for alone."""
+    def words_of(self, piece: str, *, of_query: bool = False) -> tuple[list[str], list[str]]:
+        """Return the words of a piece, and what it is found by, or asks for, as well."""
         if self.tokenizer is not None:
-            return [piece]
+            return [piece], []
         if _runs_on(piece):
-            pairs = [first + second for first, second in pairwise(piece)]
-            return pairs if pairs and asked else [*pairs, *piece]
-        name = piece.rstrip("+#").strip("_")
-        if not name:
-            return []
-        words = [name, *_parts(name)]
-        if piece[-1] in "+#":
-            words.append(piece)
+            return [first + second for first, second in pairwise(piece)], list(piece)
+        name = piece.rstrip("+#")
+        words, others = _words_of_name(name, split_at_digits=not of_query)
+        if name != piece:
+            others.append(piece)
+        return list(map(self._lowered, words)), list(map(self._lowered, others))
+
+    def asked_by(self, piece: str) -> list[str]:
+        """Return the words that a piece of a query asks for.
+
+        Single letters if there is nothing else, and no parts at digits: "part7" is not a question for all parts.
+        """
+        words, others = self.words_of(piece, of_query=True)
+        return [*words, *(other for other in others if len(other) > 1 or not words)]
+
+    def _lowered(self, word: str) -> str:
         if self.language == "turkish":  # whose i has a dot in capitals, too
-            words = [word.replace("İ", "i").replace("I", "ı") for word in words]
-        return [word.lower() for word in words]
+            return word.replace("İ", "i").replace("I", "ı").lower()
+        return word.lower().replace("i\u0307", "i")
 
     def stem(self, word: str) -> str | None:
         """Return a word without its ending, or None for a stop word."""
         if word in self._stop:
             return None
         return word if self._stem is None else self._stem(word)
-
-    def counts(self, stem: str) -> bool:
-        """Whether a word makes its passage longer, which takes away from its score: not one of ours of one letter."""
-        return len(stem) > 1 or self.tokenizer is not None
 
 
 class Vocabulary:
@@ -190,32 +209,56 @@ class Vocabulary:
         return len(self.stems)
 
     def learn(self, text: str) -> list[int]:
-        """Return the numbers of a passage's words; a new stem gets the next number."""
+        """Return the numbers of a passage's words; a new stem gets the next number.
+
+        Of what makes the passage no longer it is the complement, `~number`, which is below 0.
+        """
         return list(chain.from_iterable(map(self._numbers, self.analyzer.pieces(text))))
 
     def look_up(self, text: str) -> list[int]:
         """Return the numbers of a query's words; words that no passage has are left out."""
-        analyzer = self.analyzer
-        words = (word for piece in analyzer.pieces(text) for word in analyzer.words_of(piece, asked=True))
-        return [self.stems[stem] for stem in map(analyzer.stem, words) if stem in self.stems]
+        words = chain.from_iterable(map(self.analyzer.asked_by, self.analyzer.pieces(text)))
+        return [self.stems[stem] for stem in map(self.analyzer.stem, words) if stem in self.stems]
 
     def _numbers_of(self, piece: str) -> tuple[int, ...]:
-        stems = map(self.analyzer.stem, self.analyzer.words_of(piece))
-        return tuple(self.stems.setdefault(stem, len(self.stems)) for stem in stems if stem is not None)
+        words, others = self.analyzer.words_of(piece)
+        return (*self._numbered(words), *(~number for number in self._numbered(others)))
+
+    def _numbered(self, words: Iterable[str]) -> Iterator[int]:
+        stems = map(self.analyzer.stem, words)
+        return (self.stems.setdefault(stem, len(self.stems)) for stem in stems if stem is not None)
 
 
-def _parts(name: str) -> list[str]:
+def _words_of_name(name: str, *, split_at_digits: bool) -> tuple[list[str], list[str]]:
+    """Return the words of a name, which dots, hyphens and commas may join, and what it is found by as well."""
+    if _is_abbreviation(name):  # of which no letter means anything
+        return [], [name]
+    joined = [word for part in _split(name) if (word := part.strip("_"))]
+    words = [word for word in joined if len(word) > 1]
+    singles = [word for word in joined if len(word) == 1]
+    others = [*(part for word in words for part in _parts(word, split_at_digits=split_at_digits)), *singles]
+    if "," in name or (singles and "." in name):
+        others.append(name.replace(",", ""))
+    return words, others
+
+
+def _parts(name: str, *, split_at_digits: bool) -> list[str]:
     """Return the parts of an identifier or of a word in two scripts, if there are several."""
-    if len(name) > _LONGEST_NAME or (name.isascii() and "_" not in name and (name[1:].islower() or name.isupper())):
+    if len(name) > _LONGEST_NAME or (name.isascii() and name.isalpha() and (name[1:].islower() or name.isupper())):
         return []
-    borders = [place for place in range(1, len(name)) if _is_border(name, place)]
+    borders = [place for place in range(1, len(name)) if _is_border(name, place, at_digits=split_at_digits)]
     parts = [name[start:end].strip("_") for start, end in pairwise([0, *borders, len(name)])]
     return [part for part in parts if part] if borders else []
 
 
-def _is_border(name: str, place: int) -> bool:
+def _is_border(name: str, place: int, *, at_digits: bool) -> bool:
     before, here, after = name[place - 1], name[place], name[place + 1 : place + 3]
-    if "_" in (before, here) or len({_script(before), _script(here)} - {None}) == 2:
+    if "_" in (before, here):
+        return True
+    if at_digits and before.isdigit() != here.isdigit():  # sha256, but not 3D or B12
+        letters = name[max(0, place - 2) : place] if here.isdigit() else name[place : place + 2]
+        return len(letters) == 2 and letters.isalpha()
+    if len({_script(before), _script(here)} - {None}) == 2:
         return True
     # getUser, HTMLParser, but not PDFs
     ends = len(after) == 2 and after.islower() and _script(after[0]) == _script(here)
