@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from chromadb.api import ClientAPI
 
 # Files whose tests take longest, of which there are few: begun last, one of them would keep a single core busy.
-_FIRST = ("test_examples.py", "ray/", "test_docs.py", "core/test_health.py", "test_real_data.py")
+_FIRST = (
+    *("test_examples.py", "ray/", "test_docs.py", "test_health.py", "test_onnx.py", "test_one_writer.py"),
+    *("test_faults.py", "contracts/test_contracts.py", "test_real_data.py"),
+)
 # Files whose tests start many processes, kill them, or run Ray, a server, a browser or an export.
 _SLOW = (
     *("ray/", "_crash.py", "test_browser.py", "test_examples.py", "test_infinity.py", "test_onnx.py"),
@@ -40,6 +43,11 @@ _SLOW = (
         "retrieve_rerank.ray.",
     ),
 )
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Half as many more than there are cores: much of the time, tests wait for servers, processes and time to pass."""
+    return (3 * (os.cpu_count() or 1) + 1) // 2
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -292,7 +292,7 @@ async def test_langchain_the_same_answers(
 ) -> None:
     base = store if shape == "store" else store.as_retriever(search_kwargs={"k": 3})
     retriever = lc.RetrieveRerankRetriever(base_retriever=base, reranker=models[1], fetch_k=20, top_n=5)
-    for query in QUERIES:
+    for query in QUERIES if shape == "store" else QUERIES[:1]:
         every = answer(retriever.invoke(query, top_n=20))
         nearest = sorted(cosines[query], key=lambda name: -cosines[query][name])[:20]
         assert set(every.names) == set(nearest)

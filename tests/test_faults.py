@@ -194,7 +194,7 @@ def pairwise(kinds: Sequence[str]) -> pytest.MarkDecorator:
     cases = [
         (door, kinds[(number + place) % len(kinds)], at, ("sync", "async")[(number + place // 2) % 2])
         for number, door in enumerate(DOORS)
-        for place, at in enumerate([*BATCHES, *BATCHES])
+        for place, at in enumerate(BATCHES)
     ]
     return pytest.mark.parametrize(
         ("door", "kind", "at", "call"), cases, ids=lambda value: getattr(value, "__name__", value)

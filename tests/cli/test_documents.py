@@ -35,20 +35,75 @@ def problem(content: bytes, name: str, fields: Fields = FIELDS) -> str:
         return str(error)
 
 
-def test_text_loses_its_byte_order_mark_and_keeps_its_line_ends() -> None:
-    (document,) = whole(b"\xef\xbb\xbfone\r\ntwo", "a.TXT", FIELDS)
-    assert document == Document("one\r\ntwo", "text", size=11)
+LATIN = "<meta charset={}><p>A caf\xe9, a na\xefve one</p>"
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a.md", "a.csv"])
-def test_text_that_is_not_utf_8_is_named_with_its_line(name: str) -> None:
-    with pytest.raises(UnreadableError, match="line 3 is not UTF-8"):
-        read("one\ntwo\ncaf\xe9".encode("latin-1"), name, FIELDS)
+@pytest.mark.parametrize(
+    ("name", "content", "text"),
+    [
+        ("a.TXT", b"\xef\xbb\xbfone\r\ntwo", "one\r\ntwo"),
+        # Separators that are no line ends, and cells beyond the header that are empty
+        (
+            "a.csv",
+            "id,text\n1,one\u2028two\x0bthree\x0cfour\x85five\r\n".encode(),
+            "one\u2028two\x0bthree\x0cfour\x85five",
+        ),
+        ("a.csv", b"id,text\n1,Hello,,\n", "Hello"),
+        ("a.tsv", b"text\nBread, water and salt\n", "Bread, water and salt"),
+        ("a.md", b'---\ntitle: "Hi \\ud83d\\ude00"\n---\nwords', "Hi \N{GRINNING FACE}\n\nwords"),
+        # Pages: without ends, in great depth, and in their encoding
+        ("a.htm", b"<head><title>T</title><p>words", "words"),
+        ("a.html", b"<div>" * 3000 + b"words" + b"</div>" * 3000, "words"),
+        ("a.html", '<ol start="½"><li>bread</li></ol>'.encode(), "bread"),
+        ("a.html", LATIN.format("latin-1").encode("cp1252"), "A café, a naïve one"),
+        ("a.html", LATIN.format("utf-8").encode(), "A café, a naïve one"),
+        ("a.html", LATIN.format("nonsense").encode(), "A café, a naïve one"),
+        ("a.html", LATIN.format("").encode("cp1252"), "A café, a naïve one"),  # as browsers read what does not say
+        ("a.html", LATIN.format("latin-1").encode("utf-16"), "A café, a naïve one"),  # the mark is right
+        ("a.html", "<?xml version='1.0' encoding='iso-8859-2'?><p>kůň</p>".encode("iso-8859-2"), "kůň"),
+        ("a.html", b"<ul><li>one<li>two<ul><li>in<li>out</ul><li>three</ul>", "* one\n* two\n  + in\n  + out\n* three"),
+        ("a.html", b"<ol><li><p>one<li><p>two</ol>", "1. one\n2. two"),
+        ("a.html", b"<table><tr><th>a<th>b<tr><td>c<td>d</table>", "| a | b |\n| --- | --- |\n| c | d |"),
+        ("a.html", b"<dl><dt>a<dd>b<dt>c<dd>d</dl>", "a\n:   b\n\nc\n:   d"),
+        ("a.html", b"<p>one<p>two<div><p>three<p>four</div>", "one\n\ntwo\n\nthree\n\nfour"),
+        ("a.html", b"<select><option>a<option>b</select>c", "a\n\nb\n\nc"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_what_is_read_of_one_document(name: str, content: bytes, text: str) -> None:
+    (document,) = whole(content, name)
+    assert document.text.strip() == text
 
 
-def test_a_binary_file_is_no_text() -> None:
-    with pytest.raises(UnreadableError, match="NUL"):
-        read(b"abc\0def", "data", FIELDS)
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        *((name, "one\ntwo\ncaf\xe9".encode("latin-1"), "line 3 is not UTF-8") for name in ("a.txt", "a.md", "a.csv")),
+        ("data", b"abc\0def", "NUL"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": ', "line 2 is not JSON"),
+        ("a.jsonl", b'{"text": "a"}\n\n[1]', "line 3 must be a JSON object"),
+        ("a.jsonl", b'{"text": "\xe9"}', "line 1 is not UTF-8"),
+        ("a.jsonl", b'{"body": "a", "id": 1}', r"line 1 has no text in 'text'; its fields: body, id. .*--text-field"),
+        ("a.jsonl", b'{"text": 5}', "line 1 has no text"),
+        ("a.jsonl", b'{"id": "a", "text": "1"}\n{"id": "a", "text": "2"}', "line 2 has the id 'a' of line 1"),
+        ("a.jsonl", b"[" * 100_000, "line 1 is not JSON"),
+        ("a.csv", b"a,b\n1,2\n", "line 2 has no text in 'text'; its fields: a, b"),
+        ("a.csv", b'text\n"never closed', "is not CSV"),
+        ("a.csv", b"id,text\n1,Hello, world\n", "line 2 has more cells than the header; quote"),
+        ("a.tsv", b"id\ttext\n1\ta\tb\n", "line 2 has more cells than the header; quote"),
+        ("a.html", b"<p>a <![foo[x]]> b</p>", "no HTML"),
+        *(("a.ipynb", content, "it cannot be read as notebook") for content in (b"[]", b"{", b"[" * 100_000)),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_what_cannot_be_read_is_named_with_its_line(name: str, content: bytes, message: str) -> None:
+    assert re.search(message, problem(content, name))
+
+
+def test_the_encoding_that_is_named_is_for_what_does_not_say_its_own() -> None:
+    for content in ("café".encode("cp1252"), "café".encode("utf-16")):
+        assert read(content, "a.txt", FIELDS, encoding="cp1252").documents[0].text == "café"
+    assert read(b"caf\x81", "a.txt", FIELDS, encoding="cp1252").notes[0].startswith("line 1 is not cp1252")
 
 
 def test_html_keeps_headings_and_drops_what_is_for_browsers() -> None:
@@ -67,34 +122,11 @@ def test_html_keeps_headings_and_drops_what_is_for_browsers() -> None:
         assert gone not in document.text
 
 
-def test_html_without_an_end_of_its_head_and_in_great_depth_is_read() -> None:
-    (loose,) = whole(b"<head><title>T</title><p>words", "a.htm", FIELDS)
-    assert loose.text.strip() == "words"
-    (deep,) = whole(b"<div>" * 3000 + b"words" + b"</div>" * 3000, "a.html", FIELDS)
-    assert deep.text.strip() == "words"
-
-
 def test_json_lines_end_at_line_feeds_only() -> None:
     lines = '{"_id": 7, "text": "one\u2028two", "title": " T ", "year": 1, "deep": {}, "source": "x"}\n\n{"text": ""}\n'
     first, second = whole(("\ufeff" + lines).encode(), "a.jsonl", FIELDS)
     assert (first.id, first.text, first.title, first.metadata) == ("7", "one\u2028two", "T", {"year": 1})
     assert (second.id, second.text, second.title) == (None, "", None)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b'{"text": "a"}\n{"text": ', "line 2 is not JSON"),
-        (b'{"text": "a"}\n\n[1]', "line 3 must be a JSON object"),
-        (b'{"text": "\xe9"}', "line 1 is not UTF-8"),
-        (b'{"body": "a", "id": 1}', r"line 1 has no text in 'text'; its fields: body, id. .*--text-field"),
-        (b'{"text": 5}', "line 1 has no text"),
-        (b'{"id": "a", "text": "1"}\n{"id": "a", "text": "2"}', "line 2 has the id 'a' of line 1"),
-        (b"[" * 100_000, "line 1 is not JSON"),
-    ],
-)
-def test_json_lines_that_cannot_be_used(content: bytes, message: str) -> None:
-    assert re.search(message, problem(content, "a.jsonl"))
 
 
 @pytest.mark.parametrize(("name", "mark"), [("a.csv", ","), ("a.csv", ";"), ("a.tsv", "\t")])
@@ -107,25 +139,12 @@ def test_csv_of_any_country(name: str, mark: str) -> None:
     assert second.text == long
 
 
-def test_csv_that_cannot_be_used() -> None:
-    assert "line 2 has no text in 'text'; its fields: a, b" in problem(b"a,b\n1,2\n", "a.csv")
-    assert "is not CSV" in problem(b'text\n"never closed', "a.csv")
-
-
 def test_what_is_not_read_is_refused_where_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InvalidInputError, match=r"paper.XLSX cannot be indexed: .XLSX files are not read"):
         check_named(tmp_path / "paper.XLSX")
     monkeypatch.setitem(sys.modules, "markitdown", None)
     with pytest.raises(MissingDependencyError, match=r"retrieve-rerank\[documents\]"):
         check_named(tmp_path / "paper.PDF")
-
-
-def test_a_csv_field_keeps_the_separators_that_are_no_line_ends() -> None:
-    content = "id,text\n1,one\u2028two\x0bthree\x0cfour\x85five\r\n2,six\n".encode()
-    assert [document.text for document in whole(content, "a.csv", FIELDS)] == [
-        "one\u2028two\x0bthree\x0cfour\x85five",
-        "six",
-    ]
 
 
 def test_half_a_character_in_a_record_is_refused_with_its_line() -> None:
@@ -174,58 +193,10 @@ def test_front_matter_may_have_no_title() -> None:
         assert (document.title, document.text) == (None, "text")
 
 
-def test_html_that_cannot_be_parsed_is_named_and_a_strange_list_is_text() -> None:
-    with pytest.raises(UnreadableError, match="no HTML"):
-        read(b"<p>a <![foo[x]]> b</p>", "a.html", FIELDS)
-    (document,) = whole('<ol start="½"><li>bread</li></ol>'.encode(), "a.html", FIELDS)
-    assert "bread" in document.text
-
-
-def test_characters_that_front_matter_has_in_halves_are_put_together() -> None:
-    (document,) = whole(b'---\ntitle: "Hi \\ud83d\\ude00"\n---\nwords', "a.md", FIELDS)
-    assert (document.title, document.text) == ("Hi 😀", "Hi 😀\n\nwords")
-
-
-@pytest.mark.parametrize(
-    ("name", "content"), [("a.csv", "id,text\n1,Hello, world\n"), ("a.tsv", "id\ttext\n1\ta\tb\n")]
-)
-def test_a_row_with_more_cells_than_the_header_is_not_cut(name: str, content: str) -> None:
-    assert "line 2 has more cells than the header; quote" in problem(content.encode(), name)
-
-
-def test_empty_cells_beyond_the_header_cut_nothing() -> None:
-    (document,) = whole(b"id,text\n1,Hello,,\n", "a.csv", FIELDS)
-    assert (document.id, document.text) == ("1", "Hello")
-
-
-def test_commas_in_a_file_of_one_column_between_tabs_are_text() -> None:
-    (document,) = whole(b"text\nBread, water and salt\n", "a.tsv", FIELDS)
-    assert document.text == "Bread, water and salt"
-
-
 def test_what_is_no_number_is_not_kept() -> None:
     """pandas writes NaN for what is missing; no JSON could tell it again."""
     (document,) = whole(b'{"text": "bread", "price": NaN, "far": -Infinity, "year": 2, "half": 0.5}', "a.jsonl", FIELDS)
     assert document.metadata == {"year": 2, "half": 0.5}
-
-
-LATIN = "<meta charset={}><p>A caf\xe9, a na\xefve one</p>"
-
-
-@pytest.mark.parametrize(
-    ("content", "text"),
-    [
-        (LATIN.format("latin-1").encode("cp1252"), "A café, a naïve one"),
-        (LATIN.format("utf-8").encode(), "A café, a naïve one"),
-        (LATIN.format("nonsense").encode(), "A café, a naïve one"),
-        (LATIN.format("").encode("cp1252"), "A café, a naïve one"),  # as browsers read what does not say
-        (LATIN.format("latin-1").encode("utf-16"), "A café, a naïve one"),  # the mark is right, the word is wrong
-        ("<?xml version='1.0' encoding='iso-8859-2'?><p>kůň</p>".encode("iso-8859-2"), "kůň"),
-    ],
-)
-def test_pages_are_read_in_their_encoding(content: bytes, text: str) -> None:
-    (document,) = whole(content, "a.html")
-    assert document.text.strip() == text
 
 
 def test_stray_bytes_of_a_page_are_replaced_and_said() -> None:
@@ -243,12 +214,6 @@ def test_a_byte_order_mark_says_how_text_is_read(name: str, start: str | None, e
     content = '{"text": "naïve café"}' if start is None else f"{start}naïve café"
     (document,) = whole(content.encode(encoding), name)
     assert document.text == "naïve café"
-
-
-def test_the_encoding_that_is_named_is_for_what_does_not_say_its_own() -> None:
-    for content, expected in (("café".encode("cp1252"), "café"), ("café".encode("utf-16"), "café")):
-        assert read(content, "a.txt", FIELDS, encoding="cp1252").documents[0].text == expected
-    assert read(b"caf\x81", "a.txt", FIELDS, encoding="cp1252").notes[0].startswith("line 1 is not cp1252")
 
 
 BLOCKS = ("summary", "aside", "header", "footer", "main", "address", "figure", "figcaption", "details", "option")
@@ -307,21 +272,6 @@ def test_other_lists_are(items: str) -> None:
     assert "Pump" in document.text
 
 
-@pytest.mark.parametrize(
-    ("page", "text"),
-    [
-        ("<ul><li>one<li>two<ul><li>in<li>out</ul><li>three</ul>", "* one\n* two\n  + in\n  + out\n* three"),
-        ("<ol><li><p>one<li><p>two</ol>", "1. one\n2. two"),
-        ("<table><tr><th>a<th>b<tr><td>c<td>d</table>", "| a | b |\n| --- | --- |\n| c | d |"),
-        ("<dl><dt>a<dd>b<dt>c<dd>d</dl>", "a\n:   b\n\nc\n:   d"),
-        ("<p>one<p>two<div><p>three<p>four</div>", "one\n\ntwo\n\nthree\n\nfour"),
-        ("<select><option>a<option>b</select>c", "a\n\nb\n\nc"),
-    ],
-)
-def test_ends_of_elements_may_be_left_out(page: str, text: str) -> None:
-    assert whole(page.encode(), "a.html")[0].text.strip() == text
-
-
 def test_the_head_of_a_table_stays_where_most_pages_have_it() -> None:
     pages = [f"| name | size |\n| --- | --- |\n| {number} | 1 |\n\nMade by hand\n" for number in range(6)]
     common = common_lines(pages)
@@ -337,12 +287,6 @@ def test_a_notebook_is_its_cells() -> None:
     ]
     (document,) = whole(json.dumps({"cells": cells, "metadata": {}}).encode(), "a.ipynb")
     assert document == Document("# Title\nwords\n\n```python\nx = 1\n```", "markdown", size=document.size)
-
-
-def test_whatever_a_parser_raises_is_about_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    for content, name in ((b"[]", "a.ipynb"), (b"{", "a.ipynb"), (b"[" * 100_000, "a.ipynb")):
-        with pytest.raises(UnreadableError, match="it cannot be read as notebook"):
-            read(content, name, FIELDS)
 
 
 @pytest.mark.parametrize("value", ['!!int ""', "9" * 5_000, "!!float x", "!!timestamp x", "!!binary é", "&a [*a]"])

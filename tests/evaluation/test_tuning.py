@@ -73,7 +73,7 @@ def test_where_re_ranking_hurts_the_first_stage_alone_is_chosen() -> None:
     assert "hits = shelf.retrieve(query, k=6)[:10]\n" in tuning.code()
 
 
-@pytest.mark.parametrize("measure", ["nDCG@10", "RR@3", "R@4", "AP"])
+@pytest.mark.parametrize("measure", ["nDCG@10", "AP"])
 def test_every_setting_is_what_evaluate_gives_a_pipeline_of_that_depth(
     measure: str, tiny_bi_encoder: Path, tiny_cross_encoder: Path
 ) -> None:
