@@ -28,6 +28,7 @@ from retrieve_rerank.checks import (
 from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, RemoteError
 from retrieve_rerank.models.ranking import as_ranker
 from tests.core.stubs import ListRetriever, TableScorer
+from tests.odd_values import Unshown, nested
 
 
 @pytest.mark.parametrize("query", ["a", " padded ", "two\nlines", "日本語", "👍🏽", "\0"])
@@ -94,56 +95,46 @@ def test_a_lone_surrogate_is_shown_with_its_place_and_the_repair() -> None:
     check_encodable("whole pair: \U0001f600", "the text")
 
 
-@pytest.mark.parametrize("value", [1, 7, np.int64(1), np.int32(3), np.uint8(255), 10**18])
-def test_whole_numbers_become_int(value: Any) -> None:
-    count = check_count(value, "k")
-    assert (count, type(count)) == (int(value), int)
+COUNT, SECONDS = partial(check_count, name="k"), partial(check_seconds, name="time_budget")
 
 
-@pytest.mark.parametrize("value", [0, -1, np.int64(0), -(10**30)])
-def test_a_count_below_one_is_refused(value: Any) -> None:
-    with pytest.raises(InvalidInputError, match=f"k must be >= 1, got {int(value)}"):
-        check_count(value, "k")
+@pytest.mark.parametrize(
+    ("check", "value", "kind"),
+    [
+        *((COUNT, value, int) for value in (1, 7, np.int64(1), np.int32(3), np.uint8(255), 10**18)),
+        *((check_threshold, value, float) for value in (0, 0.0, 1, 1.0, 0.5, np.float32(0.5), Fraction(1, 2))),
+        *((SECONDS, value, float) for value in (0.001, 1, np.float32(0.5), Fraction(1, 2), 1e12)),
+    ],
+)
+def test_numbers_become_plain_ones(check: Any, value: Any, kind: type) -> None:
+    found = check(value)
+    assert (found, type(found)) == (kind(value), kind)
+    assert check_threshold(None) is SECONDS(None) is None
 
 
-@pytest.mark.parametrize("value", [True, False, None, 1.0, 2.5, "3", math.inf, math.nan, [1], Decimal(3)])
-def test_what_is_no_whole_number_is_refused(value: Any) -> None:
-    with pytest.raises(InvalidInputError, match="k must be a whole number"):
-        check_count(value, "k")
-
-
-@pytest.mark.parametrize("value", [0, 0.0, 1, 1.0, 0.5, np.float32(0.5), np.float64(0.25), Fraction(1, 2)])
-def test_a_threshold_becomes_float(value: Any) -> None:
-    threshold = check_threshold(value)
-    assert (threshold, type(threshold)) == (float(value), float)
-    assert check_threshold(None) is None
-
-
-@pytest.mark.parametrize("value", [math.nan, 2, -0.1, 1.0001, math.inf, True, False, "0.5", [0.5], np.float32("nan")])
-def test_a_threshold_outside_the_scores_is_refused(value: Any) -> None:
-    with pytest.raises(InvalidInputError, match=r"score_threshold.*\[0, 1\]"):
-        check_threshold(value)
-
-
-@pytest.mark.parametrize("value", [0.001, 1, np.float32(0.5), Fraction(1, 2), 1e12])
-def test_seconds_become_float(value: Any) -> None:
-    seconds = check_seconds(value, "time_budget")
-    assert (seconds, type(seconds)) == (float(value), float)
-    assert check_seconds(None, "time_budget") is None
-
-
-@pytest.mark.parametrize("value", [0, 0.0, -1, math.nan, math.inf, True, "1", [1]])
-def test_seconds_that_are_none_are_refused(value: Any) -> None:
-    with pytest.raises(InvalidInputError, match="time_budget must be a number of seconds above 0"):
-        check_seconds(value, "time_budget")
+@pytest.mark.parametrize(
+    ("check", "value", "says"),
+    [
+        *((COUNT, value, f"k must be >= 1, got {int(value)}") for value in (0, -1, np.int64(0), -(10**30))),
+        *((COUNT, value, "k must be a whole number") for value in (True, None, 1.0, "3", math.inf, math.nan, [1])),
+        (COUNT, Decimal(3), "k must be a whole number"),
+        *((check_threshold, value, r"score_threshold.*\[0, 1\]") for value in (math.nan, 2, -0.1, 1.0001, True, "0.5")),
+        *((check_threshold, value, r"score_threshold.*\[0, 1\]") for value in (math.inf, [0.5], np.float32("nan"))),
+        *(
+            (SECONDS, value, "time_budget must be a number of seconds above 0")
+            for value in (0, 0.0, -1, True, "1", [1])
+        ),
+        *((SECONDS, value, "time_budget must be a number of seconds above 0") for value in (math.nan, math.inf)),
+        *((check_threshold, value, "score_threshold") for value in (10**400, Decimal(1), 1j, np.bool_(1))),
+        *((SECONDS, value, "time_budget") for value in (10**400, Fraction(10**400, 3), Decimal(1), 1j, np.bool_(1))),
+    ],
+)
+def test_what_is_no_such_number_is_refused(check: Any, value: Any, says: str) -> None:
+    with pytest.raises(InvalidInputError, match=says):
+        check(value)
 
 
 HUGE = 10**5_000  # more digits than Python writes
-
-
-class Unshown:
-    def __repr__(self) -> str:
-        raise RuntimeError("no repr")
 
 
 @pytest.mark.parametrize(
@@ -174,14 +165,7 @@ def test_whatever_is_given_the_error_is_ours_and_short(call: Callable[[], object
     assert len(str(caught.value)) < 2_000
 
 
-def _nested(depth: int) -> list[Any]:
-    value: list[Any] = []
-    for _ in range(depth):
-        value = [value]
-    return value
-
-
-ODD = [Unshown(), _nested(5_000), -(10**5_000), {"a": _nested(900)}, ["x" * 10**5] * 100, b"\0" * 10**6]
+ODD = [Unshown(), nested("list", 5_000), -(10**5_000), {"a": nested("list", 900)}, ["x" * 10**5] * 100, b"\0" * 10**6]
 
 
 @pytest.mark.parametrize("at", range(len(ODD)))
@@ -198,16 +182,6 @@ def test_a_very_long_message_loses_its_middle() -> None:
         assert len(message.encode()) < 2_000
         assert message.startswith("given é")
         assert message.endswith("expected this; do that")
-
-
-@pytest.mark.parametrize(
-    "value", [10**400, Fraction(10**400, 3), math.nan, True, "1", None, Decimal(1), 1j, np.bool_(1)]
-)
-def test_what_is_no_number_passes_no_comparison(value: Any) -> None:
-    for check in (check_threshold, partial(check_seconds, name="it")):
-        if value is not None:
-            with pytest.raises(InvalidInputError):
-                check(value)
 
 
 @pytest.mark.parametrize("path", [None, 5, "", "nul\0byte", "\ud800", "x" * 300, "a/" * 3_000, b"bytes", Unshown()])

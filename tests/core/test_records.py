@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from retrieve_rerank import BM25Index, ChromaIndex, InvalidInputError, Passage
 from retrieve_rerank.indexes.records import JSON_KEY, NODE_KEY, Record, to_record, user_metadata
 from tests.core.stubs import LetterEncoder, run_python
+from tests.odd_values import nested
 
 
 class Colour(str, enum.Enum):
@@ -194,13 +195,6 @@ def test_what_json_cannot_say_is_refused_with_its_place(value: Any, wrap: Any) -
         there_and_back({"key": wrap(value)})
 
 
-def nested(depth: int) -> dict[str, Any]:
-    value: dict[str, Any] = {}
-    for _ in range(depth):
-        value = {"a": value}
-    return value
-
-
 def circular() -> dict[str, Any]:
     value: list[Any] = []
     value.append(value)
@@ -219,7 +213,7 @@ def circular() -> dict[str, Any]:
         ({"key": {"half \ud800": 1}}, r"passage 'a'.*surrogate"),
         ({JSON_KEY: "x"}, "reserved; rename it"),
         pytest.param(circular(), "passage 'a'", id="circular"),
-        pytest.param(nested(5000), "passage 'a'", id="deep"),
+        pytest.param(nested("dict", 5000), "passage 'a'", id="deep"),
         pytest.param({"key": 10**5000}, "passage 'a'", id="digits"),
     ],
 )

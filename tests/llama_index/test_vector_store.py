@@ -32,6 +32,7 @@ from retrieve_rerank import IndexMismatchError, InvalidInputError, Passage, Remo
 from retrieve_rerank.llama_index import BiEncoderEmbedding, ChromaVectorStore
 from retrieve_rerank.llama_index.convert import node_to_record
 from tests.llama_index.stubs import WordEmbedding, text_node, ticks_during
+from tests.odd_values import nested
 
 
 @pytest.fixture
@@ -44,13 +45,6 @@ def chunk(id_: str, document: str | None, *, embedding: list[float] | None = Non
     if document is not None:
         node.relationships[NodeRelationship.SOURCE] = RelatedNodeInfo(node_id=document)
     return node
-
-
-def nested(depth: int) -> list[Any]:
-    value: list[Any] = []
-    for _ in range(depth):
-        value = [value]
-    return value
 
 
 def ids(store: ChromaVectorStore) -> set[str]:
@@ -112,7 +106,10 @@ def test_a_bad_node_after_a_thousand_good_ones_keeps_all_of_them_out(store: Chro
         (lambda: text_node("bad", "\ud800", [1.0, 0.0]), "surrogate"),
         (lambda: text_node("bad", embedding=[1.0, 0.0], key="\ud800"), "surrogate"),
         (lambda: text_node("bad", embedding=[1.0, 0.0], thing=object()), r"metadata\['thing'\] of node 'bad'"),
-        (lambda: text_node("bad", embedding=[1.0, 0.0], deep=nested(100_000)), r"metadata\['deep'\] of node 'bad'"),
+        (
+            lambda: text_node("bad", embedding=[1.0, 0.0], deep=nested("list", 100_000)),
+            r"metadata\['deep'\] of node 'bad'",
+        ),
         (lambda: text_node("", embedding=[1.0, 0.0]), "non-empty"),
         (lambda: Passage("bad", "text"), "must be a node"),
         (lambda: IndexNode(id_="bad", index_id="i", obj=object(), embedding=[1.0, 0.0]), "node 'bad' cannot be stored"),
