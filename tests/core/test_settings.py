@@ -17,7 +17,7 @@ from retrieve_rerank.models.settings import (
     CrossEncoderSettings,
     ModelSettings,
 )
-from tests.core.test_checks import Unshown
+from tests.odd_values import Unshown
 
 KINDS = [(BiEncoder, BiEncoderSettings, BiEncoderOptions), (CrossEncoder, CrossEncoderSettings, CrossEncoderOptions)]
 
