@@ -28,7 +28,6 @@ from retrieve_rerank import (
     MissingDependencyError,
     ModelError,
     Passage,
-    TruncationWarning,
 )
 from tests import tiny
 
@@ -46,7 +45,6 @@ TEXTS = [
 ]
 SHORT = [text for text in TEXTS if len(text) < 200]
 BACKENDS = ("onnx", "openvino")
-COMMIT = "0123456789012345678901234567890123456789"
 
 
 @pytest.fixture(scope="session")
@@ -88,18 +86,6 @@ def test_settings_around_the_network_work_as_with_torch(tmp_path: Path, kept: Pa
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_long_texts_are_cut_and_told_of(tiny_cross_encoder: Path, kept: Path, backend: str) -> None:
-    with (
-        CrossEncoder(tiny_cross_encoder, precision="float32", backend=backend, cache_folder=kept) as model,
-        CrossEncoder(tiny_cross_encoder, precision="float32") as other,
-    ):
-        with pytest.warns(TruncationWarning, match="1 of 35"):
-            found = values(model, TEXTS)
-        with pytest.warns(TruncationWarning):
-            np.testing.assert_allclose(found, values(other, TEXTS), atol=1e-4)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_every_kind_of_head_gives_the_logits_that_it_gives_with_torch(tmp_path: Path, backend: str) -> None:
     for name in ("two", "dense"):
         (tmp_path / name).mkdir()
@@ -109,17 +95,6 @@ def test_every_kind_of_head_gives_the_logits_that_it_gives_with_torch(tmp_path: 
         found, expected = both(CrossEncoder, path, tmp_path / "cache", backend)
         assert np.ptp(expected) > 1e-2
         np.testing.assert_allclose(found, expected, atol=1e-4)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_windows_are_those_of_torch(tiny_cross_encoder: Path, kept: Path, backend: str) -> None:
-    hits = []
-    for options in ({}, {"backend": backend, "cache_folder": kept}):
-        with CrossEncoder(tiny_cross_encoder, precision="float32", long_passages="windows", **options) as model:
-            hits.append(model.rank(QUERY, ["rome is of the bread. what is the word. paris is in italy. " * 6]))
-    (expected,), (found,) = hits
-    assert found.window == expected.window != (0, len(expected.passage.text))
-    assert found.logit == pytest.approx(expected.logit, abs=1e-4)
 
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {

@@ -11,7 +11,7 @@ import pytest
 from langchain_core.documents import Document
 from langchain_core.indexing import InMemoryRecordManager, index
 
-from retrieve_rerank import IndexLockedError, IndexMismatchError, InvalidInputError
+from retrieve_rerank import IndexLockedError, IndexMismatchError, InvalidInputError, TruncationWarning
 from retrieve_rerank._files import FileLock
 from retrieve_rerank.langchain import BiEncoderEmbeddings, ChromaVectorStore
 from tests.langchain.stubs import WordEmbeddings
@@ -66,15 +66,6 @@ def test_another_model_is_refused(tmp_path: Path, tiny_bi_encoder: Path, tiny_do
     with pytest.raises(IndexMismatchError, match="model was 'one', now 'two'"):
         ChromaVectorStore("words", WordEmbeddings("two"), tmp_path)
     assert ChromaVectorStore("words", WordEmbeddings("two"), tmp_path, assume_compatible=True).collection.count() == 0
-
-
-def test_stored_documents_are_not_embedded_again() -> None:
-    embeddings = WordEmbeddings()
-    stored = ChromaVectorStore(embedding_function=embeddings)
-    for _ in range(2):
-        stored.add_texts(["a", "b"], [{"n": 1}, {"n": 2}], ids=["1", "2"])
-    stored.add_texts(["a", "b"], [{"n": True}, {"n": 2}], ids=["1", "2"])
-    assert embeddings.embedded == ["a", "b"]
 
 
 @pytest.mark.parametrize("cleanup", ["incremental", "full", "scoped_full"])
@@ -249,3 +240,14 @@ def test_lists_of_different_lengths_store_nothing() -> None:
     with pytest.raises(InvalidInputError, match="equally long, but one of them ends after 2499 items"):
         store.add_texts(["ab"] * 2_500, ids=[str(number) for number in range(2_499)])
     assert store.get()["ids"] == []
+
+
+async def test_a_store_says_once_what_all_its_batches_cut(tiny_bi_encoder: Path) -> None:
+    texts = ["rome " * (200 if number % 3 == 0 else 2) + str(number) for number in range(30)]
+    store = ChromaVectorStore(embedding_function=BiEncoderEmbeddings(model=str(tiny_bi_encoder)))
+    with pytest.warns(TruncationWarning, match="10 of 30 texts") as caught:
+        store.add_texts(texts, batch_size=4)
+    assert [warning.filename for warning in caught] == [__file__]
+    with pytest.warns(TruncationWarning, match="10 of 30 texts") as caught:
+        await store.aadd_texts(texts, batch_size=4)
+    assert len(caught) == 1

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 import pytest
-from llama_index.core import Settings, SummaryIndex, VectorStoreIndex
+from llama_index.core import Settings, VectorStoreIndex
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.instrumentation import get_dispatcher
@@ -73,22 +73,6 @@ async def test_no_language_model_is_needed_or_touched(monkeypatch: pytest.Monkey
     for nodes in await both_ways(hybrid, "a"):
         assert nodes[0].node_id == "a"
     assert Settings._llm is None
-
-
-async def test_any_retriever_or_index_is_asked_for_the_depth_and_left_alone() -> None:
-    store = ChromaVectorStore(metric="dot", embed_model=WordEmbedding())
-    store.add(WordEmbedding()([text_node(text) for text in ("a a a", "a a", "a", "b")]))
-    index = VectorStoreIndex.from_vector_store(store, embed_model=WordEmbedding())
-    given: list[Any] = [
-        index,
-        index.as_retriever(similarity_top_k=1),
-        ChromaRetriever(store, similarity_top_k=1),
-        SummaryIndex([text_node("b")]),
-    ]
-    for nodes in await both_ways(HybridRetriever(given, similarity_top_k=3), "a"):
-        assert [node.node_id for node in nodes] == ["a a a", "a a", "a"]
-        assert ranks(nodes) == [(1, 1, 1, None), (2, 2, 2, None), (3, 3, 3, None)]
-    assert given[1].similarity_top_k == given[2].similarity_top_k == 1
 
 
 async def test_every_retriever_embeds_the_query_itself() -> None:
