@@ -41,12 +41,12 @@ def test_every_system_is_drawn_with_its_interval_and_its_name() -> None:
         assert bottom < system.means["nDCG@10"] < top
 
 
-def test_a_tuning_is_drawn_with_all_its_settings_and_the_chosen_one() -> None:
+def test_a_tuning_is_drawn_with_the_settings_of_the_chosen_weight_and_the_chosen_one() -> None:
     tuning = reports.tuned()
     axes = tuning.plot()
     axes.figure.savefig(io.BytesIO())
     drawn = [point for container in axes.containers for point in container.lines[0].get_ydata()]
-    assert sorted(drawn) == sorted(setting.quality for setting in tuning.settings)
+    assert sorted(drawn) == sorted(setting.quality for setting in tuning.at_weight(tuning.weight))
     assert axes.get_ylim()[0] < min(drawn) < max(drawn) < axes.get_ylim()[1]
     chosen = axes.lines[-1]
     assert (chosen.get_xdata()[0], chosen.get_ydata()[0]) == (tuning.chosen.latency.p95, tuning.chosen.quality)

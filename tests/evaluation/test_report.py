@@ -189,7 +189,7 @@ def test_a_tuning_has_a_report_of_its_own_with_the_setting_to_paste(tmp_path: Pa
     assert settings.count(" chosen ") == 1
     assert settings.count(" deep ") == 16  # two first stages, two cross-encoders, four depths
     assert settings.count(" yes") == len(tuning.frontier)
-    assert page.tags.count("figure") == 4
+    assert page.tags.count("figure") == 2 * 4  # by depth, and by weight
     assert "words → large : highest at" in page.said("depths")
 
 
@@ -198,7 +198,7 @@ def test_one_report_shows_both_and_no_label_means_two_things(tmp_path: Path) -> 
     text = (tmp_path / "both.html").read_text(encoding="utf-8")
     page = Page(text)
     assert page.open == []
-    assert list(page.words)[2:6] == ["answer", "frontier", "depths", "settings"]
+    assert list(page.words)[2:7] == ["answer", "frontier", "depths", "weights", "settings"]
     assert len(set(page.words)) == len(re.findall("<section|<header", text)) + 1  # no section twice
     assert set(re.findall(r'class="chip[^"]*">(\w+)<', text.split('id="table"')[0].split('id="answer"')[1])) == set(
         "ABCDEF"

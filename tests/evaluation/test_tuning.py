@@ -43,7 +43,8 @@ def setting(tuning: Tuning, first: str, depth: int | None) -> Setting:
 
 
 def test_qualities_by_hand() -> None:
-    tuning = tune({"shelf": Shelf(LISTS)}, {"table": TableScorer(logits("abcdef"))}, dataset(), depths=[3, 1, 2, 2])
+    table = TableScorer(logits("abcdef"))
+    tuning = tune({"shelf": Shelf(LISTS)}, {"table": table}, dataset(), depths=[3, 1, 2, 2], rerank_weights=[1])
     ideal = 2 + SECOND  # a (2) first, d (1) second
     assert [one.name for one in tuning.settings] == [
         "shelf, not re-ranked",
@@ -133,7 +134,7 @@ def test_each_pair_is_read_once_and_the_deepest_first() -> None:
 def test_two_cross_encoders_and_one_given_twice() -> None:
     good, flat = TableScorer(logits("abcdef")), TableScorer(dict.fromkeys(TEXTS.values(), 2.5))
     models = {"good": good, "flat": flat, "again": good}
-    tuning = tune({"shelf": Shelf(LISTS)}, models, dataset(), depths=[3])
+    tuning = tune({"shelf": Shelf(LISTS)}, models, dataset(), depths=[3], rerank_weights=[1])
     assert tuning.cross_encoders == ("good", "flat", "again")
     found = {one.cross_encoder: one for one in tuning.settings}
     assert found.keys() == {None, "good", "flat", "again"}
@@ -153,7 +154,7 @@ def test_a_first_stage_that_finds_nothing_loses_no_work() -> None:
     nothing = Shelf({"one": "", "two": ""})
     tuning = tune({"nothing": nothing, "shelf": Shelf(LISTS)}, {"table": TableScorer(logits("abcdef"))}, dataset())
     assert tuning.chosen.first_stage == "shelf"
-    only = tune({"nothing": nothing}, {"table": TableScorer({})}, dataset(), depths=[2, 3])
+    only = tune({"nothing": nothing}, {"table": TableScorer({})}, dataset(), depths=[2, 3], rerank_weights=[1])
     assert [one.quality for one in only.settings] == [0, 0, 0]
     assert only.chosen.pairs == 0
 
@@ -397,7 +398,7 @@ def test_what_a_reader_is_told() -> None:
     )
     assert tuning.answer.endswith("the best first stage by itself, 'my shelf', reaches 0.631.")
     assert repr(tuning).startswith(
-        "<Tuning of 2 settings on 'many', 30 questions: my shelf → table, 2 deep; nDCG@10 1.000"
+        "<Tuning of 11 settings on 'many', 30 questions: my shelf → table, 2 deep; nDCG@10 1.000"
     )
     assert "The deepest that was tried is chosen: try deeper than 2." in tuning.notes
     assert any("reached 1.000 on the other half, 0.000 below the best" in note for note in tuning.notes)

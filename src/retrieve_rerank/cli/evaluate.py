@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -33,6 +33,7 @@ from retrieve_rerank.cli.options import (
     Models,
     PrecisionName,
     PrecisionOption,
+    RerankWeight,
     check_first_stages,
     check_language,
     model_name,
@@ -122,6 +123,7 @@ def evaluate(
         ),
     ] = None,
     fetch_k: Annotated[int, typer.Option(min=1, metavar="N", help="How many candidates to re-rank.")] = 100,
+    rerank_weight: RerankWeight = None,
     measure: Annotated[
         list[str] | None,
         typer.Option(
@@ -151,7 +153,7 @@ def evaluate(
     check_outputs(html, markdown, save, cache, folder=runs, inputs=[dataset, queries, qrels, saved], index=index)
     if saved is not None:
         measured = (dataset, index, queries, qrels, sample, sample_questions, language, first_stage, measure)
-        if demo or any(option is not None for option in (*measured, bi_encoder, cross_encoder)):
+        if demo or any(option is not None for option in (*measured, rerank_weight, bi_encoder, cross_encoder)):
             raise typer.BadParameter("--from shows what was measured; leave out what says what to measure, and how")
         evaluation = Evaluation.from_json(saved)
     else:
@@ -161,7 +163,8 @@ def evaluate(
         with ExitStack() as opened:
             ground = opened.enter_context(prepared(source, models, names))
             stages = opened.enter_context(ground.stages(names))
-            pipelines = _pipelines(stages, cross_encoders(cross_encoder, index, demo=demo), models, fetch_k, opened)
+            options = {"fetch_k": fetch_k, "rerank_weight": 1.0 if rerank_weight is None else rerank_weight}
+            pipelines = _pipelines(stages, cross_encoders(cross_encoder, index, demo=demo), models, options, opened)
             evaluation = run(
                 pipelines,
                 ground.dataset,
@@ -199,7 +202,7 @@ def _pipelines(
     stages: Mapping[str, Retriever],
     names: list[str | None],
     models: Models,
-    fetch_k: int,
+    options: Mapping[str, Any],
     opened: ExitStack,
 ) -> Mapping[str, Retriever | RetrieveRerank]:
     from retrieve_rerank.retrieval.pipeline import RetrieveRerank
@@ -209,7 +212,7 @@ def _pipelines(
     for name in names:
         scorer = opened.enter_context(replace(models, cross_encoder=name).make_cross_encoder())
         for stage, retriever in stages.items():
-            pipelines[f"{stage} → {shown[name]}"] = RetrieveRerank(retriever, scorer, fetch_k=fetch_k)
+            pipelines[f"{stage} → {shown[name]}"] = RetrieveRerank(retriever, scorer, **options)
     return pipelines
 
 
@@ -232,6 +235,8 @@ def _tell(evaluation: Evaluation, *, json: bool) -> None:
                 "system": system.name,
                 "baseline": system.baseline,
                 "fetch_k": system.fetch_k,
+                "rerank_weight": system.rerank_weight,
+                "by_weight": {f"{weight:g}": mean for weight, (mean, _, _) in system.by_weight.items()},
                 "means": system.means,
                 "ceiling": system.ceiling,
                 "verdict": None if change is None else change.verdict,

@@ -58,6 +58,16 @@ CrossEncoderNames = Annotated[
 PrecisionOption = Annotated[
     PrecisionName, typer.Option("--precision", help="What the models compute in; auto keeps the ranking.")
 ]
+RerankWeight = Annotated[
+    float | None,
+    typer.Option(
+        "--rerank-weight",
+        min=0,
+        max=1,
+        metavar="N",
+        help="How much the cross-encoder counts in the order, from 0 (the order before) to 1 (its own), as usual.",
+    ),
+]
 Device = Annotated[
     str | None, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1 or mps; left out: the best there is.")
 ]

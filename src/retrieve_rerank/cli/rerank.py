@@ -21,6 +21,7 @@ from retrieve_rerank.cli.options import (
     Models,
     PrecisionName,
     PrecisionOption,
+    RerankWeight,
     model_name,
 )
 from retrieve_rerank.cli.streams import arriving, for_people, guarded, put, say, show, with_examples
@@ -34,7 +35,8 @@ HELP = with_examples(
     'Re-rank the passages of JSON lines, {"query": …, "passages": […]}.\n\n'
     'A passage is a text or {"id": …, "text": …, "metadata": {…}}. Every line is answered as soon as it is there, by '
     'one line: what it held, with "hits" for "passages", best first, each with what the passage held; "index" is its '
-    "place in the line, from 0. Lines that cannot be used are named on stderr, and the status is 1 in the end.",
+    "place in the line, from 0. With a --rerank-weight below 1 the order in the line counts, too. Lines that "
+    "cannot be used are named on stderr, and the status is 1 in the end.",
     "retrieve-rerank rerank pairs.jsonl --demo",
     "cat pairs.jsonl | retrieve-rerank rerank - --demo --top-n 3 > ranked.jsonl",
 )
@@ -52,6 +54,7 @@ def rerank(
     threshold: Annotated[
         float | None, typer.Option(min=0, max=1, metavar="N", help="Leave out passages whose relevance is below.")
     ] = None,
+    rerank_weight: RerankWeight = None,
     demo: Demo = False,
     cross_encoder: CrossEncoderName = None,
     device: Device = None,
@@ -61,6 +64,8 @@ def rerank(
 ) -> None:
     """Re-rank the passages of JSON lines."""
     models = Models(None, model_name(cross_encoder, demo=demo), device, precision)
+    options = {"top_n": top_n, "score_threshold": threshold}
+    options["rerank_weight"] = 1.0 if rerank_weight is None else rerank_weight
     bad = 0
     with ExitStack() as opened:
         stream = 0 if file == "-" else opened.enter_context(_opened(Path(file))).fileno()
@@ -68,7 +73,7 @@ def rerank(
             say('Type lines such as {"query": "capital of France?", "passages": ["Paris.", "Rome."]}; Ctrl-D ends.')
         scorer = opened.enter_context(models.make_cross_encoder())
         for lines in _batches(stream):
-            bad += _answer(lines, scorer, top_n, threshold, json=json)
+            bad += _answer(lines, scorer, options, json=json)
     if bad:
         say(f"retrieve-rerank: {bad} line{'s' * (bad != 1)} could not be used")
         raise typer.Exit(1)
@@ -104,22 +109,18 @@ class _Line:
     problem: str | None = None
 
 
-def _answer(
-    lines: Sequence[tuple[int, bytes]], scorer: CrossEncoder, top_n: int | None, threshold: float | None, *, json: bool
-) -> int:
-    """Answer lines in their order; return how many could not be."""
+def _answer(lines: Sequence[tuple[int, bytes]], scorer: CrossEncoder, options: Mapping[str, Any], *, json: bool) -> int:
+    """Answer lines in their order, ranked with these options of the scorer; return how many could not be."""
     bad = 0
     parsed = [line for number, raw in lines if (line := _parsed(number, raw)) is not None]
     good = [line for line in parsed if line.problem is None]
     try:
-        ranked = scorer.rank_many(
-            [line.query for line in good], [line.passages for line in good], top_n=top_n, score_threshold=threshold
-        )
+        ranked = scorer.rank_many([line.query for line in good], [line.passages for line in good], **options)
         for line, hits in zip(good, ranked, strict=True):
             line.hits = hits
     except InvalidInputError:  # one of them; each by itself shows which
         for line in good:
-            _answer_alone(line, scorer, top_n, threshold)
+            _answer_alone(line, scorer, options)
     for line in parsed:
         if line.hits is None:
             bad += 1
@@ -129,9 +130,9 @@ def _answer(
     return bad
 
 
-def _answer_alone(line: _Line, scorer: CrossEncoder, top_n: int | None, threshold: float | None) -> None:
+def _answer_alone(line: _Line, scorer: CrossEncoder, options: Mapping[str, Any]) -> None:
     try:
-        line.hits = scorer.rank(line.query, line.passages, top_n=top_n, score_threshold=threshold)
+        line.hits = scorer.rank(line.query, line.passages, **options)
     except InvalidInputError as error:
         line.problem = str(error)
 
@@ -190,6 +191,7 @@ def _write(line: _Line, hits: Sequence[Hit], *, json: bool) -> None:
             "id": hit.passage.id if item.get("id") in (None, "") else item["id"],
             "score": hit.score,
             "logit": hit.logit,
+            **({} if hit.combined_score is None else {"combined_score": hit.combined_score}),
             "truncated": hit.truncated,
             "text": hit.passage.text,
         }

@@ -24,6 +24,7 @@ from retrieve_rerank.cli.options import (
     Models,
     PrecisionName,
     PrecisionOption,
+    RerankWeight,
     model_name,
 )
 from retrieve_rerank.cli.streams import arriving, for_people, guarded, put, say, show, with_examples
@@ -78,6 +79,7 @@ def search(
         float | None,
         typer.Option(min=0, max=1, metavar="N", help="Leave out passages whose relevance is below."),
     ] = None,
+    rerank_weight: RerankWeight = None,
     demo: Demo = False,
     cross_encoder: CrossEncoderName = None,
     device: Device = None,
@@ -105,6 +107,8 @@ def search(
         folder.tell(cross_encoder=reranked and chosen is None and saved is None)
         if threshold is not None and not reranked:
             raise typer.BadParameter("--threshold is compared with the relevance, which only re-ranking gives")
+        if rerank_weight is not None and not reranked:
+            raise typer.BadParameter("--rerank-weight is for an order that re-ranking makes, and nothing is re-ranked")
         if reranked:
             if deep < top_n:
                 say(f"note: only {deep} candidates are re-ranked, so there are no {top_n} to show; raise --fetch-k")
@@ -114,7 +118,15 @@ def search(
                 made = _tuned(saved, setting, device, precision) if saved and tuned else models.make_cross_encoder()
             scorer = opened.enter_context(made)
             # All of them, to say what became of those that were at the top before.
-            pipeline = RetrieveRerank(stages[stage], scorer, fetch_k=deep, top_n=deep, score_threshold=threshold)
+            usual = 1.0 if saved is None else saved.rerank_weight
+            pipeline = RetrieveRerank(
+                stages[stage],
+                scorer,
+                fetch_k=deep,
+                top_n=deep,
+                score_threshold=threshold,
+                rerank_weight=usual if rerank_weight is None else rerank_weight,
+            )
             ask = partial(pipeline.search, **options)
         else:
             ask = partial(_retrieved, stages[stage], max(deep, top_n), options)
@@ -257,6 +269,7 @@ def _record(query: str, hit: Hit, others: Sequence[str]) -> Mapping[str, object]
         "rank": hit.rank,
         "score": hit.score,
         "logit": hit.logit,
+        **({} if hit.combined_score is None else {"combined_score": hit.combined_score}),
         "retrieval_rank": hit.retrieval_rank,
         "retrieval_score": hit.retrieval_score,
         **ranks,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -37,14 +37,24 @@ def searched(result: SearchResult, top_n: int) -> Sequence[RenderableType]:
     if scored:
         table.add_column("was", no_wrap=True)
     table.add_column("relevance" if scored else "score", justify="right", no_wrap=True)
+    combined = _combined(table, result.hits)
     table.add_column("source", ratio=2, overflow="fold")
     table.add_column("passage", ratio=5)
     words = {word for word in re.findall(r"\w+", result.query.casefold()) if len(word) > 2}
     for hit, others in folded(result.hits)[:top_n]:
         cells: list[RenderableType] = [Text(str(hit.rank), style="bold"), *([_was(hit)] if scored else [])]
         cells.append(f"{hit.score:.3f}" + ("*" if hit.truncated else ""))
+        cells += combined(hit)
         table.add_row(*cells, _source(hit, others), _snippet(hit.passage.text, words))
     return [title, table, *(_left(result, top_n) if scored else ())]
+
+
+def _combined(table: Table, hits: Sequence[Hit]) -> Callable[[Hit], list[str]]:
+    """Add a column of what the order is by, where both stages voted, and return what makes a hit's cell of it."""
+    if all(hit.combined_score is None for hit in hits):
+        return lambda hit: []
+    table.add_column("combined", justify="right", no_wrap=True)
+    return lambda hit: ["" if hit.combined_score is None else f"{hit.combined_score:+.2f}"]
 
 
 def _snippet(text: str, words: Collection[str]) -> Text:
@@ -110,6 +120,7 @@ def reranked(query: str, hits: Sequence[Hit]) -> Sequence[RenderableType]:
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("was", justify="right", no_wrap=True)
     table.add_column("relevance", justify="right", no_wrap=True)
+    combined = _combined(table, hits)
     table.add_column("id", ratio=1, overflow="fold")
     table.add_column("passage", ratio=5)
     for hit in hits:
@@ -117,6 +128,7 @@ def reranked(query: str, hits: Sequence[Hit]) -> Sequence[RenderableType]:
             Text(str(hit.rank), style="bold"),
             "" if hit.index is None else str(hit.index + 1),
             f"{hit.score:.3f}" + ("*" if hit.truncated else ""),
+            *combined(hit),
             Text(one_line(hit.passage.id, 60), style="cyan"),
             Text(one_line(hit.passage.text, _SNIPPET)),
         )

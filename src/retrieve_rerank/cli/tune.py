@@ -59,11 +59,11 @@ if TYPE_CHECKING:
     from retrieve_rerank.models.cross_encoder import CrossEncoder
 
 HELP = with_examples(
-    "Find the first stage, the depth and the cross-encoder to search with.\n\n"
-    "Tries first stages at many depths, each with and without re-ranking, and takes the best that fits "
-    "--latency-budget, or the fastest that reaches --quality. An index without judgements is tuned on 100 weak "
-    "questions made from its own passages. What --save writes, search --setting takes. Where nothing meets what was "
-    "asked for, the closest is written, and the status is 1.",
+    "Find the first stage, the depth, the cross-encoder and its weight to search with.\n\n"
+    "Tries first stages at many depths, each without re-ranking and with many weights of the cross-encoder, and takes "
+    "the best that fits --latency-budget, or the fastest that reaches --quality. An index without judgements is tuned "
+    "on 100 weak questions made from its own passages. What --save writes, search --setting takes. Where nothing meets "
+    "what was asked for, the closest is written, and the status is 1.",
     "retrieve-rerank tune --in my-index --latency-budget 300ms --save setting.json",
     "retrieve-rerank tune my-dataset --demo --quality 0.5 --save setting.json --html tuning.html",
 )
@@ -104,6 +104,15 @@ def tune(
         list[int] | None,
         typer.Option(min=1, metavar="N", help="Candidates to re-rank; may be repeated; left out: 5 to 100."),
     ] = None,
+    rerank_weight: Annotated[
+        list[float] | None,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="N",
+            help="How much the cross-encoder counts in the order; may be repeated; left out: 0.1, 0.2 … 1.",
+        ),
+    ] = None,
     measure: Annotated[str, typer.Option(metavar="NAME", help="Name in ir-measures.")] = "nDCG@10",
     demo: Demo = False,
     bi_encoder: BiEncoderName = None,
@@ -123,6 +132,7 @@ def tune(
     debug: Debug = False,
 ) -> None:
     """Find the setting to search with."""
+    from retrieve_rerank.evaluation.running import WEIGHTS
     from retrieve_rerank.evaluation.tune import DEPTHS
     from retrieve_rerank.evaluation.tune import tune as run
 
@@ -143,6 +153,7 @@ def tune(
             ground.dataset,
             measure=name,
             depths=depth or DEPTHS,
+            rerank_weights=rerank_weight or WEIGHTS,
             latency_budget=latency_budget,
             quality=quality,
             cache=ground.cache(cache, without=no_cache),
@@ -194,6 +205,7 @@ def _record(tuning: Tuning, setting: Setting) -> dict[str, object]:
         "first_stage": setting.first_stage,
         "fetch_k": setting.fetch_k,
         "cross_encoder": setting.cross_encoder,
+        "rerank_weight": setting.rerank_weight,
         "precision": setting.precision,
         "measure": tuning.measure,
         "quality": setting.quality if math.isfinite(setting.quality) else None,

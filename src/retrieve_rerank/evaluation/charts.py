@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from string import ascii_uppercase
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from retrieve_rerank.errors import require
 from retrieve_rerank.evaluation.choosing import Tuning
 from retrieve_rerank.evaluation.measures import cutoff, per_query
-from retrieve_rerank.evaluation.measuring import mean_of, perfect
+from retrieve_rerank.evaluation.measuring import intervals, mean_of, perfect
 from retrieve_rerank.evaluation.results import Evaluation, System
-from retrieve_rerank.evaluation.significance import bootstrap_interval
 from retrieve_rerank.evaluation.words import shown_time
 from retrieve_rerank.search_result import cut, minus
 
@@ -171,11 +168,10 @@ def tuning_marks(tuning: Tuning) -> dict[tuple[str, str | None], Mark]:
 def evaluation_chart(evaluation: Evaluation) -> Chart:
     """Return quality against latency, a labelled disc a system."""
     measure, marks = evaluation.measures[0], evaluation_marks(evaluation)
-    intervals = _intervals(
-        [system.per_query[measure] for system in evaluation.systems], evaluation.resamples, evaluation.seed
-    )
+    rows = [system.per_query[measure] for system in evaluation.systems]
+    ends = intervals(rows, resamples=evaluation.resamples, seed=evaluation.seed)
     points = []
-    for system, (low, high) in zip(evaluation.systems, intervals, strict=True):
+    for system, (low, high) in zip(evaluation.systems, ends, strict=True):
         p50, p95 = _latency(system)
         mean = system.means[measure]
         ceiling = None if system.baseline is None else evaluation[system.baseline].ceiling[measure]
@@ -203,11 +199,12 @@ def changes_axis(evaluation: Evaluation) -> Axis:
 def tuning_chart(tuning: Tuning) -> Chart:
     """Return quality against latency, a line of dots for each first stage and cross-encoder."""
     limit, best, marks = tuning.latency_budget, tuning.frontier, tuning_marks(tuning)
-    seconds = [setting.latency.p95 for setting in tuning.settings]
+    settings = tuning.at_weight(tuning.weight)
+    seconds = [setting.latency.p95 for setting in settings]
     x = axis_around([*seconds, *([] if limit is None else [limit])], log=True)
     points, lines = [], []
     for (first_stage, cross_encoder), mark in marks.items():
-        found = [one for one in tuning.settings if (one.first_stage, one.cross_encoder) == (first_stage, cross_encoder)]
+        found = [one for one in settings if (one.first_stage, one.cross_encoder) == (first_stage, cross_encoder)]
         found.sort(key=lambda one: one.fetch_k)
         if cross_encoder is not None:
             line = [(one.latency.p95, one.quality) for one in found]
@@ -223,7 +220,7 @@ def tuning_chart(tuning: Tuning) -> Chart:
         f"time a question, p95 (logarithmic){asked}",
         tuning.measure,
         x,
-        axis_around([setting.quality for setting in tuning.settings], margin=0.12),
+        axis_around([setting.quality for setting in settings], margin=0.12),
         [(tick, _short_time(tick)) for tick in x.ticks()],
         points,
         lines=lines,
@@ -269,11 +266,25 @@ def depths(evaluation: Evaluation, system: System, baseline: System) -> list[tup
         best = {query: ids[:seen] for query, ids in perfect(first, judgements).items()}
         quality.append(per_query([measure], judgements, found)[measure])
         ceilings.append(mean_of(per_query([measure], judgements, best)[measure]))
-    intervals = _intervals(quality, min(_RESAMPLES, evaluation.resamples), evaluation.seed)
+    ends = intervals(quality, resamples=min(_RESAMPLES, evaluation.resamples), seed=evaluation.seed)
     return [
         (depth, mean_of(values), low, high, ceiling)
-        for depth, values, (low, high), ceiling in zip(levels, quality, intervals, ceilings, strict=True)
+        for depth, values, (low, high), ceiling in zip(levels, quality, ends, ceilings, strict=True)
     ]
+
+
+def evaluation_weights(evaluation: Evaluation) -> list[Chart]:
+    """Return, of each re-ranked system, what every weight of the cross-encoder would have reached."""
+    measure, marks = evaluation.measures[0], evaluation_marks(evaluation)
+    found = []
+    for system in evaluation.systems:
+        if system.baseline is not None and system.by_weight:
+            points = [
+                Point(marks[system.name], system.name, weight, *reached)
+                for weight, reached in sorted(system.by_weight.items())
+            ]
+            found.append((points, evaluation[system.baseline].means[measure]))
+    return _weight_charts(measure, found)
 
 
 def tuning_depths(tuning: Tuning) -> list[Chart]:
@@ -281,33 +292,76 @@ def tuning_depths(tuning: Tuning) -> list[Chart]:
     before = {one.first_stage: one.quality for one in tuning.settings if one.cross_encoder is None}
     found = []
     for (first_stage, cross_encoder), mark in tuning_marks(tuning).items():
-        if cross_encoder is not None and len(settings := tuning.curve(first_stage, cross_encoder)) > 1:
+        if cross_encoder is not None and len(tuning.depths) > 1:
             name, known = f"{first_stage} → {cross_encoder}", tuning.ceiling.get(first_stage, {})
             points = [
                 Point(mark, name, one.fetch_k, one.quality, one.low, one.high, known.get(one.fetch_k))
-                for one in settings
+                for one in tuning.curve(first_stage, cross_encoder, tuning.weight)
             ]
             found.append((points, before[first_stage]))
     return _depth_charts(tuning.measure, found)
 
 
+def tuning_weights(tuning: Tuning) -> list[Chart]:
+    """Return quality by weight of each first stage with each cross-encoder, as deep as is chosen, or else deepest."""
+    depth = tuning.depths[-1] if tuning.chosen.cross_encoder is None else tuning.chosen.fetch_k
+    alone = {one.first_stage: one for one in tuning.settings if one.cross_encoder is None}
+    found = []
+    for (first_stage, cross_encoder), mark in tuning_marks(tuning).items():
+        if cross_encoder is not None:
+            wanted = (first_stage, cross_encoder, depth)
+            settings = [one for one in tuning.settings if (one.first_stage, one.cross_encoder, one.fetch_k) == wanted]
+            points = [
+                Point(mark, f"{first_stage} → {cross_encoder}", one.rerank_weight, one.quality, one.low, one.high)
+                for one in (alone[first_stage], *sorted(settings, key=lambda one: one.rerank_weight))
+            ]
+            found.append((points, alone[first_stage].quality))
+    return _weight_charts(tuning.measure, found)
+
+
 def _depth_charts(measure: str, found: Sequence[tuple[Sequence[Point], float]]) -> list[Chart]:
-    """Return charts of quality by depth, all on one scale, from points and what the first stage alone reaches."""
+    """Return charts of quality by depth from points and what the first stage alone reaches."""
+
+    def said(best: Point, last: Point) -> str:
+        whole = "" if best is last else f"; all of them {signed(last.y)}"
+        return f"highest at {best.x:g} of {last.x:g} candidates, {signed(best.y)}{whole}"
+
+    x_name, by = "candidates fetched and re-ranked (logarithmic)", "the number of candidates re-ranked"
+    return _curves(measure, found, x_name, by, said, log=True)
+
+
+def _weight_charts(measure: str, found: Sequence[tuple[Sequence[Point], float]]) -> list[Chart]:
+    """Return charts of quality by the weight of the cross-encoder, likewise."""
+
+    def said(best: Point, last: Point) -> str:
+        return f"highest at {best.x:g}, {signed(best.y)}; the cross-encoder alone {signed(last.y)}"
+
+    return _curves(measure, found, "rerank_weight", "rerank_weight", said)
+
+
+def _curves(
+    measure: str,
+    found: Sequence[tuple[Sequence[Point], float]],
+    x_name: str,
+    by: str,
+    said_of: Callable[[Point, Point], str],
+    *,
+    log: bool = False,
+) -> list[Chart]:
+    """Return charts of quality by `by`, all on one scale, from points and what the first stage alone reaches."""
     reach = [before for _, before in found]
     for points, _ in found:
         reach += [end for one in points for end in (one.low, one.high, one.ceiling or one.high)]
     y, charts = axis_around(reach), []
     for points, before in found:
         first, last, best = points[0], points[-1], max(points, key=lambda one: one.y)
-        whole = "" if best is last else f"; all of them {signed(last.y)}"
-        highest = f"highest at {best.x:g} of {last.x:g} candidates, {signed(best.y)}"
-        said, hue = f"{highest}{whole}; not re-ranked {signed(before)}", best.mark.hue
+        said, hue = f"{said_of(best, last)}; not re-ranked {signed(before)}", best.mark.hue
         limits = [(one.x, one.ceiling) for one in points if one.ceiling is not None]
-        x = Axis(first.x, last.x, log=True)
+        x = Axis(first.x, last.x, log=log)
         charts.append(
             Chart(
-                f"{measure} of {best.series} by the number of candidates re-ranked: {said}",
-                "candidates fetched and re-ranked (logarithmic)",
+                f"{measure} of {best.series} by {by}: {said}",
+                x_name,
                 measure,
                 x,
                 y,
@@ -386,13 +440,6 @@ def _latency(system: System) -> tuple[float, float]:
         return system.total.p50, system.total.p95
     more = (0.0, 0.0) if system.rerank is None else (system.rerank.p50, system.rerank.p95)
     return system.retrieve.p50 + more[0], system.retrieve.p95 + more[1]
-
-
-def _intervals(rows: Sequence[Mapping[str, float]], resamples: int, seed: int) -> list[tuple[float, float]]:
-    """Return the 95 % bootstrap interval of the mean of each row of values by question."""
-    questions = sorted({question for row in rows for question in row})
-    columns = np.array([[row.get(question, np.nan) for row in rows] for question in questions or [""]])
-    return [(low, high) for low, high in bootstrap_interval(columns, resamples=resamples, seed=seed).tolist()]
 
 
 def _short_time(seconds: float) -> str:

@@ -27,7 +27,7 @@ _FEWEST = 10  # questions that can be split
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One way to search: a first stage, how deep it is re-ranked, and by what.
+    """One way to search: a first stage, how deep it is re-ranked, by what, and how much that counts.
 
     Attributes:
         first_stage: Name of the first stage.
@@ -41,6 +41,7 @@ class Setting:
         pairs: Pairs of question and passage that the cross-encoder reads a question, on average.
         latency: Seconds a question, first stage and re-ranking together.
         per_query: Value of the measure by question.
+        rerank_weight: How much the cross-encoder counts in the order; 0 without re-ranking.
 
     Example:
         >>> from retrieve_rerank.evaluation import Latency, Setting
@@ -61,13 +62,15 @@ class Setting:
     pairs: float
     latency: Latency
     per_query: Mapping[str, float]
+    rerank_weight: float = 1.0
 
     @property
     def name(self) -> str:
         """What tables call it; unique in a tuning."""
         if self.cross_encoder is None:
             return f"{self.first_stage}, not re-ranked"
-        return f"{self.first_stage} → {self.cross_encoder}, {self.fetch_k} deep"
+        weight = "" if self.rerank_weight == 1 else f", weight {self.rerank_weight:g}"
+        return f"{self.first_stage} → {self.cross_encoder}, {self.fetch_k} deep{weight}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +136,8 @@ class Tuning(Presented):
         models: What `CrossEncoder(**arguments)` makes each cross-encoder from, by name; empty for one of another kind.
         scores: What a cross-encoder of another kind returns.
         machine: Processor, cores, versions.
+        weighed: Whether the choice is among all weights; where choosing them is worth nothing on questions that it was
+            not made on, it is among the settings of weight 1.
 
     Example:
         >>> from retrieve_rerank import BM25Index
@@ -144,7 +149,7 @@ class Tuning(Presented):
         >>> report = index.add(dataset.passages)
         >>> scorer = TableScorer({texts["p1"]: -1.0, texts["p2"]: 2.0})
         >>> tuning = tune({"words": index}, {"table": scorer}, dataset, depths=[1, 2])
-        >>> [(setting.name, round(setting.quality, 2)) for setting in tuning.settings]
+        >>> [(setting.name, round(setting.quality, 2)) for setting in tuning.at_weight(1.0)]
         [('words, not re-ranked', 0.63), ('words → table, 1 deep', 0.0), ('words → table, 2 deep', 1.0)]
         >>> print(tuning.code().splitlines()[-1])
         search = RetrieveRerank(words, table, fetch_k=2)
@@ -171,6 +176,7 @@ class Tuning(Presented):
     models: Mapping[str, Mapping[str, str | int | float | bool | None]] = field(default_factory=dict)
     scores: Scale = "logits"
     machine: Mapping[str, str | int] = field(default_factory=machine)
+    weighed: bool = True
 
     @property
     def frontier(self) -> tuple[Setting, ...]:
@@ -198,18 +204,29 @@ class Tuning(Presented):
         in_time = self.latency_budget is None or self.chosen.latency.p95 <= self.latency_budget
         return in_time and (self.quality is None or self.chosen.quality >= self.quality)
 
-    def curve(self, first_stage: str, cross_encoder: str) -> tuple[Setting, ...]:
-        """Return the settings of a first stage and a cross-encoder, the shallowest first.
+    @property
+    def weight(self) -> float:
+        """The weight that the chosen setting re-ranks with; where it does not re-rank, the largest that was tried."""
+        tried = [one for one in self.settings if one.cross_encoder is not None]
+        return max((one.rerank_weight for one in (tried if self.chosen not in tried else [self.chosen])), default=1.0)
+
+    def at_weight(self, rerank_weight: float) -> tuple[Setting, ...]:
+        """Return the settings of one weight, and the first stages without re-ranking."""
+        return tuple(one for one in self.settings if one.cross_encoder is None or one.rerank_weight == rerank_weight)
+
+    def curve(self, first_stage: str, cross_encoder: str, rerank_weight: float = 1.0) -> tuple[Setting, ...]:
+        """Return the settings of a first stage, a cross-encoder and a weight, the shallowest first.
 
         Raises:
             InvalidInputError: If there are none.
         """
-        wanted = (first_stage, cross_encoder)
-        found = [setting for setting in self.settings if (setting.first_stage, setting.cross_encoder) == wanted]
+        wanted, tried = (first_stage, cross_encoder), self.at_weight(rerank_weight)
+        found = [setting for setting in tried if (setting.first_stage, setting.cross_encoder) == wanted]
         if not found:
             raise InvalidInputError(
                 f"{first_stage!r} with {cross_encoder!r} was not tried; there are the first stages "
-                f"{list(self.first_stages)} and the cross-encoders {list(self.cross_encoders)}"
+                f"{list(self.first_stages)}, the cross-encoders {list(self.cross_encoders)} and the weights "
+                f"{sorted({one.rerank_weight for one in self.settings})}"
             )
         return tuple(sorted(found, key=lambda setting: setting.fetch_k))
 
@@ -223,7 +240,7 @@ class Tuning(Presented):
         Raises:
             InvalidInputError: If no setting meets what is asked for; the message says what comes closest.
         """
-        return choose(self.settings, latency_budget, quality)[0]
+        return choose(self.settings if self.weighed else self.at_weight(1.0), latency_budget, quality)[0]
 
     def code(self, setting: Setting | None = None) -> str:
         """Return Python code that makes the pipeline of a setting; None takes the chosen one.
@@ -244,7 +261,8 @@ class Tuning(Presented):
         else:
             imports, model = "from retrieve_rerank import RetrieveRerank\n\n", _variable(wanted.cross_encoder)
         scale = "" if arguments or self.scores == "logits" else f", scores={self.scores!r}"
-        return f"{imports}{head}search = RetrieveRerank({first}, {model}, fetch_k={wanted.fetch_k}{scale})\n"
+        weight = "" if wanted.rerank_weight == 1 else f", rerank_weight={wanted.rerank_weight:g}"
+        return f"{imports}{head}search = RetrieveRerank({first}, {model}, fetch_k={wanted.fetch_k}{weight}{scale})\n"
 
     def save(self, path: str | os.PathLike[str], setting: Setting | None = None) -> None:
         """Write a setting as a JSON file that `RetrieveRerank.load` and `load_setting` read; None: the chosen one."""
@@ -252,6 +270,7 @@ class Tuning(Presented):
         saved = SavedSetting(
             first_stage=wanted.first_stage,
             fetch_k=wanted.fetch_k,
+            rerank_weight=1.0 if wanted.cross_encoder is None else wanted.rerank_weight,
             cross_encoder=wanted.cross_encoder,
             model=None if wanted.cross_encoder is None else self.models.get(wanted.cross_encoder) or None,
             measured={

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from retrieve_rerank.evaluation.dataset import Dataset, check_dataset, counted
 from retrieve_rerank.evaluation.measures import check_measures, cutoff, per_query
 from retrieve_rerank.evaluation.questions import holds
 from retrieve_rerank.evaluation.results import SIGNIFICANT, TIE, Comparison, Evaluation, Latency, System
-from retrieve_rerank.evaluation.running import Stage, plan_stages, run
+from retrieve_rerank.evaluation.running import WEIGHTS, Stage, plan_stages, run, weighed
 from retrieve_rerank.evaluation.significance import bootstrap_interval, check_draws, holm, mean, randomisation_p
 from retrieve_rerank.evaluation.store import open_store
 from retrieve_rerank.retrieval.pipeline import RetrieveRerank
@@ -25,6 +25,7 @@ from retrieve_rerank.types import Retriever
 
 _TOP = 10  # where unjudged passages are counted
 _UNUSED = ("score_threshold", "time_budget")  # settings of a pipeline that cut what is measured here
+_WORTH_SAYING = 0.005  # of the first measure: what another weight must gain before a reader is told
 _FEW = 30  # questions, below which only large differences can show
 SHOWN = 10  # ranks of each side
 _EXAMPLES = 5  # questions that gained, and that lost
@@ -91,7 +92,13 @@ def evaluate(
     plan = plan_stages(pipelines, check_count(fetch_k, "fetch_k"))
     with nullcontext() if cache is None else open_store(cache) as store:
         run(plan, dataset, store, show_progress=show_progress)
-    systems = [measure(stage, dataset, names) for stage in plan]
+    systems = [
+        replace(
+            measure(stage, dataset, names),
+            by_weight=_by_weight(stage, dataset, names[0], resamples=resamples, seed=seed),
+        )
+        for stage in plan
+    ]
     queries = {query: dataset.queries[query] for query in sorted(dataset.judgements)}
     return Evaluation(
         dataset=dataset.name,
@@ -127,7 +134,7 @@ def measure(stage: Stage, dataset: Dataset, measures: Sequence[str]) -> System:
     return System(
         name=stage.name,
         baseline=None if first is None else first.name,
-        description=repr(stage.retriever if stage.search is None else stage.search.cross_encoder),
+        description=_description(stage),
         fetch_k=stage.fetch_k,
         run=run,
         per_query=values,
@@ -144,7 +151,35 @@ def measure(stage: Stage, dataset: Dataset, measures: Sequence[str]) -> System:
         },
         cut={} if first is None else {query: ranks for query, ranks in unread.items() if ranks},
         total=None if first is None else latency(both, estimated=stage.estimated),
+        rerank_weight=None if stage.search is None else stage.search.rerank_weight,
     )
+
+
+def _description(stage: Stage) -> str:
+    """Return what a row is made of, with the weight where both stages vote."""
+    if stage.search is None:
+        return repr(stage.retriever)
+    weight = "" if stage.search.rerank_weight == 1 else f" with rerank_weight={stage.search.rerank_weight:g}"
+    return f"{stage.search.cross_encoder!r}{weight}"
+
+
+def _by_weight(
+    stage: Stage, dataset: Dataset, measure: str, *, resamples: int, seed: int
+) -> dict[float, tuple[float, float, float]]:
+    """Return the mean of a measure and its interval by weight, of a re-ranking that has run."""
+    if stage.first is None:
+        return {}
+    weights = (0.0, *WEIGHTS)
+    rows = [per_query([measure], dataset.judgements, weighed(stage, weight))[measure] for weight in weights]
+    found = zip(weights, rows, intervals(rows, resamples=resamples, seed=seed), strict=True)
+    return {weight: (mean_of(values), low, high) for weight, values, (low, high) in found}
+
+
+def intervals(rows: Sequence[Mapping[str, float]], *, resamples: int, seed: int) -> list[tuple[float, float]]:
+    """Return the 95 % bootstrap interval of the mean of each row of values by question."""
+    questions = sorted({question for row in rows for question in row})
+    columns = np.array([[row.get(question, np.nan) for row in rows] for question in questions or [""]])
+    return [(low, high) for low, high in bootstrap_interval(columns, resamples=resamples, seed=seed).tolist()]
 
 
 def compare(systems: Sequence[System], measures: Sequence[str], *, resamples: int, seed: int) -> list[Comparison]:
@@ -218,6 +253,12 @@ def notes(
                 f"{system.name!r} brings unjudged passages up: {system.mean_unjudged:.1f} of the top {_TOP}, against "
                 f"{before.mean_unjudged:.1f} before. They count as not relevant, so it may be better than the numbers "
                 "say."
+            )
+        weight, (best, *_) = max(system.by_weight.items(), key=lambda item: (item[1][0], item[0]))
+        if weight and best > system.means[measures[0]] + _WORTH_SAYING:
+            said.append(
+                f"{system.name!r} with rerank_weight={weight:g} would have {measures[0]} {best:.3f}, the highest by "
+                "tenths on these questions; tune chooses a weight, and says what it is worth on others."
             )
         unused = [setting for setting in _UNUSED if getattr(stage.search, setting) is not None]
         if unused:

@@ -57,7 +57,7 @@ def fragment(result: Evaluation | Tuning) -> str:
     code = ""
     if isinstance(result, Tuning):
         best, code = (*result.frontier, result.chosen), result.code()
-        found = zip(result.settings, rows, strict=True)
+        found = zip(words.listed(result), rows, strict=True)
         rows = [row for one, row in found if one in best or one.cross_encoder is None]
     return _rendered(
         "fragment.html", answer=result.answer, columns=columns, rows=rows, notes=words.notes(result), code=code

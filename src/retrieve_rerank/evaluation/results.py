@@ -142,11 +142,14 @@ class System:
         rerank: Latency of the re-ranking; None for a first stage.
         pairs: Pairs of question and passage that the cross-encoder read; 0 for a first stage.
         truncated: How many of these pairs it did not read to the end.
-        scores: What `run` is by, in its order, to six digits: logits, or a first stage's scores. None for what is no
+        scores: Scores of `run`, in its order, to six digits: logits, or a first stage's scores. None for what is no
             finite number.
         cut: By question, the ranks of the passages that the cross-encoder did not read to the end; where there are any.
         total: Latency of both stages: the 95th percentile of sums is not the sum of percentiles. None for a first
             stage, and in files of versions that did not keep it.
+        rerank_weight: How much the cross-encoder counts in the order of `run`; None for a first stage.
+        by_weight: Mean of the first measure, and both ends of its 95 % interval, at each `rerank_weight` from 0 to 1
+            by tenths, from the same scores; of a first stage none.
 
     Example:
         >>> from retrieve_rerank.evaluation import Latency, System
@@ -172,6 +175,8 @@ class System:
     scores: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
     cut: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     total: Latency | None = None
+    rerank_weight: float | None = None
+    by_weight: Mapping[float, tuple[float, float, float]] = field(default_factory=dict)
 
     @property
     def truncated_share(self) -> float | None:

@@ -14,9 +14,12 @@ from retrieve_rerank.evaluation.dataset import Dataset
 from retrieve_rerank.evaluation.files import StoredRun
 from retrieve_rerank.evaluation.store import Score, ScoreStore, key_of
 from retrieve_rerank.models.cross_encoder import CrossEncoder
+from retrieve_rerank.models.interpolation import interpolate
 from retrieve_rerank.models.ranking import Ranker, ScorerRanker
 from retrieve_rerank.retrieval.pipeline import RetrieveRerank
 from retrieve_rerank.types import Hit, Retriever
+
+WEIGHTS = tuple(step / 10 for step in range(1, 11))  # values of rerank_weight that are tried; 0 is not to re-rank
 
 
 @dataclass(slots=True)
@@ -67,9 +70,17 @@ class Reader:
         stage.seconds.append(sum(self.known[text].seconds for text in texts))
         stage.pairs += len(texts)
         stage.truncated += sum(self.known[text].truncated for text in texts)
-        found = [(self.known[hit.passage.text], hit) for hit in candidates]
-        ranked = sorted(found, key=lambda pair: -pair[0].logit)
-        return [replace(hit, logit=score.logit, truncated=score.truncated) for score, hit in ranked]
+        found = [self.known[hit.passage.text] for hit in candidates]
+        weight = 1.0 if stage.search is None else stage.search.rerank_weight
+        return [
+            replace(
+                candidates[place],
+                logit=found[place].logit,
+                truncated=found[place].truncated,
+                combined_score=combined,
+            )
+            for place, combined in interpolate(candidates, [score.logit for score in found], weight)
+        ]
 
     def _read(self, candidates: Sequence[Hit]) -> dict[str, Score]:
         if not candidates:
@@ -140,6 +151,16 @@ def run(plan: list[Stage], dataset: Dataset, store: ScoreStore | None, *, show_p
     for text, queries in tqdm(asked, disable=not (show_progress and again), unit="question", desc="Re-ranking"):
         for stage in again:
             _rerank(stage, text, queries)
+
+
+def weighed(stage: Stage, weight: float) -> dict[str, list[str]]:
+    """Return the ids by question, best first, that a re-ranking which has run gives at a weight; nothing is scored."""
+    ranked = {}
+    for query, candidates in ({} if stage.first is None else stage.first.hits).items():
+        logits = {hit.passage.id: hit.logit or 0.0 for hit in stage.hits[query]}
+        order = interpolate(candidates, [logits[hit.passage.id] for hit in candidates], weight)
+        ranked[query] = [candidates[place].passage.id for place, _ in order]
+    return ranked
 
 
 def _retrieve(stage: Stage, text: str, queries: Sequence[str], *, found_itself: bool) -> None:

@@ -1,4 +1,4 @@
-"""Try first stages, depths and cross-encoders on a dataset, and say which setting to take."""
+"""Try first stages, depths, cross-encoders and weights on a dataset, and say which setting to take."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from retrieve_rerank.evaluation.measures import check_measures, per_query
 from retrieve_rerank.evaluation.measuring import latency, mean_of, perfect
 from retrieve_rerank.evaluation.measuring import measure as measured
 from retrieve_rerank.evaluation.measuring import notes as notes_on
-from retrieve_rerank.evaluation.running import Reader, Stage, check_name, run
+from retrieve_rerank.evaluation.running import WEIGHTS, Reader, Stage, check_name, run, weighed
 from retrieve_rerank.evaluation.significance import bootstrap_interval, check_draws, mean
 from retrieve_rerank.evaluation.store import open_store
 from retrieve_rerank.models.cross_encoder import CrossEncoder
+from retrieve_rerank.models.interpolation import check_weight
 from retrieve_rerank.models.ranking import Ranker, scorer_name
 from retrieve_rerank.retrieval.pipeline import RetrieveRerank
 from retrieve_rerank.retrieval.rerank import described
@@ -44,6 +45,7 @@ def tune(
     *,
     measure: str = "nDCG@10",
     depths: Sequence[int] = DEPTHS,
+    rerank_weights: Sequence[float] = WEIGHTS,
     latency_budget: float | None = None,
     quality: float | None = None,
     scores: Scale = "logits",
@@ -52,12 +54,12 @@ def tune(
     seed: int = 0,
     show_progress: bool = False,
 ) -> Tuning:
-    """Find the setting to search with: which first stage, how deep it is re-ranked, by which cross-encoder, or not.
+    """Find the setting to search with: which first stage, how deep it is re-ranked, by what, with which weight, or not.
 
     Every first stage is asked at every depth, as a search of that depth asks it, and each pair of question and text is
-    read once by each cross-encoder: what is read for the deepest candidates serves all shallower ones. A setting's
-    quality is exactly what `evaluate` gives a pipeline of that `fetch_k`. Each first stage without re-ranking is a
-    setting, too, since re-ranking can hurt.
+    read once by each cross-encoder: what is read for the deepest candidates serves all shallower ones, and every weight
+    is tried with the same scores. A setting's quality is exactly what `evaluate` gives a pipeline of that `fetch_k` and
+    `rerank_weight`. Each first stage without re-ranking is a setting, too, since re-ranking can hurt.
 
     Args:
         first_stages: Retrievers by name, or one. They must search the dataset's passages.
@@ -65,6 +67,7 @@ def tune(
         dataset: Questions with judgements, best a hundred or more; `dataset.sample(n)` takes fewer.
         measure: Name of a measure of ir-measures.
         depths: Values of `fetch_k` to try.
+        rerank_weights: Values of `rerank_weight` to try, which costs no scoring.
         latency_budget: Seconds that nineteen of twenty questions may take, on this machine, first stage and re-ranking
             together; None is no limit.
         quality: Mean of the measure that is enough: the fastest setting that reaches it is taken. None takes the best.
@@ -106,15 +109,38 @@ def tune(
     if isinstance(depths, (str, int)) or not isinstance(depths, Sequence) or not depths:
         raise InvalidInputError(f"depths must be a list of whole numbers, such as [10, 20, 50], got {shown(depths)}")
     levels = [check_count(depth, "each of depths") for depth in depths]
+    if isinstance(rerank_weights, (str, int, float)) or not isinstance(rerank_weights, Sequence) or not rerank_weights:
+        raise InvalidInputError(
+            f"rerank_weights must be a list of numbers from 0 to 1, such as [0.3, 0.5, 1], got {shown(rerank_weights)}"
+        )
+    weights = sorted({check_weight(weight) for weight in rerank_weights}, reverse=True)
     grid = Grid(_first_stages(first_stages), _cross_encoders(cross_encoders), levels, scores)
     with nullcontext() if cache is None else open_store(cache) as store:
         began = time.perf_counter()
         run([*grid.first_stages.values(), *grid.reranked.values()], dataset, store, show_progress=show_progress)
         running = time.perf_counter() - began
     costs = {model: grid.call_seconds(model, reader, dataset) for model, reader in grid.readers.items()}
-    settings = grid.settings(costs, dataset, name, resamples=resamples, seed=seed)
+    settings = grid.settings(costs, dataset, name, weights, resamples=resamples, seed=seed)
+    considered = settings
     chosen, reason = closest(settings, latency_budget, quality)
     held_out = check(settings, chosen, latency_budget, quality, seed=seed)
+    said = []
+    if weights[0] == 1 and len(weights) > 1:
+        plain = [one for one in settings if one.cross_encoder is None or one.rerank_weight == 1]
+        other, why = closest(plain, latency_budget, quality)
+        at_one = check(plain, other, latency_budget, quality, seed=seed)
+        if held_out is not None and at_one is not None:
+            worth = held_out.quality - at_one.quality
+            said.append(
+                f"Chosen in the same way with every rerank_weight left at 1, it reached {at_one.quality:.3f} there: "
+                f"choosing the weight, too, is worth {worth:+.3f}."
+            )
+            if worth < 0 and quality is None:
+                considered, chosen, reason, held_out = plain, other, why, at_one
+                said = [
+                    f"Chosen among all weights, it reached {at_one.quality + worth:.3f} there: choosing the weight, "
+                    f"too, is worth {worth:+.3f}, so it is left at 1."
+                ]
     # Scores from the cache count as what they took when they were made.
     read = {id(reader): reader.seconds for reader in grid.readers.values()}
     found = sum(sum(stage.seconds) for stage in grid.first_stages.values())
@@ -123,6 +149,7 @@ def tune(
         weak=dataset.weak,
         measure=name,
         settings=tuple(settings),
+        weighed=considered is settings,
         chosen=chosen,
         reason=reason,
         latency_budget=latency_budget,
@@ -130,7 +157,7 @@ def tune(
         depths=grid.depths,
         ceiling=grid.ceiling(dataset, name),
         held_out=held_out,
-        notes=_notes(grid, dataset, name, chosen, held_out),
+        notes=_notes(grid, dataset, name, chosen, held_out, said),
         questions=len(dataset.judgements),
         passages=len(dataset.passages),
         resamples=resamples,
@@ -190,16 +217,29 @@ class Grid:
         return {model: stage.reader for (_, model, _), stage in self.reranked.items() if stage.reader is not None}
 
     def settings(
-        self, costs: Mapping[str, float], dataset: Dataset, measure: str, *, resamples: int, seed: int
+        self,
+        costs: Mapping[str, float],
+        dataset: Dataset,
+        measure: str,
+        weights: Sequence[float],
+        *,
+        resamples: int,
+        seed: int,
     ) -> list[Setting]:
         """Return what the rows, which have run, say of each setting, given what a call of each cross-encoder costs."""
-        values = [per_query([measure], dataset.judgements, _run(stage))[measure] for stage in self.rows.values()]
+        rows = [
+            (row, weight, stage)
+            for row, stage in self.rows.items()
+            for weight in (weights if stage.first is not None else [0.0])
+        ]
+        runs = [_run(stage) if stage.first is None else weighed(stage, weight) for _, weight, stage in rows]
+        values = [per_query([measure], dataset.judgements, run)[measure] for run in runs]
         table = np.array([[one.get(query, np.nan) for one in values] for query in sorted(dataset.judgements)])
         # A measure without any value says nothing for a setting.
         intervals = np.nan_to_num(bootstrap_interval(table, resamples=resamples, seed=seed))
         means = np.nan_to_num(mean(table))
         settings = []
-        for (row, stage), one, quality, (low, high) in zip(self.rows.items(), values, means, intervals, strict=True):
+        for (row, weight, stage), one, quality, (low, high) in zip(rows, values, means, intervals, strict=True):
             name, model, depth = row
             made, precision = (None, None) if model is None else described(self.rankers[model])
             settings.append(
@@ -215,6 +255,7 @@ class Grid:
                     pairs=stage.pairs / len(stage.seconds),
                     latency=latency(self.seconds(*row, costs), estimated=stage.estimated),
                     per_query=one,
+                    rerank_weight=weight,
                 )
             )
         return settings
@@ -265,7 +306,9 @@ def _run(stage: Stage) -> dict[str, list[str]]:
     return {query: [hit.passage.id for hit in found] for query, found in stage.hits.items()}
 
 
-def _notes(grid: Grid, dataset: Dataset, measure: str, chosen: Setting, held_out: HeldOut | None) -> tuple[str, ...]:
+def _notes(
+    grid: Grid, dataset: Dataset, measure: str, chosen: Setting, held_out: HeldOut | None, on_weights: Sequence[str]
+) -> tuple[str, ...]:
     """Return what the numbers do not say by themselves."""
     deepest = grid.depths[-1]
     firsts = [stage for (_, depth), stage in grid.first_stages.items() if depth == deepest]
@@ -277,6 +320,7 @@ def _notes(grid: Grid, dataset: Dataset, measure: str, chosen: Setting, held_out
         said.append("The questions are too few to check the choice on some that it was not made on.")
     else:
         said += _notes_on_choice(held_out)
+        said += on_weights
     if chosen.cross_encoder is not None and chosen.fetch_k == deepest:
         said.append(f"The deepest that was tried is chosen: try deeper than {deepest}.")
     for (name, model, depth), stage in grid.reranked.items():

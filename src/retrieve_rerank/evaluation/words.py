@@ -72,9 +72,10 @@ def _tuning_answer(tuning: Tuning) -> str:
     plain = max(
         (setting for setting in tuning.settings if setting.cross_encoder is None), key=lambda setting: setting.quality
     )
+    weight = "" if chosen.rerank_weight == 1 else f" with rerank_weight={chosen.rerank_weight:g}"
     return (
-        f"{where}re-rank the first {chosen.fetch_k} of {chosen.first_stage!r} by {chosen.cross_encoder!r}: {reached}, "
-        f"{cost}; the best first stage by itself, {plain.first_stage!r}, reaches {plain.quality:.3f}."
+        f"{where}re-rank the first {chosen.fetch_k} of {chosen.first_stage!r} by {chosen.cross_encoder!r}{weight}: "
+        f"{reached}, {cost}; the best first stage by itself, {plain.first_stage!r}, reaches {plain.quality:.3f}."
     )
 
 
@@ -142,8 +143,9 @@ def _change(evaluation: Evaluation, comparison: Comparison) -> tuple[str, str]:
 def table(result: Evaluation | Tuning) -> tuple[list[str], list[list[Cell]]]:
     """Return the head of the table, and its rows: a system or a setting each."""
     if isinstance(result, Tuning):
-        columns = ["setting", result.measure, "95 % interval", "depth", "pairs read", "p50 / p95", "on the frontier"]
-        return columns, [_setting_row(result, setting) for setting in result.settings]
+        columns = ["setting", result.measure, "95 % interval", "depth", "weight"]
+        columns += ["pairs read", "p50 / p95", "on the frontier"]
+        return columns, [_setting_row(result, setting) for setting in listed(result)]
     first = result.measures[0]
     changes = {comparison.system: comparison for comparison in _on_first_measure(result)}
     columns = [
@@ -162,6 +164,13 @@ def table(result: Evaluation | Tuning) -> tuple[list[str], list[list[Cell]]]:
     return columns, [_system_row(result, system, changes.get(system.name)) for system in result.systems]
 
 
+def listed(tuning: Tuning) -> list[Setting]:
+    """Return the settings that a table lists: those of weight 1 and of the chosen weight, and what is best."""
+    shown = {1.0, tuning.weight}
+    best = tuning.frontier
+    return [one for one in tuning.settings if one.cross_encoder is None or one.rerank_weight in shown or one in best]
+
+
 def _setting_row(tuning: Tuning, one: Setting) -> list[Cell]:
     best = one in tuning.frontier
     return [
@@ -169,6 +178,7 @@ def _setting_row(tuning: Tuning, one: Setting) -> list[Cell]:
         Cell(f"{one.quality:.3f}", one.quality),
         Cell(f"[{one.low:.3f}, {one.high:.3f}]", one.low),
         Cell(str(one.fetch_k), one.fetch_k),
+        Cell(f"{one.rerank_weight:g}", one.rerank_weight),
         Cell(f"{one.pairs:.1f}", one.pairs),
         Cell(shown_latency(one.latency), one.latency.p95),
         Cell("yes" if best else "", int(best)),
