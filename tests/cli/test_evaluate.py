@@ -96,7 +96,12 @@ def test_many_questions_are_sampled_and_it_is_said(
     assert "note: 2 of 3 judged questions, drawn with seed 0; --sample 0 takes all" in done.err
     assert "2 of 3 judged questions, drawn with seed 0" in (dataset.parent / "a.md").read_text()
     assert "2 of 3 judged questions" in run("evaluate", "--from", "a.json").err
-    assert "leave out what says what to measure" in run("evaluate", "--from", "a.json", "--sample", 0, status=2).err
+    for option in ("--sample", "--rerank-weight"):
+        refused = run("evaluate", "--from", "a.json", option, 0, status=2)
+        assert "leave out what says what to measure" in refused.err, option
+    first, voted = run("evaluate", dataset, *models, *stage, "--sample", 0, "--rerank-weight", 0).lines
+    assert (voted["rerank_weight"], voted["means"]) == (0, first["means"])
+    assert list(voted["by_weight"]) == ["0", *(f"{tenth / 10:g}" for tenth in range(1, 11))]
     every = run("evaluate", dataset, *models, *stage, "--sample", 0)
     assert [line["questions"] for line in every.lines] == [3, 3]
     assert "drawn" not in every.err

@@ -56,6 +56,10 @@ def test_hits_are_the_librarys_and_all_else_is_kept(
     best = run("rerank", file, *model, "--top-n", 1).lines
     assert [len(line["hits"]) for line in best] == [1, 0, 1]
     assert run("rerank", file, *model, "--threshold", 1).lines[0]["hits"] == []
+    as_given = run("rerank", file, *model, "--rerank-weight", 0).lines[0]["hits"]
+    assert [hit["index"] for hit in as_given] == [0, 1, 2]
+    assert all("combined_score" in hit for hit in as_given)
+    assert not any("combined_score" in hit for hit in first["hits"])
 
 
 BAD = {

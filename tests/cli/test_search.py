@@ -60,6 +60,8 @@ def test_questions_from_stdin_are_answered_in_turn(run: Run, indexed: Path) -> N
 
 def test_a_threshold_may_leave_nothing(run: Run, indexed: Path) -> None:
     assert run("search", QUERY, "--in", "made", "--threshold", 1.0).out == ""
+    refused = run("search", QUERY, "--in", "made", "--no-rerank", "--rerank-weight", 0.5, status=2)
+    assert "is for an order that re-ranking makes" in " ".join(refused.err.replace("│", "").split())
     refused = run("search", QUERY, "--in", "made", "--no-rerank", "--threshold", 0.5, status=2)
     assert "only re-ranking gives" in " ".join(refused.err.replace("│", "").split())
 

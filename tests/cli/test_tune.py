@@ -34,6 +34,7 @@ def test_an_index_is_tuned_without_judgements_and_searched_so(run: Run, own: Pat
     assert (own.parent / "tuning.html").read_text().startswith("<!doctype html>")
     saved = json.loads((own.parent / "setting.json").read_text())
     assert (saved["first_stage"], saved["fetch_k"]) == (chosen["first_stage"], chosen["fetch_k"])
+    assert saved["rerank_weight"] == (chosen["rerank_weight"] or 1)
 
     # Whatever was chosen: a setting of each kind is searched as it says.
     saved.update(first_stage="bm25", fetch_k=3, cross_encoder="model", model={"model": str(tiny_cross_encoder)})
@@ -41,6 +42,16 @@ def test_an_index_is_tuned_without_judgements_and_searched_so(run: Run, own: Pat
     hits = run("search", "the word in paris", "--in", "made", "--setting", "setting.json", "--top-n", 9).lines
     assert len(hits) == 3  # as deep as the setting is
     assert all(hit["logit"] is not None and "retrieval_ranks" not in hit for hit in hits)
+    saved.update(rerank_weight=0)
+    (own.parent / "setting.json").write_text(json.dumps(saved))
+    voted = run("search", "the word in paris", "--in", "made", "--setting", "setting.json", "--top-n", 9).lines
+    assert [hit["retrieval_rank"] for hit in voted] == [1, 2, 3]
+    assert all("combined_score" in hit for hit in voted)
+    own_weight = ("--setting", "setting.json", "--rerank-weight", 1, "--top-n", 9)
+    saved.update(rerank_weight=1.0)
+    assert [hit["id"] for hit in run("search", "the word in paris", "--in", "made", *own_weight).lines] == [
+        hit["id"] for hit in hits
+    ]
     changed = run("search", "the word in paris", "--in", "made", "--setting", "setting.json", "--fetch-k", 2).lines
     assert len(changed) == 2
     saved.update(cross_encoder=None, model=None)
@@ -54,9 +65,21 @@ def test_an_index_is_tuned_without_judgements_and_searched_so(run: Run, own: Pat
 
 
 def test_a_dataset_is_tuned_over_precisions_within_a_budget(run: Run, dataset: Path, models: tuple[str, ...]) -> None:
-    options = ("--depth", 2, "--precision", "float32", "--precision", "bfloat16", "--first-stage", "bm25")
+    options = (
+        "--depth",
+        2,
+        "--rerank-weight",
+        0.5,
+        "--precision",
+        "float32",
+        "--precision",
+        "bfloat16",
+        "--first-stage",
+        "bm25",
+    )
     done = run("tune", dataset, *models, *options, "--latency-budget", "60s", "--measure", "RR@10")
     assert all(line["measure"] == "RR@10" and line["first_stage"] == "bm25" for line in done.lines)
+    assert {line["rerank_weight"] for line in done.lines} <= {0, 0.5}
     impossible = run("tune", dataset, *models, *options, "--quality", "1", "--latency-budget", "0.000001ms", status=1)
     assert "Not what was asked for" in impossible.err
     assert len([line for line in impossible.lines if line["chosen"]]) == 1

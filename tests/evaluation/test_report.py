@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from retrieve_rerank import CrossEncoder, Hit, RetrieveRerank
-from retrieve_rerank.evaluation import Dataset, Evaluation, evaluate, tune
+from retrieve_rerank.evaluation import Dataset, Evaluation, evaluate, tune, words
 from retrieve_rerank.evaluation.charts import Axis, axis_around, depths
 from retrieve_rerank.evaluation.measuring import examples
 from tests.core.stubs import TableScorer
@@ -188,6 +188,7 @@ def test_a_tuning_has_a_report_of_its_own_with_the_setting_to_paste(tmp_path: Pa
     settings = page.said("settings")
     assert settings.count(" chosen ") == 1
     assert settings.count(" deep ") == 16  # two first stages, two cross-encoders, four depths
+    assert f", and {len(tuning.settings) - len(words.listed(tuning))} more with other weights" in settings
     assert settings.count(" yes") == len(tuning.frontier)
     assert page.tags.count("figure") == 2 * 4  # by depth, and by weight
     assert "words → large : highest at" in page.said("depths")

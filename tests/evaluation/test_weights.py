@@ -125,7 +125,11 @@ def test_an_evaluation_shows_the_curve_and_keeps_it(ground: tuple[Noisy, ByQuery
     evaluation.to_json(tmp_path / "evaluation.json")
     assert Evaluation.from_json(tmp_path / "evaluation.json") == evaluation
     evaluation.to_html(tmp_path / "page.html")
-    assert "How much the cross-encoder should count" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "How much the cross-encoder should count" in page
+    found = RetrieveRerank(first, scorer, rerank_weight=0.5).search_many(list(data.queries.values()))
+    shown = [f", combined {result[0].combined_score:.3f}</span>" in page for result in found]
+    assert 5 <= sum(shown) <= 10  # those of the examples
     content = json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))
     for system in content["systems"]:
         del system["rerank_weight"], system["by_weight"]  # as versions before this one wrote it

@@ -19,6 +19,7 @@ from retrieve_rerank.evaluation.dataset import WEAK, counted
 from retrieve_rerank.evaluation.measuring import SHOWN, examples, missed
 from retrieve_rerank.evaluation.results import Evaluation, System
 from retrieve_rerank.evaluation.words import answer, markdown, short
+from retrieve_rerank.models.interpolation import interpolate
 from retrieve_rerank.models.ranking import sigmoid
 from retrieve_rerank.search_result import candidate_row, css, cut, hit_row, minus, side
 from retrieve_rerank.types import Hit, Passage
@@ -135,6 +136,7 @@ def _rankings(evaluation: Evaluation, system: System, query: str) -> dict[str, o
 def _hits(evaluation: Evaluation, system: System, query: str) -> list[Hit]:
     """Return the top of a ranking, with its scores: a first stage's as they are, a cross-encoder's as logits."""
     ids, scores, cut_off = system.run[query][:SHOWN], system.scores.get(query, ()), system.cut.get(query, ())
+    combined = _combined(evaluation, system, query)
     hits = []
     for rank, passage in enumerate(ids, start=1):
         score = scores[rank - 1] if rank <= len(scores) else None
@@ -143,8 +145,21 @@ def _hits(evaluation: Evaluation, system: System, query: str) -> list[Hit]:
             was = evaluation[system.baseline].run[query].index(passage) + 1
             relevance = math.nan if score is None else sigmoid(score)
             hit = replace(hit, score=relevance, retrieval_rank=was, logit=score, truncated=rank in cut_off)
+            hit = replace(hit, combined_score=combined.get(passage))
         hits.append(hit)
     return hits
+
+
+def _combined(evaluation: Evaluation, system: System, query: str) -> dict[str, float | None]:
+    """Return what the order is by, by passage, where both stages voted."""
+    logits = dict(zip(system.run[query], system.scores.get(query, ()), strict=False))
+    if system.baseline is None or system.rerank_weight in (None, 1) or None in logits.values():
+        return {}
+    first = evaluation[system.baseline]
+    found = zip(first.run[query], first.scores[query], strict=True)
+    candidates = [Hit(Passage(name, ""), 1, math.nan, retrieval_score=score) for name, score in found]
+    order = interpolate(candidates, [logits[hit.passage.id] or 0.0 for hit in candidates], system.rerank_weight or 0.0)
+    return {candidates[place].passage.id: combined for place, combined in order}
 
 
 def _badge(hit: Hit, judged: Mapping[str, int]) -> str:
