@@ -2,7 +2,7 @@
 
     python benchmarks/long_passages.py FOLDER [--queries 50] [--candidates 20] [--tokens 2000] [--cross-encoder NAME]
 
-The folder is a test collection, as `benchmarks/quality.py` reads it. For a sample of its queries the dense first stage
+The folder is a test collection, as `load_dataset` reads it. For a sample of its queries the dense first stage
 finds candidates. The cross-encoder then orders them three times: as they are; with unrelated passages put before each
 one until it has `--tokens` tokens, cut to what the model reads; and the same long passages in windows. The three take
 turns, query by query. Needs the dev dependency group.
@@ -19,13 +19,11 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-import ir_measures
 import sentence_transformers
 import torch
 import transformers
 
-from common import add_model_options, models
-from quality import NDCG, run
+from common import add_model_options, models, ndcg
 from retrieve_rerank import BiEncoder, ChromaIndex, CrossEncoder, Hit, Passage, TruncationWarning
 from retrieve_rerank.evaluation import load_dataset
 
@@ -80,7 +78,7 @@ def main() -> None:
         CrossEncoder(name, precision=arguments.precision, long_passages="windows") as windows,
     ):
         ways = {"as they are": (cut, False), "long, truncated": (cut, True), "long, in windows": (windows, True)}
-        orders: dict[str, dict[str, dict[str, float]]] = {way: {} for way in ways}
+        orders: dict[str, dict[str, list[str]]] = {way: {} for way in ways}
         seconds: dict[str, list[float]] = {way: [] for way in ways}
         truncated = dict.fromkeys(ways, 0)
         for query in chosen:
@@ -93,7 +91,7 @@ def main() -> None:
                 start = time.perf_counter()
                 hits = model.rank(texts[query], candidates)
                 seconds[way].append(time.perf_counter() - start)
-                orders[way][query] = run(hits)
+                orders[way][query] = [hit.passage.id for hit in hits]
                 truncated[way] += sum(hit.truncated for hit in hits)
         print(f"{platform.machine()}, {windows!r}")
     print(f"sentence-transformers {sentence_transformers.__version__}, torch {torch.__version__}")
@@ -102,9 +100,8 @@ def main() -> None:
     )
     print("| passages | nDCG@10 | re-rank p50 | truncated |")
     print("|---|---|---|---|")
-    judged = {query: dict(scores) for query, scores in dataset.judgements.items()}
     for way in ways:
-        value = ir_measures.calc_aggregate([NDCG], judged, orders[way])[NDCG]
+        value = ndcg(dataset.judgements, orders[way])
         share = truncated[way] / (len(chosen) * arguments.candidates)
         print(f"| {way} | {value:.3f} | {statistics.median(seconds[way]):.2f} s | {share:.0%} |")
 

@@ -34,7 +34,7 @@ from typing import Any
 
 import torch
 
-from common import add_model_options, models
+from common import add_model_options, models, write_table
 from memory import megabytes
 from retrieve_rerank import BiEncoder, ChromaIndex, CrossEncoder, Passage
 from retrieve_rerank.langchain import (
@@ -47,7 +47,6 @@ from retrieve_rerank.langchain import (
 LANGCHAIN, LLAMA_INDEX = "LangChain's stock stack", "LlamaIndex's stock re-ranker"
 OURS, EXACT, COARSE = "ours, precision auto", "ours, float32", "ours, int8 by ONNX Runtime"
 OPENVINO = "ours, precision auto by OpenVINO"
-MARKS = "<!-- benchmarks/peers.py writes this table -->", "<!-- end of the table -->"
 Sides = dict[str, Callable[[], object]]
 
 
@@ -289,15 +288,6 @@ def summary(raw: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write_table(file: Path, table: str) -> None:
-    """Put the table between its two marks in a Markdown file."""
-    before, begin, rest = file.read_text(encoding="utf-8").partition(MARKS[0])
-    _, end, after = rest.partition(MARKS[1])
-    if not begin or not end:
-        raise SystemExit(f"{file} has no place for the table, between {MARKS[0]} and {MARKS[1]}")
-    file.write_text(f"{before}{begin}\n{table}\n{end}{after}", encoding="utf-8")
-
-
 def measure(chosen: Sequence[str], arguments: argparse.Namespace, texts: list[str]) -> Iterator[tuple[str, Any]]:
     """Print the rows of each chosen task, and yield what was measured."""
     bi_encoder, model, rounds = arguments.bi_encoder, arguments.cross_encoder, arguments.rounds
@@ -374,7 +364,7 @@ def main() -> None:
     if arguments.json:
         arguments.json.write_text(json.dumps({"machine": machine, "results": raw}, indent=1))
     if arguments.table:
-        write_table(arguments.table, summary(raw))
+        write_table(arguments.table, Path(__file__).name, summary(raw))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from retrieve_rerank.evaluation import Evaluation
+
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 WORDS = ("paris", "rome", "capital", "france", "italy", "bread")
 PASSAGES, QUESTIONS = 24, 6
@@ -71,10 +73,24 @@ def test_every_benchmark_finds_what_it_imports(name):
         load(name)
 
 
-def test_quality_has_a_row_for_each_first_stage(run, collection):
-    rows = run("quality.py", collection, "--queries", 3, "--precision", "float32")
-    assert [row.split(" | ")[:2] for row in rows[1:]] == [["| few", "BM25"], ["| few", "dense"], ["| few", "hybrid"]]
-    assert [row.split(" | ")[2] for row in rows[2:]] == ["1.000", "1.000"]  # all passages are candidates
+def test_weights_run_from_the_first_stage_to_the_cross_encoder_alone(run, collection, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "<!-- benchmarks/weights.py writes this table -->\nold\n<!-- end of the table -->", encoding="utf-8"
+    )
+    options = ("--queries", 3, "--work", tmp_path / "work", "--table", page)
+    rows = run("weights.py", collection, *options)
+    cells = [row.strip("| ").split(" | ") for row in rows]
+    assert cells[0][2:] == ["R@100", "0", *(f"0.{step}" for step in range(1, 10)), "1"]
+    assert [row[:2] for row in cells[1:4]] == [["few, 3", "BM25"], ["few, 3", "dense"], ["few, 3", "hybrid"]]
+    assert [row[2] for row in cells[2:4]] == ["1.000", "1.000"]  # all passages are candidates
+    evaluation = Evaluation.from_json(next((tmp_path / "work").glob("few-*.json")))
+    reranked = [system for system in evaluation.systems if system.baseline is not None]
+    for system, shown in zip(reranked, cells[1:4], strict=True):
+        ends = evaluation[str(system.baseline)].means["nDCG@10"], system.means["nDCG@10"]
+        assert (shown[3].strip("*"), shown[-1].strip("*")) == tuple(f"{value:.3f}" for value in ends)
+    assert run("weights.py", collection, *options) == rows  # from what was kept
+    assert "\n".join(rows[1:3]) in page.read_text(encoding="utf-8")
 
 
 def test_precision_compares_with_float32(run, collection):
@@ -111,13 +127,14 @@ def test_the_table_of_a_page_is_written_between_its_marks(tmp_path):
     peers = load("peers.py")
     page = tmp_path / "README.md"
     before, after = "# Title\n\n", "\n\nafter\n"
-    page.write_text(f"{before}{peers['MARKS'][0]}\nold\n{peers['MARKS'][1]}{after}", encoding="utf-8")
+    marks = "<!-- benchmarks/peers.py writes this table -->", "<!-- end of the table -->"
+    page.write_text(f"{before}{marks[0]}\nold\n{marks[1]}{after}", encoding="utf-8")
     seconds = {
         "re-rank": {peers["LANGCHAIN"]: [4.0, 3.0, 9.0], peers["OURS"]: [2.0]},
         "index": {peers["LANGCHAIN"]: [{"seconds": 1.0}]},
         "calls": {"in turn": [1.0]},  # has no stock side, so no column
     }
-    peers["write_table"](page, peers["summary"](seconds))
+    peers["write_table"](page, "peers.py", peers["summary"](seconds))
     text = page.read_text(encoding="utf-8")
     assert text.startswith(before)
     assert text.endswith(after)
@@ -127,4 +144,4 @@ def test_the_table_of_a_page_is_written_between_its_marks(tmp_path):
     assert "calls" not in text
     page.write_text("no marks", encoding="utf-8")
     with pytest.raises(SystemExit, match="no place for the table"):
-        peers["write_table"](page, "again")
+        peers["write_table"](page, "peers.py", "again")

