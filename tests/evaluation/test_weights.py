@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from retrieve_rerank import Hit, InvalidInputError, Passage, RetrieveRerank, load_setting
-from retrieve_rerank.evaluation import Dataset, Evaluation, charts, evaluate, tune
+from retrieve_rerank.evaluation import Dataset, Evaluation, charts, choosing, evaluate, tune
 from retrieve_rerank.evaluation.running import WEIGHTS
 from tests.core.stubs import TableScorer
 
@@ -39,21 +39,25 @@ class ByQuery(TableScorer):
         return np.array([self.table[f"{query} {text}"] for text in texts])
 
 
-@pytest.fixture(scope="module")
-def ground() -> tuple[Noisy, ByQuery, Dataset]:
-    """Both stages see the right passage through noise of their own, so that together they see more than either."""
-    random, names = np.random.default_rng(5), sorted(TEXTS)
+def made(seed: int, questions: int, found: float, read: float) -> tuple[Noisy, ByQuery, Dataset]:
+    """Both stages see the right passage through noise of their own; `found` and `read` say how well each does."""
+    random, names = np.random.default_rng(seed), sorted(TEXTS)
     lists: dict[str, Sequence[str]] = {}
     table: dict[str, float] = {}
-    for number in range(40):
-        query = f"question {number}"
-        right = np.array([2.0 * (place == number % 12) for place in range(12)])
-        lists[query] = [names[place] for place in np.argsort(-(right + random.normal(size=12)))]
-        logits = right + random.normal(size=12)
+    for number in range(questions):
+        query, right = f"question {number}", np.array([float(place == number % 12) for place in range(12)])
+        lists[query] = [names[place] for place in np.argsort(-(found * right + random.normal(size=12)))]
+        logits = read * right + random.normal(size=12)
         table.update({f"{query} {TEXTS[name]}": float(logit) for name, logit in zip(names, logits, strict=True)})
-    queries = {f"q{number:02}": f"question {number}" for number in range(40)}
-    judgements = {f"q{number:02}": {names[number % 12]: 1} for number in range(40)}
+    queries = {f"q{number:02}": f"question {number}" for number in range(questions)}
+    judgements = {f"q{number:02}": {names[number % 12]: 1} for number in range(questions)}
     return Noisy(lists), ByQuery(table), Dataset("noisy", TEXTS, queries, judgements)
+
+
+@pytest.fixture(scope="module")
+def ground() -> tuple[Noisy, ByQuery, Dataset]:
+    """Together, the stages see more than either."""
+    return made(5, 40, 2.0, 2.0)
 
 
 def test_not_a_pair_more_is_scored_for_them(ground: tuple[Noisy, ByQuery, Dataset]) -> None:
@@ -106,6 +110,18 @@ def test_both_together_are_chosen_where_they_are_better_than_either(
     page = (tmp_path / "tuning.html").read_text(encoding="utf-8")
     assert "How much the cross-encoder should count" in page
     assert f"rerank_weight={weight:g}" in page
+
+
+def test_a_weight_that_is_worth_nothing_on_other_questions_is_left_at_one(tmp_path: Path) -> None:
+    first, scorer, data = made(10, 30, 1.5, 0.0)  # the cross-encoder sees nothing, and on some questions is lucky
+    tuning = tune({"first": first}, {"table": scorer}, data, depths=[4, 12])
+    assert not tuning.weight_chosen
+    assert tuning.chosen.cross_encoder is None
+    assert tuning.choose() == tuning.chosen
+    assert max(one.quality for one in tuning.settings) > tuning.chosen.quality + choosing.TOLERANCE
+    assert any("choosing the weight, too, is worth -0." in note for note in tuning.notes)
+    assert [chart.points[-1].x for chart in charts.tuning_depths(tuning)] == [12]
+    tuning.to_html(tmp_path / "tuning.html")
 
 
 def test_an_evaluation_shows_the_curve_and_keeps_it(ground: tuple[Noisy, ByQuery, Dataset], tmp_path: Path) -> None:

@@ -136,8 +136,8 @@ class Tuning(Presented):
         models: What `CrossEncoder(**arguments)` makes each cross-encoder from, by name; empty for one of another kind.
         scores: What a cross-encoder of another kind returns.
         machine: Processor, cores, versions.
-        weighed: Whether the choice is among all weights; where choosing them is worth nothing on questions that it was
-            not made on, it is among the settings of weight 1.
+        weight_chosen: Whether the choice is among all weights; where choosing the weight is worth nothing on questions
+            that it was not made on, it is among the settings of weight 1.
 
     Example:
         >>> from retrieve_rerank import BM25Index
@@ -176,7 +176,7 @@ class Tuning(Presented):
     models: Mapping[str, Mapping[str, str | int | float | bool | None]] = field(default_factory=dict)
     scores: Scale = "logits"
     machine: Mapping[str, str | int] = field(default_factory=machine)
-    weighed: bool = True
+    weight_chosen: bool = True
 
     @property
     def frontier(self) -> tuple[Setting, ...]:
@@ -207,8 +207,9 @@ class Tuning(Presented):
     @property
     def weight(self) -> float:
         """The weight that the chosen setting re-ranks with; where it does not re-rank, the largest that was tried."""
-        tried = [one for one in self.settings if one.cross_encoder is not None]
-        return max((one.rerank_weight for one in (tried if self.chosen not in tried else [self.chosen])), default=1.0)
+        if self.chosen.cross_encoder is not None:
+            return self.chosen.rerank_weight
+        return max(one.rerank_weight for one in self.settings)
 
     def at_weight(self, rerank_weight: float) -> tuple[Setting, ...]:
         """Return the settings of one weight, and the first stages without re-ranking."""
@@ -240,7 +241,7 @@ class Tuning(Presented):
         Raises:
             InvalidInputError: If no setting meets what is asked for; the message says what comes closest.
         """
-        return choose(self.settings if self.weighed else self.at_weight(1.0), latency_budget, quality)[0]
+        return choose(self.settings if self.weight_chosen else self.at_weight(1.0), latency_budget, quality)[0]
 
     def code(self, setting: Setting | None = None) -> str:
         """Return Python code that makes the pipeline of a setting; None takes the chosen one.

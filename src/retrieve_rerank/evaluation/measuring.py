@@ -16,7 +16,7 @@ from retrieve_rerank.evaluation.dataset import Dataset, check_dataset, counted
 from retrieve_rerank.evaluation.measures import check_measures, cutoff, per_query
 from retrieve_rerank.evaluation.questions import holds
 from retrieve_rerank.evaluation.results import SIGNIFICANT, TIE, Comparison, Evaluation, Latency, System
-from retrieve_rerank.evaluation.running import WEIGHTS, Stage, plan_stages, run, weighed
+from retrieve_rerank.evaluation.running import WEIGHTS, Stage, plan_stages, run, run_at_weight
 from retrieve_rerank.evaluation.significance import bootstrap_interval, check_draws, holm, mean, randomisation_p
 from retrieve_rerank.evaluation.store import open_store
 from retrieve_rerank.retrieval.pipeline import RetrieveRerank
@@ -170,7 +170,7 @@ def _by_weight(
     if stage.first is None:
         return {}
     weights = (0.0, *WEIGHTS)
-    rows = [per_query([measure], dataset.judgements, weighed(stage, weight))[measure] for weight in weights]
+    rows = [per_query([measure], dataset.judgements, run_at_weight(stage, weight))[measure] for weight in weights]
     found = zip(weights, rows, intervals(rows, resamples=resamples, seed=seed), strict=True)
     return {weight: (mean_of(values), low, high) for weight, values, (low, high) in found}
 

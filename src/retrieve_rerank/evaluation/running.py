@@ -153,7 +153,7 @@ def run(plan: list[Stage], dataset: Dataset, store: ScoreStore | None, *, show_p
             _rerank(stage, text, queries)
 
 
-def weighed(stage: Stage, weight: float) -> dict[str, list[str]]:
+def run_at_weight(stage: Stage, weight: float) -> dict[str, list[str]]:
     """Return the ids by question, best first, that a re-ranking which has run gives at a weight; nothing is scored."""
     ranked = {}
     for query, candidates in ({} if stage.first is None else stage.first.hits).items():

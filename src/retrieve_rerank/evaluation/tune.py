@@ -21,7 +21,7 @@ from retrieve_rerank.evaluation.measures import check_measures, per_query
 from retrieve_rerank.evaluation.measuring import latency, mean_of, perfect
 from retrieve_rerank.evaluation.measuring import measure as measured
 from retrieve_rerank.evaluation.measuring import notes as notes_on
-from retrieve_rerank.evaluation.running import WEIGHTS, Reader, Stage, check_name, run, weighed
+from retrieve_rerank.evaluation.running import WEIGHTS, Reader, Stage, check_name, run, run_at_weight
 from retrieve_rerank.evaluation.significance import bootstrap_interval, check_draws, mean
 from retrieve_rerank.evaluation.store import open_store
 from retrieve_rerank.models.cross_encoder import CrossEncoder
@@ -149,7 +149,7 @@ def tune(
         weak=dataset.weak,
         measure=name,
         settings=tuple(settings),
-        weighed=considered is settings,
+        weight_chosen=considered is settings,
         chosen=chosen,
         reason=reason,
         latency_budget=latency_budget,
@@ -232,7 +232,7 @@ class Grid:
             for row, stage in self.rows.items()
             for weight in (weights if stage.first is not None else [0.0])
         ]
-        runs = [_run(stage) if stage.first is None else weighed(stage, weight) for _, weight, stage in rows]
+        runs = [_run(stage) if stage.first is None else run_at_weight(stage, weight) for _, weight, stage in rows]
         values = [per_query([measure], dataset.judgements, run)[measure] for run in runs]
         table = np.array([[one.get(query, np.nan) for one in values] for query in sorted(dataset.judgements)])
         # A measure without any value says nothing for a setting.
