@@ -82,6 +82,7 @@ def test_case_insensitive_text_goes_with_metadata_by_and(store: ChromaVectorStor
     assert found(store, MetadataFilters(filters=[fact, text])) == {"paris", "rome"}
     nested = MetadataFilters(filters=[MetadataFilters(filters=[text]), fact])
     assert found(store, nested) == {"paris", "rome"}
+    assert found(store, MetadataFilters(filters=[text], condition=FilterCondition.NOT)) == {"flag"}
     both = MetadataFilters(
         filters=[text, MetadataFilter(key="#document", operator=Op.TEXT_MATCH, value="Ä")], condition=FilterCondition.OR
     )

@@ -354,6 +354,20 @@ async def test_a_reranker_that_keeps_two_gives_two() -> None:
 # Bases that return something else than a list
 
 
+def test_a_first_stage_may_have_a_retrieve_of_its_own() -> None:
+    class Own(ListRetriever):
+        answer: Any = None
+
+        def retrieve(self, str_or_query_bundle: Any) -> Any:
+            return self.answer and iter(super().retrieve(str_or_query_bundle))
+
+    first = Own(scored("a", "b", "c"))
+    with pytest.raises(InvalidInputError, match=r"a Own, must return a list of NodeWithScore.*None"):
+        RetrieveRerankRetriever(first, ZeroScorer()).retrieve("a")
+    first.answer = "a generator"
+    assert len(RetrieveRerankRetriever(first, ZeroScorer(), fetch_k=2).retrieve("a")) == 2
+
+
 def test_a_type_error_of_a_first_stage_stays_its_own() -> None:
     class Broken(BaseRetriever):
         def _retrieve(self, query_bundle: QueryBundle) -> Any:

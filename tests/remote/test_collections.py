@@ -21,7 +21,7 @@ from tests.inference_server import InferenceServer, inference_server
 TEXTS = ["", "paris is the capital of france", "rome is in italy", "bread"]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def local(tiny_bi_encoder: Path) -> Iterator[BiEncoder]:
     with BiEncoder(tiny_bi_encoder, precision="float32") as encoder:
         yield encoder
