@@ -103,7 +103,7 @@ def test_weights_as_pickle_are_not_loaded(tmp_path: Path, bi: str, cross: str) -
         for weights in Path(model).rglob("*.safetensors"):
             weights.unlink()
         (Path(model) / "pytorch_model.bin").write_bytes(pickle.dumps(Trap(trap)))
-        with kind(model, device="cpu") as opened, pytest.raises(ModelError):
+        with kind(model, device="cpu") as opened, pytest.raises(ModelError, match="safetensors"):
             opened.encode_queries(["a"]) if isinstance(opened, BiEncoder) else opened.score("a", ["b"])
         assert not trap.exists()
 

@@ -41,7 +41,6 @@ LATIN = "<meta charset={}><p>A caf\xe9, a na\xefve one</p>"
 @pytest.mark.parametrize(
     ("name", "content", "text"),
     [
-        ("a.TXT", b"\xef\xbb\xbfone\r\ntwo", "one\r\ntwo"),
         # Separators that are no line ends, and cells beyond the header that are empty
         (
             "a.csv",
@@ -101,6 +100,7 @@ def test_what_cannot_be_read_is_named_with_its_line(name: str, content: bytes, m
 
 
 def test_the_encoding_that_is_named_is_for_what_does_not_say_its_own() -> None:
+    assert whole(b"\xef\xbb\xbfone\r\ntwo", "a.TXT") == [Document("one\r\ntwo", "text", size=11)]
     for content in ("café".encode("cp1252"), "café".encode("utf-16")):
         assert read(content, "a.txt", FIELDS, encoding="cp1252").documents[0].text == "café"
     assert read(b"caf\x81", "a.txt", FIELDS, encoding="cp1252").notes[0].startswith("line 1 is not cp1252")

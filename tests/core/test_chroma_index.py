@@ -149,7 +149,7 @@ def test_delete_takes_what_is_there_and_clear_takes_all(index: ChromaIndex) -> N
     index.delete(["only", "missing"])
     assert index.count() == 2
     index.clear()
-    assert (index.count(), index.retrieve("aa")) == (0, [])
+    assert (index.count(), index.retrieve("aa"), index.retrieve_many(["aa", "b"])) == (0, [], [[], []])
     index.clear()
     assert index.add(THREE) == AddReport(added=3)
 

@@ -425,3 +425,19 @@ def test_the_metric_comes_from_the_embedding_model(tiny_dot_bi_encoder: Path, ti
     assert ChromaVectorStore(embed_model=BiEncoderEmbedding(tiny_bi_encoder)).metric == "cosine"
     assert ChromaVectorStore(embed_model=BiEncoderEmbedding(tiny_bi_encoder), metric="euclidean").metric == "euclidean"
     assert ChromaVectorStore(embed_model=WordEmbedding()).metric == "cosine"
+
+
+def test_a_collection_of_a_client_carries_the_encoders_fingerprint(
+    tmp_path: Path, tiny_bi_encoder: Path, tiny_dot_bi_encoder: Path
+) -> None:
+    embed_model, other = BiEncoderEmbedding(tiny_bi_encoder), BiEncoderEmbedding(tiny_dot_bi_encoder)
+    client = chromadb.PersistentClient(str(tmp_path))
+    store = ChromaVectorStore(client=client, collection_name="mine", embed_model=embed_model)
+    store.add(embed_model([text_node("n")]))
+    theirs = client.create_collection("theirs", configuration={"hnsw": {"space": "cosine"}}, embedding_function=None)
+    ChromaVectorStore(theirs, embed_model=embed_model)  # an empty one of others is adopted
+    assert client.get_collection("mine", embedding_function=None).count() == 1
+    for options in ({"client": client, "collection_name": "mine"}, {"chroma_collection": theirs, "metric": "cosine"}):
+        with pytest.raises(IndexMismatchError, match="another encoder"):
+            ChromaVectorStore(embed_model=other, **options)  # type: ignore[arg-type]
+        assert ChromaVectorStore(embed_model=other, assume_compatible=True, **options).metric == "cosine"  # type: ignore[arg-type]
