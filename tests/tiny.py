@@ -235,7 +235,7 @@ def save_language_model_reranker(folder: Path, *, seed: int = 7) -> Path:
     return path
 
 
-def save_chat_tokenizer(path: Path, template: str, positions: int) -> None:
+def save_chat_tokenizer(path: Path, template: str | None, positions: int) -> None:
     file = path / "vocab.txt"
     file.write_text("\n".join([*_VOCABULARY, "yes", "no"]), encoding="utf-8")
     tokenizer = transformers.PreTrainedTokenizerFast(

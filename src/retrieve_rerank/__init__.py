@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from retrieve_rerank.indexes.chroma import ChromaIndex
     from retrieve_rerank.indexes.reports import AdoptReport, IndexCheck, RepairReport
     from retrieve_rerank.models.bi_encoder import BiEncoder
+    from retrieve_rerank.models.calibration import Calibration
     from retrieve_rerank.models.cross_encoder import CrossEncoder
     from retrieve_rerank.retrieval.fusion import fuse
     from retrieve_rerank.retrieval.hybrid import HybridRetriever
@@ -40,6 +41,7 @@ _ROOMS = {
     "AdoptReport": "indexes.reports",
     "BM25Index": "indexes.bm25",
     "BiEncoder": "models.bi_encoder",
+    "Calibration": "models.calibration",
     "ChromaIndex": "indexes.chroma",
     "CrossEncoder": "models.cross_encoder",
     "DegradedWarning": "errors",
@@ -73,6 +75,7 @@ __all__ = [
     "AdoptReport",
     "BM25Index",
     "BiEncoder",
+    "Calibration",
     "ChromaIndex",
     "CrossEncoder",
     "DegradedWarning",

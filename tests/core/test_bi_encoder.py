@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import math
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -66,21 +67,33 @@ def test_a_given_prompt_wins_over_the_saved_one_and_an_empty_one_switches_off(
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("prompts", "query", "document", "unused"),
     [
-        {"prompts": {"query": "query: ", "document": "passage: "}, "include_prompt": False},
-        {"prompts": {"document": "the "}},
-        {"prompts": {"query": "", "document": "", "label": "the "}, "default_prompt_name": "label"},
-        {"prompts": {"label": "the "}, "default_prompt_name": "label"},
-        {"prompts": {"query": "query: ", "document": "", "passage": "passage: "}},
-        {"prompts": {"query": "query: ", "passage": "passage: "}},
+        ({"query": "query: ", "document": "passage: "}, "query: ", "passage: ", None),
+        ({"document": "the "}, "", "the ", None),
+        ({"query": "query: ", "passage": "passage: "}, "query: ", "passage: ", None),
+        ({"corpus": "the ", "query": "query: ", "clustering": "group: "}, "query: ", "the ", None),
+        ({"query": "query: ", "clustering": "group: "}, "query: ", "", None),
+        ({"query": "query: ", "retrieval.passage": "the "}, "query: ", "", "retrieval.passage = 'the '"),
+        ({"web_search_query": "find: ", "sts_query": "like: "}, "", "", "web_search_query = 'find: ', sts_query"),
+        ({"label": "the "}, "", "", "label = 'the '"),
     ],
 )
-def test_prompts_are_chosen_as_sentence_transformers_does(tmp_path: Path, options: dict[str, Any]) -> None:
-    path = tiny.save_bi_encoder(tmp_path, **options)
+def test_saved_prompts_are_applied_or_told(
+    tmp_path: Path, prompts: dict[str, str], query: str, document: str, unused: str | None
+) -> None:
+    """sentence-transformers saves an empty "document" beside "passage", and applies the empty one."""
+    default = "label" if "label" in prompts else None
+    path = tiny.save_bi_encoder(tmp_path, prompts=prompts, default_prompt_name=default, include_prompt=False)
+    plain = reference(path)
     with BiEncoder(path, precision="float32") as encoder:
-        assert encoder.encode_queries(TEXTS) == close_to(reference(path).encode_query(TEXTS))
-        assert encoder.encode_documents(TEXTS) == close_to(reference(path).encode_document(TEXTS))
+        with pytest.warns(UserWarning, match=unused) if unused else nullcontext():
+            queries = encoder.encode_queries(TEXTS)
+        assert queries == close_to(plain.encode(TEXTS, prompt=query))
+        assert encoder.encode_documents(TEXTS) == close_to(plain.encode(TEXTS, prompt=document))
+        assert encoder.fingerprint["document_prompt"] == document
+    with BiEncoder(path, query_prompt="", document_prompt="") as encoder:
+        encoder.encode_queries(TEXTS)
 
 
 def test_newlines_reach_the_tokenizer(tiny_bi_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

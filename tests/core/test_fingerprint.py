@@ -47,7 +47,11 @@ NAMED = {"model": "one", "dimension": 4}
         (FACTS, dict(reversed(FACTS.items())), None),
         (FACTS, {**FACTS, "weights": "w2"}, "weights was 'w1', now 'w2'"),
         (FACTS, {**FACTS, "dimension": 8}, "dimension was 4, now 8"),
-        (FACTS, {**FACTS, "document_prompt": "passage: "}, "document_prompt was '', now 'passage: '"),
+        (
+            FACTS,
+            {**FACTS, "document_prompt": "passage: "},
+            "now 'passage: '. Vectors of different encoders cannot be compared: open it with document_prompt='', which",
+        ),
         (FACTS, {**FACTS, "normalize": False}, "normalize was True, now False"),
         (FACTS, {**FACTS, "model": "two", "weights": "w2"}, "model was 'one', now 'two'; weights was 'w1', now 'w2'"),
         (FACTS, {**FACTS, "new fact": 1}, "new fact was 'not set', now 1"),

@@ -1,6 +1,6 @@
 """Indexing a generator holds a batch of it at a time, however many passages it gives; Chroma's own memory aside.
 
-INGEST_PASSAGES in the environment sets how many.
+INGEST_PASSAGES in the environment sets how many. And a checkpoint is held once while it loads.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import tiny
 from tests.core.stubs import run_python
 
 PASSAGES = int(os.environ.get("INGEST_PASSAGES", "16000"))
@@ -99,3 +100,56 @@ def test_no_more_is_kept_than_by_chroma_itself(tmp_path: Path) -> None:
     print(f"{PASSAGES} passages, MB at each eighth: ours {ours}, Chroma alone {plain}")
     # From the first quarter on, when everything is loaded that ever is; Chroma's index grows with what is in it.
     assert ours[-1] - ours[2] < plain[-1] - plain[2] + 32, (ours, plain)
+
+
+LOADING = """
+    import sys
+
+    import torch
+    from sentence_transformers import CrossEncoder as Plain, SentenceTransformer
+
+    from retrieve_rerank import BiEncoder, CrossEncoder
+
+    way, kind, path, precision = sys.argv[1:]
+
+    def look(what):
+        return next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith(what))
+
+    before = look("VmRSS")
+    if way == "plain":
+        model = (Plain if kind == "cross" else SentenceTransformer)(
+            path, device="cpu", model_kwargs={"dtype": getattr(torch, precision)}
+        )
+        model.predict([("a", "b")]) if kind == "cross" else model.encode(["b"])
+    else:
+        model = (CrossEncoder if kind == "cross" else BiEncoder)(path, device="cpu", precision=precision)
+        model.score("a", ["b"]) if kind == "cross" else model.encode_queries(["b"])
+    print(look("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("kind", ["cross", "bi"])
+@pytest.mark.parametrize(
+    ("saved", "precision"), [("bfloat16", "bfloat16"), ("float32", "float32"), ("float32", "bfloat16")]
+)
+def test_a_checkpoint_is_held_once_while_it_loads(tmp_path: Path, kind: str, saved: str, precision: str) -> None:
+    """One in bfloat16 was widened to float32 first, all of it, which is three times as much."""
+    import torch
+    import transformers
+
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 768, "num_hidden_layers": 8, "num_attention_heads": 12, "intermediate_size": 3072}
+    settings = transformers.BertConfig(vocab_size=8000, max_position_embeddings=64, num_labels=1, **sizes)
+    made = transformers.BertForSequenceClassification if kind == "cross" else transformers.BertModel
+    made(settings).to(getattr(torch, saved)).save_pretrained(tmp_path)
+    tiny.save_tokenizer(tmp_path)
+    size = (tmp_path / "model.safetensors").stat().st_size / 2**20
+    ours, plain = (
+        float(run_python(LOADING, way, kind, str(tmp_path), precision, timeout=120, warnings="ignore", forked=True))
+        for way in ("ours", "plain")
+    )
+    print(
+        f"{size:.0f} MB in {saved}, computed in {precision}: ours {ours:.0f} MB, sentence-transformers {plain:.0f} MB"
+    )
+    assert ours < 1.3 * plain, (ours, plain)

@@ -18,7 +18,7 @@ from retrieve_rerank import (
     RetrieveRerank,
     SearchResult,
 )
-from retrieve_rerank.models.ranking import sigmoid
+from retrieve_rerank.models.calibration import sigmoid
 from tests.core.stubs import ListRetriever, SlowRetriever, TableScorer, found
 
 TEXTS = ["a", "b", "c", "d"]

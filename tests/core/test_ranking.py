@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retrieve_rerank import CrossEncoder, Hit, InvalidInputError, ModelError, Passage, RetrieveRerank
-from retrieve_rerank.models.ranking import Ranker, ScorerRanker, as_ranker, sigmoid
+from retrieve_rerank.models.calibration import sigmoid
+from retrieve_rerank.models.ranking import Ranker, ScorerRanker, as_ranker
 from tests.core.stubs import ListRetriever, TableScorer
 
 TABLE = {"low": -2.0, "zero": 0.0, "high": 3.0, "also zero": 0.0, "nought": -0.0}

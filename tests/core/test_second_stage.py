@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from retrieve_rerank import CrossEncoder, DegradedWarning, Hit, InvalidInputError, Passage, RetrieveRerank
-from retrieve_rerank.models.ranking import as_ranker, sigmoid
+from retrieve_rerank.models.calibration import sigmoid
+from retrieve_rerank.models.ranking import as_ranker
 from retrieve_rerank.retrieval.rerank import SecondStage
 from tests.core.stubs import ListRetriever, SlowRetriever, TableScorer, found
 

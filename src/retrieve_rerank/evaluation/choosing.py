@@ -15,6 +15,7 @@ from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.evaluation.dataset import counted
 from retrieve_rerank.evaluation.results import Latency, Presented, machine, write_json
 from retrieve_rerank.evaluation.significance import mean
+from retrieve_rerank.models.settings import Argument
 from retrieve_rerank.retrieval.saved import SavedSetting, save_setting
 from retrieve_rerank.types import Scale
 
@@ -173,7 +174,7 @@ class Tuning(Presented):
     seed: int
     seconds: float
     seconds_alone: float
-    models: Mapping[str, Mapping[str, str | int | float | bool | None]] = field(default_factory=dict)
+    models: Mapping[str, Mapping[str, Argument]] = field(default_factory=dict)
     scores: Scale = "logits"
     machine: Mapping[str, str | int] = field(default_factory=machine)
     weight_chosen: bool = True

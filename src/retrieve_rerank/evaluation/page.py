@@ -19,8 +19,8 @@ from retrieve_rerank.evaluation.dataset import WEAK, counted
 from retrieve_rerank.evaluation.measuring import SHOWN, examples, missed
 from retrieve_rerank.evaluation.results import Evaluation, System
 from retrieve_rerank.evaluation.words import answer, markdown, short
+from retrieve_rerank.models.calibration import sigmoid
 from retrieve_rerank.models.interpolation import interpolate
-from retrieve_rerank.models.ranking import sigmoid
 from retrieve_rerank.search_result import candidate_row, css, cut, hit_row, minus, side
 from retrieve_rerank.types import Hit, Passage
 

@@ -70,9 +70,15 @@ def check_identity(name: str, found: Identity, metric: Metric | None, fingerprin
         [] if found.fingerprint is None or fingerprint is None else _differences(found.fingerprint, fingerprint)
     )
     if differences:
+        same = "open it with the encoder that made it"
+        if found.fingerprint and len(differences) == 1 and differences[0].startswith("document_prompt "):
+            # As after a change of what is taken for the model's own prompt.
+            same = (
+                f"open it with document_prompt={found.fingerprint.get('document_prompt', '')!r}, which it was made with"
+            )
         raise IndexMismatchError(
             f"collection {name!r} was made by another encoder: {'; '.join(differences)}. Vectors of different "
-            "encoders cannot be compared: open it with the encoder that made it, or use another collection name and "
+            f"encoders cannot be compared: {same}, or use another collection name and "
             "add the passages again. If the two are one encoder all the same, pass assume_compatible=True"
         )
     if metric is not None and metric != found.metric:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from tqdm.auto import tqdm
 
 from retrieve_rerank.checks import check_texts
-from retrieve_rerank.errors import InvalidInputError, ModelError, TruncationWarning, warn_caller
+from retrieve_rerank.errors import InvalidInputError, ModelError, TruncationWarning, shown, warn_caller
 from retrieve_rerank.models.model import DefaultName, Model
 from retrieve_rerank.models.settings import BiEncoderOptions, BiEncoderSettings, Endpoint, documented
 from retrieve_rerank.types import Metric
@@ -31,7 +31,10 @@ Task: TypeAlias = Literal["query", "document"]
 Encoded: TypeAlias = tuple[npt.NDArray[np.float32], int]  # vectors (n, dimension), and how many texts were cut
 
 DEFAULT_MODEL = DefaultName("sentence-transformers/multi-qa-mpnet-base-dot-v1")
-_DOCUMENT_PROMPTS = ("document", "passage", "corpus")  # the names that sentence-transformers looks for, in its order
+# The names under which a checkpoint may have saved a task's prompt, in the order of sentence-transformers, and words
+# in other names that speak of the task.
+_PROMPT_NAMES: dict[Task, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
+_PROMPT_WORDS: dict[Task, tuple[str, ...]] = {"query": ("query", "question"), "document": ("doc", "passage", "corpus")}
 
 _FEW = 32  # queries; more of them are a long call of their own
 _SPLIT, _SHORTEN = "Split them into shorter passages", "Shorten the queries"
@@ -200,7 +203,7 @@ class BiEncoder(Model["BiEngine", "RemoteBiEncoder"]):
     def _warned(
         self, vectors: npt.NDArray[np.float32], cut: int, advice: str, texts: Sequence[str]
     ) -> npt.NDArray[np.float32]:
-        self._tell_unsure(texts)
+        self._tell_once(texts)
         self._tell_cut(advice, cut, len(vectors))
         return vectors
 
@@ -222,12 +225,22 @@ class BiEncoder(Model["BiEngine", "RemoteBiEncoder"]):
 
     def _prompt(self, task: Task) -> str:
         given: str | None = self._settings[f"{task}_prompt"]
-        if given is not None:
-            return given
-        model = self._loaded().model
-        names = ("query",) if task == "query" else _DOCUMENT_PROMPTS
-        known = [name for name in (*names, model.default_prompt_name) if name in model.prompts]
-        return (model.prompts[known[0]] or "") if known else ""
+        return _saved_prompt(self._loaded().model.prompts, task) if given is None else given
+
+    def _unused_prompts(self, saved: Mapping[str, str | None]) -> list[str]:
+        """Return the names of saved prompts that seem meant for queries or passages, which have no other prompt."""
+        missing = [
+            task
+            for task in _PROMPT_NAMES
+            if self._settings[f"{task}_prompt"] is None and not _saved_prompt(saved, task)
+        ]
+        known = {name for names in _PROMPT_NAMES.values() for name in names}
+        others = [name for name, prompt in saved.items() if prompt and name not in known]
+        if len(missing) == len(_PROMPT_NAMES):  # nothing at all would be applied, so any of them may be meant
+            return others
+        return [
+            name for name in others if any(word in name.lower() for task in missing for word in _PROMPT_WORDS[task])
+        ]
 
     def _fingerprint(self) -> dict[str, str | int | float | bool]:
         engine = self._loaded()  # which forgets them: another model may lie in the folder by now
@@ -255,16 +268,30 @@ class BiEncoder(Model["BiEngine", "RemoteBiEncoder"]):
 
     def _load(self, checkpoint: Checkpoint) -> BiEngine:
         from retrieve_rerank.models.engine import BiEngine
-        from retrieve_rerank.models.loading import load_bi_encoder
+        from retrieve_rerank.models.loading import load_bi_encoder, plain_encoder
 
         self._facts = None
+        model = load_bi_encoder(checkpoint)
+        if plain := plain_encoder(model, checkpoint):
+            self._untold.append(plain)
+        if unused := self._unused_prompts(model.prompts):
+            self._untold.append(
+                f"{self.model!r} has saved prompts that are not applied, because their names do not say for which "
+                f"texts they are: {', '.join(f'{name} = {shown(model.prompts[name])}' for name in unused)}. Give the "
+                'right ones as query_prompt and document_prompt, or "" for none'
+            )
         return BiEngine(
-            load_bi_encoder(checkpoint),
+            model,
             self._torch_precision,
             self._settings["max_length"],
             normalize=self._settings["normalize"],
             truncate_dim=self._settings["truncate_dim"],
         )
+
+
+def _saved_prompt(saved: Mapping[str, str | None], task: Task) -> str:
+    """Return the prompt that a checkpoint has for a task: sentence-transformers saves an empty one beside the real."""
+    return next((prompt for name in _PROMPT_NAMES[task] if (prompt := saved.get(name))), "")
 
 
 @dataclass

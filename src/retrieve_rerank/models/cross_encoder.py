@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from retrieve_rerank.checks import check_query, check_texts
-from retrieve_rerank.errors import InvalidInputError, ModelError, TruncationWarning, warn_caller
+from retrieve_rerank.checks import check_iterable, check_query, check_texts, number_of
+from retrieve_rerank.errors import InvalidInputError, ModelError, TruncationWarning, shown, warn_caller
+from retrieve_rerank.models.calibration import UNCALIBRATED, Calibration, fit
 from retrieve_rerank.models.dynamic_batching import DynamicBatching
 from retrieve_rerank.models.model import DefaultName, Model
 from retrieve_rerank.models.ranking import Ranker, Scoring
@@ -39,7 +41,7 @@ class CrossEncoder(Model["CrossEngine", "RemoteCrossEncoder"], Ranker):
     Args:
         model: A hub name or a folder. The checkpoint must have a trained head: one label; or two, of which the
             names in its config say which one means relevant; or a language model that answers yes or no, as
-            Qwen3-Reranker does. All of them give scores on one scale.
+            Qwen3-Reranker does. What its scores mean depends on its training: see `calibration`.
         **settings: Every other argument is explained in `retrieve_rerank.models.settings`.
 
     A server cuts what is too long: of query and passage the longer one. Text Embeddings Inference and vLLM say which
@@ -64,6 +66,7 @@ class CrossEncoder(Model["CrossEngine", "RemoteCrossEncoder"], Ranker):
     def _start(self) -> None:
         super()._start()
         self._batching = DynamicBatching()
+        self._stated: Calibration | None = None  # by the checkpoint, once it has been loaded
 
     @property
     def fingerprint(self) -> dict[str, str | int | float | bool]:
@@ -92,6 +95,60 @@ class CrossEncoder(Model["CrossEngine", "RemoteCrossEncoder"], Ranker):
             "max_windows": engine.max_windows or 0,
         }
 
+    @property
+    def calibration(self) -> Calibration:
+        """What makes of a logit the relevance that a hit has as its `score`, and where that comes from.
+
+        It is the one that was given; else what the checkpoint states (an activation, two labels, yes or no) or its
+        family does (zerank's logits are five times as large as others'). If neither says anything, as distilled models
+        do not, a relevance is no probability: fit one with `calibrate`. Loads the model, if none was given.
+        """
+        if (given := self._settings["calibration"]) is not None:
+            return Calibration(*given)
+        if self._remote is not None:
+            return UNCALIBRATED
+        if self._stated is None:
+            self._worker.run_soon(self._loaded)
+        return self._stated or UNCALIBRATED
+
+    def calibrate(
+        self, pairs: Iterable[tuple[str, str, bool | float]], *, precision: float | None = None
+    ) -> Calibration:
+        """Fit a calibration to judged pairs. This model stays as it is: give the result to another as `calibration=`.
+
+        Args:
+            pairs: Query, passage, and whether it is relevant: True or False, or a share in [0, 1]. They should be what
+                the model will see: a first stage's candidates for questions as they are asked, the irrelevant ones
+                among them. Weak labels do, such as a question that was made of a passage. 50 questions are a start.
+            precision: Also look for the `threshold` from which on this share of the passages is relevant.
+
+        Returns:
+            The calibration; its `interval` tells how sure it is.
+
+        Raises:
+            InvalidInputError: If a pair cannot be used, or the pairs do not tell: all are relevant, or none is.
+            ModelError: If the model cannot be loaded, or gives NaN.
+
+        Example:
+            >>> from retrieve_rerank import CrossEncoder
+            >>> judged = [("capital of Italy", "Rome.", True), ("capital of Italy", "Bread is good.", False)]
+            >>> with CrossEncoder(cross_encoder_path) as model:
+            ...     calibration = model.calibrate(judged)
+            >>> calibration.pairs, calibration.temperature > 0
+            (2, True)
+        """
+        judged = _Judged.of(pairs, precision)
+        self.score_all(judged.scorings)
+        return judged.fit(self.model)
+
+    async def acalibrate(
+        self, pairs: Iterable[tuple[str, str, bool | float]], *, precision: float | None = None
+    ) -> Calibration:
+        """As `calibrate`, without blocking the event loop."""
+        judged = _Judged.of(pairs, precision)
+        await self.ascore_all(judged.scorings)
+        return judged.fit(self.model)
+
     def score(self, query: str, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Score texts against a query.
 
@@ -100,8 +157,8 @@ class CrossEncoder(Model["CrossEngine", "RemoteCrossEncoder"], Ranker):
             texts: May be empty. Equal texts are scored once.
 
         Returns:
-            Float32 array (len(texts),) of logits, in the order of `texts`: larger is more relevant. The sigmoid of a
-            logit is the relevance that `rank` gives.
+            Float32 array (len(texts),) of logits, in the order of `texts`: larger is more relevant. `calibration`
+            makes of a logit the relevance that `rank` gives.
 
         Raises:
             InvalidInputError: If the query is empty or leaves no room for a text, or an item is not a string.
@@ -135,6 +192,8 @@ class CrossEncoder(Model["CrossEngine", "RemoteCrossEncoder"], Ranker):
 
     def __repr__(self) -> str:
         plain = super().__repr__()
+        if (given := self._settings["calibration"]) is not None:
+            plain = f"{plain[:-1]}, calibration={given})"
         if self._settings["long_passages"] == "truncate":
             return plain
         return f"{plain[:-1]}, long_passages='windows', max_windows={self._settings['max_windows']})"
@@ -160,7 +219,7 @@ class CrossEncoder(Model["CrossEngine", "RemoteCrossEncoder"], Ranker):
     def _check(self, scorings: Sequence[Scoring]) -> None:
         for scoring in scorings:
             scoring.check()
-        self._tell_unsure([text for scoring in scorings for text in scoring.texts])
+        self._tell_once([text for scoring in scorings for text in scoring.texts])
 
     def _score_here(self, scorings: Sequence[Scoring]) -> None:
         if any(scoring.texts and not scoring.ended for scoring in scorings):
@@ -207,10 +266,20 @@ class CrossEncoder(Model["CrossEngine", "RemoteCrossEncoder"], Ranker):
 
     def _load(self, checkpoint: Checkpoint) -> CrossEngine:
         from retrieve_rerank.models.engine import CrossEngine
+        from retrieve_rerank.models.heads import stated_calibration
         from retrieve_rerank.models.loading import load_cross_encoder
 
+        model = load_cross_encoder(checkpoint)
+        self._stated = stated_calibration(model, checkpoint)
+        if model.default_prompt_name is None and self._settings["prompt"] is None:
+            unused = [f"{name} = {shown(prompt)}" for name, prompt in model.prompts.items() if prompt]
+            if unused:
+                self._untold.append(
+                    f"{self.model!r} has saved prompts and does not say that one of them is its default, so none is "
+                    f'applied: {", ".join(unused)}. Give the right one as prompt, or "" for none'
+                )
         return CrossEngine(
-            load_cross_encoder(checkpoint),
+            model,
             self._torch_precision,
             self._settings["max_length"],
             prompt=self._settings["prompt"],
@@ -224,6 +293,39 @@ def register_adapter(method: str, adapt: Callable[[CrossEncoder], object]) -> No
 
 
 _adapters: dict[str, Callable[[CrossEncoder], object]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """Judged pairs, by query."""
+
+    labels: dict[str, dict[str, float]]
+    scorings: list[Scoring]
+    precision: float | None
+
+    @classmethod
+    def of(cls, pairs: Iterable[tuple[str, str, bool | float]], precision: float | None) -> _Judged:
+        """Return pairs, checked. Of a pair that is given twice, the last label counts."""
+        if precision is not None and not 0 < number_of(precision) <= 1:
+            raise InvalidInputError(f"precision must be a share above 0 and at most 1, got {shown(precision)}")
+        labels: dict[str, dict[str, float]] = {}
+        for position, pair in enumerate(check_iterable(pairs, "pairs", "(query, passage, relevant)")):
+            if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 3:
+                raise InvalidInputError(f"pairs[{position}] must be (query, passage, relevant), got {shown(pair)}")
+            query, text, relevant = pair
+            label = number_of(float(relevant) if isinstance(relevant, (bool, np.bool_)) else relevant)
+            if not 0 <= label <= 1:
+                raise InvalidInputError(
+                    f"pairs[{position}] must say True or False, or a share in [0, 1], got {shown(relevant)}"
+                )
+            check_texts([text], f"the passage of pairs[{position}]")
+            labels.setdefault(check_query(query, f"the query of pairs[{position}]"), {})[text] = label
+        return cls(labels, [Scoring(query, list(texts)) for query, texts in labels.items()], precision)
+
+    def fit(self, model: str) -> Calibration:
+        logits = [_in_order_of(scoring.texts, scoring).astype(np.float64) for scoring in self.scorings]
+        labels = [np.array(list(texts.values())) for texts in self.labels.values()]
+        return fit(logits, labels, precision=self.precision, source=f"fitted to {model}")
 
 
 def _checked(query: str, texts: Sequence[str]) -> tuple[list[str], Scoring]:

@@ -10,6 +10,7 @@ import gc
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from tqdm.auto import tqdm
 
 from retrieve_rerank.errors import InvalidInputError, ModelError
-from retrieve_rerank.models.heads import keep_head_exact, read_first_token_only, to_logits
+from retrieve_rerank.models.heads import keep_head_exact, read_first_token_only, to_logits, wide
 from retrieve_rerank.models.loading import rows_digest, weights_digest
 from retrieve_rerank.models.precision import Choice, choose_precision
 from retrieve_rerank.models.ranking import Scoring
@@ -109,14 +110,21 @@ class Engine:
         self.limits = set_limits(model, max_length)
         self.max_length = self.limits.document
         self.token_budget = token_budget(self.device)
-        # Before rounding to another precision changes them.
-        self.weights, self.rows = weights_digest(model), rows_digest(model)
+        self.weights = weights_digest(model)
+        dtype = getattr(torch, self.precision.name)
+        if dtype != torch.float32 and any(parameter.dtype != dtype for parameter in model[0].parameters()):
+            _ = self.rows  # before rounding changes it
         # Only the network computes in low precision; pooling, normalising and everything after it stay in float32.
-        model.to(torch.float32)
+        for position, module in enumerate(model):
+            _cast(module, torch.float32 if position else dtype)
         read_first_token_only(model, self.output)
         if self.precision.name != "float32":
-            model[0].to(getattr(torch, self.precision.name))
             model[0].register_forward_hook(_widen)
+
+    @cached_property
+    def rows(self) -> str:
+        """Digest of a number of every row, for which all weights are read; until then some may lie in the file only."""
+        return rows_digest(self.model)
 
     def describe(self) -> str:
         """Return what a repr should say of a loaded model."""
@@ -407,8 +415,17 @@ def _saved_prompt(model: sentence_transformers.CrossEncoder) -> str:
     return model.prompts.get(name, "") or "" if name is not None else ""
 
 
+def _cast(module: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Give a module's weights another type, one by one, so that no second copy of them all is in memory.
+
+    Rotary embeddings keep the frequencies that transformers made: a rounded one is off by whole turns in a long text.
+    """
+    kept = {name: buffer for name, buffer in module.named_buffers() if name.endswith("inv_freq")}
+    module.to(dtype)
+    for name, buffer in kept.items():
+        owner, _, leaf = name.rpartition(".")
+        setattr(module.get_submodule(owner), leaf, buffer)
+
+
 def _widen(_module: torch.nn.Module, _inputs: object, features: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
-        for name, value in features.items()
-    }
+    return {name: wide(value) for name, value in features.items()}

@@ -9,6 +9,7 @@ attention need every token. Without the rest a network of six layers does a seve
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import sentence_transformers
@@ -18,7 +19,8 @@ from sentence_transformers.cross_encoder.modules import LogitScore
 from sentence_transformers.sentence_transformer.modules import Pooling
 
 from retrieve_rerank.errors import ModelError
-from retrieve_rerank.models.loading import AnyModel
+from retrieve_rerank.models.calibration import UNCALIBRATED, Calibration
+from retrieve_rerank.models.loading import KIND, AnyModel, Checkpoint, saved_json
 from retrieve_rerank.models.reading import features
 
 _RELEVANT = frozenset({"relevant", "yes", "true", "positive", "pos", "entailment", "match", "duplicate"})
@@ -34,7 +36,7 @@ _WITH_HEAD = frozenset(f"{name}ForSequenceClassification" for name in _FAMILIES)
 
 _ATTENTIONS = ("sdpa", "eager")  # which tell by masks of one form what is padding
 _PROBE = ("a fox", "the quick brown fox jumps over the lazy dog, and then it sleeps for a while")
-_TOLERANCE = 1e-4  # as a part of the largest number; in float32 the two ways differ by rounding only
+_TOLERANCE = 1e-4  # as a part of the largest number
 
 
 def relevant_label(config: Any, name: str) -> int:
@@ -90,6 +92,28 @@ def to_logits(model: sentence_transformers.CrossEncoder) -> Callable[[torch.Tens
     return lambda rows: rows[:, relevant] - rows[:, 1 - relevant]
 
 
+def stated_calibration(model: sentence_transformers.CrossEncoder, checkpoint: Checkpoint) -> Calibration:
+    """Return what a checkpoint, or its family, states of its logits."""
+    last = model[-1]
+    if Path(checkpoint.model).name.lower().startswith("zerank"):
+        return Calibration(
+            temperature=5.0, source="zerank's models are trained for the sigmoid of a fifth of the logit"
+        )
+    if model.num_labels == 2:
+        return Calibration(source="stated by the checkpoint: the softmax of its two labels")
+    if isinstance(last, LogitScore):
+        return Calibration(source="stated by the checkpoint: the probability of yes among yes and no")
+    if isinstance(last, Dense) and isinstance(last.activation_function, torch.nn.Sigmoid):
+        return Calibration(source="stated by the checkpoint: a sigmoid is the last part of its head")
+    # A sigmoid is also what sentence-transformers takes where nothing was saved, and then it states nothing.
+    config = saved_json(model, checkpoint, "config.json")
+    saved = "activation_fn" in {**(config.get("sentence_transformers") or {}), **saved_json(model, checkpoint, KIND)}
+    saved = saved or bool(config.get("sbert_ce_default_activation_function"))
+    if saved and isinstance(model.activation_fn, torch.nn.Sigmoid):
+        return Calibration(source="stated by the checkpoint: a sigmoid is its saved activation")
+    return UNCALIBRATED
+
+
 def keep_head_exact(model: sentence_transformers.CrossEncoder) -> None:
     """Let a head compute in float32: a logit of 8 rounded to bfloat16 has steps of 1/32, and ties."""
     network: Any = model.transformers_model
@@ -99,7 +123,7 @@ def keep_head_exact(model: sentence_transformers.CrossEncoder) -> None:
         for name, module in network.named_children():
             if name != network.base_model_prefix and any(True for _ in module.parameters()):
                 module.float()
-                module.register_forward_pre_hook(_widen)
+                module.register_forward_pre_hook(_widen, with_kwargs=True)
 
 
 def _keep_two_tokens(network: Any, score: LogitScore) -> None:
@@ -113,7 +137,7 @@ def _keep_two_tokens(network: Any, score: LogitScore) -> None:
         small.weight.copy_(head.weight[tokens])
         if head.bias is not None:
             small.bias.copy_(head.bias[tokens])
-    small.register_forward_pre_hook(_widen)
+    small.register_forward_pre_hook(_widen, with_kwargs=True)
     network.set_output_embeddings(small)
     score.true_token_id, score.false_token_id = 0, None if score.false_token_id is None else 1
 
@@ -122,8 +146,16 @@ def _only(rows: torch.Tensor) -> torch.Tensor:
     return rows.reshape(-1)
 
 
-def _widen(_module: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(value.float() if isinstance(value, torch.Tensor) else value for value in inputs)
+def _widen(
+    _module: torch.nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Let a module get its numbers in float32."""
+    return tuple(map(wide, inputs)), {name: wide(value) for name, value in options.items()}
+
+
+def wide(value: Any) -> Any:
+    """Return a tensor of numbers in float32, and anything else as it is."""
+    return value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 
 def read_first_token_only(model: AnyModel, output: str) -> bool:
@@ -132,7 +164,7 @@ def read_first_token_only(model: AnyModel, output: str) -> bool:
     A network that is built otherwise, or whose results would change, stays as it is.
 
     Args:
-        model: A loaded model in float32.
+        model: A loaded model, in any precision.
         output: What its result is called.
     """
     network: Any = model.transformers_model
@@ -142,14 +174,27 @@ def read_first_token_only(model: AnyModel, output: str) -> bool:
     config = network.config
     if config._attn_implementation not in _ATTENTIONS or config.is_decoder:  # noqa: SLF001
         return False
-    layers = getattr(network, network.base_model_prefix, network).encoder.layer
-    before, last = _probe(model, output), layers[-1]
-    layers[-1] = FirstToken(last)
+    base = getattr(network, network.base_model_prefix, network)
+    layers, pooler = base.encoder.layer, getattr(base, "pooler", None)
+    last, short = layers[-1], FirstToken(layers[-1])
+    end = [last, *([] if pooler is None else [pooler])]
+    end += [] if base is network else [part for part in network.children() if part is not base]
+    # From the same input, and in float32, where the two ways differ by rounding only.
+    dtype = next(last.parameters()).dtype
+    hooks = [layer.register_forward_pre_hook(_widen, with_kwargs=True) for layer in (last, short)]
+    for part in end:
+        part.float()
+    before = _probe(model, output)
+    layers[-1] = short
     try:
         after = _probe(model, output)
         alike = after.shape == before.shape and (after - before).abs().max() <= _TOLERANCE * before.abs().max()
     except Exception:  # noqa: BLE001 - whatever another version of transformers makes of it
         alike = False
+    for hook in hooks:
+        hook.remove()
+    for part in end:
+        part.to(dtype)
     if not alike:
         layers[-1] = last
     return bool(alike)

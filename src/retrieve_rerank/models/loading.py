@@ -23,6 +23,8 @@ import torch
 import transformers
 from huggingface_hub import constants as hub_constants
 from safetensors import SafetensorError, safe_open
+from sentence_transformers.cross_encoder.modules import LogitScore
+from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers.utils import logging
 
 from retrieve_rerank.errors import ModelError
@@ -37,7 +39,36 @@ _LOADING_ERRORS = (
 )
 
 _WEIGHTS, _WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
-_KIND = "config_sentence_transformers.json"
+KIND = "config_sentence_transformers.json"
+_A_BI_ENCODER = "Give a bi-encoder such as 'sentence-transformers/multi-qa-mpnet-base-dot-v1'"
+_A_CROSS_ENCODER = "Give a trained cross-encoder such as 'cross-encoder/ms-marco-MiniLM-L6-v2'"
+_RIGHT_CLASSES = {
+    "CrossEncoder": "Use CrossEncoder",
+    "SparseEncoder": "Use sentence_transformers.SparseEncoder",
+    "MultiVectorEncoder": "Use sentence_transformers.MultiVectorEncoder",
+    "ColBERT": "Use sentence_transformers.MultiVectorEncoder",
+}
+_LISTWISE = "is a listwise re-ranker, which reads all passages at once: neither class here runs it"
+# What the end of an architecture's name says of a network that was not saved as a bi-encoder.
+_FOREIGN = (
+    (
+        "ForMaskedLM",
+        "predicts words and was not saved as a bi-encoder, as learned sparse encoders of SPLADE's kind are, whose "
+        "class is sentence_transformers.SparseEncoder, and networks that are yet to be trained",
+    ),
+    ("ColBERT", "is a late-interaction model with a vector a token. Use sentence_transformers.MultiVectorEncoder"),
+    ("ForRanking", _LISTWISE),
+    (
+        "ForCausalLM",
+        "is a language model that writes text and was not saved as a bi-encoder. If it is a re-ranker that answers "
+        "yes or no, use CrossEncoder",
+    ),
+    ("ForConditionalGeneration", "is a model that writes text and was not saved as a bi-encoder"),
+    *(
+        (f"For{task}", "was trained for another task")
+        for task in ("QuestionAnswering", "TokenClassification", "MultipleChoice")
+    ),
+)
 _WORDS = 2  # tokens that mean something; that of a space may be made up
 
 # transformers changes torch's default type for the whole process while it loads: a model that loads meanwhile, on the
@@ -65,19 +96,8 @@ def load_bi_encoder(checkpoint: Checkpoint) -> sentence_transformers.SentenceTra
         ModelError: If there is no such model, it cannot be loaded, or it is a cross-encoder.
     """
     model = _load(sentence_transformers.SentenceTransformer, checkpoint, "bi-encoder")
-    if any(name.endswith("ForSequenceClassification") for name in _architectures(model)):
-        raise ModelError(
-            f"{checkpoint.model!r} is a cross-encoder ({', '.join(_architectures(model))}): it scores a query with a "
-            "passage and has no embeddings. Use CrossEncoder for it, and a bi-encoder such as "
-            "'sentence-transformers/multi-qa-mpnet-base-dot-v1' here"
-        )
-    saved_as = _saved_json(model, checkpoint, _KIND).get("model_type")
-    if saved_as not in (None, "SentenceTransformer"):
-        raise ModelError(
-            f"{checkpoint.model!r} was saved as a {saved_as} of sentence-transformers, which is no bi-encoder with one "
-            "vector a text: what it would give here means nothing. Give a bi-encoder such as "
-            "'sentence-transformers/multi-qa-mpnet-base-dot-v1'"
-        )
+    if why := _why_no_bi_encoder(model, checkpoint):
+        raise ModelError(f"{checkpoint.model!r} {why}. {_A_BI_ENCODER}")
     # The network's own pooler is often left out of a checkpoint: sentence embeddings do not use it.
     refuse_random_weights(model, checkpoint, "Get the complete checkpoint", unused="pooler.")
     return model
@@ -90,15 +110,9 @@ def load_cross_encoder(checkpoint: Checkpoint) -> sentence_transformers.CrossEnc
         ModelError: If there is no such model, it cannot be loaded, its head is missing, or it has more labels.
     """
     model: sentence_transformers.CrossEncoder = _load(sentence_transformers.CrossEncoder, checkpoint, "cross-encoder")
-    advice = "Give a trained cross-encoder such as 'cross-encoder/ms-marco-MiniLM-L6-v2'"
-    heads = ("ForSequenceClassification", "ForCausalLM", "ForConditionalGeneration")
-    names = _architectures(model)
-    bare = len(model) == 1 and not checkpoint.trust_remote_code  # no head of its own beside the transformer's
-    if bare and names and not any(name.endswith(heads) for name in names):
-        raise ModelError(
-            f"{checkpoint.model!r} is not a cross-encoder: it was saved as {', '.join(names)}, which has no scoring "
-            f"head, so its scores would come from random weights. {advice}"
-        )
+    if why := _why_no_cross_encoder(model, checkpoint):
+        raise ModelError(f"{checkpoint.model!r} {why}. {_A_CROSS_ENCODER}")
+    advice = _A_CROSS_ENCODER
     refuse_random_weights(model, checkpoint, advice)
     if model.num_labels not in (1, 2):
         raise ModelError(
@@ -107,6 +121,71 @@ def load_cross_encoder(checkpoint: Checkpoint) -> sentence_transformers.CrossEnc
         )
     _know_padding(model, checkpoint)
     return model
+
+
+def _why_no_cross_encoder(model: sentence_transformers.CrossEncoder, checkpoint: Checkpoint) -> str | None:
+    """Return why a checkpoint cannot score a query with a passage, or None if it seems to."""
+    names = _architectures(model)
+    shown = ", ".join(names)
+    if any(name.endswith("ForRanking") for name in names):
+        return f"{_LISTWISE} ({shown})"
+    if not _has_modules(model) and isinstance(model[-1], LogitScore):
+        template = str(getattr(model.tokenizer, "chat_template", None) or "")
+        # A model for conversations has other roles, and would be asked nothing.
+        if not re.search(r"""['"](?:query|document)['"]""", template):
+            lacks = (
+                "its chat template has no place for a 'query' and a 'document'"
+                if template
+                else "it has no chat template"
+            )
+            return (
+                f"is a language model ({shown}) that cannot read a query with a passage: {lacks}, so nothing would ask "
+                "it whether the passage is relevant. Mend the chat template in its folder if it is a re-ranker, as "
+                "Qwen3-Reranker is"
+            )
+    heads = ("ForSequenceClassification", "ForCausalLM", "ForConditionalGeneration")
+    bare = len(model) == 1 and not checkpoint.trust_remote_code  # no head of its own beside the transformer's
+    if bare and names and not any(name.endswith(heads) for name in names):
+        return (
+            f"is not a cross-encoder: it was saved as {shown}, which has no scoring head, so its scores would come "
+            "from random weights"
+        )
+    return None
+
+
+def _why_no_bi_encoder(model: sentence_transformers.SentenceTransformer, checkpoint: Checkpoint) -> str | None:
+    """Return what a checkpoint is instead of a bi-encoder and which class is right for it, or None if it is one."""
+    names = _architectures(model)
+    shown = ", ".join(names)
+    if any(name.endswith("ForSequenceClassification") for name in names):
+        return f"is a cross-encoder ({shown}): it scores a query with a passage and has no embeddings. Use CrossEncoder"
+    saved_as = saved_json(model, checkpoint, KIND).get("model_type")
+    if saved_as not in (None, "SentenceTransformer"):
+        return (
+            f"was saved as a {saved_as} of sentence-transformers, which is no bi-encoder with one vector a text: what "
+            f"it would give here means nothing. {_RIGHT_CLASSES.get(saved_as, 'Use that class')}"
+        )
+    if _has_modules(model):
+        return None  # saved as a bi-encoder, whatever its network was made for
+    return next((f"{what} ({shown})" for name in names for end, what in _FOREIGN if name.endswith(end)), None)
+
+
+def _has_modules(model: AnyModel) -> bool:
+    """Whether a checkpoint lists its modules, as sentence-transformers saves it: what they are made with is kept."""
+    return bool(model.module_kwargs)
+
+
+def plain_encoder(model: AnyModel, checkpoint: Checkpoint) -> str | None:
+    """Return what the caller should know of a network that was not saved as a bi-encoder, or None if it was."""
+    pooling = next((module.pooling_mode for module in model if isinstance(module, Pooling)), None)
+    if pooling is None or _has_modules(model):
+        return None
+    return (
+        f"{checkpoint.model!r} is a plain network ({', '.join(_architectures(model))}) without modules.json, which "
+        f"would say how its vectors are made: {pooling} pooling was taken, and no prompt. If it was not trained for "
+        "that, its vectors are poor: use a checkpoint that sentence-transformers saved, or save this one with the "
+        "pooling that it was trained with"
+    )
 
 
 def _know_padding(model: AnyModel, checkpoint: Checkpoint) -> None:
@@ -155,6 +234,12 @@ def _load(kind: Callable[..., Model], checkpoint: Checkpoint, what: str) -> Mode
                 },
             )
     except _LOADING_ERRORS as error:
+        config = _config(checkpoint)
+        if "vision_config" in config or "audio_config" in config:
+            raise ModelError(
+                f"{checkpoint.model!r} is a multimodal model ({', '.join(config.get('architectures') or [])}), which "
+                f"reads pictures or sound, and cannot be loaded to read texts alone. Give a {what} of texts"
+            ) from error
         if local:
             advice = "Is it a complete checkpoint, with config.json, a tokenizer and safetensors weights?"
         elif unreachable is not None:
@@ -286,14 +371,14 @@ def _check_names(transformer: Any, saved: set[str], checkpoint: Checkpoint, advi
 
 def _modules(model: AnyModel, checkpoint: Checkpoint) -> Iterator[tuple[Any, str]]:
     """Yield the modules of a model, those on the routes of a router instead of it, each with its saved folder."""
-    folders = [str(entry["path"]) for entry in _saved_json(model, checkpoint, "modules.json")]
+    folders = [str(entry["path"]) for entry in saved_json(model, checkpoint, "modules.json")]
     for position, module in enumerate(model):
         folder = folders[position] if position < len(folders) else ""
         routes = getattr(module, "sub_modules", None)
         if routes is None:
             yield module, folder
             continue
-        names = _saved_json(model, checkpoint, f"{folder}/router_config.json").get("structure", {})
+        names = saved_json(model, checkpoint, f"{folder}/router_config.json").get("structure", {})
         for route, modules in routes.items():
             for name, part in zip(names.get(route, ()), modules, strict=False):
                 yield part, f"{folder}/{name}"
@@ -306,7 +391,7 @@ def network_in(module: torch.nn.Module) -> Any:
 
 def _saved_names(model: AnyModel, checkpoint: Checkpoint, inside: str) -> set[str]:
     """Return the names of the saved tensors, read from the file's header; empty where it cannot be found."""
-    if index := _saved_json(model, checkpoint, f"{inside}/{_WEIGHTS_INDEX}"):
+    if index := saved_json(model, checkpoint, f"{inside}/{_WEIGHTS_INDEX}"):
         return set(index.get("weight_map", {}))
     weights = _saved_file(model, checkpoint, f"{inside}/{_WEIGHTS}")
     if weights is None:
@@ -315,10 +400,24 @@ def _saved_names(model: AnyModel, checkpoint: Checkpoint, inside: str) -> set[st
         return set(file.keys())
 
 
-def _saved_json(model: AnyModel, checkpoint: Checkpoint, name: str) -> Any:
+def saved_json(model: AnyModel, checkpoint: Checkpoint, name: str) -> Any:
     """Return what a file of a checkpoint holds; an empty mapping where there is none."""
     file = _saved_file(model, checkpoint, name)
     return {} if file is None else json.loads(file.read_text(encoding="utf-8"))
+
+
+def _config(checkpoint: Checkpoint) -> Any:
+    """Return the config.json of a checkpoint that could not be loaded; an empty mapping where there is none."""
+    file: Any = Path(checkpoint.model).expanduser() / "config.json"
+    if not file.parent.is_dir():
+        file = huggingface_hub.try_to_load_from_cache(
+            checkpoint.model, "config.json", checkpoint.cache_folder, checkpoint.revision
+        )
+    try:
+        found = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _saved_file(model: AnyModel, checkpoint: Checkpoint, name: str) -> Path | None:

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from retrieve_rerank.errors import InvalidInputError, TruncationWarning, shown, warn_caller
-from retrieve_rerank.models.settings import LEFT_BEHIND, Endpoint, ModelSettings, vouched
+from retrieve_rerank.models.settings import LEFT_BEHIND, Argument, Endpoint, ModelSettings, vouched
 from retrieve_rerank.models.threads import EventLoopThread, Worker
 
 if TYPE_CHECKING:
@@ -76,9 +76,10 @@ class Model(ABC, Generic[E, R]):
         self._engine: E | None = None
         self._limits: Limits | None = None  # the engine's, for warnings, which must not wait for the thread
         self._unsure = True  # whether it must still be said that a server does not say what it cuts
+        self._untold: list[str] = []  # what loading found out and the next caller should know
 
     @property
-    def settings(self) -> dict[str, str | int | float | bool | None]:
+    def settings(self) -> dict[str, Argument]:
         """The arguments that this model was made with, but for secrets: `CrossEncoder(**settings)` makes another."""
         return dict(self._shown)
 
@@ -184,8 +185,10 @@ class Model(ABC, Generic[E, R]):
             raise TypeError("a local model has no server")  # what the callers make sure of
         return self._remote.run(_served_of)
 
-    def _tell_unsure(self, texts: Sequence[str]) -> None:
-        """Warn, once, if a server may have cut one of these texts without saying so."""
+    def _tell_once(self, texts: Sequence[str]) -> None:
+        """Warn of what was found while loading, and if a server may have cut one of these texts without saying so."""
+        while self._untold:
+            warn_caller(f"{self._untold.pop(0)}. This is said once", UserWarning)
         served = self._served
         if not self._unsure or served is None or served.tells_length:
             return
@@ -238,6 +241,7 @@ class Model(ABC, Generic[E, R]):
             if backend != "torch":
                 from retrieve_rerank.models.runtimes import replace_network
 
+                _ = engine.rows  # while there are weights
                 engine.precision = replace_network(engine.model, checkpoint, backend, self._settings["precision"])
             self._engine, self._limits = engine, engine.limits
         return self._engine

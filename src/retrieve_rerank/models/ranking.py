@@ -25,6 +25,7 @@ from retrieve_rerank.checks import (
     check_threshold,
 )
 from retrieve_rerank.errors import InvalidInputError, ModelError, shown, warn_caller
+from retrieve_rerank.models.calibration import UNCALIBRATED, Calibration
 from retrieve_rerank.models.interpolation import check_weight, interpolate
 from retrieve_rerank.models.threads import Worker, time_left
 from retrieve_rerank.types import Hit, Passage, Scale, Scorer
@@ -66,6 +67,7 @@ class Scoring:
         time_budget: Seconds after which the caller stops waiting; None is never.
 
     Attributes:
+        calibration: What makes a relevance of a logit; the ranker sets it.
         deadline: When that is, as a value of `time.monotonic`, or None. It counts from `start`.
         ended: Whether the worker has done with it.
         scores: Of each text; None where it was not reached before the time was up.
@@ -74,6 +76,7 @@ class Scoring:
     def __init__(self, query: str, texts: Sequence[str], time_budget: float | None = None) -> None:
         self.query = query
         self.texts = texts
+        self.calibration = UNCALIBRATED
         self._time_budget = time_budget
         self._lock = threading.Lock()
         self.start()
@@ -193,14 +196,21 @@ class Ranking(Scoring):
         # By the logit, which still differs where its score has reached 1.0.
         order = interpolate([hit for hit, _ in scored], [score.logit for _, score in scored], self._weight)
         if self._threshold is not None:
-            order = [found for found in order if sigmoid(scored[found[0]][1].logit) >= self._threshold]
+            order = [
+                found for found in order if self.calibration.relevance(scored[found[0]][1].logit) >= self._threshold
+            ]
         ranked = [(*scored[place], combined) for place, combined in order]
         kept = [*ranked, *((hit, None, None) for hit in left)][: self._top_n]
-        return [_ranked(*found, rank) for rank, found in enumerate(kept, start=1)]
+        return [_ranked(*found, rank, self.calibration) for rank, found in enumerate(kept, start=1)]
 
 
 class Ranker(ABC):
     """Ranks passages by what a scorer says about their texts."""
+
+    @property
+    def calibration(self) -> Calibration:
+        """What makes a relevance of a logit."""
+        return UNCALIBRATED
 
     @abstractmethod
     def _score(self, scorings: Sequence[Scoring]) -> None:
@@ -250,9 +260,9 @@ class Ranker(ABC):
 
         Returns:
             Hits sorted by logit, ties in input order, or, with a `rerank_weight` below 1, by `combined_score`. `index`
-            is the position in `passages`, and `score` the sigmoid of the logit, computed in float64. What the time
-            budget left unscored follows in input order, with `logit=None`; its `score` is its retrieval score, or NaN
-            without one.
+            is the position in `passages`, and `score` the relevance that `calibration` makes of the logit, computed in
+            float64. What the time budget left unscored follows in input order, with `logit=None`; its `score` is its
+            retrieval score, or NaN without one.
 
         Raises:
             InvalidInputError: If an argument cannot be used.
@@ -351,6 +361,8 @@ class Ranker(ABC):
         self._told(filled)
 
     def _told(self, scorings: Sequence[Scoring]) -> None:
+        for scoring in scorings:
+            scoring.calibration = self.calibration
         truncated = sum(score.truncated for scoring in scorings for score in scoring.scores if score is not None)
         self._tell(truncated, sum(len(scoring.texts) for scoring in scorings))
 
@@ -463,13 +475,6 @@ def as_ranker(scorer: Scorer, scores: Scale = "logits") -> Ranker:
     return ScorerRanker(scorer, scores)
 
 
-def sigmoid(logit: float) -> float:
-    """Return 1 / (1 + exp(-logit)) in float64, without overflow."""
-    if logit >= 0:
-        return 1.0 / (1.0 + math.exp(-logit))
-    return math.exp(logit) / (1.0 + math.exp(logit))
-
-
 def from_probabilities(probabilities: Logits) -> Logits:
     """Return the logits of numbers in [0, 1]; NaN stays NaN, for the ranking to refuse."""
     with np.errstate(divide="ignore"):  # 0 and 1 are dealt with below
@@ -508,12 +513,12 @@ def _rankings(
     ]
 
 
-def _ranked(hit: Hit, score: Score | None, combined: float | None, rank: int) -> Hit:
+def _ranked(hit: Hit, score: Score | None, combined: float | None, rank: int, calibration: Calibration) -> Hit:
     hit = replace(hit, rank=rank, combined_score=combined)
     if score is None:
         retrieval = math.nan if hit.retrieval_score is None else hit.retrieval_score
         return replace(hit, score=retrieval, logit=None, window=None, truncated=False)
-    relevance = sigmoid(score.logit)
+    relevance = calibration.relevance(score.logit)
     return replace(hit, score=relevance, logit=score.logit, window=score.window, truncated=score.truncated)
 
 

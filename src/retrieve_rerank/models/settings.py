@@ -41,12 +41,14 @@ from typing_extensions import Self, TypedDict
 
 from retrieve_rerank.checks import check_count, check_mapping, check_prompt, check_seconds
 from retrieve_rerank.errors import InvalidInputError, shown
+from retrieve_rerank.models.calibration import Calibration, as_calibration
 from retrieve_rerank.models.precision import Precision
 from retrieve_rerank.types import Metric, Scale
 
 Backend = Literal["torch", "onnx", "openvino"]
 Protocol = Literal["tei", "infinity", "vllm", "openai"]
 LongPassages = Literal["truncate", "windows"]
+Argument: TypeAlias = str | int | float | bool | tuple[float, float] | None  # of a model, but for secrets
 
 KEY_VARIABLE = "RETRIEVE_RERANK_API_KEY"  # looked at if no key is given, as in a process that got no pickled one
 ENDPOINT_VARIABLE = "RETRIEVE_RERANK_ENDPOINT"  # the address that the environment's key is for
@@ -124,6 +126,16 @@ def _check_url(url: str | None) -> str | None:
     return url.strip().rstrip("/")
 
 
+def _check_calibration(value: object) -> tuple[float, float] | None:
+    """Return temperature and offset: what is written down needs no file to be read back."""
+    if value is None:
+        return None
+    if isinstance(value, (str, os.PathLike)) and _reading.get() is not None:
+        raise InvalidInputError("calibration of a configuration is a temperature and an offset, not the path of a file")
+    found = as_calibration(value)
+    return found.temperature, found.offset
+
+
 def _as_text(value: object) -> object:
     """Return a path, or torch's own object for a device, as the text that names it."""
     if isinstance(value, os.PathLike):
@@ -176,6 +188,7 @@ class CrossEncoderOptions(ModelOptions, total=False):
     long_passages: LongPassages
     max_windows: int
     server_scores: Scale | None
+    calibration: Calibration | tuple[float, float] | str | os.PathLike[str] | None
 
 
 class ModelSettings(BaseModel):
@@ -370,6 +383,10 @@ class CrossEncoderSettings(ModelSettings):
     """What the server's scores are: "logits", or "probabilities" in [0, 1]; None is logits, for which all kinds are
     asked but "openai", whose standard has probabilities only. Of these the logits are computed, up to where they reach
     0 or 1."""
+    calibration: Annotated[tuple[float, float] | None, BeforeValidator(_check_calibration)] = _setting(default=None)
+    """How a relevance is made of a logit: what `CrossEncoder.calibrate` returned, the file that it was saved to, or a
+    temperature and an offset. None takes what the checkpoint or its family states, else the sigmoid of the logit, which
+    is a probability only if the model was trained for it. The order never depends on it."""
 
 
 @dataclass(frozen=True, slots=True)

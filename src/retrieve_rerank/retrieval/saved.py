@@ -14,7 +14,7 @@ from retrieve_rerank.checks import check_count
 from retrieve_rerank.errors import InvalidInputError, shown
 from retrieve_rerank.models.cross_encoder import CrossEncoder
 from retrieve_rerank.models.interpolation import check_weight
-from retrieve_rerank.models.settings import reading_back
+from retrieve_rerank.models.settings import Argument, reading_back
 
 _FORMAT = 1
 # What of a cross-encoder decides its scores. Never whether to run a checkpoint's code, nor where files are kept.
@@ -30,6 +30,7 @@ REMEMBERED = (
     "max_length",
     "long_passages",
     "max_windows",
+    "calibration",
 )
 
 
@@ -58,7 +59,7 @@ class SavedSetting:
     first_stage: str
     fetch_k: int
     cross_encoder: str | None = None
-    model: Mapping[str, str | int | float | bool | None] | None = None
+    model: Mapping[str, Argument] | None = None
     measured: Mapping[str, str | int | float | None] = field(default_factory=dict)
     rerank_weight: float = 1.0
 
@@ -131,7 +132,7 @@ def load_setting(path: str | os.PathLike[str]) -> SavedSetting:
         raise InvalidInputError(f"{str(file)!r} is no setting that Tuning.save wrote: {error}") from error
 
 
-def remembered(model: CrossEncoder) -> dict[str, str | int | float | bool | None]:
+def remembered(model: CrossEncoder) -> dict[str, Argument]:
     """Return the arguments that make a cross-encoder with the same scores, without those that are the defaults."""
     parameters = inspect.signature(CrossEncoder).parameters
     given = model.settings
