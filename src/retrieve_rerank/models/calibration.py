@@ -24,6 +24,9 @@ from retrieve_rerank.errors import InvalidInputError, shown, warn_caller
 Floats = npt.NDArray[np.float64]
 
 _STEPS = 100  # of Newton's method, which needs about ten
+# The logits of the least float64 above 0 and the greatest below 1 are -744.4 and 36.7: 0 and 1 lie outside, so that
+# they tie with nothing, and have a sigmoid of 0.0 and 1.0.
+_OF_ZERO, _OF_ONE = -746.0, 38.0
 _FEWEST = 20  # pairs of which a precision is known
 _NORMAL = 1.96  # standard errors to each side that hold 95 % of a normal distribution
 
@@ -242,3 +245,10 @@ def sigmoid(logit: float) -> float:
     if logit >= 0:
         return 1.0 / (1.0 + math.exp(-logit))
     return math.exp(logit) / (1.0 + math.exp(logit))
+
+
+def from_probabilities(probabilities: Floats) -> Floats:
+    """Return the logits of numbers in [0, 1]; NaN stays NaN, for the ranking to refuse."""
+    with np.errstate(divide="ignore"):  # 0 and 1 are dealt with below
+        logits = np.log(probabilities) - np.log1p(-probabilities)
+    return np.where(probabilities == 0, _OF_ZERO, np.where(probabilities == 1, _OF_ONE, logits))

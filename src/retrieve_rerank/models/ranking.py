@@ -25,7 +25,7 @@ from retrieve_rerank.checks import (
     check_threshold,
 )
 from retrieve_rerank.errors import InvalidInputError, ModelError, shown, warn_caller
-from retrieve_rerank.models.calibration import UNCALIBRATED, Calibration
+from retrieve_rerank.models.calibration import UNCALIBRATED, Calibration, from_probabilities
 from retrieve_rerank.models.interpolation import check_weight, interpolate
 from retrieve_rerank.models.threads import Worker, time_left
 from retrieve_rerank.types import Hit, Passage, Scale, Scorer
@@ -36,9 +36,6 @@ Logits = npt.NDArray[np.float64]
 _CHUNK = 16
 _TOGETHER = 8  # queries that are scored at once: enough to fill every batch, few enough for others to get a turn
 _PATIENCE = 1.0  # seconds; it may be called from several threads anyhow, so one that hangs is left alone soon
-# The logits of the least float64 above 0 and the greatest below 1 are -744.4 and 36.7: 0 and 1 lie outside, so that
-# they tie with nothing, and have a sigmoid of 0.0 and 1.0.
-_OF_ZERO, _OF_ONE = -746.0, 38.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -473,13 +470,6 @@ def as_ranker(scorer: Scorer, scores: Scale = "logits") -> Ranker:
             f"the cross-encoder must have score(query, texts), as CrossEncoder has; got {type(scorer).__name__}"
         )
     return ScorerRanker(scorer, scores)
-
-
-def from_probabilities(probabilities: Logits) -> Logits:
-    """Return the logits of numbers in [0, 1]; NaN stays NaN, for the ranking to refuse."""
-    with np.errstate(divide="ignore"):  # 0 and 1 are dealt with below
-        logits = np.log(probabilities) - np.log1p(-probabilities)
-    return np.where(probabilities == 0, _OF_ZERO, np.where(probabilities == 1, _OF_ONE, logits))
 
 
 def check_scale(value: Scale) -> Scale:

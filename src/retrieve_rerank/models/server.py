@@ -20,8 +20,9 @@ from pydantic import AliasChoices, Field, TypeAdapter
 from typing_extensions import TypedDict
 
 from retrieve_rerank.errors import InvalidInputError, ModelError, RemoteError, warn_caller
+from retrieve_rerank.models.calibration import from_probabilities
 from retrieve_rerank.models.connection import Connection, NoJsonError, RefusedError
-from retrieve_rerank.models.ranking import Scoring, from_probabilities
+from retrieve_rerank.models.ranking import Scoring
 from retrieve_rerank.models.settings import Endpoint
 from retrieve_rerank.types import Metric, Scale
 
