@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,25 +68,30 @@ class Row:
 
     Attributes:
         name: What users call it.
-        family: Of transformers' classes; "" where `parts` makes all.
+        family: Of transformers' classes.
         head: The rest of its class.
         parts: Makes the modules after the network, of its width.
         shortcut: Whether the last layer computes the first token only.
         template: Of a language model that reads chats.
         prompts: That are saved.
+        options: Of the model.
+        make: Saves it in another way.
     """
 
     name: str
-    family: str
+    family: str = "Bert"
     head: str = "Model"
     parts: Callable[[], Sequence[torch.nn.Module]] | None = None
     shortcut: bool = False
     template: str | None = None
     prompts: dict[str, str] | None = None
     options: dict[str, Any] | None = None
+    make: Callable[[Path], Path] | None = None
 
     def save(self, folder: Path) -> Path:
         """Save it; in a subfolder "model"."""
+        if self.make is not None:
+            return self.make(folder)
         torch.manual_seed(3)
         network = folder / "network"
         config = getattr(transformers, f"{self.family}Config")(**{**SIZES, **SETTINGS.get(self.family, {})})
@@ -147,6 +153,8 @@ BI = [
     Row("EmbeddingGemma", "Gemma3Text", parts=pooled("mean", Dense(tiny.WIDTH, 64), Dense(64, tiny.WIDTH), UNIT)),
     Row("Qwen3-Embedding", "Qwen3", parts=pooled("lasttoken", UNIT), prompts={"query": "find the word : "}),
     Row("Matryoshka", "Bert", parts=pooled("mean", UNIT), options={"truncate_dim": 16}),
+    Row("static", make=tiny.save_static_bi_encoder),
+    Row("Router", make=lambda folder: tiny.save_router(folder, (64, 128))),
 ]
 
 
@@ -193,7 +201,7 @@ def test_a_bi_encoder_gives_the_vectors_of_sentence_transformers(row: Row, tmp_p
     plain = sentence_transformers.SentenceTransformer(str(path), device="cpu", model_kwargs={"dtype": torch.float32})
     texts = [*TEXTS, LONG]
     with BiEncoder(path, precision="float32") as encoder:
-        with pytest.warns(TruncationWarning, match="1 of 6"):
+        with nullcontext() if row.name == "static" else pytest.warns(TruncationWarning, match="1 of 6"):
             found = encoder.encode_documents(texts)
         assert found == pytest.approx(plain.encode_document(texts), rel=1e-4, abs=1e-5)
         queries = encoder.encode_queries(TEXTS)
@@ -201,7 +209,7 @@ def test_a_bi_encoder_gives_the_vectors_of_sentence_transformers(row: Row, tmp_p
         assert found[:5] == pytest.approx(
             np.concatenate([encoder.encode_documents([text]) for text in TEXTS]), rel=1e-4, abs=1e-5
         )
-        assert np.allclose(queries, found[:5], atol=1e-4) is not bool(row.prompts)
+        assert np.allclose(queries, found[:5], atol=1e-4) is not bool(row.prompts or row.name == "Router")
         assert is_short(encoder) is row.shortcut
         assert encoder.dimension == found.shape[1] == (16 if row.options and "truncate_dim" in row.options else 32)
         facts = encoder.fingerprint

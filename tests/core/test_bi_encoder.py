@@ -25,19 +25,6 @@ def reference(path: Path, **options: Any) -> sentence_transformers.SentenceTrans
     return sentence_transformers.SentenceTransformer(str(path), device="cpu", **options)
 
 
-@pytest.fixture(params=["tiny_bi_encoder", "tiny_dot_bi_encoder"])
-def path(request: pytest.FixtureRequest) -> Path:
-    return request.getfixturevalue(request.param)
-
-
-def test_vectors_equal_those_of_sentence_transformers(path: Path) -> None:
-    with BiEncoder(path, precision="float32") as encoder:
-        queries, documents = encoder.encode_queries(TEXTS), encoder.encode_documents(TEXTS)
-    assert queries.dtype == documents.dtype == np.float32
-    assert queries == close_to(reference(path).encode_query(TEXTS))
-    assert documents == close_to(reference(path).encode_document(TEXTS))
-
-
 def test_vectors_equal_those_of_the_real_model(bi_encoder_path: Path) -> None:
     texts = ["What is the capital of France?", "Paris is the capital of France.\nIt lies on the Seine.", "x = [1, 2]"]
     with BiEncoder(bi_encoder_path, precision="float32") as encoder:
@@ -177,13 +164,6 @@ def test_the_metric_is_the_models(tmp_path: Path, metric: str) -> None:
         return
     with pytest.raises(ModelError, match="'manhattan', which no index here can search"):
         _ = encoder.metric
-
-
-def test_a_static_model_encodes_texts_of_any_length(tiny_static: Path) -> None:
-    texts = ["rome is the capital", "word " * 3000, "paris"]
-    with BiEncoder(tiny_static, precision="float32") as encoder:
-        assert encoder.max_length is None
-        assert encoder.encode_documents(texts) == close_to(reference(tiny_static).encode_document(texts))
 
 
 def test_the_fingerprint_tells_encoders_apart_and_not_names(

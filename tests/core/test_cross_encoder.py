@@ -39,16 +39,6 @@ def test_logits_equal_those_of_sentence_transformers(
     assert logits.std() > 0.05  # the model tells texts apart, so the comparison means something
 
 
-@pytest.mark.parametrize("fixture", ["tiny_roberta", "tiny_language_model"])
-def test_other_architectures_score_as_sentence_transformers_does(
-    request: pytest.FixtureRequest, predict: Predict, fixture: str
-) -> None:
-    path = request.getfixturevalue(fixture)
-    texts = [text for text in TEXTS if text]
-    with CrossEncoder(path, precision="float32") as model:
-        assert model.score(QUERY, texts) == close_to(predict(path, QUERY, texts))
-
-
 def test_logits_equal_those_of_the_real_model(cross_encoder_path: Path, predict: Predict) -> None:
     texts = ["Rome is in Italy.", "Paris is the capital of France.", "Bread is baked.\n" * 30, ""]
     with CrossEncoder(cross_encoder_path, precision="float32") as model:

@@ -13,7 +13,7 @@ class RerankedNode(NodeWithScore):
 
     Attributes:
         node: The very node that was retrieved.
-        score: Relevance in [0, 1]: the sigmoid of `logit`. None where the cross-encoder did not score the node: the
+        score: Relevance in [0, 1], made of `logit` by the calibration. None where the cross-encoder did not score the node: the
             first stage's score is on another scale.
         logit: The cross-encoder's raw output, which `rerank_rank` is by without a `combined_score`. None where it did
             not score the node.

@@ -28,6 +28,7 @@ _STEPS = 100  # of Newton's method, which needs about ten
 # they tie with nothing, and have a sigmoid of 0.0 and 1.0.
 _OF_ZERO, _OF_ONE = -746.0, 38.0
 _FEWEST = 20  # pairs of which a precision is known
+_PRUDENT = 0.67  # standard errors below which one of four samples lies
 _NORMAL = 1.96  # standard errors to each side that hold 95 % of a normal distribution
 
 
@@ -224,14 +225,15 @@ def _newton(rows: Floats, targets: Floats) -> tuple[Floats, Floats]:
 def _threshold(relevances: Floats, judged: Floats, precision: float) -> float | None:
     """Return the lowest relevance from which on all passages together have a precision; None if there is none.
 
-    Both their labels and the fitted relevances must say so: of a few labels the share is a matter of luck, and at its
-    ends the fit need not hold.
+    It must have it after a part of the standard error is taken off: of all thresholds of a sample, the one that just
+    has it is often one by luck, and has less on other questions.
     """
     order = np.argsort(-relevances, kind="stable")
     counts = np.arange(1, len(order) + 1)
-    shares = np.minimum(np.cumsum(relevances[order]), np.cumsum(judged[order])) / counts
+    shares = np.cumsum(judged[order]) / counts
+    surely = shares - _PRUDENT * np.sqrt(shares * (1 - shares) / counts)
     last = np.append(relevances[order][1:] < relevances[order][:-1], True)  # equal ones are kept together
-    enough = np.flatnonzero((shares >= precision) & last & (counts >= min(_FEWEST, len(order))))
+    enough = np.flatnonzero((surely >= precision) & last & (counts >= min(_FEWEST, len(order))))
     return float(relevances[order][enough[-1]]) if len(enough) else None
 
 
