@@ -13,8 +13,8 @@ class RerankedNode(NodeWithScore):
 
     Attributes:
         node: The very node that was retrieved.
-        score: Relevance in [0, 1], made of `logit` by the calibration. None where the cross-encoder did not score the node: the
-            first stage's score is on another scale.
+        score: Relevance in [0, 1], made of `logit` by the calibration. None where the cross-encoder did not score the
+            node: the first stage's score is on another scale.
         logit: The cross-encoder's raw output, which `rerank_rank` is by without a `combined_score`. None where it did
             not score the node.
         retrieval_score: The first stage's score, if it gave one. Re-ranking again keeps the first stage's.
