@@ -229,6 +229,8 @@ REFUSED = [
     ("language model", CrossEncoder, "Qwen3", "ForCausalLM", None, "has no chat template"),
     ("answers", BiEncoder, "Bert", "ForQuestionAnswering", None, "trained for another task"),
     ("words", CrossEncoder, "Bert", "ForMaskedLM", None, "is not a cross-encoder: it was saved as BertForMaskedLM"),
+    ("ColBERT", CrossEncoder, "Bert", "Model", "HF_ColBERT", r"is not a cross-encoder.*Use .*\.MultiVectorEncoder"),
+    ("bi-encoder", CrossEncoder, "Bert", "Model", None, r"is not a cross-encoder.*Use BiEncoder"),
 ]
 
 

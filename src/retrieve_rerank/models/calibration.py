@@ -161,15 +161,16 @@ def fit(
         )
     top, bottom = (relevant + 1) / (relevant + 2), 1 / (others + 2)
     targets = bottom + judged * (top - bottom)
-    rows = np.stack([values, np.ones_like(values)], axis=1)
+    middle, width = values.mean(), values.std()
+    rows = np.stack([(values - middle) / width, np.ones_like(values)], axis=1)
     weights, hessian = _newton(rows, targets)
-    slope, offset = weights
+    back = np.array([[1 / width, 0.0], [-middle / width, 1.0]])  # from these to the logits as they are
+    slope, offset = back @ weights
     if slope <= 0:
         raise InvalidInputError(
             f"the passages that are judged relevant have lower logits than the others among these {len(values)} pairs, "
             "so no temperature fits; check the labels (1 is relevant), or give more pairs"
         )
-    inverse = np.linalg.inv(hessian)
     relevances = _sigmoids(rows @ weights)
     threshold = None
     if precision is not None and (threshold := _threshold(relevances, judged, precision)) is None:
@@ -178,12 +179,13 @@ def fit(
             "threshold is None, which leaves out nothing; ask for a lower precision, or take a better model",
             UserWarning,
         )
-    residuals = (targets - relevances)[:, None] * rows
+    # What the queries pull apart, as their passages are not independent of each other.
     starts = np.cumsum([0, *(len(each) for each in logits[:-1])])
-    by_query = np.add.reduceat(residuals, starts)
+    by_query = np.add.reduceat((targets - relevances)[:, None] * rows, starts)
     count = len(by_query)
     meat = by_query.T @ by_query * count / (count - 1) if count > 1 else hessian
-    spread = inverse @ meat @ inverse
+    bread = back @ np.linalg.inv(hessian)
+    spread = bread @ meat @ bread.T
     return Calibration(
         1 / float(slope),
         float(offset),

@@ -43,6 +43,7 @@ KIND = "config_sentence_transformers.json"
 _A_BI_ENCODER = "Give a bi-encoder such as 'sentence-transformers/multi-qa-mpnet-base-dot-v1'"
 _A_CROSS_ENCODER = "Give a trained cross-encoder such as 'cross-encoder/ms-marco-MiniLM-L6-v2'"
 _RIGHT_CLASSES = {
+    "SentenceTransformer": "Use BiEncoder",
     "CrossEncoder": "Use CrossEncoder",
     "SparseEncoder": "Use sentence_transformers.SparseEncoder",
     "MultiVectorEncoder": "Use sentence_transformers.MultiVectorEncoder",
@@ -146,9 +147,12 @@ def _why_no_cross_encoder(model: sentence_transformers.CrossEncoder, checkpoint:
     heads = ("ForSequenceClassification", "ForCausalLM", "ForConditionalGeneration")
     bare = len(model) == 1 and not checkpoint.trust_remote_code  # no head of its own beside the transformer's
     if bare and names and not any(name.endswith(heads) for name in names):
+        saved_as = saved_json(model, checkpoint, KIND).get("model_type")
+        if saved_as is None:
+            saved_as = "ColBERT" if names[0].endswith("ColBERT") else "SentenceTransformer"
         return (
             f"is not a cross-encoder: it was saved as {shown}, which has no scoring head, so its scores would come "
-            "from random weights"
+            f"from random weights. {_RIGHT_CLASSES.get(saved_as, f'It is for {saved_as}')}, if it is trained"
         )
     return None
 
