@@ -139,7 +139,7 @@ def test_a_checkpoint_is_held_once_while_it_loads(tmp_path: Path, kind: str, sav
     import transformers
 
     torch.manual_seed(1)
-    sizes = {"hidden_size": 768, "num_hidden_layers": 8, "num_attention_heads": 12, "intermediate_size": 3072}
+    sizes = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
     settings = transformers.BertConfig(vocab_size=8000, max_position_embeddings=64, num_labels=1, **sizes)
     made = transformers.BertForSequenceClassification if kind == "cross" else transformers.BertModel
     made(settings).to(getattr(torch, saved)).save_pretrained(tmp_path)

@@ -180,7 +180,7 @@ def read_first_token_only(model: AnyModel, output: str) -> bool:
     end = [last, *([] if pooler is None else [pooler])]
     end += [] if base is network else [part for part in network.children() if part is not base]
     # From the same input, and in float32, where the two ways differ by rounding only.
-    dtype = next(last.parameters()).dtype
+    kept = [(parameter, parameter.data) for part in end for parameter in part.parameters()]
     hooks = [layer.register_forward_pre_hook(_widen, with_kwargs=True) for layer in (last, short)]
     for part in end:
         part.float()
@@ -193,8 +193,8 @@ def read_first_token_only(model: AnyModel, output: str) -> bool:
         alike = False
     for hook in hooks:
         hook.remove()
-    for part in end:
-        part.to(dtype)
+    for parameter, data in kept:
+        parameter.data = data
     if not alike:
         layers[-1] = last
     return bool(alike)
