@@ -62,7 +62,7 @@ def test_a_given_prompt_wins_over_the_saved_one_and_an_empty_one_switches_off(
         ({"corpus": "the ", "query": "query: ", "clustering": "group: "}, "query: ", "the ", None),
         ({"query": "query: ", "clustering": "group: "}, "query: ", "", None),
         ({"query": "query: ", "retrieval.passage": "the "}, "query: ", "", "retrieval.passage = 'the '"),
-        ({"web_search_query": "find: ", "sts_query": "like: "}, "", "", "web_search_query = 'find: ', sts_query"),
+        ({"web_search_query": "find: ", "sts_query": "like: "}, "", "", "sts_query = 'like: ', web_search_query"),
         ({"label": "the "}, "", "", "label = 'the '"),
     ],
 )

@@ -145,7 +145,8 @@ def test_a_language_models_logit_is_yes_minus_no_after_the_whole_template(instru
 def test_an_instruction_that_the_template_drops_is_refused(tiny_language_model: Path, tmp_path: Path) -> None:
     path = tiny.save_language_model_reranker(tmp_path)
     (path / "chat_template.jinja").write_text(
-        "{% for m in messages if m['role'] != 'system' %}{{ m['content'] }} {% endfor %}is", encoding="utf-8"
+        "{% for m in messages if m['role'] in ('query', 'document') %}{{ m['content'] }} {% endfor %}is",
+        encoding="utf-8",
     )
     CrossEncoder(path).score(QUERY, TEXTS)
     with pytest.raises(InvalidInputError, match="no place for an instruction"):

@@ -113,6 +113,8 @@ def test_a_chat_templates_own_words_count(tmp_path: Path) -> None:
         read = [model.preprocess([text], prompt="the ", task="document")["input_ids"].shape[1] for text in texts]
         assert encoder.count_tokens(texts) == read
         room = 64 - (read[0] - 1)
+        with pytest.warns(UserWarning, match="plain network"):
+            encoder.encode_documents(texts[:1])
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             encoder.encode_documents(["paris " * room])

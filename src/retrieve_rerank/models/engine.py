@@ -327,7 +327,7 @@ class BiEngine(Engine):
         self.normalized = bool(normalize) or any(
             isinstance(module, Normalize) for modules in _sequences(model) for module in modules
         )
-        self.truncate_dim = truncate_dim
+        self.truncate_dim = model.truncate_dim if truncate_dim is None else truncate_dim
 
     def pooling(self) -> str:
         """Return how the tokens' vectors become one: the same weights with another pooling are another encoder."""

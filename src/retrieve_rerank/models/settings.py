@@ -360,7 +360,8 @@ class BiEncoderSettings(ModelSettings):
     """Scale vectors to length 1 (True), leave them as they are (False), or do as the model does (None). Text Embeddings
     Inference does not know what the model does, and scales, unless `metric` is "dot" or "euclidean"."""
     truncate_dim: _Count | None = _setting(default=None)
-    """Keep the first dimensions only, for models trained for it."""
+    """Keep the first dimensions only, for models trained for it; None takes the number that the model has
+    saved, if any."""
     metric: Annotated[Metric | None, _SERVED] = _setting(default=None)
     """What a server's vectors are compared by, which no server tells; None takes "cosine" where their length is 1, and
     asks for it where it is not."""
