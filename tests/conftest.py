@@ -45,11 +45,6 @@ _SLOW = (
 )
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """Half as many more than there are cores: much of the time, tests wait for servers, processes and time to pass."""
-    return (3 * (os.cpu_count() or 1) + 1) // 2
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first, and mark the slow ones."""
     items.sort(key=lambda item: not any(name in item.nodeid for name in _FIRST))
