@@ -72,10 +72,14 @@ def of_llama_index(made: Any) -> bool:
     return isinstance(made, (CrossEncoderRerank, BiEncoderEmbedding))
 
 
-@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
-    ("kind", "shape"),
-    [pair for pair in itertools.product(USES, SHAPES) if pair != (BiEncoderEmbedding, "object")],
+    ("kind", "shape", "way"),
+    [  # pairwise: every way with each kind and with each shape
+        (kind, shape, WAYS[(number + (shape != "fields") + place) % len(WAYS)])
+        for (number, kind), shape in itertools.product(enumerate(USES), SHAPES)
+        for place in (0, 2)
+        if (kind, shape) != (BiEncoderEmbedding, "object")
+    ],
 )
 def test_a_component_is_written_down_without_its_key_and_read_again(
     kind: Any, shape: str, way: Callable[[Any], Any], request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
