@@ -103,6 +103,24 @@ async def test_an_option_that_the_first_stage_does_not_have(options: dict[str, A
             search.search_many(["q"], **options)
 
 
+async def test_a_first_stage_that_does_not_look_at_its_depth_is_told_of_once() -> None:
+    class Fixed(ListRetriever):
+        def retrieve(self, query: str, k: int = 5, **options: object) -> list[Hit]:
+            return super().retrieve(query, 2, **options)
+
+    class FixedMany(Fixed):
+        def retrieve_many(self, queries: Sequence[str], k: int = 5) -> list[list[Hit]]:
+            return [self.retrieve(query) for query in queries]
+
+    for retriever in (Fixed(TEXTS), FixedMany(TEXTS), HybridRetriever([Fixed(TEXTS)])):
+        search = RetrieveRerank(retriever, TableScorer(TABLE), fetch_k=9)
+        with pytest.warns(UserWarning, match="Fixed(Many)? found 2 documents of the 9 that are looked for"):
+            search.search("q")
+        assert len(search.search_many(["q", "r"])) == len(await search.asearch("q")) == 2  # warnings are errors here
+    assert RetrieveRerank(Fixed(TEXTS), TableScorer(TABLE), fetch_k=2).search("q")  # as many as were looked for
+    assert RetrieveRerank(ListRetriever(TEXTS), TableScorer(TABLE), fetch_k=9).search("q")  # there are no more
+
+
 async def test_an_option_must_be_one_of_the_method_that_is_asked() -> None:
     """The sync method takes the filter; the others would have found what it keeps out, or raised a TypeError."""
 

@@ -303,6 +303,29 @@ async def test_a_depth_that_cannot_be_set_is_told_once() -> None:
         assert len(pipeline(Few(), fetch_k=3).invoke("a")) == 3
 
 
+async def test_a_step_that_leaves_out_what_was_found_is_told_once(store: ChromaVectorStore) -> None:
+    few = RunnableLambda(lambda found: found[:3])
+    both = EnsembleRetriever(retrievers=[store.as_retriever(), BM25Retriever.from_documents(documents())])
+    best = CrossEncoderReranker(model=Lengths(), top_n=3)
+    for base in (
+        store.as_retriever() | few,
+        ContextualCompressionRetriever(base_retriever=both, base_compressor=best),
+        RunnableParallel(found=both) | RunnableLambda(lambda given: given["found"]) | few,
+    ):
+        retriever = pipeline(base, fetch_k=10, top_n=2)
+        with pytest.warns(
+            UserWarning, match="found 3 documents of the 10 that are looked for, and a retriever in it"
+        ) as told:
+            every = [*await every_way(retriever), *await every_way(retriever)]
+        assert {len(found) for found in every} == {2}
+        assert len(told) == 1
+        # There are no more: nothing is told.
+        assert (
+            len(pipeline(store.as_retriever() | RunnableLambda(list), fetch_k=COUNT + 1, top_n=None).invoke("a"))
+            == COUNT
+        )
+
+
 def test_k_is_refused_with_the_right_names(store: ChromaVectorStore) -> None:
     for options in ({"k": 3}, {"k": 3, "top_n": 2}):
         with pytest.raises(InvalidInputError, match=r"no option 'k' here: fetch_k .* and top_n"):

@@ -7,17 +7,15 @@ the names of their classes.
 
 from __future__ import annotations
 
-import dis
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from itertools import pairwise
-from types import CodeType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
+from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables.config import run_in_executor
 from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 
@@ -28,6 +26,7 @@ from retrieve_rerank.indexes.identity import SPACES, Identity
 from retrieve_rerank.indexes.nearest import to_similarity
 from retrieve_rerank.indexes.store import ChromaCollection
 from retrieve_rerank.langchain.convert import with_marks
+from retrieve_rerank.retrieval.first_stage import loads
 from retrieve_rerank.types import Metric
 
 if TYPE_CHECKING:
@@ -161,17 +160,25 @@ def heeded(function: Callable[..., Any]) -> tuple[set[str], str | None]:
     return names, others
 
 
-def loads(function: Callable[..., Any], name: str) -> bool:
-    """Whether a function's code looks at a parameter, a global or an attribute of this name; True if it has no code."""
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    return code is None or name in _loaded(code)
+def hands_on_search_kwargs(kind: type[BaseRetriever]) -> bool:
+    """Whether what a retriever's class searches with is its `search_kwargs`, as its code shows."""
+    for name in ("_get_relevant_documents", "_aget_relevant_documents"):
+        for class_ in kind.__mro__:
+            method = class_.__dict__.get(name)
+            if method is None or (loads(method, "super") and loads(method, name)):
+                continue
+            if class_ is BaseRetriever or loads(method, "search_kwargs") or loads(method, "_get_relevant_documents"):
+                break
+            return False
+    return True
 
 
-@lru_cache(maxsize=1024)
-def _loaded(code: CodeType) -> frozenset[str]:
-    steps = [step.argval for step in dis.get_instructions(code) if "LOAD" in step.opname]
-    names = (name for value in steps for name in (value if isinstance(value, tuple) else (value,)))
-    return frozenset(name for name in names if isinstance(name, str))
+def reads_search_kwargs(kind: type[BaseRetriever]) -> bool:
+    """Whether a retriever's class looks at its `search_kwargs` at all."""
+    if issubclass(kind, VectorStoreRetriever):
+        return hands_on_search_kwargs(kind)
+    methods = [method for class_ in kind.__mro__ for method in vars(class_).values() if inspect.isfunction(method)]
+    return any(loads(method, "search_kwargs") for method in methods)
 
 
 # Other vector stores

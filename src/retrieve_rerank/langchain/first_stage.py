@@ -20,9 +20,7 @@ from functools import singledispatch
 from types import FunctionType, MethodType
 from typing import Any, TypeAlias, cast
 
-from langchain_core.callbacks import (
-    BaseCallbackManager,
-)
+from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import (
@@ -40,10 +38,18 @@ from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 from pydantic import BaseModel, PrivateAttr
 
 from retrieve_rerank.checks import check_queries
-from retrieve_rerank.errors import InvalidInputError, warn_caller
+from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.indexes.mmr import wider_pool
-from retrieve_rerank.langchain.compat import ScoredStoreRetriever, heeded, loads, prepared, score_key_of
+from retrieve_rerank.langchain.compat import (
+    ScoredStoreRetriever,
+    hands_on_search_kwargs,
+    heeded,
+    prepared,
+    reads_search_kwargs,
+    score_key_of,
+)
 from retrieve_rerank.langchain.convert import as_candidates, documents_of, with_marks
+from retrieve_rerank.retrieval.first_stage import warn_of_few
 from retrieve_rerank.retrieval.fusion import Merge, fuse_by, merge_of
 
 Base: TypeAlias = Runnable[str, list[Document]] | VectorStore
@@ -132,6 +138,7 @@ class FirstStage:
         merge: What makes two of its documents one passage.
         short: The names of what cannot be asked for `fetch_k` and found fewer, once it was asked.
         told: The warnings that were given; each is given once.
+        watch: Sees what retrievers find inside of what is composed.
         config: What the caller configures.
     """
 
@@ -142,6 +149,7 @@ class FirstStage:
     merge: Merge
     short: list[str]
     told: set[str]
+    watch: _Watch
     config: RunnableConfig = field(default_factory=_handed_on.get)
 
     def invoke(self, query: str, callbacks: BaseCallbackManager, rewrites: Sequence[str] = ()) -> list[Document]:
@@ -152,17 +160,23 @@ class FirstStage:
             callbacks: Of the run that this is a part of.
             rewrites: The query in other words; what all of them find is fused.
         """
-        config: RunnableConfig = {**self.config, "callbacks": callbacks}
+        config = self._config(callbacks)
         if not check_queries(rewrites, "rewrites"):
             return self._candidates(self.runnable.invoke(query, config))
         return self._fused(self.runnable.batch([query, *rewrites], config))
 
     async def ainvoke(self, query: str, callbacks: BaseCallbackManager, rewrites: Sequence[str] = ()) -> list[Document]:
         """As `invoke`, by the first stage's own async method."""
-        config: RunnableConfig = {**self.config, "callbacks": callbacks}
+        config = self._config(callbacks)
         if not check_queries(rewrites, "rewrites"):
             return self._candidates(await self.runnable.ainvoke(query, config))
         return self._fused(await self.runnable.abatch([query, *rewrites], config))
+
+    def _config(self, callbacks: BaseCallbackManager) -> RunnableConfig:
+        if not self.marked:
+            callbacks = callbacks.copy()
+            callbacks.add_handler(self.watch)
+        return {**self.config, "callbacks": callbacks}
 
     def _fused(self, found: Sequence[list[Document]]) -> list[Document]:
         rankings = [self._candidates(documents) for documents in found]
@@ -171,15 +185,21 @@ class FirstStage:
 
     def _candidates(self, found: object) -> list[Document]:
         documents = documents_of(found, self.name)
-        if self.short and len(documents) < self.fetch_k and self.name not in self.told:
-            self.told.add(self.name)
-            warn_caller(
-                f"{self.name} found {len(documents)} documents of the {self.fetch_k} that are looked for, and "
-                f"{' and '.join(dict.fromkeys(self.short))} cannot be asked for more from here, having no k: the best "
-                f"may be missing. Set its own depth; where that is enough, set fetch_k={len(documents)} or k",
-                UserWarning,
-            )
+        if len(documents) < self.fetch_k and (self.short or self.watch.full):
+            warn_of_few(self.name, len(documents), self.fetch_k, self.told, unset=self.short)
         return as_candidates(documents, score_key=_OURS if self.marked else None, fused=self.marked)[: self.fetch_k]
+
+
+class _Watch(BaseCallbackHandler):
+    """Notes whether a retriever found as many documents as were looked for."""
+
+    def __init__(self, fetch_k: int) -> None:
+        self.fetch_k = fetch_k
+        self.full = False
+
+    def on_retriever_end(self, documents: Sequence[Document], **kwargs: Any) -> None:
+        """Look at what a retriever found."""
+        self.full |= len(documents) >= self.fetch_k
 
 
 def fuse_documents(
@@ -226,6 +246,7 @@ def first_stage(base: Base, fetch_k: int, options: dict[str, Any], told: set[str
         merge=ready.merge,
         short=short,
         told=set() if told is None else told,
+        watch=_Watch(fetch_k),
     )
 
 
@@ -327,13 +348,13 @@ def _retriever(base: BaseRetriever, wanted: _Wanted) -> _Ready:
     options = {name: value for name, value in wanted.options.items() if name != "k"}  # a k may have been bound
     kind, update, searches = type(base), dict[str, Any](), _searches(base)
     untaken, short = _untaken(base, options), None
-    if untaken and (searches is None or not _hands_on_search_kwargs(kind) or not _OUR_SETTINGS.isdisjoint(untaken)):
+    if untaken and (searches is None or not hands_on_search_kwargs(kind) or not _OUR_SETTINGS.isdisjoint(untaken)):
         raise _refused(base, untaken)
     if wanted.fetch_k is not None:
         update |= _deeper(base, wanted.fetch_k)
         if "k" in inspect.signature(kind._get_relevant_documents).parameters:  # noqa: SLF001
             options["k"] = wanted.fetch_k
-        elif not update and (searches is None or not _reads_search_kwargs(kind)):
+        elif not update and (searches is None or not reads_search_kwargs(kind)):
             short = wanted
     if searches is not None:
         store, search_kwargs, search_type = searches
@@ -535,24 +556,3 @@ def _refused(asked: object, untaken: list[str]) -> InvalidInputError:
         return InvalidInputError(f"{kind} takes no options at invoke, got {names}; set them on the retriever itself")
     told = ", ".join(map(repr, sorted(takes)))
     return InvalidInputError(f"{kind} has no option {names} at invoke; it takes {told}")
-
-
-def _hands_on_search_kwargs(kind: type[BaseRetriever]) -> bool:
-    """Whether what a retriever's class searches with is its `search_kwargs`, as its code shows."""
-    for name in ("_get_relevant_documents", "_aget_relevant_documents"):
-        for class_ in kind.__mro__:
-            method = class_.__dict__.get(name)
-            if method is None or (loads(method, "super") and loads(method, name)):
-                continue
-            if class_ is BaseRetriever or loads(method, "search_kwargs") or loads(method, "_get_relevant_documents"):
-                break
-            return False
-    return True
-
-
-def _reads_search_kwargs(kind: type[BaseRetriever]) -> bool:
-    """Whether a retriever's class looks at its `search_kwargs` at all."""
-    if issubclass(kind, VectorStoreRetriever):
-        return _hands_on_search_kwargs(kind)
-    methods = [method for class_ in kind.__mro__ for method in vars(class_).values() if inspect.isfunction(method)]
-    return any(loads(method, "search_kwargs") for method in methods)

@@ -21,7 +21,7 @@ from llama_index.core.vector_stores.types import (
 )
 
 from retrieve_rerank.checks import check_count, check_queries, check_query, check_seconds, check_threshold
-from retrieve_rerank.errors import InvalidInputError, warn_caller
+from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.indexes.mmr import check_diversity
 from retrieve_rerank.llama_index.embeddings import BiEncoderEmbedding
 from retrieve_rerank.llama_index.filters import to_condition
@@ -29,7 +29,7 @@ from retrieve_rerank.llama_index.first_stage import FirstStage, Index, check_fil
 from retrieve_rerank.llama_index.postprocessor import CrossEncoderRerank
 from retrieve_rerank.llama_index.vector_store import ChromaVectorStore
 from retrieve_rerank.models.interpolation import check_weight
-from retrieve_rerank.retrieval.first_stage import run_on_thread
+from retrieve_rerank.retrieval.first_stage import run_on_thread, warn_of_few
 from retrieve_rerank.retrieval.rerank import OnError, check_on_error
 from retrieve_rerank.types import Scorer
 
@@ -236,7 +236,7 @@ class RetrieveRerankRetriever(BaseRetriever):
                 f"rewrites must be a function from the query to a list of texts, got {type(rewrites).__name__}"
             )
         self.rewrites = rewrites
-        self._has_told = False
+        self._told_of: set[str] = set()
         super().__init__(callback_manager=callback_manager, verbose=verbose)
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
@@ -258,14 +258,9 @@ class RetrieveRerankRetriever(BaseRetriever):
 
     def _told(self, first: FirstStage, candidates: list[NodeWithScore]) -> list[NodeWithScore]:
         """Return the candidates; warn once where there may have been more."""
-        if first.unreached and len(candidates) < self.fetch_k and not self._has_told:
-            self._has_told = True
-            warn_caller(
-                f"the first stage found {len(candidates)} candidates where fetch_k={self.fetch_k} were asked for: how "
-                f"many nodes a {' and a '.join(first.unreached)} returns cannot be set from here. If there are more, "
-                "set its number where it is made",
-                UserWarning,
-            )
+        if first.unreached and len(candidates) < self.fetch_k:
+            name = type(self.retriever).__name__
+            warn_of_few(name, len(candidates), self.fetch_k, self._told_of, unset=first.unreached)
         return candidates
 
     def _second_stage(self, start: float) -> CrossEncoderRerank:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import dis
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence, Sized
 from concurrent.futures import ALL_COMPLETED, FIRST_EXCEPTION, Future, wait
-from functools import partial
+from functools import lru_cache, partial
+from types import CodeType
 from typing import Any, Literal, TypeAlias, TypeVar, cast, get_args
 
 from retrieve_rerank.checks import check_choice, check_queries
@@ -45,6 +47,7 @@ class FirstStage:
     def __init__(self, retriever: Retriever, thread: str = "retrieve-rerank first stage") -> None:
         self.retriever = retriever
         self._thread = thread
+        self._told: set[str] = set()
 
     @property
     def takes_many(self) -> bool:
@@ -59,34 +62,38 @@ class FirstStage:
         """
         if queries := check_queries(rewrites, "rewrites"):
             return self._fused(self.retrieve_many([query, *queries], k, options), k)
-        return self._first(self._checked(self.retriever.retrieve, options)(query, k, **options), k)
+        method = self.retriever.retrieve
+        return self._first(self._checked(method, options)(query, k, **options), k, method)
 
     async def aretrieve(self, query: str, k: int, options: Options, rewrites: Sequence[str] = ()) -> list[Hit]:
         """As `retrieve`, without blocking the event loop."""
         if queries := check_queries(rewrites, "rewrites"):
             return self._fused(await self.aretrieve_many([query, *queries], k, options), k)
-        call = self._awaitable("aretrieve", "retrieve", options)
-        return self._first(await call(query, k, **options), k)
+        call, method = self._awaitable("aretrieve", "retrieve", options)
+        return self._first(await call(query, k, **options), k, method)
 
     def retrieve_many(self, queries: Sequence[str], k: int, options: Options) -> list[list[Hit]]:
         """Find candidates for each query, together where the retriever can."""
         if len(queries) == 1 or not self.takes_many:
             return [self.retrieve(query, k, options) for query in queries]
         many: Callable[..., list[list[Hit]]] = getattr(self.retriever, "retrieve_many")  # noqa: B009 - not in the protocol
-        return self._one_each(queries, self._checked(many, options)(queries, k, **options), k)
+        return self._one_each(queries, self._checked(many, options)(queries, k, **options), k, many)
 
     async def aretrieve_many(self, queries: Sequence[str], k: int, options: Options) -> list[list[Hit]]:
         """As `retrieve_many`, without blocking the event loop."""
         if len(queries) == 1 or not (self.takes_many or hasattr(self.retriever, "aretrieve_many")):
             return [await self.aretrieve(query, k, options) for query in queries]
-        call = self._awaitable("aretrieve_many", "retrieve_many", options)
-        return self._one_each(queries, await call(queries, k, **options), k)
+        call, method = self._awaitable("aretrieve_many", "retrieve_many", options)
+        return self._one_each(queries, await call(queries, k, **options), k, method)
 
-    def _awaitable(self, name: str, blocking: str, options: Options) -> Callable[..., Awaitable[Any]]:
-        """Return the retriever's async method, or the blocking one on a thread."""
+    def _awaitable(
+        self, name: str, blocking: str, options: Options
+    ) -> tuple[Callable[..., Awaitable[Any]], Callable[..., Any]]:
+        """Return the retriever's async method, or the blocking one on a thread, and which of its methods that is."""
         if (method := getattr(self.retriever, name, None)) is not None:
-            return self._checked(method, options)
-        return partial(run_on_thread, self._thread, self._checked(getattr(self.retriever, blocking), options))
+            return self._checked(method, options), method
+        method = getattr(self.retriever, blocking)
+        return partial(run_on_thread, self._thread, self._checked(method, options)), method
 
     def _checked(self, method: Callable[..., T], options: Options) -> Callable[..., T]:
         """Return `method`, or raise InvalidInputError where it does not take an option: no fault of its code."""
@@ -110,21 +117,80 @@ class FirstStage:
     def _fused(self, found: Sequence[list[Hit]], k: int) -> list[Hit]:
         return fuse(found, k=k, merge=merge_of(self.retriever))
 
-    def _one_each(self, queries: Sequence[str], found: Sequence[list[Hit]], k: int) -> list[list[Hit]]:
+    def _one_each(
+        self, queries: Sequence[str], found: Sequence[list[Hit]], k: int, method: Callable[..., Any]
+    ) -> list[list[Hit]]:
         if not isinstance(found, Sized) or len(found) != len(queries):
             raise InvalidInputError(
                 f"{type(self.retriever).__name__}.retrieve_many was given {len(queries)} queries and returned "
                 f"{f'{len(found)} lists' if isinstance(found, Sized) else shown(found)}; expected one a query"
             )
-        return [self._first(hits, k) for hits in found]
+        return [self._first(hits, k, method) for hits in found]
 
-    def _first(self, found: Sequence[Hit], k: int) -> list[Hit]:
-        """Return the first `k` of what the retriever found, or raise InvalidInputError if that is no list of hits."""
+    def _first(self, found: Sequence[Hit], k: int, method: Callable[..., Any]) -> list[Hit]:
+        """Return the first `k` of what a method of the retriever found, and warn if it never looks at `k`.
+
+        Raises:
+            InvalidInputError: If that is no list of hits.
+        """
         if isinstance(found, (list, tuple)):
             hits = list(found[:k])
             if all(isinstance(hit, Hit) for hit in hits):
+                if len(hits) < k and not _looks_at_depth(method):
+                    name = type(self.retriever).__name__
+                    warn_of_few(name, len(hits), k, self._told, unset=[name])
                 return hits
         raise InvalidInputError(f"{type(self.retriever).__name__} must find a list of Hit, and found {shown(found)}")
+
+
+def warn_of_few(name: str, found: int, fetch_k: int, told: set[str], *, unset: Sequence[str]) -> None:
+    """Warn once that a first stage found less than was looked for, and what to do.
+
+    Args:
+        name: Of the first stage.
+        found: How many documents it found.
+        fetch_k: How many were looked for.
+        told: The names of those of which was warned before.
+        unset: What cannot be told how many to find; none where something within found `fetch_k`, and a later step left
+            some of them out.
+    """
+    if name in told:
+        return
+    told.add(name)
+    if unset:
+        why = f"how many {' and '.join(dict.fromkeys(unset))} finds cannot be set from here"
+        cure = "set its own depth where it is made"
+    else:
+        why = f"a retriever in it found {fetch_k}, of which a later step left out the others"
+        cure = "let that step keep more, such as by its top_n"
+    warn_caller(
+        f"{name} found {found} documents of the {fetch_k} that are looked for, and {why}: the best may be missing. "
+        f"To change that, {cure}; where {found} are enough, set fetch_k={max(1, found)}",
+        UserWarning,
+    )
+
+
+def loads(function: Callable[..., Any], name: str) -> bool:
+    """Whether a function's code looks at a parameter, a global or an attribute of this name; True if it has no code."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return code is None or name in _loaded(code)
+
+
+@lru_cache(maxsize=1024)
+def _loaded(code: CodeType) -> frozenset[str]:
+    steps = [step.argval for step in dis.get_instructions(code) if "LOAD" in step.opname]
+    names = (name for value in steps for name in (value if isinstance(value, tuple) else (value,)))
+    return frozenset(name for name in names if isinstance(name, str))
+
+
+def _looks_at_depth(method: Callable[..., Any]) -> bool:
+    """Whether the code of a retriever's method looks at its second argument; True where that cannot be seen."""
+    code = getattr(method, "__func__", method)
+    try:
+        names = list(inspect.signature(method).parameters.values())
+    except ValueError:  # not written in Python
+        return True
+    return len(names) < 2 or names[1].kind is not names[1].POSITIONAL_OR_KEYWORD or loads(code, names[1].name)
 
 
 def ask_all(
