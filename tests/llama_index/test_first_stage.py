@@ -265,6 +265,14 @@ async def test_filters_reach_the_retrievers_inside(kind: str) -> None:
     assert {node.metadata["tenant"] for node in await both.aretrieve("a b")} == {"b"}
 
 
+def test_filters_stand_side_by_side_for_a_store_that_takes_none_within_others() -> None:
+    index = VectorStoreIndex(WORDS, embed_model=WordEmbedding())
+    other = MetadataFilters(filters=[MetadataFilter(key="tenant", value="c", operator=FilterOperator.NE)])
+    inner = RetrieveRerankRetriever(index.as_retriever(filters=other), ZeroScorer(), top_n=DEPTH)
+    found = RetrieveRerankRetriever(inner, ZeroScorer(), filters=tenant("a"), fetch_k=6).retrieve("a")
+    assert {node.metadata["tenant"] for node in found} == {"a"}
+
+
 def tenant(name: str) -> MetadataFilters:
     return MetadataFilters(filters=[MetadataFilter(key="tenant", value=name)])
 

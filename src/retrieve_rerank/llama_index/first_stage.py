@@ -281,9 +281,11 @@ class _Setting:
 
 def both_filters(own: MetadataFilters | None, asked: MetadataFilters | None) -> MetadataFilters | None:
     """Return the filters that hold where both hold."""
-    if own is None or asked is None or not own.filters or not asked.filters:
+    if own is None or asked is None or not own.filters or not asked.filters or own == asked:
         return asked if own is None or not own.filters else own
-    return MetadataFilters(filters=[own, asked], condition=FilterCondition.AND)
+    # Side by side where that says the same: many stores take no filters within filters.
+    parts = [each.filters if each.condition is FilterCondition.AND else [each] for each in (own, asked)]
+    return MetadataFilters(filters=[*parts[0], *parts[1]], condition=FilterCondition.AND)
 
 
 def _only_asks(retriever: BaseRetriever) -> bool:
