@@ -259,6 +259,40 @@ def test_lists_of_contents_are_no_words_of_a_page(contents: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("markdown", "expected"),
+    [
+        ("## See Also\n\n* [npm config](/commands/npm)\n* [npm](npm.md)\n", ["## See Also"]),
+        ("1. [one](#one)\n   - [two](#two)\n2. [x](y.md)\n\nText", ["Text"]),
+        ("[Home](/) | [Next](n.md) | [Up](../)\n\nText", ["Text"]),
+        ("- [one](a.md): when it leaks\n- [b](c)", ["- [one](a.md): when it leaks", "- [b](c)"]),
+        ("* [pump](https://pump.org)", ["* [pump](https://pump.org)"]),
+        ("See [one](a.md) and [two](b.md)", ["See [one](a.md) and [two](b.md)"]),
+        (
+            "# Pump <a name='p'></a> {#pump}\n\n<!-- hidden\nwords -->Text <!-- too --> <b>bo</b>ld",
+            ["# Pump", "Text   bold"],
+        ),
+        ("<details><summary>Question?</summary>Answer.\n</details>", ["Question? Answer."]),
+        ("<script>\nvar x;\n</script>\n`<a name=x>` <a name=x> <https://a.org>", ["`<a name=x>`  <https://a.org>"]),
+        ("```html\n<!-- code -->\n```", ["```html", "<!-- code -->", "```"]),
+        ("a < b and c > d {#no}", ["a < b and c > d {#no}"]),
+    ],
+)
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_of_markdown_its_words_stay_at_their_lines(markdown: str, expected: list[str], end: str) -> None:
+    (document,) = whole(markdown.replace("\n", end).encode(), "a.md")
+    assert [line.strip() for line in document.text.splitlines() if line.strip()] == expected
+    assert document.text.count("\n") == markdown.count("\n")
+
+
+@pytest.mark.parametrize("name", ["a.pdf", "a.docx", "a.html", "a.txt", "a.md"])
+def test_a_file_that_is_not_what_it_is_called_is_left_out(name: str) -> None:
+    for content in (b"plain text", b"PK\3\4\0", b"\x89PNG\0"):
+        if content != b"plain text" or name in ("a.pdf", "a.docx"):
+            with pytest.raises(UnreadableError, match=r"it is no (pdf|docx|text) file|is not UTF-8"):
+                read(content, name, FIELDS)
+
+
+@pytest.mark.parametrize(
     "items",
     [
         links("https://a.org/a", "//b.org/b", "mailto:c@d.org"),

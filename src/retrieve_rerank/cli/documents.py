@@ -9,6 +9,7 @@ import json
 import math
 import re
 import sys
+import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from retrieve_rerank.cli.html import declared_encoding, to_markdown, without_lines
+from retrieve_rerank.cli.markdown import without_front_matter, words_only
 from retrieve_rerank.errors import InvalidInputError, MissingDependencyError, in_one_line, require
 
 Kind = Literal["text", "markdown", "html", "jsonl", "csv", "notebook", "office"]
@@ -33,7 +35,6 @@ KINDS: dict[str, Kind] = {
 _BINARY = (".doc", ".odt", ".epub", ".ppt", ".pptx", ".xls", ".xlsx")
 RESERVED = ("source", "title", "heading", "line", "start", "end")
 
-_FRONT = re.compile(r"---[ \t]*\r?\n(.{1,20000}?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _MARKS = {  # the longer ones first: that of UTF-32 begins as that of UTF-16
     codecs.BOM_UTF32_LE: "utf-32",
@@ -144,6 +145,8 @@ def read(
 
 
 def _page(text: str, kind: Kind, size: int, boilerplate: Collection[str]) -> Document:
+    if "\0" in text and kind != "notebook":
+        raise UnreadableError("it is no text file: it holds NUL characters")
     if kind == "html":
         title, text, is_markdown = to_markdown(text)
         if boilerplate and is_markdown:
@@ -151,39 +154,10 @@ def _page(text: str, kind: Kind, size: int, boilerplate: Collection[str]) -> Doc
         return Document(text, "markdown" if is_markdown else "text", title, size=size)
     if kind == "notebook":
         return Document(_notebook(text), "markdown", size=size)
-    if "\0" in text:
-        raise UnreadableError("it is no text file: it holds NUL characters")
     if kind == "markdown":
-        return _markdown(text, size)
+        text, title, line = without_front_matter(text)
+        return Document(words_only(text), "markdown", title, size=size, line=line)
     return Document(text, "text", size=size, line=1)
-
-
-def _markdown(text: str, size: int) -> Document:
-    """Return a Markdown file, of whose front matter title and description stay, and nothing that is for machines.
-
-    They stay as paragraphs: often nothing else says what the page is about. What is no YAML mapping is no front matter,
-    but text between two thematic breaks.
-    """
-    plain = Document(text, "markdown", size=size, line=1)
-    if (front := _FRONT.match(text)) is None:
-        return plain
-    yaml = require("yaml", extra="cli")
-    try:
-        said = yaml.safe_load(front[1])
-        if not isinstance(said, dict):
-            return plain
-        title, description = (
-            # YAML leaves the halves of a character, as JSON writes them, in two.
-            str(said[name]).strip().encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            if isinstance(said.get(name), (str, int, float))
-            else ""
-            for name in ("title", "description")
-        )
-    except Exception:  # noqa: BLE001 - PyYAML lets out whatever a value's constructor raises
-        return plain
-    head = "".join(f"{part}\n\n" for part in (title, description) if part)
-    lines = front[0].count("\n") - head.count("\n") + 1
-    return Document(head + text[front.end() :], "markdown", title or None, size=size, line=lines)
 
 
 def _notebook(text: str) -> str:
@@ -198,9 +172,21 @@ def _notebook(text: str) -> str:
 
 
 def _office(content: bytes, name: str) -> str:
+    kind = Path(name).suffix.lower()
+    # What is none would be taken for plain text.
+    if (b"%PDF" not in content[:1024]) if kind == ".pdf" else not _is_docx(content):
+        raise UnreadableError(f"it cannot be read as office: it is no {kind[1:]} file, whatever its name says")
     markitdown = require("markitdown", extra="documents")
-    converted = markitdown.MarkItDown().convert_stream(io.BytesIO(content), file_extension=Path(name).suffix.lower())
+    converted = markitdown.MarkItDown().convert_stream(io.BytesIO(content), file_extension=kind)
     return str(converted.text_content)
+
+
+def _is_docx(content: bytes) -> bool:
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            return "word/document.xml" in archive.namelist()
+    except zipfile.BadZipFile:
+        return False
 
 
 def _decoded(content: bytes, encoding: str | None, notes: list[str], *, html: bool) -> str:

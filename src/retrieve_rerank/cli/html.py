@@ -6,7 +6,7 @@ import codecs
 import re
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -101,11 +101,21 @@ def _navigation(soup: Any) -> Iterator[Any]:
 
 def _is_contents(block: Any) -> bool:
     """Whether a list is one of contents: nearly all its words are links, to places in its page or beside it."""
-    links = [link.get_text() for link in block("a", href=True) if not _ELSEWHERE.match(link["href"])]
-    return len(links) >= _FEWEST_LINKS and sum(map(_size, links)) >= 0.9 * _size(block.get_text())
+    links = [size_of(link.get_text()) for link in block("a", href=True) if not is_elsewhere(link["href"])]
+    return nearly_all(links, size_of(block.get_text()), _FEWEST_LINKS)
 
 
-def _size(text: str) -> int:
+def is_elsewhere(link: str) -> bool:
+    """Whether a link leads to another site."""
+    return _ELSEWHERE.match(link) is not None
+
+
+def nearly_all(links: Sequence[int], words: int, fewest: int) -> bool:
+    """Whether links of these sizes are nearly all of so many letters and digits, and at least `fewest`."""
+    return len(links) >= fewest and sum(links) >= 0.9 * words
+
+
+def size_of(text: str) -> int:
     """Return the count of letters and digits."""
     return sum(map(str.isalnum, text))
 
