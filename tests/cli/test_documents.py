@@ -248,6 +248,8 @@ def links(*places: str, after: str = "") -> str:
         f"<ol><li><a href='#x'>Pumps</a><ul>{links('#a', '#b')}</ul></li></ol>",
         "<table><tr><td>1. <a href='a'>Pumps</a></td><td><a href='b'>Valves</a><a href='c'>Up</a></td></tr></table>",
         "<div class='toc'><p>Table of Contents</p></div>",
+        "<div class='section-toc'>Pumps</div><div class='fancy_toc'>Valves</div><ul><li><a href='#p' accesskey='1'>Pumps</a></li></ul>",
+        "<p>Next: <a href='#p' rel='next'>Pumps</a>, Up: <a href='#v' rel='up'>All of the valves</a></p>",
         "<div class='wide navheader'><table><tr><td>Prev: Valves</td></tr></table></div>",
     ],
 )

@@ -15,9 +15,21 @@ from retrieve_rerank.errors import require
 _NO_TEXT = ("title", "script", "style", "noscript", "template", "svg", "nav")
 _DECLARATIONS = ("ProcessingInstruction", "XMLProcessingInstruction", "Declaration")
 _NAVIGATION = ("navigation", "search", "menu", "menubar")  # roles
-_CALLED_NAVIGATION = re.compile(r"^(nav|navbar|navheader|navfooter|navigation|breadcrumbs?|toc)$")  # classes
+_CALLED_NAVIGATION = re.compile(r"^(nav|navbar|navheader|navfooter|navigation|breadcrumbs?|(\w+[-_])?toc)$")  # classes
 _WHOLE = ("html", "body", "main", "article")  # which is no navigation, whatever its class
 _LISTS = ("ul", "ol", "dl", "table")
+_LEADS = {
+    "next",
+    "prev",
+    "previous",
+    "up",
+    "contents",
+    "index",
+    "toc",
+    "home",
+    "start",
+    "top",
+}  # what links say they do
 _ELSEWHERE = re.compile(r"[a-z][a-z0-9+.-]*:|//", re.IGNORECASE)  # how a link to another site begins
 # Block elements that the converter takes for words of a line, which would glue them to their neighbours.
 _BLOCKS = (
@@ -93,6 +105,12 @@ def _navigation(soup: Any) -> Iterator[Any]:
     yield from soup.find_all(attrs={"role": _NAVIGATION})
     yield from (element for element in soup.find_all(class_=_CALLED_NAVIGATION) if element.name not in _WHOLE)
     yield from filter(_is_contents, soup(_LISTS))
+    for link in soup("a", href=True):
+        if link.get("accesskey") or not _LEADS.isdisjoint(link.get("rel", ())):
+            block = link.find_parent((*_LISTS, "p", "td", "div"))
+            links = [size_of(each.get_text()) for each in block("a")] if block is not None else []
+            if links and nearly_all(links, size_of(block.get_text()), 1, 0.6):  # "Next: ", "Up: " stand beside them
+                yield block
     for link in soup("a"):
         text = link.get_text().strip()
         if not text.strip(_PERMALINKS) and (text or link.find_parent(_HEADINGS)):
@@ -110,9 +128,9 @@ def is_elsewhere(link: str) -> bool:
     return _ELSEWHERE.match(link) is not None
 
 
-def nearly_all(links: Sequence[int], words: int, fewest: int) -> bool:
-    """Whether links of these sizes are nearly all of so many letters and digits, and at least `fewest`."""
-    return len(links) >= fewest and sum(links) >= 0.9 * words
+def nearly_all(links: Sequence[int], words: int, fewest: int, share: float = 0.9) -> bool:
+    """Whether links of these sizes are such a share of so many letters and digits, and at least `fewest`."""
+    return len(links) >= fewest and sum(links) >= share * words
 
 
 def size_of(text: str) -> int:
