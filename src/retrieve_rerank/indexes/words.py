@@ -42,9 +42,9 @@ _runs_on = re.compile(f"[{_NO_SPACES}]").match
 _EMOJI = "\u2600-\u27bf\U0001f000-\U0001f3fa\U0001f400-\U0001faff"
 # What is not seen is no part of a word: the soft hyphen, the Arabic line that makes a word wider, joiners, the marks of
 # an emoji's form and of byte order. ß has two forms in capitals, and a trade mark ends its word.
-_REPLACED = {
+_REPLACED: dict[int, str | None] = {
     **dict.fromkeys(map(ord, "\u00ad\u0640\u200d\u2060\ufe0e\ufe0f\ufeff")),
-    **str.maketrans({"ß": "ss", "ẞ": "SS", "™": " ", "℠": " "}),
+    **{ord("ß"): "ss", ord("ẞ"): "SS", ord("™"): " ", ord("℠"): " "},
 }
 
 _CODES = {
