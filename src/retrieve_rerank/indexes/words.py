@@ -44,7 +44,10 @@ _EMOJI = "\u2600-\u27bf\U0001f000-\U0001f3fa\U0001f400-\U0001faff"
 # an emoji's form and of byte order. ß has two forms in capitals, and a trade mark ends its word.
 _REPLACED: dict[int, str | None] = {
     **dict.fromkeys(map(ord, "\u00ad\u0640\u200d\u2060\ufe0e\ufe0f\ufeff")),
-    **{ord("ß"): "ss", ord("ẞ"): "SS", ord("™"): " ", ord("℠"): " "},
+    ord("ß"): "ss",
+    ord("ẞ"): "SS",
+    ord("™"): " ",
+    ord("℠"): " ",
 }
 
 _CODES = {
