@@ -22,7 +22,10 @@ def store() -> ChromaVectorStore:
 def test_mmr_with_fewer_nodes_than_asked_for_is_still_mmr(store: ChromaVectorStore) -> None:
     """X6: the peer falls back to plain search without a word."""
     query = VectorStoreQuery(query_embedding=[1.0, 0.0], similarity_top_k=10, mode=MMR)
-    assert store.query(query).ids == ["a", "c", "b", "d"]  # plain search: a, b, c, d
+    result = store.query(query)
+    assert result.ids == ["a", "c", "b", "d"]  # plain search: a, b, c, d
+    assert [node.node_id for node in result.nodes or []] == result.ids
+    assert result.similarities == pytest.approx([0.99504, 0.8, 0.99400, -1.0], abs=1e-4)
     assert store.query(query, where_document={"$contains": "nowhere"}).ids == []
 
 
