@@ -69,6 +69,7 @@ def langchain_reranker(weight: float, **options: Any) -> Found:
     reranker = CrossEncoderReranker(model=TableScorer(LOGITS), rerank_weight=weight)
     step = reranker.as_runnable(**options)
     found = step.invoke({"query": "q", "documents": documents()})
+    assert step.invoke({"query": "q", "documents": found}) == found
     assert found == asyncio.run(step.ainvoke({"query": "q", "documents": documents()}))
     return of_documents(found)
 

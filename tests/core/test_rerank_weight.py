@@ -13,7 +13,7 @@ import pytest
 
 from retrieve_rerank import Hit, InvalidInputError, Passage, RetrieveRerank, SearchResult
 from retrieve_rerank.models.interpolation import interpolate
-from retrieve_rerank.models.ranking import as_ranker
+from retrieve_rerank.models.ranking import Ranking, as_ranker
 from retrieve_rerank.retrieval.rerank import SecondStage
 from tests.core.stubs import ListRetriever, TableScorer
 
@@ -72,11 +72,28 @@ def test_ranks_stand_in_for_scores_that_say_nothing(scores: tuple[Any, ...]) -> 
     assert interpolate(hits(*scores), logits, 0.4) == interpolate(ranks, logits, 0.4)
 
 
-def test_the_first_stages_ranks_are_its_order_where_they_are_one_ranking() -> None:
+def test_the_first_stages_order_is_the_order_given_but_of_what_was_re_ranked_before() -> None:
     logits = [0.0, 0.0, 0.0]
-    assert order(hits(0.2, 0.3, 0.1, ranks=(2, 1, 3)), logits, 0.5) == [1, 0, 2]
-    assert order(hits(None, None, None, ranks=(1, 1, 2)), logits, 0.5) == [0, 1, 2]
-    assert order(hits(None, None, None, ranks=(3, None, 2)), logits, 0.5) == [0, 1, 2]
+    stale = hits(0.2, 0.3, 0.1, ranks=(2, 1, 3))  # from somewhere else, and put into another order since
+    assert order(stale, logits, 0.0) == [0, 1, 2]
+    again = [replace(hit, logit=1.0) for hit in stale[:2]] + stale[2:]  # a time budget left the last one out
+    assert order(again, logits, 0.0) == [1, 0, 2]
+    for ranks in ((1, 1, 2), (3, None, 2)):
+        no_ranking = [replace(hit, logit=1.0) for hit in hits(None, None, None, ranks=ranks)]
+        assert order(no_ranking, logits, 0.5) == [0, 1, 2]
+
+
+def test_what_a_time_budget_left_out_follows_and_has_no_vote() -> None:
+    ranking = Ranking("q", hits(0.9, 0.8, 0.7, 0.1), rerank_weight=0.5)
+    ranking.put(1, 3.0)
+    ranking.put(2, -1.0)
+    ranked = ranking.hits()
+    assert [(hit.passage.id, hit.combined_score) for hit in ranked] == [
+        ("p1", 1.0),
+        ("p2", -1.0),
+        ("p0", None),
+        ("p3", None),
+    ]
 
 
 def test_ties_one_and_none() -> None:

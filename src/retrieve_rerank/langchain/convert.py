@@ -188,6 +188,7 @@ def to_hits(documents: Sequence[Document], texts: Sequence[str]) -> list[Hit]:
                 score=math.nan,
                 retrieval_rank=rank if isinstance(rank, int) else position + 1,
                 retrieval_score=finite(score),
+                logit=finite(document.metadata.get("rerank_logit")),  # of an earlier re-ranking
             )
         )
     return hits

@@ -163,6 +163,7 @@ def nodes_to_hits(nodes: Sequence[NodeWithScore], mode: MetadataMode) -> list[Hi
                 retrieval_rank=rank,
                 retrieval_score=None if score is None else float(score),
                 retrieval_ranks=item.retrieval_ranks if isinstance(item, (RerankedNode, FusedNode)) else (),
+                logit=item.logit if isinstance(item, RerankedNode) else None,  # of an earlier re-ranking
             )
         )
     return hits

@@ -25,10 +25,10 @@ def interpolate(hits: Sequence[Hit], logits: Sequence[float], weight: float) -> 
     over these candidates and divides by their standard deviation; where all are equal, z is 0. An infinite logit counts
     as one standard deviation beyond the finite ones.
 
-    The first stage's order is that of the candidates' `retrieval_rank`, where these are all there and all different,
-    else the order given. Its scores vote if every candidate has a finite one and they never rise along that order.
-    Otherwise, as without scores, after maximal marginal relevance, or with distances, 1 / (60 + rank) stands in for
-    them.
+    The first stage's order is the order given; of what has been re-ranked before, and so has logits, it is that of
+    `retrieval_rank`, where these are all there and all different. Its scores vote if every candidate has a finite one
+    and they never rise along that order. Otherwise, as without scores, after maximal marginal relevance, or with
+    distances, 1 / (60 + rank) stands in for them.
 
     Args:
         hits: The candidates, whose logits are known.
@@ -43,8 +43,8 @@ def interpolate(hits: Sequence[Hit], logits: Sequence[float], weight: float) -> 
     if weight == 1:
         return [(place, None) for place in sorted(range(len(hits)), key=lambda place: -logits[place])]
     given = [hit.retrieval_rank for hit in hits]
-    ranked = None not in given and len(set(given)) == len(given)
-    order = sorted(range(len(hits)), key=lambda place: (given[place] or 0) if ranked else place)
+    again = any(hit.logit is not None for hit in hits) and None not in given and len(set(given)) == len(given)
+    order = sorted(range(len(hits)), key=lambda place: (given[place] or 0) if again else place)
     scores = [number_of(hits[place].retrieval_score) for place in order]
     if not (all(map(math.isfinite, scores)) and all(a >= b for a, b in pairwise(scores))):
         scores = [1 / (_RRF_K + rank) for rank in range(1, len(order) + 1)]
