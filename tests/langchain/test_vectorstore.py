@@ -57,6 +57,14 @@ def test_more_texts_than_chroma_takes_at_once() -> None:
     assert len(ids) == stored.collection.count() == limit + 10
 
 
+def test_another_metric_is_refused(tmp_path: Path) -> None:
+    """V6: the stock store silently stays with the old one."""
+    store(persist_directory=tmp_path, metric="euclidean")
+    with pytest.raises(IndexMismatchError, match="'euclidean', and 'cosine' was asked for"):
+        store(persist_directory=tmp_path, metric="cosine")
+    assert store(persist_directory=tmp_path).metric == "euclidean"
+
+
 def test_another_model_is_refused(tmp_path: Path, tiny_bi_encoder: Path, tiny_dot_bi_encoder: Path) -> None:
     """V7: the stock store searches one model's vectors with another's of the same length."""
     ChromaVectorStore("passages", BiEncoderEmbeddings(model=str(tiny_bi_encoder)), tmp_path)
