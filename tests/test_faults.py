@@ -134,7 +134,7 @@ def of_nodes(result: list[Any]) -> Seen:
 
 
 def core(model: Any, **options: Any) -> tuple[Callable[[], Any], Callable[[], Any], Callable[[Any], Seen]]:
-    pipeline = RetrieveRerank(First(), model, top_n=60, **options)
+    pipeline = RetrieveRerank(First(), model, fetch_k=len(TEXTS), top_n=60, **options)
     return lambda: pipeline.search("q"), lambda: pipeline.asearch("q"), of_core
 
 

@@ -71,6 +71,16 @@ def test_bfloat16_scores_hardly_depend_on_the_batch_and_keep_the_order(tiny_cros
         assert logits[int(better.passage.id)] > logits[int(worse.passage.id)] - 0.1
 
 
+def test_equal_texts_are_scored_once(model: CrossEncoder, counted_rows: list[int]) -> None:
+    logits = model.score(QUERY, ["rome", "bread", "rome", "rome", "bread"])
+    assert sum(counted_rows) == 2
+    assert logits.tolist() == [logits[0], logits[1], logits[0], logits[0], logits[1]]
+    assert logits[0] != logits[1]
+    counted_rows.clear()
+    assert len(model.rank(QUERY, ["rome", "bread", "rome", "rome", "bread"])) == 5
+    assert sum(counted_rows) == 2
+
+
 def test_texts_of_similar_length_share_a_batch(model: CrossEncoder, counted_rows: list[int]) -> None:
     model.score(QUERY, many_texts())
     assert sum(counted_rows) == 200
