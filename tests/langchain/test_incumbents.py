@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import chromadb
 import langchain_chroma
 import pytest
 from langchain_classic.retrievers import ContextualCompressionRetriever, EnsembleRetriever
@@ -16,7 +17,7 @@ from langchain_classic.retrievers.document_compressors import CrossEncoderRerank
 from langchain_core.documents import Document
 from langchain_huggingface import HuggingFaceEmbeddings
 
-from retrieve_rerank import InvalidInputError
+from retrieve_rerank import InvalidInputError, RetrieveRerankError
 from retrieve_rerank.langchain import (
     BiEncoderEmbeddings,
     BM25Retriever,
@@ -150,6 +151,29 @@ def test_a_mistyped_name_makes_no_collection(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="no directory"):
         ChromaVectorStore("mine", WordEmbeddings(), tmp_path / "bd", **options)
     assert not (tmp_path / "bd").exists()
+
+
+def test_settings_of_the_client(tmp_path: Path) -> None:
+    quiet = chromadb.Settings(anonymized_telemetry=False)
+    for place, settings in (
+        (None, chromadb.Settings()),
+        (tmp_path / "a", chromadb.Settings()),
+        (tmp_path / "b", quiet),
+    ):
+        store = ChromaVectorStore("mine", WordEmbeddings(), place, client_settings=settings)
+        store.add_texts(["a"], ids=["1"])
+        assert [document.id for document in store.similarity_search("a")] == ["1"]
+        assert place is None or (place / "chroma.sqlite3").exists()
+        assert store._chroma_collection is not None
+        store.delete_collection()
+        assert store._chroma_collection is None
+        with pytest.raises(RetrieveRerankError, match="Chroma collection not initialized: it was deleted"):
+            _ = store._collection
+        store.close()
+    wrong: list[dict[str, Any]] = [{}, {"client": chromadb.EphemeralClient()}, {"host": "localhost"}]
+    for options in wrong:
+        with pytest.raises(InvalidInputError, match="client_settings"):
+            ChromaVectorStore(client_settings=quiet, **options)
 
 
 def test_a_relevance_of_ones_own() -> None:

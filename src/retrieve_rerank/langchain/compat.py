@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
@@ -18,6 +19,7 @@ from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables.config import run_in_executor
 from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
+from typing_extensions import TypedDict
 
 from retrieve_rerank.checks import check_mapping
 from retrieve_rerank.errors import InvalidInputError, shown, warn_caller
@@ -31,18 +33,44 @@ from retrieve_rerank.types import Metric
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
+    from chromadb.config import Settings
 
 Sense: TypeAlias = Callable[[float], float]
 
 DEFAULT_NAME = "passages"
 _THEIR_DEFAULT_NAME = "langchain"
 
+
+class StoreOptions(TypedDict, total=False):
+    """The arguments of a `ChromaVectorStore` beside its embeddings."""
+
+    collection_name: str
+    persist_directory: str | os.PathLike[str] | None
+    client: ClientAPI | None
+    client_settings: Settings | None
+    metric: Metric | None
+    assume_compatible: bool
+    create_collection_if_not_exists: bool
+    host: str | None
+    port: int | str | None
+    ssl: bool
+    headers: dict[str, str] | None
+    tenant: str | None
+    database: str | None
+    chroma_cloud_api_key: str | None
+    collection_metadata: Mapping[str, Any] | None
+    collection_configuration: Mapping[str, Any] | None
+    relevance_score_fn: Callable[[float], float] | None
+    retry_seconds: float
+    lock_timeout: float
+    search_breadth: int | None
+
+
 # What arguments of the components that these take the place of are called here, or what to write instead.
 INSTEAD = {
     "add_images": "images are not searched here; texts are",
     "base_compressor": "it is called reranker",
     "c": "it is called rrf_k",
-    "client_settings": "make a client with them, client=chromadb.PersistentClient(path, client_settings)",
     "collection_kwargs": "make the collection with Chroma's own client; it is opened as it is",
     "docs": "make the retriever by from_documents(docs)",
     "encode_image": "images are not searched here; texts are",
@@ -78,13 +106,31 @@ def client_for(
     tenant: str | None,
     database: str | None,
     cloud_key: str | None,
+    settings: Settings | None,
+    folder: str | os.PathLike[str] | None,
 ) -> ClientAPI | None:
-    """Return a client of the server that is named, or the one that was given.
+    """Return a client of the server that is named or with the settings that are given, or the client that was given.
 
     Raises:
         InvalidInputError: If more than one is named, or what Chroma Cloud needs is missing.
         RemoteError: If the server cannot be reached.
     """
+    import chromadb
+
+    if settings is not None and (client, host, cloud_key) != (None, None, None):
+        raise InvalidInputError(
+            "client_settings are a directory's; a client that is given has its own, and so has a server's"
+        )
+    if settings is not None and settings != chromadb.Settings():  # those of a client of ours
+        if folder is None:
+            raise InvalidInputError(
+                "all of a process that is in memory shares one client of Chroma, so client_settings need a "
+                "persist_directory; or make that client yourself: client=chromadb.EphemeralClient(client_settings)"
+            )
+        try:
+            return chromadb.PersistentClient(os.fspath(folder), settings)
+        except ValueError as error:  # the directory is open with other settings
+            raise InvalidInputError(f"no client with these client_settings can be made: {error}") from error
     if host is None and cloud_key is None:
         if any(value is not None for value in (port, headers, tenant, database)) or ssl:
             raise InvalidInputError("port, ssl, headers, tenant and database are a server's: give host, too")
@@ -95,8 +141,6 @@ def client_for(
         return connect(host or "", port or 8000, ssl=ssl, headers=headers, tenant=tenant, database=database)
     if not tenant or not database:
         raise InvalidInputError("chroma_cloud_api_key needs tenant and database, too")
-    import chromadb
-
     return chromadb.CloudClient(tenant=tenant, database=database, api_key=cloud_key)
 
 

@@ -23,11 +23,12 @@ from retrieve_rerank.errors import InvalidInputError, shown
 from retrieve_rerank.indexes.filters import Where
 from retrieve_rerank.indexes.mmr import check_diversity, check_mmr, diverse, wider_pool
 from retrieve_rerank.indexes.nearest import Found
+from retrieve_rerank.langchain.compat import StoreOptions
 from retrieve_rerank.langchain.convert import to_document
 from retrieve_rerank.langchain.first_stage import AskingRetriever, FirstStage, retriever_of
 from retrieve_rerank.langchain.reranker import CrossEncoderReranker, RerankInput
 from retrieve_rerank.langchain.serialization import Component, Count, Seconds, Threshold, Weight, from_plain, restorable
-from retrieve_rerank.langchain.vectorstore import ChromaVectorStore, StoreOptions
+from retrieve_rerank.langchain.vectorstore import ChromaVectorStore
 from retrieve_rerank.retrieval.rerank import OnError, SecondStage
 from retrieve_rerank.types import Scorer
 

@@ -11,10 +11,10 @@ import numpy as np
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
-from typing_extensions import Never, Self, TypedDict, Unpack
+from typing_extensions import Never, Self, Unpack
 
 from retrieve_rerank.checks import check_choice, check_count, check_mapping, check_queries, check_query
-from retrieve_rerank.errors import InvalidInputError, shown
+from retrieve_rerank.errors import InvalidInputError, RetrieveRerankError, shown
 from retrieve_rerank.indexes.chroma_server import RETRY_SECONDS
 from retrieve_rerank.indexes.directory import one_spelling
 from retrieve_rerank.indexes.filters import Where
@@ -26,6 +26,7 @@ from retrieve_rerank.indexes.store import ChromaCollection
 from retrieve_rerank.langchain.compat import (
     DEFAULT_NAME,
     INSTEAD,
+    StoreOptions,
     asked_space,
     client_for,
     refuse,
@@ -45,33 +46,10 @@ from retrieve_rerank.types import Encoder, Metric
 if TYPE_CHECKING:
     import chromadb
     from chromadb.api import ClientAPI
+    from chromadb.config import Settings
 
 _SEARCH_OPTIONS = ("k", "filter", "where_document", "fetch_k", "lambda_mult", "score_threshold")
 _KEPT = ("documents", "metadatas")  # what `get` returns unless told
-
-
-class StoreOptions(TypedDict, total=False):
-    """The arguments of a `ChromaVectorStore` beside its embeddings."""
-
-    collection_name: str
-    persist_directory: str | os.PathLike[str] | None
-    client: ClientAPI | None
-    metric: Metric | None
-    assume_compatible: bool
-    create_collection_if_not_exists: bool
-    host: str | None
-    port: int | str | None
-    ssl: bool
-    headers: dict[str, str] | None
-    tenant: str | None
-    database: str | None
-    chroma_cloud_api_key: str | None
-    collection_metadata: Mapping[str, Any] | None
-    collection_configuration: Mapping[str, Any] | None
-    relevance_score_fn: Callable[[float], float] | None
-    retry_seconds: float
-    lock_timeout: float
-    search_breadth: int | None
 
 
 @restorable
@@ -88,6 +66,7 @@ class ChromaVectorStore(VectorStore):
         persist_directory: Directory of a persistent store; it is made if missing. One process at a time may write it.
         client: A Chroma client to use instead: `chromadb.HttpClient`, `CloudClient`, or an awaited `AsyncHttpClient`.
             Any number of processes may write to a server. Neither: in memory, private to this object.
+        client_settings: Of a client that is made for the directory, as if it were given as `client`.
         metric: "cosine", "dot" or "euclidean". None takes the model's, or that of a collection which is there, if both
             order its vectors alike.
         assume_compatible: Open a collection that was made by another model or metric all the same.
@@ -131,6 +110,7 @@ class ChromaVectorStore(VectorStore):
         persist_directory: str | os.PathLike[str] | None = None,
         *,
         client: ClientAPI | None = None,
+        client_settings: Settings | None = None,
         metric: Metric | None = None,
         assume_compatible: bool = False,
         create_collection_if_not_exists: bool = True,
@@ -167,10 +147,13 @@ class ChromaVectorStore(VectorStore):
             tenant=tenant,
             database=database,
             cloud_key=chroma_cloud_api_key,
+            settings=client_settings,
+            folder=persist_directory,
         )
+        self._is_deleted = False
         self.collection = ChromaCollection(
             collection_name,
-            path=persist_directory,
+            path=persist_directory if client_settings is None or server is None else None,
             client=server,
             metric=metric or space,
             encoder_metric=self._encoder.metric if self._encoder is not None and knows else None,
@@ -218,9 +201,13 @@ class ChromaVectorStore(VectorStore):
     @property
     def _collection(self) -> chromadb.Collection:
         # The incumbent's name for it, which its users' code reaches for; so is the next.
+        if self._is_deleted:
+            raise RetrieveRerankError("Chroma collection not initialized: it was deleted; make a new ChromaVectorStore")
         return self.collection.handle
 
-    _chroma_collection = _collection
+    @property
+    def _chroma_collection(self) -> chromadb.Collection | None:
+        return None if self._is_deleted else self.collection.handle
 
     @property
     def _client(self) -> ClientAPI | None:
@@ -461,6 +448,7 @@ class ChromaVectorStore(VectorStore):
     def delete_collection(self) -> None:
         """Delete the collection itself. This object cannot be used afterwards."""
         self.collection.drop()
+        self._is_deleted = True
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """Return documents by id, in the order asked for; ids that are not stored are left out."""
