@@ -116,12 +116,13 @@ def client_for(
         RemoteError: If the server cannot be reached.
     """
     import chromadb
+    import chromadb.config
 
     if settings is not None and (client, host, cloud_key) != (None, None, None):
         raise InvalidInputError(
-            "client_settings are a directory's; a client that is given has its own, and so has a server's"
+            "client_settings are a directory's; a client that is given, or of a server, has its own"
         )
-    if settings is not None and settings != chromadb.Settings():  # those of a client of ours
+    if settings is not None and settings != chromadb.config.Settings():  # those of a client of ours
         if folder is None:
             raise InvalidInputError(
                 "all of a process that is in memory shares one client of Chroma, so client_settings need a "
