@@ -17,15 +17,13 @@ import argparse
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from hashlib import sha256
 from pathlib import Path
 from statistics import fmean
 
-from common import add_model_options, first_stages, models, ndcg, write_table
-from retrieve_rerank import BiEncoder, CrossEncoder, Hit, Passage, RetrieveRerank, TruncationWarning
+from common import add_model_options, first_stages, models, write_table
+from retrieve_rerank import BiEncoder, CrossEncoder, RetrieveRerank, TruncationWarning
 from retrieve_rerank.demo import RERANK_WEIGHT
-from retrieve_rerank.evaluation import Evaluation, System, evaluate, load_dataset
-from retrieve_rerank.models.interpolation import interpolate
+from retrieve_rerank.evaluation import Evaluation, evaluate, load_dataset
 
 WEIGHTS = tuple(step / 10 for step in range(11))
 # What the demo re-ranker was trained on: all that train_demo_reranker.py names in SETS.
@@ -41,38 +39,19 @@ SEEN = {
 }
 
 
-def scored(folder: Path, encoder: BiEncoder, cross_encoder: CrossEncoder, queries: int, work: Path) -> Evaluation:
-    """Return the candidates of a collection with the scores of both stages, from `work` if they are there."""
-    facts = folder.name, queries, sorted(encoder.fingerprint.items()), sorted(cross_encoder.fingerprint.items())
-    file = work / f"{folder.name}-{sha256(repr(facts).encode()).hexdigest()[:12]}.json"
-    if not file.is_file():
-        dataset = load_dataset(folder)
-        some = dataset.sample(queries) if 0 < queries < len(dataset.judgements) else dataset
-        with first_stages(dataset.passages, encoder, work / f"index-{folder.name}") as firsts:
-            evaluate(
-                {name: RetrieveRerank(first, cross_encoder) for name, first in firsts.items()},
-                some,
-                ["nDCG@10"],
-                resamples=1,
-                cache=work / "scores.sqlite",
-                show_progress=sys.stderr.isatty(),
-            ).to_json(file)
-    return Evaluation.from_json(file)
-
-
-def curve(before: System, after: System, judgements: Mapping[str, Mapping[str, int]]) -> list[float]:
-    """Return nDCG@10 at each of `WEIGHTS`."""
-    orders: list[dict[str, list[str]]] = [{} for _ in WEIGHTS]
-    for query, ids in before.run.items():
-        known = dict(zip(after.run[query], after.scores[query], strict=True))
-        logits = [known[one] or 0.0 for one in ids]
-        hits = [
-            Hit(Passage(one, one), rank=rank, score=score or 0.0, retrieval_rank=rank, retrieval_score=score)
-            for rank, (one, score) in enumerate(zip(ids, before.scores[query], strict=True), start=1)
-        ]
-        for weight, order in zip(WEIGHTS, orders, strict=True):
-            order[query] = [ids[place] for place, _ in interpolate(hits, logits, weight)]
-    return [ndcg(judgements, order) for order in orders]
+def measured(folder: Path, encoder: BiEncoder, model: CrossEncoder, queries: int, work: Path) -> Evaluation:
+    """Evaluate all first stages and re-rankings of a collection; vectors and scores are kept in `work`."""
+    dataset = load_dataset(folder)
+    some = dataset.sample(queries) if 0 < queries < len(dataset.judgements) else dataset
+    with first_stages(dataset.passages, encoder, work / f"index-{folder.name}") as firsts:
+        return evaluate(
+            {name: RetrieveRerank(first, model) for name, first in firsts.items()},
+            some,
+            ["nDCG@10"],
+            resamples=1,
+            cache=work / "scores.sqlite",
+            show_progress=sys.stderr.isatty(),
+        )
 
 
 def row(label: str, first: str, recall: str, values: Sequence[float]) -> str:
@@ -116,14 +95,13 @@ def main() -> None:
     unseen: dict[str, list[list[float]]] = {}
     with BiEncoder(bi_encoder) as encoder, CrossEncoder(cross_encoder) as model:
         for folder in arguments.folders:
-            found = scored(folder, encoder, model, arguments.queries, arguments.work)
+            found = measured(folder, encoder, model, arguments.queries, arguments.work)
             seen = arguments.cross_encoder is None and folder.name in SEEN
             label = f"{folder.name}{' (trained on)' if seen else ''}, {len(found.judgements)}"
             for system in found.systems:
                 if system.baseline is not None:
-                    before = found[system.baseline]
-                    values = curve(before, system, found.judgements)
-                    lines.append(row(label, system.name, f"{before.ceiling['R@100']:.3f}", values))
+                    values = [system.by_weight[weight][0] for weight in WEIGHTS]
+                    lines.append(row(label, system.name, f"{found[system.baseline].ceiling['R@100']:.3f}", values))
                     if not seen:
                         unseen.setdefault(system.name, []).append(values)
     lines += summary(unseen, arguments.weight)

@@ -1,22 +1,31 @@
 """Ask the documentation of Python's standard library: retrieve with a bi-encoder, re-rank with a cross-encoder.
 
     pip install "retrieve-rerank[demo]"
-    python examples/quickstart.py                                             # four questions, then yours
+    python examples/quickstart.py                                             # ten questions, then yours
     python examples/quickstart.py "Does a sort keep equal items in order?"    # your question only
 
 The first run reads the docstrings of the Python that runs it and indexes them: some 5,500 passages, a minute on two
-cores, with a progress bar. Later runs reuse that index and answer within seconds. For every question you see the best
-five before and after re-ranking, how far each moved, and what each step took.
+cores, with a progress bar. Later runs reuse that index and answer within seconds. For a question you see the best five
+before and after re-ranking, how far each moved, and what each step took.
+
+The ten questions are not ours, and are chosen by a rule: the first ten of Python's own FAQ (of the programming chapter
+its "General Questions", as the rest is about the language, then the library chapter) whose answer there links to a
+module, class or function of the standard library. The first one that it links to is the answer that is looked for: its
+documentation, or that of anything in it. The first question is shown in full, and a table has the ranks of all ten
+answers before and after re-ranking, whichever way they went.
 
 The models are small ones that need no model hub (see retrieve_rerank.demo). Others, by name or folder:
 
     python examples/quickstart.py --cross-encoder cross-encoder/ms-marco-MiniLM-L6-v2
+
+Both stages vote on the order; `--rerank-weight 1` leaves it to the cross-encoder alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import math
 import os
 import platform
 import shutil
@@ -27,16 +36,33 @@ from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 
-from retrieve_rerank import BiEncoder, ChromaIndex, CrossEncoder, Hit, Passage, RetrieveRerank, RetrieveRerankError
-from retrieve_rerank.demo import cache_folder, demo_models
+from retrieve_rerank import (
+    BiEncoder,
+    ChromaIndex,
+    CrossEncoder,
+    Hit,
+    Passage,
+    RetrieveRerank,
+    RetrieveRerankError,
+    SearchResult,
+)
+from retrieve_rerank.demo import RERANK_WEIGHT, cache_folder, demo_models
 from stdlib_docs import stdlib_passages
 
-QUESTIONS = (
-    "How do I copy a directory with everything in it?",
-    "Which encoding is used when a text file is opened without one?",
-    "What happens to a thread when the main program exits?",
-    "How much free space is left on the disk?",
-)
+# https://docs.python.org/3/faq: each question, and the first thing that its answer links to.
+QUESTIONS = {
+    "Is there a source code level debugger with breakpoints, single-stepping, etc.?": "breakpoint",
+    "Is there a curses/termcap package for Python?": "curses",
+    "Is there an equivalent to C's onexit() in Python?": "atexit",
+    "How do I test a Python program or component?": "doctest",
+    "How do I create documentation from doc strings?": "pydoc",
+    "How do I program using threads?": "threading",
+    "None of my threads seem to run: why?": "time.sleep",
+    "How do I parcel out work among a bunch of worker threads?": "concurrent.futures",
+    "What kinds of global value mutation are thread-safe?": "sys.setswitchinterval",
+    "Can't we get rid of the Global Interpreter Lock?": "concurrent.futures.ProcessPoolExecutor",
+}
+SHOWN = 5
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,13 +94,17 @@ def _run(options: argparse.Namespace) -> None:
     with ChromaIndex(encoder, "stdlib", path=folder) as index:
         _fill(index, folder / "complete", options.modules)
         index.retrieve("warm up", k=1)  # opens the index's files, so that the first question's time is like the others'
-        search = RetrieveRerank(index, cross_encoder, fetch_k=100, top_n=5)
+        demo = options.cross_encoder is None
+        weight = options.rerank_weight if options.rerank_weight is not None else RERANK_WEIGHT if demo else 1.0
+        search = RetrieveRerank(index, cross_encoder, fetch_k=100, top_n=None, rerank_weight=weight)
+        if not (options.questions or options.ask):
+            _answer_the_faq(search)
         for question in _questions(options):
             _answer(search, question)
-    if options.cross_encoder is None:
+    if demo:
         note = (
-            "The demo re-ranker is small and learned from questions about encyclopedia, forum, shop and health texts: "
-            "on these docs it lifts some answers and buries others. For real work use a trained one:"
+            "The demo re-ranker is small and learned from questions about encyclopedia, forum, shop and health texts, "
+            f"so it has {weight:.0%} of the votes here. For real work use a trained one:"
         )
         print(f"\n{textwrap.fill(note, _width())}\n    --cross-encoder cross-encoder/ms-marco-MiniLM-L6-v2")
 
@@ -104,8 +134,6 @@ def _questions(options: argparse.Namespace) -> Iterator[str]:
     if options.questions:
         yield from options.questions
         return
-    if not options.ask:
-        yield from QUESTIONS
     terminal = sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
     while terminal or options.ask:
         if terminal:
@@ -120,20 +148,52 @@ def _questions(options: argparse.Namespace) -> Iterator[str]:
         yield question
 
 
+def _answer_the_faq(search: RetrieveRerank) -> None:
+    """Ask the built-in questions; show the first in full, and the rank of each one's answer before and after."""
+    print(f"Asking {len(QUESTIONS)} questions of Python's FAQ ...", end=" ", flush=True)
+    start = time.perf_counter()
+    results = [search.search(question) for question in QUESTIONS]
+    print(f"{time.perf_counter() - start:.1f} s")
+    _show(results[0])
+    ranks = [
+        (_rank(one.candidates, name), _rank(one, name)) for one, name in zip(results, QUESTIONS.values(), strict=True)
+    ]
+    print("\n" + _bold("Rank of the answer that the FAQ names\nbefore  after"))
+    for (before, after), (question, name) in zip(ranks, QUESTIONS.items(), strict=True):
+        shown = "".join(f"{'–' if math.isinf(rank) else rank:>6} " for rank in (before, after))
+        print("\n".join(textwrap.wrap(f"{shown}  {name}: {question}", _width(), subsequent_indent=" " * 16)))
+    up, down = sum(after < before for before, after in ranks), sum(after > before for before, after in ranks)
+    print(
+        f"{up} higher after re-ranking, {down} lower, {len(ranks) - up - down} as before (–: not among the candidates)"
+    )
+
+
+def _rank(hits: Sequence[Hit], name: str) -> float:
+    """Return the rank of the first hit that documents a name or what is in it; infinity where none does."""
+    ids = (hit.passage.id for hit in hits)
+    found = (rank for rank, id_ in enumerate(ids, 1) if id_ == name or id_.startswith((f"{name}.", f"{name}#")))
+    return next(found, math.inf)
+
+
 def _answer(search: RetrieveRerank, question: str) -> None:
-    """Print the best five before and after re-ranking, side by side, and the text of the best."""
+    """Answer a question, or say why not."""
     try:
-        result = search.search(question)
+        _show(search.search(question))
     except RetrieveRerankError as error:  # such as a question that is too long for the model
         print(f"\n{error}")
-        return
+
+
+def _show(result: SearchResult) -> None:
+    """Print the best before and after re-ranking, side by side, and the text of the best."""
     width = _width()
     left = (width - 3) // 2
     right = width - 3 - left
-    print("\n" + _bold("\n".join(textwrap.wrap(question, width))))
+    print("\n" + _bold("\n".join(textwrap.wrap(result.query, width))))
     print("─" * left + "─┬─" + "─" * right)
-    print(f"{'BEFORE: bi-encoder, similarity':{left}} │ AFTER: cross-encoder, relevance")
-    for before, after in zip(result.candidates, result, strict=False):
+    alone = not result or result[0].combined_score is None
+    after_by = "cross-encoder, relevance" if alone else "both stages, combined score"
+    print(f"{'BEFORE: bi-encoder, similarity':{left}} │ AFTER: {after_by}")
+    for before, after in zip(result.candidates[:SHOWN], result[:SHOWN], strict=False):
         up = (after.retrieval_rank or after.rank) - after.rank
         moved = f"↑{up}" if up > 0 else f"↓{-up}" if up < 0 else "="
         name, text = _cell(before, "", left)
@@ -152,7 +212,8 @@ def _answer(search: RetrieveRerank, question: str) -> None:
 
 def _cell(hit: Hit, moved: str, width: int) -> tuple[str, str]:
     """Return two lines of at most `width` characters: what was found, and the beginning of its text."""
-    head = f"{hit.rank} {hit.score:6.3f}  {moved}"
+    score = hit.score if hit.combined_score is None else hit.combined_score
+    head = f"{hit.rank} {score:6.3f}  {moved}"
     room = width - len(head)
     name = hit.passage.id if len(hit.passage.id) <= room else "…" + hit.passage.id[1 - room :]
     text = _text(hit.passage)
@@ -175,10 +236,16 @@ def _bold(text: str) -> str:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Ask the documentation of Python's standard library.")
-    parser.add_argument("questions", nargs="*", metavar="QUESTION", help="without one: four built-in ones, then yours")
+    parser.add_argument("questions", nargs="*", metavar="QUESTION", help="without one: ten of Python's FAQ, then yours")
     parser.add_argument("--ask", action="store_true", help="only questions that are typed, or piped in, one a line")
     parser.add_argument("--bi-encoder", metavar="MODEL", help="hub name or folder; default: the demo model")
     parser.add_argument("--cross-encoder", metavar="MODEL", help="hub name or folder; default: the demo model")
+    parser.add_argument(
+        "--rerank-weight",
+        type=float,
+        metavar="W",
+        help="of the cross-encoder in the order, 0 to 1; default: the demo's",
+    )
     parser.add_argument(
         "--modules", type=lambda names: names.split(","), default=[], help="only these, such as json,shutil"
     )

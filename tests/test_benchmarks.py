@@ -12,8 +12,6 @@ from typing import Any
 
 import pytest
 
-from retrieve_rerank.evaluation import Evaluation
-
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 WORDS = ("paris", "rome", "capital", "france", "italy", "bread")
 PASSAGES, QUESTIONS = 24, 6
@@ -84,11 +82,6 @@ def test_weights_run_from_the_first_stage_to_the_cross_encoder_alone(run, collec
     assert cells[0][2:] == ["R@100", "0", *(f"0.{step}" for step in range(1, 10)), "1"]
     assert [row[:2] for row in cells[1:4]] == [["few, 3", "BM25"], ["few, 3", "dense"], ["few, 3", "hybrid"]]
     assert [row[2] for row in cells[2:4]] == ["1.000", "1.000"]  # all passages are candidates
-    evaluation = Evaluation.from_json(next((tmp_path / "work").glob("few-*.json")))
-    reranked = [system for system in evaluation.systems if system.baseline is not None]
-    for system, shown in zip(reranked, cells[1:4], strict=True):
-        ends = evaluation[str(system.baseline)].means["nDCG@10"], system.means["nDCG@10"]
-        assert (shown[3].strip("*"), shown[-1].strip("*")) == tuple(f"{value:.3f}" for value in ends)
     assert run("weights.py", collection, *options) == rows  # from what was kept
     assert "\n".join(rows[1:3]) in page.read_text(encoding="utf-8")
 

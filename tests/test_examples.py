@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -86,8 +87,13 @@ def test_quickstart_indexes_once_and_shows_both_orders(cache: Path) -> None:
 
 @pytest.mark.slow
 def test_quickstart_answers_its_own_questions_without_a_terminal(cache: Path) -> None:
-    shown = run("quickstart", "--modules", "shutil,threading,io", cache=cache).stdout
-    assert shown.count("AFTER") == 4
+    shown = run("quickstart", "--modules", "atexit,threading,time", cache=cache).stdout
+    assert shown.count("AFTER") == 1
+    rows = [line.split() for line in shown.partition("before  after\n")[2].splitlines()]
+    ranks = {row[2]: row[:2] for row in rows if len(row) > 2}
+    assert ranks["threading:"] == ["1", "1"]
+    assert ranks["concurrent.futures:"] == ["–", "–"]
+    assert re.search(r"^\d+ higher after re-ranking, \d+ lower, \d+ as before", shown, re.MULTILINE)
 
 
 def test_quickstart_says_what_is_wrong(cache: Path) -> None:
