@@ -82,39 +82,50 @@ def wait_until(condition: Callable[[], bool], seconds: float = 600) -> None:
         time.sleep(0.01)
 
 
-def test_a_killed_worker_and_a_killed_server_change_nothing(tmp_path: Path) -> None:
-    encoder = Traced(tmp_path, seconds=0.05)
+@pytest.mark.parametrize("door", ["index", "index_store"])
+def test_a_killed_worker_and_a_killed_server_change_nothing(tmp_path: Path, door: str) -> None:
+    encoder, count = Traced(tmp_path, seconds=0.05), PASSAGES if door == "index" else PASSAGES // 2
     with ChromaServer(tmp_path / "server") as server:
 
         def kill() -> None:
-            wait_until(lambda: encoded(tmp_path) > PASSAGES // 5)
+            wait_until(lambda: encoded(tmp_path) > count // 5)
             os.kill(workers(tmp_path)[0], signal.SIGKILL)
-            wait_until(lambda: encoded(tmp_path) > PASSAGES // 2)
+            wait_until(lambda: encoded(tmp_path) > count // 2)
             server.kill()
             time.sleep(0.5)
             server.start()
 
         killing = meanwhile(kill)
-        where = {"collection": "killed", "host": server.host, "port": server.port, "batch_size": BATCH}
-        report = index(passages(PASSAGES), encoder, **where, concurrency=3)
+        where = {"host": server.host, "port": server.port}
+
+        def store() -> ChromaVectorStore:
+            return ChromaVectorStore("killed", EncoderEmbeddings(encoder), client=chromadb.HttpClient(**where))
+
+        def run() -> AddReport:
+            options = {"batch_size": BATCH, "concurrency": 3}
+            if door == "index_store":
+                return index_store(passages(count), store, **options)
+            return index(passages(count), encoder, collection="killed", **where, **options)
+
+        report = run()
         killing.join(600)
         assert not killing.is_alive()
         assert len(workers(tmp_path)) > 3, "no worker was killed in the middle"
         assert report.updated == 0
-        assert report.added + report.unchanged == PASSAGES
+        assert report.added + report.unchanged == count
         assert report.unchanged <= BATCH  # what the lost worker had stored and not yet said
-        assert PASSAGES <= encoded(tmp_path) <= PASSAGES + BATCH  # its batch, and nothing else, is encoded twice
+        assert count <= encoded(tmp_path) <= count + BATCH  # its batch, and nothing else, is encoded twice
 
         alone = ChromaIndex(Traced(tmp_path / "elsewhere"))
         alone.encoder.folder.mkdir()
-        alone.add(passages(PASSAGES))
+        alone.add(passages(count))
         client = server.client()
         assert_same(alone, ChromaIndex(encoder, "killed", client=client))
         close(client)
 
         before = encoded(tmp_path)
-        report = index(passages(PASSAGES), encoder, **where, concurrency=3)
-        assert (report.added, report.updated, report.unchanged) == (0, 0, PASSAGES)
+        report = run()
+        assert (report.added, report.updated, report.unchanged) == (0, 0, count)
         assert encoded(tmp_path) == before
 
 

@@ -23,7 +23,7 @@ from ray.actor import ActorHandle
 from tqdm.auto import tqdm
 
 from retrieve_rerank import errors
-from retrieve_rerank.checks import check_count
+from retrieve_rerank.checks import check_count, check_flag
 from retrieve_rerank.errors import InvalidInputError, RemoteError, RetrieveRerankError, in_one_line, warn_caller
 from retrieve_rerank.indexes.chroma import ChromaIndex
 from retrieve_rerank.ray.encoding import (
@@ -145,17 +145,16 @@ def index(
         AddReport(added=2, updated=0, unchanged=0)
     """
 
-    def opened(tries: int = _SERVER_TRIES) -> _Sink:
+    def opened() -> _Sink:
         where = {"host": host, "port": port, "ssl": ssl, "headers": dict(headers or {})}
-        client = _client(tries, **where, tenant=tenant, database=database)
+        client = _client(**where, tenant=tenant, database=database)
         there = ChromaIndex(
             made(encoder), collection, client=client, metric=metric, assume_compatible=assume_compatible
         )
         return lambda passages: there.add(passages, batch_size=max(1, len(passages)))
 
     options = worker_options(concurrency, num_cpus, num_gpus)
-    trial = partial(opened, _FIRST_TRIES)
-    return _store(passages, opened, options, batch_size, max_failed, show_progress=show_progress, trial=trial)
+    return _store(passages, opened, options, batch_size, max_failed, show_progress=show_progress)
 
 
 def index_store(
@@ -214,7 +213,7 @@ def index_store(
         return partial(_add_texts, store())
 
     options = worker_options(concurrency, num_cpus, num_gpus)
-    return _store(passages, opened, options, batch_size, max_failed, show_progress=show_progress, trial=opened)
+    return _store(passages, opened, options, batch_size, max_failed, show_progress=show_progress)
 
 
 class TextStore(Protocol):
@@ -224,14 +223,11 @@ class TextStore(Protocol):
         """Store texts under ids."""
 
 
-def _client(tries: int, **where: Any) -> ClientAPI:
+def _client(**where: Any) -> ClientAPI:
     import chromadb  # slow to import
 
-    wait = tenacity.wait_random_exponential(0.5, max=8)
     try:
-        return tenacity.Retrying(stop=tenacity.stop_after_attempt(tries), wait=wait, reraise=True)(
-            chromadb.HttpClient, **where
-        )
+        return chromadb.HttpClient(**where)
     except Exception as error:  # of many libraries, and what is wrong with the server is in their words
         raise RemoteError(
             f"cannot open the Chroma server at {where['host']}:{where['port']}: {in_one_line(error)}. Check that "
@@ -304,7 +300,7 @@ class _Worker:
             warnings.simplefilter("always")
             if ray.get(self._attempts.begin.remote(batch)):
                 if self._sink is None:  # after `begin`: loading a model may be what the worker is lost for
-                    self._sink = self._make()
+                    self._sink = _opened(self._make, _SERVER_TRIES, Exception)  # it could be opened before
                 try:
                     report, failed = _stored_in_parts(self._sink, passages)
                 finally:
@@ -347,27 +343,27 @@ def _store(
     max_failed: int,
     *,
     show_progress: bool,
-    trial: Callable[[], _Sink],
 ) -> AddReport:
     """Store passages in sinks in the workers; of equal ids the last wins, wherever the two are.
 
     Args:
         passages: What to store.
-        make: Opens a sink in a worker.
+        make: Opens a sink in a worker; once before there are workers, as a new collection is made once, and what cannot
+            work shows at once.
         options: The workers, as Ray takes them.
         batch_size: Passages in a task.
         max_failed: How many passages may fail before it stops.
         show_progress: Show a bar on stderr.
-        trial: Opens a sink before there are workers: a new collection is made once, and what cannot work shows at once.
     """
     check_count(batch_size, "batch_size")
+    check_flag(show_progress, "show_progress")
     if isinstance(max_failed, bool) or not hasattr(max_failed, "__index__") or max_failed.__index__() < 0:
         raise InvalidInputError(f"max_failed must be a whole number >= 0, got {max_failed!r}")
     check_picklable(make, "what encodes or stores")
     dataset, outcomes = to_dataset(passages), _Outcomes(max_failed)
-    task = ray.remote(_opened).options(num_cpus=options["num_cpus"], num_gpus=options["num_gpus"])
+    task = ray.remote(_trial).options(num_cpus=options["num_cpus"], num_gpus=options["num_gpus"])
     try:
-        ray.get(task.remote(trial))
+        ray.get(task.remote(make))
     except ray.exceptions.RayError as error:
         raise as_ours(error) from error
     attempts = ray.remote(_Attempts).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
@@ -385,8 +381,15 @@ def _store(
     return outcomes.finish()
 
 
-def _opened(make: Callable[[], _Sink]) -> None:
-    make()
+def _trial(make: Callable[[], _Sink]) -> None:
+    _opened(make, _FIRST_TRIES, RemoteError)
+
+
+def _opened(make: Callable[[], _Sink], tries: int, passing: type[Exception]) -> _Sink:
+    """Open a sink, and again after a while where it fails for what may pass."""
+    wait = tenacity.wait_random_exponential(0.5, max=8)
+    again = tenacity.retry_if_exception_type(passing)
+    return tenacity.Retrying(stop=tenacity.stop_after_attempt(tries), wait=wait, retry=again, reraise=True)(make)
 
 
 class _Outcomes:
