@@ -16,11 +16,14 @@ import numpy as np
 import pytest
 
 from retrieve_rerank import (
+    AddReport,
     BM25Index,
     MissingDependencyError,
     Passage,
     RetrieveRerankError,
 )
+from retrieve_rerank.indexes.bm25_files import Rows
+from retrieve_rerank.indexes.records import Record
 from retrieve_rerank.indexes.words import Analyzer
 from tests.core.stubs import passages
 
@@ -219,3 +222,44 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bm25s", None)
     with pytest.raises(MissingDependencyError, match=r'pip install "retrieve-rerank\[hybrid\]"'):
         BM25Index()
+
+
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize("at", range(3))
+def test_an_add_that_is_interrupted_leaves_what_was_there(
+    at: int, stored: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Passages had their neighbour's words afterwards, or no search worked any more."""
+    index = BM25Index(path=tmp_path)
+    index.add([Passage("a", "alpha"), Passage("b", "beta beta")])
+    if stored:
+        index.save()
+    index.add([Passage("c", "gamma")])
+    calls = 0
+    append = Rows.append
+
+    def interrupted(rows: Rows, record: Record) -> None:
+        nonlocal calls
+        calls += 1
+        append(rows, record)
+        if calls == at + 1:
+            raise KeyboardInterrupt
+
+    batch = [Passage("d", "delta"), Passage("b", "epsilon epsilon epsilon"), Passage("e", "beta")]
+    monkeypatch.setattr(Rows, "append", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        index.add(batch)
+    monkeypatch.undo()
+    assert index.count() == 3
+    assert {word: [hit.passage.id for hit in index.retrieve(word)] for word in ("alpha", "beta", "gamma", "delta")} == {
+        "alpha": ["a"],
+        "beta": ["b"],
+        "gamma": ["c"],
+        "delta": [],
+    }
+    assert index.add(batch) == AddReport(added=2, updated=1)
+    index.save()
+    for word, ids in {"alpha": ["a"], "beta": ["e"], "gamma": ["c"], "delta": ["d"], "epsilon": ["b"]}.items():
+        assert [hit.passage.id for hit in index.retrieve(word)] == ids
+    assert index.get(["b", "e"]) == batch[1:]
+    index.close()

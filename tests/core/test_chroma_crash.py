@@ -1,7 +1,7 @@
-"""Whoever is killed while adding passages has lost nothing: real processes, really killed, and the same call again.
+"""Whoever is killed while changing an index has lost nothing: real processes, really killed, and the same call again.
 
-After each kill, a resume to the end and a comparison of everything with what was given. CHROMA_KILLS in the environment
-sets how often, CHROMA_PASSAGES how many passages, CHROMA_SEED which moments.
+After each kill, a look at what is there, a resume to the end and a comparison of everything with what was given.
+CHROMA_KILLS in the environment sets how often, CHROMA_PASSAGES how many passages, CHROMA_SEED which moments.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pytest
 
 from tests.core.stubs import run_python
 
-KILLS = int(os.environ.get("CHROMA_KILLS", "4"))
+KILLS = int(os.environ.get("CHROMA_KILLS", "5"))
 PASSAGES = int(os.environ.get("CHROMA_PASSAGES", "1500"))
 SEED = int(os.environ.get("CHROMA_SEED", "7"))
 
@@ -33,7 +33,7 @@ SCRIPT = """
     made /= np.linalg.norm(made, axis=1, keepdims=True)
 
     class Table:
-        dimension, metric, fingerprint = 24, "cosine", {"model": "table"}
+        dimension, metric, fingerprint = 24, "cosine", {"model": "table", "dimension": 24}
         encoded = 0
 
         def encode_documents(self, texts):
@@ -82,6 +82,39 @@ SCRIPT = """
         index.close()
         return answer
 
+    def clear():
+        with ChromaIndex(Table(), path=path) as index:
+            index.clear()
+            return index.count()
+
+    def repair():
+        with ChromaIndex(Table(), path=path) as index:
+            report = index.repair()
+            return [report.before.is_damaged, report.after.is_damaged]
+
+    def adopt():
+        report = ChromaIndex.adopt(Table(), path=path)
+        return report.adopted
+
+    def opened_by_chroma():
+        return chromadb.PersistentClient(str(path)).get_collection("passages", embedding_function=None)
+
+    def damage():
+        "Vectors of other texts, as a second writer through Chroma's own client leaves them."
+        ids = [f"p{number}" for number in range(200, 260)]
+        opened_by_chroma().update(ids=ids, embeddings=made[:60])
+
+    def disown():
+        "A collection that does not say who made its vectors."
+        opened_by_chroma().modify(metadata={"made": "elsewhere"})
+
+    def left():
+        "How many passages are there, and how many of them are not what was given."
+        with ChromaIndex(Table(), path=path) as index:
+            stored = [record.passage for record in index.collection.read()]
+            assert len({each.id for each in stored}) == len(stored) == index.count()
+            return [len(stored), sum(each != passage(each.metadata["n"]) for each in stored)]
+
     def look(expected=None):
         expected = None if expected is None else np.load(expected)
         given = []
@@ -106,21 +139,42 @@ SCRIPT = """
 
     right = {"count": count, "wrong": 0, "vectors": 0, "lost": 0, "all": count}
 
-    begin = time.perf_counter()
-    whole = answer(*in_child(lambda: add(250)))
-    seconds = time.perf_counter() - begin
+    def timed(work):
+        begin = time.perf_counter()
+        done = answer(*in_child(work))
+        return done, time.perf_counter() - begin
+
+    # What is changed, how, what the same call says afterwards, and how long it takes.
+    kept = {name: Path(f"{path}-{name}") for name in ("whole", "damaged", "strange")}
+    seconds = {}
+    whole, seconds["add"] = timed(lambda: add(250))
     assert whole == {"encoded": count, "unchanged": 0}, whole
     found = answer(*in_child(look))
     assert found == right, found
-
-    seeded = random.Random(seed)
-    seen = {"kills": 0, "too late": 0, "encoded again": 0}
-    for number in range(kills):
+    for name, change in (("whole", lambda: None), ("damaged", damage), ("strange", disown)):
+        assert answer(*in_child(change)) is None
+        shutil.copytree(path, kept[name])
         shutil.rmtree(path)
-        # Small batches meet Chroma's rewriting of its files inside a batch, large ones at its end.
-        batch_size = seeded.choice([100, 250, 700, 1000])
-        child, ready = in_child(lambda: add(batch_size))
-        if number % 2:  # in the middle of the rewriting
+        shutil.copytree(kept["whole"], path)
+    CALLS = {"clear": ("whole", clear, [0]), "repair": ("damaged", repair, [[True, False], [False, False]])}
+    CALLS["adopt"] = ("strange", adopt, [True])
+    for name, (begun, work, says) in CALLS.items():
+        shutil.rmtree(path)
+        shutil.copytree(kept[begun], path)
+        said, seconds[name] = timed(work)
+        assert said == says[0], (name, said)
+
+    def killed_in(number, name):
+        "Kill a call at some moment; whether it was still alive."
+        shutil.rmtree(path)
+        if name == "add":
+            # Small batches meet Chroma's rewriting of its files inside a batch, large ones at its end.
+            batch_size = seeded.choice([100, 250, 700, 1000])
+            child, ready = in_child(lambda: add(batch_size))
+        else:
+            shutil.copytree(kept[CALLS[name][0]], path)
+            child, ready = in_child(CALLS[name][1])
+        if name == "add" and number % 2:  # in the middle of the rewriting
             deadline = time.monotonic() + 60
             rounds = seeded.randrange(1, max(2, count // 1000 + 1))
             before = None
@@ -130,24 +184,38 @@ SCRIPT = """
                     before, rounds = stamps, rounds - 1
             time.sleep(seeded.choice([0, 0, 0.001, 0.003, 0.01]))
         else:
-            time.sleep(seeded.uniform(0, seconds))
+            time.sleep(seeded.uniform(0, seconds[name]))
         os.kill(child, signal.SIGKILL)
-        killed = answer(child, ready) is None
+        return answer(child, ready) is None
+
+    seeded = random.Random(seed)
+    seen = {"kills": 0, "too late": 0, "encoded again": 0}
+    for number in range(kills):
+        name = ("add", "add", *CALLS)[number % 5]
+        killed = killed_in(number, name)
         seen["kills" if killed else "too late"] += 1
+        if name != "add":
+            there = answer(*in_child(left))
+            assert there == [count, 0] or (name == "clear" and 0 <= there[0] <= count and not there[1]), (name, there)
+            said = answer(*in_child(CALLS[name][1]))
+            assert said in CALLS[name][2], (number, name, said)
         again = answer(*in_child(lambda: add(250)))
-        assert "error" not in again, (number, batch_size, again)
-        assert again["encoded"] + again["unchanged"] == count, (number, batch_size, again)
+        assert "error" not in again, (number, name, again)
+        assert again["encoded"] + again["unchanged"] == count, (number, name, again)
+        if name in ("repair", "adopt"):
+            assert again["encoded"] == 0, (number, name, again)
         found = answer(*in_child(lambda: look(f"{path}.npy")))
-        assert found == right, (number, batch_size, again, found)
+        assert found == right, (number, name, again, found)
         seen["encoded again"] += again["encoded"]
+        seen[name] = seen.get(name, 0) + killed
         if kills > 20:
-            print(number, killed, batch_size, again, file=sys.stderr, flush=True)
+            print(number, name, killed, again, file=sys.stderr, flush=True)
     print(json.dumps(seen))
 """
 
 
 @pytest.mark.skipif(not hasattr(os, "fork") or not hasattr(signal, "SIGKILL"), reason="no fork here")
-def test_killed_while_adding(tmp_path: Path) -> None:
+def test_killed_while_changing(tmp_path: Path) -> None:
     arguments = [str(tmp_path / "index"), str(KILLS), str(PASSAGES), str(SEED)]
     seen = json.loads(run_python(SCRIPT, *arguments, timeout=120 + KILLS * (5 + PASSAGES / 250), warnings="ignore"))
     assert seen["kills"] + seen["too late"] == KILLS

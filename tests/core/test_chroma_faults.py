@@ -5,11 +5,14 @@ from __future__ import annotations
 import gc
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,18 +86,27 @@ class Planted:
         raise AssertionError("code of a stranger's choice ran")
 
 
-@pytest.mark.parametrize("place", ["configuration", "schema"])
+@pytest.mark.parametrize("place", ["configuration", "schema", "sparse"])
 @pytest.mark.parametrize("door", ["index", "adopt", "live"])
 def test_an_embedding_function_that_is_stored_is_never_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, door: str
 ) -> None:
     from chromadb.utils import embedding_functions as functions
 
-    monkeypatch.setitem(functions.known_embedding_functions, "planted", Planted)
+    for known in (functions.known_embedding_functions, functions.sparse_known_embedding_functions):
+        monkeypatch.setitem(known, "planted", Planted)
     client, theirs = stranger(tmp_path)
     theirs.upsert(ids=["a"], documents=["aa"], embeddings=np.array([letters("aa")]))
     client.close()
     _plant(tmp_path, place)
+    shutil.copytree(tmp_path, tmp_path / "copy")
+    client = chromadb.PersistentClient(str((tmp_path / "copy").resolve()))
+    theirs = client.get_collection("passages", embedding_function=None)
+    with suppress(ValueError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs.upsert(ids=["b"], documents=["bb"], embeddings=np.array([letters("bb")]))
+    assert Planted.made, "Chroma builds it no longer: this shows nothing"
+    client.close()
     monkeypatch.setattr(Planted, "made", 0)
     if door == "adopt":
         assert ChromaIndex.adopt(LetterEncoder(), path=tmp_path).adopted
@@ -123,19 +135,19 @@ def _plant(folder: Path, place: str) -> None:
 
     function = {"type": "known", "name": "planted", "config": {"trust_remote_code": True}}
     with closing(sqlite3.connect(folder / "chroma.sqlite3")) as database:
-        (text,) = database.execute("SELECT config_json_str FROM collections").fetchone()
-        configuration = {**json.loads(text or "{}"), "embedding_function": function}
-        if place == "configuration":
-            database.execute("UPDATE collections SET config_json_str = ?", [json.dumps(configuration)])
         (text,) = database.execute("SELECT schema_str FROM collections").fetchone()
-        schema = json.loads(text or "{}")
-        sparse = {
-            "enabled": True,
-            "config": {"embedding_function": function, "source_key": "#document", "bm25": False},
-        }
-        schema.setdefault("keys", {})["sparse"] = {"sparse_vector": {"sparse_vector_index": sparse}}
-        if place == "schema":
-            database.execute("UPDATE collections SET schema_str = ?", [json.dumps(schema)])
+        schema = json.loads(text)
+        if place == "configuration":  # as versions before the schema wrote it
+            schema = None
+            configuration = {"vector_index": {"hnsw": {"space": "cosine"}}, "embedding_function": function}
+            database.execute("UPDATE collections SET config_json_str = ?", [json.dumps(configuration)])
+        elif place == "schema":
+            index = schema["keys"]["#embedding"]["float_list"]["vector_index"]
+            index["config"]["embedding_function"] = function
+        else:
+            config = {"embedding_function": function, "source_key": "#document", "bm25": False}
+            schema["keys"]["sparse"] = {"sparse_vector": {"sparse_vector_index": {"enabled": True, "config": config}}}
+        database.execute("UPDATE collections SET schema_str = ?", [schema and json.dumps(schema)])
         database.commit()
 
 

@@ -1,6 +1,6 @@
 """Random operations with hostile ids, texts and metadata, against a plain dictionary: no difference, no foreign error.
 
-CHROMA_OPERATIONS in the environment sets how many.
+INDEX_OPERATIONS in the environment sets how many for each kind of index, INDEX_SEED which.
 """
 
 from __future__ import annotations
@@ -8,10 +8,9 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,12 +26,13 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from retrieve_rerank import ChromaIndex, InvalidInputError, Passage
+from retrieve_rerank import BM25Index, ChromaIndex, InvalidInputError, Passage
 from retrieve_rerank.indexes.records import JSON_KEY, NODE_KEY
 from tests.core.test_filters import CLAUSES, VALUES, holds
 from tests.core.test_records import same
 
-OPERATIONS = int(os.environ.get("CHROMA_OPERATIONS", "600"))
+OPERATIONS = int(os.environ.get("INDEX_OPERATIONS", "200"))
+SEED = int(os.environ.get("INDEX_SEED", "0"))
 STEPS = 40
 
 
@@ -73,14 +73,22 @@ AWKWARD = [
     ],
     *["#id", "\u202e", "\ufeff", " ", "\n", "None", "null", "x" * 5000, '"', "\\", "{}", "ß", "İ", "a" * 200],
 ]
+WORDED = ["runs alpha", "alpha beta beta", "cat running the"]
 IDS = st.one_of(
     st.sampled_from(["a", "b", "c", "d", "e", "f", "g"]), st.sampled_from(AWKWARD), st.text(ANY, max_size=6)
 )
 TEXTS = st.one_of(
-    st.sampled_from(["", "a", "the cat", "a 100% sure_thing", "Straße"]),
+    st.sampled_from(["", "a", "the cat", "a 100% sure_thing", "Straße", *WORDED]),
     st.sampled_from(AWKWARD),
     st.text(ANY, max_size=12),
 )
+MUCH: list[dict[str, Any]] = [
+    *[{}] * 36,
+    {f"key {number}": number / 7 for number in range(60)},
+    {"long": list(range(300)), "words": [str(number) for number in range(300)]},
+    {"long": list(range(7_000))},  # more than Chroma can keep of one passage, as are the keys
+    {f"key {number}": number for number in range(7_000)},
+]
 NUMBERS = [2**63 - 1, 2**63, -(2**63), -(2**63) - 1, 10**40, 0, 1, 1.0, -0.0, 1e16, 5e-324]
 
 
@@ -97,10 +105,12 @@ def values(letters: st.SearchStrategy[str], awkward: list[str]) -> st.SearchStra
 
 
 def metadata(letters: st.SearchStrategy[str], awkward: list[str]) -> st.SearchStrategy[dict[str, Any]]:
-    strange = ["", "#document", "$and", "$", "chroma:document", "hnsw:space", "document_id", NODE_KEY, "id", "x" * 300]
+    strange = ["", "#document", "$and", "$", "chroma:document", "chroma:", "chroma:x", "hnsw:space", "document_id"]
+    strange += [NODE_KEY, "id", "x" * 300]
     filtered = st.sampled_from([*VALUES, None, [], {}, math.nan, math.inf, [1, "a"]])
     return st.builds(
-        lambda rest, filtered: {**rest, **filtered},
+        lambda much, rest, filtered: {**MUCH[much], **rest, **filtered},
+        st.integers(0, len(MUCH) - 1),
         st.dictionaries(st.text(letters, max_size=4) | st.sampled_from(strange), values(letters, awkward), max_size=3),
         st.dictionaries(st.sampled_from(["k", "j"]), filtered),
     )
@@ -108,7 +118,7 @@ def metadata(letters: st.SearchStrategy[str], awkward: list[str]) -> st.SearchSt
 
 VALID = st.characters(exclude_categories=("Cs",))
 VALID_AWKWARD = [text for text in AWKWARD if "\ud800" not in text]
-VALID_TEXTS = st.text(VALID, max_size=12) | st.sampled_from(["", "a", "the cat", *VALID_AWKWARD])
+VALID_TEXTS = st.text(VALID, max_size=12) | st.sampled_from(["", "a", "the cat", *WORDED, *VALID_AWKWARD])
 VALID_METADATA = metadata(VALID, VALID_AWKWARD)
 # Now and then, what no index takes.
 WRONG = st.sampled_from([object(), {1}, b"bytes", {1: 2}, 1j, [b""], {"deep": {"deeper": object()}}, "\ud800"])
@@ -153,23 +163,33 @@ def filterable(metadata: dict[str, Any]) -> dict[str, Any]:
 
 
 class Machine(RuleBasedStateMachine):
-    done = made = 0
-    folder: Path
+    """What every index does."""
 
-    @initialize(metric=st.sampled_from(["cosine", "dot", "euclidean"]), stored=st.booleans())
-    def begin(self, metric: str, stored: bool) -> None:
-        self.encoder = HashEncoder(metric)
-        # One directory for all, as making one takes longer than the rest; one collection for each.
-        self.options = {"path": self.folder} if stored else {}
+    done: ClassVar = 0
+    made: ClassVar = 0
+    folder: Path
+    index: Any
+
+    def start(self, *, stored: bool) -> None:
+        self.stored = stored
         Machine.made += 1
-        self.name = f"collection-{Machine.made}"
+        self.name = f"index-{Machine.made}"
         self.model: dict[str, tuple[str, dict[str, Any]]] = {}
-        self.index = ChromaIndex(self.encoder, self.name, **self.options)
+        self.index = self.opened()
+
+    def opened(self) -> Any:
+        raise NotImplementedError
+
+    def expected(self, query: str, ids: Sequence[str]) -> dict[str, float]:
+        """Return the score of each of these passages that the query finds."""
+        raise NotImplementedError
+
+    def looked_through(self, text: str) -> str:
+        """Return what filters see of a text."""
+        return text
 
     def teardown(self) -> None:
         if hasattr(self, "index"):
-            if self.options:
-                self.index.collection.drop()
             self.index.close()
 
     def passages(self, drafts: Iterable[tuple[str, str, Any]]) -> Iterable[Passage]:
@@ -207,26 +227,6 @@ class Machine(RuleBasedStateMachine):
         assert report.updated == (not same(self.model[id_], (text, metadata)))
         self.model[id_] = (text, metadata)
 
-    @rule(
-        drafts=st.lists(st.tuples(IDS.filter(bool), VALID_TEXTS, VALID_METADATA), max_size=4),
-        source=st.sampled_from(["atlas", '{"$ne": ""}']),
-    )
-    def replace_source(self, drafts: list[tuple[str, str, Any]], source: str) -> None:
-        Machine.done += 1
-        drafts = [draft for draft in drafts if encodable(draft[0])]
-        if any(self.source_of(id_) not in (None, source) for id_, _, _ in drafts if id_ in self.model):
-            with pytest.raises(InvalidInputError):
-                self.index.replace_source(source, self.passages(drafts))
-            return
-        self.index.replace_source(source, self.passages(drafts))
-        gone = [id_ for id_ in self.model if self.source_of(id_) == source]
-        for id_ in gone:
-            del self.model[id_]
-        self.model.update({id_: (text, {**metadata, "source": source}) for id_, text, metadata in drafts})
-
-    def source_of(self, id_: str) -> str | None:
-        return self.model[id_][1].get("source")
-
     @rule(ids=st.lists(IDS, max_size=4), data=st.data())
     def delete(self, ids: list[str], data: st.DataObject) -> None:
         Machine.done += 1
@@ -263,9 +263,9 @@ class Machine(RuleBasedStateMachine):
             id_
             for id_, (text, metadata) in self.model.items()
             if where is None or holds(where, filterable(metadata))
-            if part is None or part in text.split("\x00")[0]  # Chroma looks no further
+            if part is None or part in self.looked_through(text)
         ]
-        exact = self.scores(query, fitting)
+        exact = self.expected(query, fitting)
         hits = self.index.retrieve(query, k, where=where, where_document=where_document)
         best = sorted(exact.values(), reverse=True)[:k]
         assert [hit.score for hit in hits] == pytest.approx(best, rel=1e-5, abs=1e-5)
@@ -278,12 +278,12 @@ class Machine(RuleBasedStateMachine):
                 True,
             )
 
-    @precondition(lambda self: self.options)
+    @precondition(lambda self: self.stored)
     @rule()
     def reopen(self) -> None:
         Machine.done += 1
         self.index.close()
-        self.index = ChromaIndex(self.encoder, self.name, **self.options)
+        self.index = self.opened()
 
     @precondition(lambda self: len(self.model) > 12)
     @rule()
@@ -301,7 +301,51 @@ class Machine(RuleBasedStateMachine):
             assert (passage.id, passage.text) == (id_, self.model[id_][0])
             assert same(passage.metadata, self.model[id_][1])
 
-    def scores(self, query: str, ids: Sequence[str]) -> dict[str, float]:
+
+class ChromaMachine(Machine):
+    @initialize(metric=st.sampled_from(["cosine", "dot", "euclidean"]), stored=st.booleans())
+    def begin(self, metric: str, stored: bool) -> None:
+        self.encoder = HashEncoder(metric)
+        self.start(stored=stored)
+
+    def opened(self) -> ChromaIndex:
+        # One directory for all, as making one takes longer than the rest; one collection for each.
+        return ChromaIndex(self.encoder, self.name, path=self.folder if self.stored else None)
+
+    def teardown(self) -> None:
+        if hasattr(self, "index") and self.stored:
+            self.index.collection.drop()
+        super().teardown()
+
+    def looked_through(self, text: str) -> str:
+        return text.split("\x00")[0]
+
+    @rule(
+        drafts=st.lists(st.tuples(IDS.filter(bool), VALID_TEXTS, VALID_METADATA), max_size=4),
+        source=st.sampled_from(["atlas", '{"$ne": ""}']),
+    )
+    def replace_source(self, drafts: list[tuple[str, str, Any]], source: str) -> None:
+        Machine.done += 1
+        drafts = [draft for draft in drafts if encodable(draft[0])]
+        if any(self.source_of(id_) not in (None, source) for id_, _, _ in drafts if id_ in self.model):
+            with pytest.raises(InvalidInputError):
+                self.index.replace_source(source, self.passages(drafts))
+            return
+        self.index.replace_source(source, self.passages(drafts))
+        gone = [id_ for id_ in self.model if self.source_of(id_) == source]
+        for id_ in gone:
+            del self.model[id_]
+        self.model.update({id_: (text, {**metadata, "source": source}) for id_, text, metadata in drafts})
+
+    def source_of(self, id_: str) -> str | None:
+        return self.model[id_][1].get("source")
+
+    @rule()
+    def repair(self) -> None:
+        Machine.done += 1
+        assert not self.index.repair().before.is_damaged
+
+    def expected(self, query: str, ids: Sequence[str]) -> dict[str, float]:
         asked = vectors_of([query])[0].astype(float)
         stored = vectors_of([self.model[id_][0] for id_ in ids]).astype(float)
         if self.encoder.metric == "dot":
@@ -313,21 +357,40 @@ class Machine(RuleBasedStateMachine):
         return dict(zip(ids, values.tolist(), strict=True))
 
 
-def test_an_index_is_a_dictionary_that_can_be_searched() -> None:
-    Machine.done = 0
-    with tempfile.TemporaryDirectory() as folder:
-        Machine.folder = Path(folder)
-        round_ = 0
-        while Machine.done < OPERATIONS:
-            options = settings(
-                max_examples=max(1, min(50, (OPERATIONS - Machine.done) // STEPS + 1)),
-                stateful_step_count=STEPS,
-                deadline=None,
-                database=None,
-                suppress_health_check=list(HealthCheck),
-                phases=(Phase.generate, Phase.shrink),
-            )
-            run_state_machine_as_test(seed(round_)(Machine), settings=options)
-            round_ += 1
+class BM25Machine(Machine):
+    @initialize(stored=st.booleans())
+    def begin(self, stored: bool) -> None:
+        self.start(stored=stored)
+
+    def opened(self) -> BM25Index:
+        return BM25Index(path=self.folder / self.name if self.stored else None)
+
+    @precondition(lambda self: self.stored)
+    @rule()
+    def save(self) -> None:
+        Machine.done += 1
+        self.index.save()
+
+    def expected(self, query: str, ids: Sequence[str]) -> dict[str, float]:
+        with BM25Index() as fresh:
+            fresh.add(Passage(id_, *content) for id_, content in self.model.items())
+            return {hit.passage.id: hit.score for hit in fresh.retrieve(query, 10**30) if hit.passage.id in set(ids)}
+
+
+@pytest.mark.parametrize("machine", [ChromaMachine, BM25Machine])
+def test_an_index_is_a_dictionary_that_can_be_searched(machine: type[Machine], tmp_path: Path) -> None:
+    Machine.done, Machine.folder = 0, tmp_path
+    round_ = SEED
+    while Machine.done < OPERATIONS:
+        options = settings(
+            max_examples=max(1, min(50, (OPERATIONS - Machine.done) // STEPS + 1)),
+            stateful_step_count=STEPS,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+            phases=(Phase.generate, Phase.shrink),
+        )
+        run_state_machine_as_test(seed(round_)(machine), settings=options)
+        round_ += 1
     print(f"{Machine.done} operations")
     assert Machine.done >= OPERATIONS
