@@ -7,6 +7,7 @@ with one argument, or a part of one, replaced. GENERATED_CALLS in the environmen
 from __future__ import annotations
 
 import faulthandler
+import gc
 import importlib
 import json
 import os
@@ -130,6 +131,8 @@ def run_room(room: str, folder: Path, calls: int, seed: int) -> list[str]:
     os.chdir(folder / "here")  # where odd names of files would lie
     made = Calls(random.Random(f"{room} {seed}"), folder / "journal")
     doors = list(getattr(importlib.import_module(f"tests.generated.{room}"), room)(folder))
+    gc.collect()
+    gc.freeze()  # what is imported and made is not looked through again when a model or an index is closed
     for number in range(calls):
         made.one(doors[number % len(doors)])
     return made.wrong

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import os
+import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +15,15 @@ from tests.generated.evaluation import json_line
 
 
 def command_line(folder: Path) -> Iterator[Door]:  # noqa: C901 - a function a door
-    from typer.testing import CliRunner
+    from typer import testing
 
     from retrieve_rerank.cli.app import app
+    from retrieve_rerank.models import loading
     from tests import tiny
+
+    # Most of the time, and none of it depends on the call.
+    for place, name in ((loading, "load_bi_encoder"), (loading, "load_cross_encoder"), (testing, "_get_command")):
+        setattr(place, name, functools.cache(getattr(place, name)))
 
     for name in ("bi", "cross", "docs", "toy"):
         (folder / name).mkdir()
@@ -42,7 +50,7 @@ def command_line(folder: Path) -> Iterator[Door]:  # noqa: C901 - a function a d
             given.append(text.replace("\0", "")[:100_000])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            done = CliRunner().invoke(app, given)
+            done = testing.CliRunner().invoke(app, given)
         if done.exception is not None and not isinstance(done.exception, SystemExit):
             raise done.exception
         if done.exit_code not in (0, 1, 2) or "Traceback (" in done.stderr or "unexpected " in done.stderr:
@@ -83,15 +91,13 @@ def command_line(folder: Path) -> Iterator[Door]:  # noqa: C901 - a function a d
         run("evaluate", "toy", "--first-stage", "bm25", "--measure", measure, *models[2:])
 
     def record(content: object) -> None:
-        kept = {file: file.read_bytes() for file in (folder / "made").glob("*.json")}
-        for file in kept:
-            file.write_bytes(json_line(content))
-        try:
-            run("search", "capital", "--in", "made", "--no-rerank")
-            run("info", "made")
-        finally:
-            for file, before in kept.items():
-                file.write_bytes(before)
+        strange = f"strange-{len(list(folder.glob('strange-*')))}"
+        shutil.copytree(folder / "made", folder / strange)
+        (folder / strange / "retrieve-rerank.json").write_bytes(json_line(content))
+        run("search", "capital", "--in", strange, *quick)
+        run("info", "--in", strange)
+        run("evaluate", "--in", strange, "--first-stage", "bm25", *models[2:])
+        run("index", "docs", "--to", strange, *models)
 
     quick = ("--first-stage", "bm25", "--no-rerank")
     yield Door("search", lambda query: run("search", query, "--in", "made", *quick), {"query": "capital"}, after)
@@ -162,7 +168,8 @@ def command_line(folder: Path) -> Iterator[Door]:  # noqa: C901 - a function a d
         lambda **of: run("evaluate", of["dataset"], "--qrels", of["qrels"], "--from", of["saved"]),
         {"dataset": "toy", "qrels": "toy/qrels.tsv", "saved": "saved.json"},
     )
-    yield Door("an index's record", record, {"content": {"format": 1}}, after)
+    made = json.loads((folder / "made" / "retrieve-rerank.json").read_text(encoding="utf-8"))
+    yield Door("an index's record", record, {"content": made}, after)
     for ending in (".md", ".txt", ".html", ".jsonl", ".csv", ".tsv", ".json", ".pdf", ".docx", ".ipynb", ".rst"):
         yield Door(
             f"index {ending}",

@@ -24,6 +24,7 @@ def core(folder: Path) -> Iterator[Door]:
         load_setting,
         split_paragraphs,
     )
+    from retrieve_rerank.retrieval.saved import save_setting
     from tests import tiny
 
     (folder / "bi").mkdir()
@@ -60,6 +61,7 @@ def core(folder: Path) -> Iterator[Door]:
 
     pipeline = RetrieveRerank(First(), model)
     hybrid = HybridRetriever([First(), First()])
+    save_setting(SavedSetting("bm25", 20, "m", {"model": "m"}), folder / "right.json")
     limits = {"top_n": 2, "score_threshold": 0.1, "time_budget": 30.0}
     setting = {"format": 1, "first_stage": "bm25", "fetch_k": 20, "cross_encoder": "m", "model": {"model": "m"}}
     yield Door("Passage", lambda **of: repr(Passage(**of)), {"id": "a", "text": "paris", "metadata": {"a": 1}})
@@ -100,7 +102,10 @@ def core(folder: Path) -> Iterator[Door]:
     )
     yield Door("search", pipeline.search, dict(query="paris", rewrites=["rome"], **limits))
     yield Door(
-        "asearch", lambda **of: asyncio.run(pipeline.asearch(**of)), dict(query="paris", rewrites=["rome"], **limits)
+        "asearch",
+        lambda **of: asyncio.run(pipeline.asearch(**of)),
+        dict(query="paris", rewrites=["rome"], **limits),
+        of=pipeline.asearch,
     )
     yield Door("search_many", pipeline.search_many, dict(queries=["paris", "rome"], **limits))
     yield Door("a first stage's answer", answer, {"first": hits})
@@ -111,5 +116,5 @@ def core(folder: Path) -> Iterator[Door]:
         made,
         {"first_stage": "bm25", "fetch_k": 20, "cross_encoder": "m", "model": {"model": "m"}, "measured": {}},
     )
-    yield Door("load_setting", lambda path: load_setting(path), {"path": str(folder / "no.json")})
+    yield Door("load_setting", lambda path: load_setting(path), {"path": str(folder / "right.json")})
     yield Door("a setting's file", saved, {"content": setting})

@@ -92,15 +92,29 @@ def evaluation(folder: Path) -> Iterator[Door]:
             "seed": 0,
         },
     )
-    yield Door("sample_questions", sample_questions, {"passages": passages, "n": 2, "seed": 0, "name": "made"})
-    yield Door("load_dataset", load_dataset, {"folder": str(folder), "queries": None, "qrels": None})
+    pages = [
+        Passage(id_, f"{text} More is on the next page.", {"title": f"Page {id_} of many"})
+        for id_, text in zip(KEPT, TEXTS, strict=False)
+    ]
+    yield Door("sample_questions", sample_questions, {"passages": pages, "n": 2, "seed": 0, "name": "made"})
+    right = folder / "right"
+    right.mkdir()
+    for name, rows in lines.items():
+        (right / name).write_bytes(b"\n".join(map(json_line, rows)))
+    (right / "qrels.tsv").write_text("q1\tkeep-0\t1", encoding="utf-8")
+    (right / "run.txt").write_text("q1 Q0 keep-0 1 0.5 run", encoding="utf-8")
+    yield Door("load_dataset", load_dataset, {"folder": str(right)})
     yield Door(
         "a dataset's files",
         loaded,
         {"corpus": lines["corpus.jsonl"], "questions": lines["queries.jsonl"], "judged": ["q1\tkeep-0\t1"]},
     )
-    yield Door("load_run", lambda content: load_run(written("run.txt", content)), {"content": "q1 Q0 keep-0 1 0.5 run"})
-    yield Door("load_run of what", load_run, {"path": str(folder / "run.txt")})
+    yield Door(
+        "a run's file",
+        lambda content: load_run(written("run.txt", content), dataset),
+        {"content": b"q1 Q0 keep-0 1 0.5 run"},
+    )
+    yield Door("load_run", load_run, {"file": str(right / "run.txt"), "dataset": dataset})
     yield Door(
         "Evaluation.load",
         lambda content: report(Evaluation.from_json(written("saved.json", content))),

@@ -41,6 +41,11 @@ def indexes(folder: Path) -> Iterator[Door]:
         yield Door(f"{name}.delete", index.delete, {"ids": ["new-1", "nothing"]}, after)
         yield Door(f"{name}.retrieve", index.retrieve, search | (mmr if index is chroma else {}), after)
         yield Door(f"{name}.retrieve_many", index.retrieve_many, many | (mmr if index is chroma else {}), after)
+    for name in ("strange", "spare"):
+        with ChromaIndex(encoder, path=folder / name) as index:
+            index.add(passages)
+            if name == "strange":
+                index.collection.handle.modify(metadata={"made": "elsewhere"})
     after = answers(chroma.count, lambda: [passage.id for passage in chroma.get(KEPT)])
     yield Door(
         "replace_source",
@@ -52,7 +57,13 @@ def indexes(folder: Path) -> Iterator[Door]:
     yield Door(
         "adopt",
         ChromaIndex.adopt,
-        {"encoder": encoder, "collection": "passages", "client": None, "path": str(folder / "nowhere"), "samples": 2},
+        {"encoder": encoder, "collection": "passages", "client": None, "path": str(folder / "strange"), "samples": 2},
+    )
+    yield Door("repair", chroma.repair, {"samples": 3}, after)
+    yield Door(
+        "recover",
+        ChromaIndex.recover,
+        {"encoder": encoder, "collection": "passages", "path": str(folder / "spare")},
     )
     yield Door("search with options", both.search, {"query": "paris", "where": WHERE, "where_document": WORDS})
     options = {
@@ -66,9 +77,11 @@ def indexes(folder: Path) -> Iterator[Door]:
         "ChromaIndex",
         lambda **of: ChromaIndex(**of).close(),
         dict(encoder=encoder, collection="passages", path=None, client=None, **options),
+        of=ChromaIndex,
     )
     yield Door(
         "BM25Index",
         lambda **of: BM25Index(**of).close(),
         {"path": None, "language": "en", "tokenizer": None, "k1": 1.2, "b": 0.75},
+        of=BM25Index,
     )

@@ -113,7 +113,8 @@ def langchain(folder: Path) -> Iterator[Door]:
     yield Door(
         "search.ainvoke", lambda **of: asyncio.run(search.ainvoke(**of)), dict(input="paris", fetch_k=5, **limits)
     )
-    yield Door("search.batch", search.batch, {"inputs": ["paris", "rome"]})
+    # Of a text, LangChain makes an input of each letter.
+    yield Door("search.batch", lambda one, **of: search.batch([one, "rome"], **of), {"one": "paris"}, of=search.batch)
     yield Door("compress_documents", model.compress_documents, {"documents": documents, "query": "paris"})
     yield Door(
         "as_runnable", lambda **of: model.as_runnable(**of).invoke({"query": "paris", "documents": documents}), limits
@@ -158,5 +159,5 @@ def langchain(folder: Path) -> Iterator[Door]:
     yield Door("BM25Retriever.delete", words.delete, {"ids": ["new-1"]})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dumped = dumpd(search)
+        dumped = dumpd(RetrieveRerankRetriever(base_retriever=dense, reranker=model))
     yield Door("load", load, {"dumped": dumped}, made=True)
