@@ -6,7 +6,8 @@ Each folder is a test collection. Dense search finds 100 candidates of each ques
 all), a cross-encoder scores them in each precision ("int8" runs in ONNX Runtime; "openvino" is "auto" there). For each:
 nDCG@10, for how many questions the ten best are the same passages as in float32, for how many the best one is, how far
 logits moved, and the gap in float32 between the tenth and the eleventh, which is what a difference must pass to change
-the ten. Needs the dev dependency group.
+the ten. With `--batches`, the same pairs are scored again in batches of one: how far a logit moves with what else is
+in its batch, and how far apart two passages were that changed places. Needs the dev dependency group.
 """
 
 from __future__ import annotations
@@ -69,8 +70,21 @@ def row(dataset: Dataset, found: Mapping[str, list[Hit]], exact: Logits, scores:
     return f"{quality(dataset, found, scores):.4f} | {ten:.1%} | {first:.1%} | {moved:.2f}"
 
 
+def by_batch(together: Logits, alone: Logits) -> str:
+    """Return the cells of logits beside those of each pair alone: how far they moved, and what changed places."""
+    pairs = [(together[query], alone[query]) for query in together]
+    moved = np.concatenate([np.abs(one - other) for one, other in pairs])
+    changed, apart = 0, 0.0
+    for one, other in pairs:
+        gaps = one[:, None] - one[None, :]
+        swapped = (gaps > 0) & (other[:, None] < other[None, :])
+        changed += bool(swapped.any())
+        apart = max(apart, float(gaps[swapped].max(initial=0)))
+    return f"{np.median(moved):.1g} | {moved.max():.1g} | {changed} of {len(pairs)} | {apart:.1g}"
+
+
 def measure(
-    dataset: Dataset, found: Mapping[str, list[Hit]], cross_encoder: str, precisions: Sequence[str]
+    dataset: Dataset, found: Mapping[str, list[Hit]], cross_encoder: str, precisions: Sequence[str], *, batches: bool
 ) -> Iterator[str]:
     """Yield a line for float32 and each other precision, and one on the gap that a difference must pass."""
     exact: Logits = {}
@@ -83,6 +97,11 @@ def measure(
         with CrossEncoder(cross_encoder, **options) as model:
             name = f"{model.precision} by OpenVINO" if precision == "openvino" else model.precision
             scores, seconds = logits(dataset, found, model)
+        if batches:
+            with CrossEncoder(cross_encoder, batch_tokens=1, **options) as model:
+                alone, _ = logits(dataset, found, model)
+            yield f"| {dataset.name} | {len(found)} | {name} | {by_batch(scores, alone)} |"
+            continue
         exact = exact or scores
         yield f"| {dataset.name} | {len(found)} | {name} | {row(dataset, found, exact, scores)} | {seconds:.0f} |"
     ordered = [np.sort(values)[::-1] for values in exact.values() if len(values) > 10]
@@ -98,21 +117,25 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=500)
     parser.add_argument("--fetch-k", type=int, default=100)
     parser.add_argument("--precisions", nargs="+", default=["auto"])
+    parser.add_argument("--batches", action="store_true", help="what the batch does to logits, instead")
     parser.add_argument("--indexes", type=Path, help="keep the indexes there")
     add_model_options(parser)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", TruncationWarning)
     bi_encoder, cross_encoder = models(arguments)
     print(f"{platform.machine()}, {arguments.fetch_k} candidates a question\n")
-    print("| collection | questions | precision | nDCG@10 | same ten | same first | logits moved | seconds |")
-    print("|---|---|---|---|---|---|---|---|", flush=True)
+    columns = ["nDCG@10", "same ten", "same first", "logits moved", "seconds"]
+    if arguments.batches:
+        columns = ["moved by the batch: median", "largest", "an order changed", "at most so far apart"]
+    print(f"| collection | questions | precision | {' | '.join(columns)} |")
+    print("|---" * (3 + len(columns)) + "|", flush=True)
     with BiEncoder(bi_encoder) as encoder:
         for folder in arguments.folders:
             dataset = load_dataset(folder)
             dataset = dataset.sample(arguments.queries) if arguments.queries else dataset
             path = None if arguments.indexes is None else arguments.indexes / f"index-{folder.name}"
             found = candidates(dataset, encoder, path, arguments.fetch_k)
-            for line in measure(dataset, found, cross_encoder, arguments.precisions):
+            for line in measure(dataset, found, cross_encoder, arguments.precisions, batches=arguments.batches):
                 print(line, flush=True)
 
 

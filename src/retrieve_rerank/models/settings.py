@@ -226,8 +226,9 @@ class ModelSettings(BaseModel):
     max_length: Annotated[_Count | None, _LOCAL] = _setting(default=None)
     """Tokens that are read of a text, or of query and passage together; None takes the model's own limit."""
     batch_tokens: Annotated[_Count | None, _LOCAL] = _setting(default=None)
-    """Tokens, with padding, that are computed in one batch; None takes what suits the device. Results do not depend on
-    it, but in int8. Less takes less memory, more may keep a large GPU busier."""
+    """Tokens, with padding, that are computed in one batch; None takes what suits the device. Results depend on
+    it no more than the precision rounds: in float32 not visibly, in int8 most. Less takes less memory, more may keep a
+    large GPU busier."""
     endpoint: Annotated[str | None, BeforeValidator(_check_url), _SERVED] = _setting(default=None)
     """Address of an inference server that runs the model instead, such as "http://localhost:8080": Text Embeddings
     Inference, Infinity, vLLM, or another with OpenAI's `/embeddings` or Cohere's `/rerank`. What only concerns a model
