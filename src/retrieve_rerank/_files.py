@@ -40,6 +40,15 @@ def check_path(path: str | os.PathLike[str], what: str) -> Path:
     return Path(name)
 
 
+def resolved(path: str | os.PathLike[str], what: str) -> Path:
+    """Return the one spelling of `path`, or raise InvalidInputError if no file can be called so."""
+    checked = check_path(path, what)
+    try:
+        return checked.expanduser().resolve()
+    except (OSError, RuntimeError) as error:  # links in a circle, or a user that there is not
+        raise InvalidInputError(f"{what} cannot be {shown(str(checked))}: {error}") from error
+
+
 @contextmanager
 def atomic_write(path: str | os.PathLike[str], what: str = "the file", *, durable: bool = True) -> Iterator[Path]:
     """Give a path to write a new file to, which takes the place of `path` at once when the block ends.

@@ -52,6 +52,15 @@ def _list_of_strings(values: Iterable[str], what: str) -> list[str]:
     return list(check_iterable(values, what, "strings"))
 
 
+def is_iterable(values: object) -> bool:
+    """Whether `values` can be walked through; an array of no dimension, which says that it can, can not."""
+    try:
+        iter(cast("Iterable[object]", values))
+    except TypeError:
+        return False
+    return True
+
+
 def check_iterable(values: Iterable[T], what: str, of: str) -> Iterable[T]:
     """Return an iterator over `values`, or raise InvalidInputError if there is none, as over an array of no dimension.
 
@@ -107,6 +116,13 @@ def check_count(value: int, name: str, *, least: int = 1, most: int = sys.maxsiz
     if count > most < sys.maxsize:
         raise InvalidInputError(f"{name} must be <= {most}, got {shown(count)}")
     return min(count, most)  # beyond what Python counts to is as good as all
+
+
+def check_flag(value: bool, name: str) -> bool:  # noqa: FBT001
+    """Return `value` as a bool, or raise InvalidInputError, as for the text "false", which Python takes for true."""
+    if not (isinstance(value, int) and value in (0, 1)) and type(value).__name__ not in ("bool", "bool_"):  # numpy's
+        raise InvalidInputError(f"{name} must be True or False, got {shown(value)}")
+    return bool(value)
 
 
 def check_choice(value: str, choices: Iterable[str], name: str) -> str:

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from retrieve_rerank import Passage, RetrieveRerank, SavedSetting, fuse
+from retrieve_rerank import BM25Index, ChromaIndex, HybridRetriever, Passage, RetrieveRerank, SavedSetting, fuse
 from retrieve_rerank._files import check_path
 from retrieve_rerank.checks import (
     check_choice,
     check_count,
     check_encodable,
+    check_flag,
     check_prompt,
     check_queries,
     check_query,
@@ -26,8 +27,9 @@ from retrieve_rerank.checks import (
     check_threshold,
 )
 from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, RemoteError
+from retrieve_rerank.evaluation import Dataset
 from retrieve_rerank.models.ranking import as_ranker
-from tests.core.stubs import ListRetriever, TableScorer
+from tests.core.stubs import LetterEncoder, ListRetriever, TableScorer
 from tests.odd_values import Unshown, nested
 
 
@@ -96,6 +98,7 @@ def test_a_lone_surrogate_is_shown_with_its_place_and_the_repair() -> None:
 
 
 COUNT, SECONDS = partial(check_count, name="k"), partial(check_seconds, name="time_budget")
+FLAG = partial(check_flag, name="it")
 
 
 @pytest.mark.parametrize(
@@ -104,6 +107,7 @@ COUNT, SECONDS = partial(check_count, name="k"), partial(check_seconds, name="ti
         *((COUNT, value, int) for value in (1, 7, np.int64(1), np.int32(3), np.uint8(255), 10**18)),
         *((check_threshold, value, float) for value in (0, 0.0, 1, 1.0, 0.5, np.float32(0.5), Fraction(1, 2))),
         *((SECONDS, value, float) for value in (0.001, 1, np.float32(0.5), Fraction(1, 2), 1e12)),
+        *((FLAG, value, bool) for value in (True, False, 0, 1, np.bool_(1))),
     ],
 )
 def test_numbers_become_plain_ones(check: Any, value: Any, kind: type) -> None:
@@ -125,6 +129,8 @@ def test_numbers_become_plain_ones(check: Any, value: Any, kind: type) -> None:
             for value in (0, 0.0, -1, True, "1", [1])
         ),
         *((SECONDS, value, "time_budget must be a number of seconds above 0") for value in (math.nan, math.inf)),
+        *((FLAG, value, "it must be True or False, got") for value in (None, "false", "", 2, 1.0, [], Unshown())),
+        *((FLAG, np.array(value), "it must be True or False, got") for value in (True, [0, 1])),
         *((check_threshold, value, "score_threshold") for value in (10**400, Decimal(1), 1j, np.bool_(1))),
         *((SECONDS, value, "time_budget") for value in (10**400, Fraction(10**400, 3), Decimal(1), 1j, np.bool_(1))),
     ],
@@ -157,6 +163,15 @@ HUGE = 10**5_000  # more digits than Python writes
         lambda: as_ranker(TableScorer({})).rank("q", [Passage("i" * 10**6, "\ud800")]),
         lambda: SavedSetting("a" * 10**6, 5, 7),  # type: ignore[arg-type]
         lambda: RetrieveRerank(ListRetriever([]), TableScorer({}), on_error="x" * 10**6),  # type: ignore[arg-type]
+        lambda: HybridRetriever(np.array(3)),  # type: ignore[arg-type]
+        lambda: fuse(np.array(3)),  # type: ignore[arg-type]
+        lambda: fuse([[]], weights=np.array(3)),
+        lambda: Dataset("d", np.array(3), {}, {}),  # type: ignore[arg-type]
+        lambda: BM25Index().add(np.array(3)),  # type: ignore[arg-type]
+        lambda: BM25Index().add([], show_progress=np.zeros(2)),
+        lambda: BM25Index(path=Unshown()),  # type: ignore[arg-type]
+        lambda: ChromaIndex(LetterEncoder(), path=Unshown()),  # type: ignore[arg-type]
+        lambda: ChromaIndex(LetterEncoder(), path="~nobody-of-this-name/index"),
     ],
 )
 def test_whatever_is_given_the_error_is_ours_and_short(call: Callable[[], object]) -> None:

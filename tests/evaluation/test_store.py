@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -211,4 +212,15 @@ def test_a_file_that_breaks_while_it_is_used_is_named(tmp_path: Path, change: st
     other.execute(change)
     other.close()
     with pytest.raises(InvalidInputError, match=rf"cache='.*bad\.sqlite' cannot be used: {says}; give another path"):
+        run(Named(logits("abcdef")), cache)
+
+
+@pytest.mark.parametrize("value", ["'high'", "x'00'"])
+@pytest.mark.parametrize("column", ["logit", "seconds"])
+def test_scores_that_are_no_numbers_are_refused(tmp_path: Path, column: str, value: str) -> None:
+    cache = tmp_path / "bad.sqlite"
+    run(Named(logits("abcdef")), cache)
+    with closing(sqlite3.connect(cache)) as other, other:
+        other.execute(f"UPDATE scores SET {column} = {value}")
+    with pytest.raises(InvalidInputError, match=r"bad\.sqlite' cannot be used: it holds scores that are no numbers"):
         run(Named(logits("abcdef")), cache)

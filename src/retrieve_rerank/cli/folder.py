@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import TypeAdapter, ValidationError
+
 from retrieve_rerank.cli.options import DEMO, has_bm25
 from retrieve_rerank.cli.streams import say
 from retrieve_rerank.errors import InvalidInputError, require
@@ -96,10 +98,11 @@ class IndexFolder:
         if found != _FORMAT:
             raise InvalidInputError(f"{file} has format {found!r}, and this version reads {_FORMAT}; {_ANEW}")
         try:
-            files = {source: File(**facts) for source, facts in content.pop("files").items()}
-            return cls(folder, Record(**content, files=files))
-        except (TypeError, KeyError, AttributeError) as error:
-            raise InvalidInputError(f"{file} is not whole: {error}; {_ANEW}") from error
+            return cls(folder, TypeAdapter(Record).validate_json(json.dumps(content), strict=True))
+        except ValidationError as error:
+            fault = error.errors(include_url=False)[0]
+            place = ".".join(map(str, fault["loc"]))
+            raise InvalidInputError(f"{file} is not whole: {place}: {fault['msg']}; {_ANEW}") from error
 
     @classmethod
     def open_or_begin(cls, folder: Path, wanted: Record) -> IndexFolder:

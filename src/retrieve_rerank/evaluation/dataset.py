@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass
 
-from retrieve_rerank.checks import check_count
+from retrieve_rerank.checks import check_count, is_iterable
 from retrieve_rerank.errors import InvalidInputError, shown
 from retrieve_rerank.types import Passage
 
@@ -136,7 +136,7 @@ def counted(number: int, thing: str) -> str:
 
 
 def _checked_passages(passages: Iterable[Passage]) -> tuple[Passage, ...]:
-    if isinstance(passages, (str, bytes, Passage)) or not isinstance(passages, Iterable):
+    if isinstance(passages, (str, bytes, Passage)) or not is_iterable(passages):
         raise InvalidInputError(f"passages must be a list of Passage or a dict id -> text, got {shown(passages)}")
     kept = tuple(passages)
     seen: set[str] = set()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from tqdm.auto import tqdm
 
+from retrieve_rerank.checks import check_flag
 from retrieve_rerank.errors import InvalidInputError, TruncationWarning, shown
 from retrieve_rerank.evaluation.dataset import Dataset
 from retrieve_rerank.evaluation.files import StoredRun
@@ -133,6 +134,7 @@ def plan_stages(pipelines: Mapping[str, RetrieveRerank | Retriever], fetch_k: in
 
 def run(plan: list[Stage], dataset: Dataset, store: ScoreStore | None, *, show_progress: bool) -> None:
     """Fill the rows' hits and times: all first stages, and then, if they can have found something, the re-ranking."""
+    quiet = not check_flag(show_progress, "show_progress")
     texts = {passage.id: passage.text for passage in dataset.passages}
     own = {
         query
@@ -143,12 +145,12 @@ def run(plan: list[Stage], dataset: Dataset, store: ScoreStore | None, *, show_p
     _give_readers(plan, store)
     firsts = [stage for stage in plan if stage.first is None]
     again = [stage for stage in plan if stage.first is not None]
-    for text, queries in tqdm(asked, disable=not show_progress, unit="question", desc="Retrieving"):
+    for text, queries in tqdm(asked, disable=quiet, unit="question", desc="Retrieving"):
         for stage in firsts:
             _retrieve(stage, text, queries, found_itself=queries[0] in own)
     for stage in firsts:
         _check_found(stage, dataset)
-    for text, queries in tqdm(asked, disable=not (show_progress and again), unit="question", desc="Re-ranking"):
+    for text, queries in tqdm(asked, disable=quiet or not again, unit="question", desc="Re-ranking"):
         for stage in again:
             _rerank(stage, text, queries)
 

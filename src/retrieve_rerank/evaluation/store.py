@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from retrieve_rerank._files import check_path
+from retrieve_rerank.checks import number_of
 from retrieve_rerank.errors import InvalidInputError
 
 _FORMAT = 1
@@ -49,8 +51,11 @@ class ScoreStore:
                 row = self._connection.execute(
                     "SELECT logit, truncated, seconds FROM scores WHERE pair = ?", (_pair(fingerprint, query, text),)
                 ).fetchone()
-                if row is not None:
-                    found[text] = Score(row[0], bool(row[1]), row[2])
+                if row is None:
+                    continue
+                if any(math.isnan(number_of(value)) for value in row):  # SQLite keeps a text in a REAL column
+                    raise sqlite3.DatabaseError("it holds scores that are no numbers")
+                found[text] = Score(row[0], bool(row[1]), row[2])
         return found
 
     def put(self, fingerprint: str, query: str, scores: Mapping[str, Score]) -> None:

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm.auto import tqdm
 
-from retrieve_rerank.checks import check_count, check_queries, check_query, number_of
+from retrieve_rerank.checks import check_count, check_flag, check_queries, check_query, number_of
 from retrieve_rerank.errors import (
     IndexMismatchError,
     InvalidInputError,
@@ -157,7 +157,8 @@ class BM25Index:
         """
         check_passages(passages)
         total = len(passages) if isinstance(passages, Sized) else None
-        with tqdm(total=total, disable=not show_progress, unit="passage", desc="Indexing") as bar:
+        quiet = not check_flag(show_progress, "show_progress")
+        with tqdm(total=total, disable=quiet, unit="passage", desc="Indexing") as bar:
 
             def records() -> Iterator[Record]:
                 for position, passage in enumerate(passages):

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from retrieve_rerank._files import check_path, locked, sync_file, sync_folder, write_text
+from retrieve_rerank._files import locked, resolved, sync_file, sync_folder, write_text
 from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, RetrieveRerankError, require
 from retrieve_rerank.indexes.records import Record
 
@@ -187,13 +187,12 @@ class IndexFolder:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        folder = check_path(path, "the directory of a BM25 index")
+        self.path = resolved(path, "the directory of a BM25 index")
         try:
-            self.path = folder.expanduser().resolve()
             self.path.mkdir(parents=True, exist_ok=True)
-        except (OSError, RuntimeError) as error:
+        except OSError as error:
             raise InvalidInputError(
-                f"cannot open a BM25 index in {str(path)!r}: {error}. Give a directory that can be written"
+                f"cannot open a BM25 index in {str(self.path)!r}: {error}. Give a directory that can be written"
             ) from error
         self._generation: str | None = None
         self._seen: tuple[int, ...] | None = None

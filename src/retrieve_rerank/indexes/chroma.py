@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm.auto import tqdm
 
-from retrieve_rerank.checks import check_queries, check_query
+from retrieve_rerank.checks import check_flag, check_queries, check_query
 from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, shown
 from retrieve_rerank.indexes.chroma_server import RETRY_SECONDS
 from retrieve_rerank.indexes.filters import Where
@@ -94,12 +94,7 @@ class ChromaIndex:
         lock_timeout: float = 0.0,
         search_breadth: int | None = None,
     ) -> None:
-        missing = [name for name in _ENCODER if not hasattr(type(encoder), name) and not hasattr(encoder, name)]
-        if missing:
-            raise InvalidInputError(
-                f"the encoder lacks {', '.join(missing)}, which BiEncoder has; got {type(encoder).__name__}"
-            )
-        self.encoder = encoder
+        self.encoder = _checked(encoder)
         self.collection = ChromaCollection(
             collection,
             path=path,
@@ -144,7 +139,8 @@ class ChromaIndex:
             InvalidInputError: If there is no such collection.
             IndexMismatchError: If it carries another encoder's fingerprint, or vectors of another length.
         """
-        return adopt_stored(encoder, collection, path, client, samples)
+        name = str.__str__(check_query(collection, "the name of a collection"))
+        return adopt_stored(_checked(encoder), name, path, client, samples)
 
     @classmethod
     def recover(
@@ -210,7 +206,7 @@ class ChromaIndex:
                 read += 1
                 yield record
 
-        bar = tqdm(total=total, disable=not show_progress, unit="passage", desc="Indexing")
+        bar = tqdm(total=total, disable=not check_flag(show_progress, "show_progress"), unit="passage", desc="Indexing")
         with bar, one_truncation_warning():
             for batch in self.collection.batches(records(), batch_size):
                 report += self.collection.upsert(batch, self._encoded)
@@ -525,3 +521,12 @@ class _Source:
                 f"passage {passage.id!r} says that its {self.key!r} is {owner!r}, not {self.id!r}; nothing was removed"
             )
         return passage
+
+
+def _checked(encoder: Encoder) -> Encoder:
+    missing = [name for name in _ENCODER if not hasattr(type(encoder), name) and not hasattr(encoder, name)]
+    if missing:
+        raise InvalidInputError(
+            f"the encoder lacks {', '.join(missing)}, which BiEncoder has; got {type(encoder).__name__}"
+        )
+    return encoder

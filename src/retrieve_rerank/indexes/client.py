@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from retrieve_rerank.checks import check_mapping
+from retrieve_rerank.checks import check_flag, check_mapping
 from retrieve_rerank.errors import (
     IndexLockedError,
     IndexMismatchError,
@@ -87,24 +87,22 @@ def open_client(path: str | os.PathLike[str] | None) -> ClientAPI:
         with _IN_MEMORY, no_panic("a Chroma index in memory", "ephemeral"):
             return chromadb.EphemeralClient()
     # Chroma takes every spelling of a path for a store of its own, and two stores on one directory lose vectors.
+    folder = one_spelling(path)
     try:
-        if not os.fspath(path):
-            raise ValueError("the path is empty")
-        folder = one_spelling(path)
         folder.mkdir(parents=True, exist_ok=True)
         shared = directory(folder)
-        with shared.alone(READER_SECONDS), no_panic(f"the Chroma index in {str(path)!r}", str(folder)):
+        with shared.alone(READER_SECONDS), no_panic(f"the Chroma index in {str(folder)!r}", str(folder)):
             shared.mend()
             return chromadb.PersistentClient(str(folder))
     except (OSError, ChromaError, ValueError, TypeError, IndexLockedError) as error:
         if "with different settings" in str(error):
             raise InvalidInputError(
-                f"the Chroma index in {str(path)!r} is open in this process through a Chroma client with other "
+                f"the Chroma index in {str(folder)!r} is open in this process through a Chroma client with other "
                 "settings, and Chroma opens a directory once: give that client (client=…), or close it first"
             ) from error
         if isinstance(error, (ValueError, TypeError)) or not (folder / DATABASE).is_file():
             raise InvalidInputError(
-                f"cannot open a Chroma index in {str(path)!r}: {error}. Give a directory that can be written"
+                f"cannot open a Chroma index in {str(folder)!r}: {error}. Give a directory that can be written"
             ) from error
         return _open_snapshot(folder, error)
 
@@ -153,7 +151,7 @@ def connect(
         raise InvalidInputError(f"a server has a host and a port, such as localhost and 8000; got {shown(host)}")
     place: Any = {"tenant": tenant or DEFAULT_TENANT, "database": database or DEFAULT_DATABASE}
     try:
-        return chromadb.HttpClient(host, int(port), ssl, headers, **place)
+        return chromadb.HttpClient(host, int(port), check_flag(ssl, "ssl"), headers, **place)
     except (ChromaError, ValueError) as error:
         raise RemoteError(f"cannot reach a Chroma server at {host}:{port}: {error}") from error
 

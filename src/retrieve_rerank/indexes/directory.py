@@ -37,7 +37,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from retrieve_rerank._files import FileLock, check_path, write_text
+from retrieve_rerank._files import FileLock, resolved, write_text
 from retrieve_rerank.checks import number_of
 from retrieve_rerank.errors import IndexLockedError, InvalidInputError, RetrieveRerankError, shown
 
@@ -55,7 +55,7 @@ _LONG_AGO = 10**10  # nanoseconds
 
 def one_spelling(path: str | os.PathLike[str]) -> Path:
     """Return the one spelling of a directory that Chroma is ever given."""
-    return check_path(path, "the directory of an index").expanduser().resolve()
+    return resolved(path, "the directory of an index")
 
 
 @dataclass
@@ -355,9 +355,9 @@ _ONE = threading.Lock()
 
 def directory(folder: str | os.PathLike[str]) -> Directory:
     """Return the one object for a directory, however it is spelled."""
-    resolved = Path(folder).resolve()
+    place = Path(folder).resolve()
     with _ONE:
-        return _DIRECTORIES.setdefault(resolved, Directory(resolved))
+        return _DIRECTORIES.setdefault(place, Directory(place))
 
 
 def check_wait(seconds: float, name: str, for_what: str) -> float:

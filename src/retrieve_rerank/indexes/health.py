@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import numpy as np
 from tqdm.auto import tqdm
 
-from retrieve_rerank.checks import check_count
+from retrieve_rerank.checks import check_count, check_flag
 from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, RetrieveRerankError, warn_caller
 from retrieve_rerank.indexes.chroma_server import RETRY_SECONDS, with_patience
 from retrieve_rerank.indexes.client import (
@@ -92,6 +92,7 @@ def check(
     """
     if samples is not None:
         samples = check_count(samples, "samples", least=0)
+    quiet = not check_flag(show_progress, "show_progress")
     try:
         count = collection.count()
     except RetrieveRerankError:
@@ -103,7 +104,7 @@ def check(
     with collection.reading():
         returned = _returned(collection, count)
         every = 1 if samples is None else max(1, -(-count // samples)) if samples else 0
-        with tqdm(total=count, disable=not show_progress, unit="passage", desc="Checking") as bar:
+        with tqdm(total=count, disable=quiet, unit="passage", desc="Checking") as bar:
             for offset in range(0, count, ROWS):
                 records = collection.read(limit=ROWS, offset=offset)
                 vectors = _readable_vectors(collection, [record.id for record in records])

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from retrieve_rerank.checks import check_encodable, check_texts
+from retrieve_rerank.checks import check_encodable, check_texts, is_iterable
 from retrieve_rerank.errors import InvalidInputError, shown
 from retrieve_rerank.types import Passage
 
@@ -56,8 +56,7 @@ class Record:
 
 def check_passages(passages: Iterable[Passage]) -> None:
     """Raise InvalidInputError if `passages` is no iterable of several."""
-    nothing_to_walk = isinstance(passages, np.ndarray) and passages.ndim == 0
-    if isinstance(passages, (Passage, str)) or not isinstance(passages, Iterable) or nothing_to_walk:
+    if isinstance(passages, (Passage, str)) or not is_iterable(passages):
         raise InvalidInputError(f"passages must be an iterable of Passage, got {type(passages).__name__}")
 
 

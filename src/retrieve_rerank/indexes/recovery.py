@@ -16,7 +16,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from retrieve_rerank.errors import InvalidInputError, RetrieveRerankError
+from retrieve_rerank.checks import check_query
+from retrieve_rerank.errors import InvalidInputError, RetrieveRerankError, shown
 from retrieve_rerank.indexes.directory import DATABASE, directory, one_spelling
 from retrieve_rerank.indexes.records import fit_to_log, fits_log
 from retrieve_rerank.indexes.store import ChromaCollection
@@ -86,9 +87,10 @@ def recovering(path: str | os.PathLike[str], collection: str) -> Iterator[None]:
         "WHERE collections.name = ? AND segments.scope = 'VECTOR'"
     )
     with _database(folder) as database:
-        segments = [str(row[0]) for row in database.execute(query, [collection])]
+        found = database.execute(query, [check_query(collection, "the name of a collection")])
+        segments = [str(row[0]) for row in found]
     if not segments:
-        raise InvalidInputError(f"there is no collection {collection!r} in {str(path)!r}; check the name")
+        raise InvalidInputError(f"there is no collection {shown(collection)} in {str(folder)!r}; check the name")
     vectors = folder / segments[0]
     if vectors.parent != folder:  # an id that is a path, which Chroma never writes
         raise RetrieveRerankError(f"{str(folder)!r} names {segments[0]!r} as a folder of its own; nothing was changed")
@@ -111,5 +113,5 @@ def stored_in(path: str | os.PathLike[str]) -> Path:
     """Return the folder of a Chroma index that is there, or raise InvalidInputError."""
     folder = one_spelling(path)
     if not (folder / DATABASE).is_file():
-        raise InvalidInputError(f"there is no Chroma index in {str(path)!r}; give the directory of one")
+        raise InvalidInputError(f"there is no Chroma index in {str(folder)!r}; give the directory of one")
     return folder

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 import numpy as np
 import numpy.typing as npt
 
-from retrieve_rerank.checks import check_choice, check_count
+from retrieve_rerank.checks import check_choice, check_count, check_flag
 from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, RetrieveRerankError, warn_caller
 from retrieve_rerank.indexes.access import Share
 from retrieve_rerank.indexes.chroma_server import RETRY_SECONDS, Patient, is_server
@@ -112,7 +112,7 @@ class ChromaCollection:
         self.lock_timeout = check_wait(lock_timeout, "lock_timeout", "to wait while another process writes")
         self.search_breadth = None if search_breadth is None else check_count(search_breadth, "search_breadth")
         self.name = name
-        self.assume_compatible = assume_compatible
+        self.assume_compatible = check_flag(assume_compatible, "assume_compatible")
         self.worker = Worker(f"retrieve-rerank collection {self.name}")
         self._fingerprint = fingerprint
         self._process = os.getpid()

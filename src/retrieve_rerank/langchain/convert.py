@@ -16,7 +16,7 @@ from langchain_core.cross_encoders import BaseCrossEncoder
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 
-from retrieve_rerank.checks import check_iterable, check_mapping, number_of
+from retrieve_rerank.checks import check_iterable, check_mapping, is_iterable, number_of
 from retrieve_rerank.errors import InvalidInputError, shown
 from retrieve_rerank.indexes.records import Record, to_record
 from retrieve_rerank.models.cross_encoder import CrossEncoder, register_adapter
@@ -158,7 +158,7 @@ class PairScorer:
         """Return one score a text."""
         # A list first: the stock class returns an array, or even a map object, where it promises a list.
         scores: Any = self.cross_encoder.score([(query, text) for text in texts])
-        return list(scores) if isinstance(scores, Iterable) else scores
+        return list(scores) if is_iterable(scores) else scores
 
 
 def to_encoder(embeddings: Embeddings) -> Encoder:
@@ -200,14 +200,14 @@ def finite(score: object) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def documents_of(found: object, name: str) -> list[Document]:
+def documents_of(found: Any, name: str) -> list[Document]:
     """Return what a first stage found as a list, or raise InvalidInputError if it is no documents.
 
     Args:
         found: Any iterable of documents.
         name: What the error calls the first stage.
     """
-    if found is None or isinstance(found, (str, Mapping, Document)) or not isinstance(found, Iterable):
+    if found is None or isinstance(found, (str, Mapping, Document)) or not is_iterable(found):
         raise InvalidInputError(f"{name} must return a list of documents, and returned {type(found).__name__}")
     return checked_documents(found)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -12,7 +12,7 @@ from langchain_core.runnables import Runnable
 from langchain_core.vectorstores import VectorStore
 from pydantic import ConfigDict, field_validator, model_validator
 
-from retrieve_rerank.checks import check_count, check_query
+from retrieve_rerank.checks import check_count, check_query, is_iterable
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.langchain.first_stage import AskingRetriever, FirstStage, fuse_documents
 from retrieve_rerank.langchain.serialization import Component, Count, from_plain, restorable
@@ -81,8 +81,8 @@ class HybridRetriever(Component, AskingRetriever):
 
     @field_validator("retrievers", mode="before")
     @classmethod
-    def _retrievers(cls, value: object) -> object:
-        if isinstance(value, (str, Runnable)) or not isinstance(value, Iterable):
+    def _retrievers(cls, value: Any) -> object:
+        if isinstance(value, (str, Runnable)) or not is_iterable(value):
             raise InvalidInputError(f"retrievers must be a list of retrievers, got {type(value).__name__}")
         items = from_plain(list(value))
         if not items:

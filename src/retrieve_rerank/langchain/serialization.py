@@ -27,7 +27,7 @@ from pydantic import (
     field_serializer,
 )
 
-from retrieve_rerank.checks import check_count, check_mapping, check_seconds, check_threshold
+from retrieve_rerank.checks import check_count, check_flag, check_mapping, check_seconds, check_threshold
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.langchain.compat import INSTEAD
 from retrieve_rerank.models.bi_encoder import BiEncoder
@@ -224,7 +224,8 @@ def load(dumped: Mapping[str, Any], *, trust_remote_code: bool = False) -> Any:
     if not isinstance(dumped, Mapping):
         raise InvalidInputError(f"load() takes what dumpd() returned, a mapping; got {type(dumped).__name__}")
     try:
-        return _loaded(check_mapping(dumped, "a dump"), trust_remote_code=trust_remote_code)
+        allowed = check_flag(trust_remote_code, "trust_remote_code")
+        return _loaded(check_mapping(dumped, "a dump"), trust_remote_code=allowed)
     except RecursionError as error:
         raise InvalidInputError(_ENDLESS) from error
 

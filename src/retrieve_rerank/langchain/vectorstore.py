@@ -13,7 +13,15 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 from typing_extensions import Never, Self, Unpack
 
-from retrieve_rerank.checks import check_choice, check_count, check_mapping, check_queries, check_query
+from retrieve_rerank.checks import (
+    check_choice,
+    check_count,
+    check_flag,
+    check_mapping,
+    check_queries,
+    check_query,
+    is_iterable,
+)
 from retrieve_rerank.errors import InvalidInputError, RetrieveRerankError, shown
 from retrieve_rerank.indexes.chroma_server import RETRY_SECONDS
 from retrieve_rerank.indexes.directory import one_spelling
@@ -136,7 +144,8 @@ class ChromaVectorStore(VectorStore):
         self._encoder: Encoder | None = None if embedding_function is None else to_encoder(embedding_function)
         # Embeddings that do not know their metric follow the collection's.
         knows = self._encoder is not None and not isinstance(self._encoder, EmbeddingsEncoder)
-        if not create_collection_if_not_exists and persist_directory and not one_spelling(persist_directory).is_dir():
+        may_make = check_flag(create_collection_if_not_exists, "create_collection_if_not_exists")
+        if not may_make and persist_directory and not one_spelling(persist_directory).is_dir():
             raise InvalidInputError(f"there is no directory {os.fspath(persist_directory)!r}; check its spelling")
         server = client_for(
             client,
@@ -163,7 +172,7 @@ class ChromaVectorStore(VectorStore):
             lock_timeout=lock_timeout,
             search_breadth=search_breadth,
         )
-        if self.collection.made and not create_collection_if_not_exists:
+        if self.collection.made and not may_make:
             self.collection.drop()
             beside = ", ".join(map(repr, self.collection.beside)) or "none"
             raise InvalidInputError(
@@ -478,7 +487,7 @@ class ChromaVectorStore(VectorStore):
         """
         included = _KEPT if include is None else include
         known = (*_KEPT, "embeddings")
-        if not isinstance(included, Iterable) or isinstance(included, str) or not all(one in known for one in included):
+        if not is_iterable(included) or isinstance(included, str) or not all(one in known for one in included):
             raise InvalidInputError(
                 f"include must be a list of 'documents', 'metadatas' and 'embeddings', got {shown(include)}"
             )

@@ -20,7 +20,7 @@ from llama_index.core.schema import (
     TextNode,
 )
 
-from retrieve_rerank.checks import check_encodable
+from retrieve_rerank.checks import check_encodable, is_iterable
 from retrieve_rerank.errors import InvalidInputError, shown
 from retrieve_rerank.indexes.nearest import to_array
 from retrieve_rerank.indexes.records import NODE_KEY, Record, to_record
@@ -40,7 +40,7 @@ _TYPES: dict[str, type[BaseNode]] = {
 
 def check_nodes(nodes: Iterable[BaseNode]) -> list[BaseNode]:
     """Return `nodes` as a list, or raise InvalidInputError naming the first item that is not a node."""
-    if isinstance(nodes, (str, BaseNode, NodeWithScore)) or not isinstance(nodes, Iterable):
+    if isinstance(nodes, (str, BaseNode, NodeWithScore)) or not is_iterable(nodes):
         raise InvalidInputError(f"nodes must be a list of nodes, got {type(nodes).__name__}; wrap one: [node]")
     items = list(nodes)
     for position, item in enumerate(items):
@@ -140,7 +140,7 @@ def nodes_to_hits(nodes: Sequence[NodeWithScore], mode: MetadataMode) -> list[Hi
     Raises:
         InvalidInputError: If an item is not a NodeWithScore.
     """
-    if isinstance(nodes, (str, NodeWithScore)) or not isinstance(nodes, Iterable):
+    if isinstance(nodes, (str, NodeWithScore)) or not is_iterable(nodes):
         raise InvalidInputError(f"nodes must be a list of NodeWithScore, got {type(nodes).__name__}; wrap one: [node]")
     hits = []
     for position, item in enumerate(nodes):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from llama_index.core.base.base_retriever import BaseRetriever
@@ -10,7 +10,7 @@ from llama_index.core.callbacks import CallbackManager
 from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index.core.vector_stores.types import MetadataFilters
 
-from retrieve_rerank.checks import check_count, check_query
+from retrieve_rerank.checks import check_count, check_query, is_iterable
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.llama_index.first_stage import Index, check_filters, check_retriever, first_stage, fuse_nodes
 from retrieve_rerank.retrieval.first_stage import OnRetrieverError, aask_all, ask_all, check_on_retriever_error, named
@@ -69,7 +69,7 @@ class HybridRetriever(BaseRetriever):
         callback_manager: CallbackManager | None = None,
         verbose: bool = False,
     ) -> None:
-        if isinstance(retrievers, str) or not isinstance(retrievers, Iterable):
+        if isinstance(retrievers, str) or not is_iterable(retrievers):
             raise InvalidInputError(f"retrievers must be a list of retrievers, got {type(retrievers).__name__}")
         self.retrievers = tuple(retrievers)
         if not self.retrievers:

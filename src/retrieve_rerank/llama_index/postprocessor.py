@@ -14,8 +14,8 @@ from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRan
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 
-from retrieve_rerank.checks import check_count, check_query, check_seconds, check_threshold
-from retrieve_rerank.errors import InvalidInputError, shown
+from retrieve_rerank.checks import check_choice, check_count, check_query, check_seconds, check_threshold
+from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.llama_index.compat import SENTENCE_TRANSFORMER_RERANK, in_place_of
 from retrieve_rerank.llama_index.convert import hits_to_nodes, nodes_to_hits
 from retrieve_rerank.llama_index.serialization import Restorable
@@ -129,7 +129,7 @@ class CrossEncoderRerank(CrossEncoderSettings, BaseNodePostprocessor, Restorable
             "rerank_weight": check_weight(rerank_weight),
             "top_n": None if top_n is None else check_count(top_n, "top_n"),
             "score_threshold": check_threshold(score_threshold),
-            "metadata_mode": _mode(metadata_mode),
+            "metadata_mode": check_choice(metadata_mode, [mode.value for mode in MetadataMode], "metadata_mode"),
             **CrossEncoderSettings.of(settings).arguments,
         }
         super().__init__(**fields)
@@ -232,14 +232,6 @@ class CrossEncoderRerank(CrossEncoderSettings, BaseNodePostprocessor, Restorable
             raise
         finally:
             dispatcher.event(ReRankEndEvent(nodes=result, tags=tags))
-
-
-def _mode(mode: MetadataMode | str) -> MetadataMode:
-    try:
-        return MetadataMode(mode)
-    except ValueError as error:
-        known = ", ".join(item.value for item in MetadataMode)
-        raise InvalidInputError(f"metadata_mode must be one of {known}; got {shown(mode)}") from error
 
 
 def _query_of(bundle: QueryBundle | None) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm.auto import tqdm
 
-from retrieve_rerank.checks import check_texts
+from retrieve_rerank.checks import check_flag, check_texts
 from retrieve_rerank.errors import InvalidInputError, ModelError, TruncationWarning, shown, warn_caller
 from retrieve_rerank.models.model import DefaultName, Model
 from retrieve_rerank.models.settings import BiEncoderOptions, BiEncoderSettings, Endpoint, documented
@@ -170,7 +170,8 @@ class BiEncoder(Model["BiEngine", "RemoteBiEncoder"]):
 
     def _bar(self, texts: Sequence[str], *, show_progress: bool) -> tqdm[Never]:
         """Return a bar for what a server encodes; a model in this process shows its own."""
-        return tqdm(total=len(texts), disable=not show_progress or self._remote is None, unit="text", desc="Encoding")
+        quiet = not check_flag(show_progress, "show_progress") or self._remote is None
+        return tqdm(total=len(texts), disable=quiet, unit="text", desc="Encoding")
 
     def _encoding(
         self, texts: list[str], task: Task, bar: tqdm[Never] | None = None, *, show_progress: bool = False

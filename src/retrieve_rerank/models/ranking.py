@@ -23,6 +23,7 @@ from retrieve_rerank.checks import (
     check_query,
     check_seconds,
     check_threshold,
+    is_iterable,
 )
 from retrieve_rerank.errors import InvalidInputError, ModelError, shown, warn_caller
 from retrieve_rerank.models.calibration import UNCALIBRATED, Calibration, from_probabilities
@@ -149,7 +150,7 @@ class Ranking(Scoring):
         self._weight = check_weight(rerank_weight)
         self._top_n = None if top_n is None else check_count(top_n, "top_n")
         self._threshold = check_threshold(score_threshold)
-        if isinstance(passages, (str, Passage, Hit, Mapping)) or not isinstance(passages, Iterable):
+        if isinstance(passages, (str, Passage, Hit, Mapping)) or not is_iterable(passages):
             raise InvalidInputError(
                 f"passages must be a list of texts, passages or hits, got {type(passages).__name__}; wrap one: [...]"
             )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar, cast, get_args
 
-from retrieve_rerank.checks import check_choice, check_count, number_of
+from retrieve_rerank.checks import check_choice, check_count, is_iterable, number_of
 from retrieve_rerank.errors import InvalidInputError, shown, warn_caller
 from retrieve_rerank.types import Hit
 
@@ -157,7 +157,7 @@ def check_weights(weights: Iterable[float] | None, count: int | None) -> tuple[f
     """Return one weight a list, or raise InvalidInputError if they cannot be used; a `count` of None is not known."""
     if weights is None:
         return (1.0,) * (count or 0)
-    given = list(weights) if isinstance(weights, Iterable) and not isinstance(weights, str) else [weights]
+    given = list(weights) if is_iterable(weights) and not isinstance(weights, str) else [weights]
     for position, weight in enumerate(given):
         if not 0 <= number_of(weight) < math.inf:
             raise InvalidInputError(f"weights[{position}] must be a number >= 0, got {shown(weight)}")
@@ -192,13 +192,13 @@ def _shared(lists: Iterable[Iterable[Hashable]]) -> bool:
 
 
 def _lists(rankings: Sequence[Sequence[Hit]]) -> Sequence[Sequence[Hit]]:
-    if isinstance(rankings, (str, Hit)) or not isinstance(rankings, Iterable):
+    if isinstance(rankings, (str, Hit)) or not is_iterable(rankings):
         raise InvalidInputError(f"rankings must be a list of lists of Hit, got {type(rankings).__name__}")
     return list(rankings)
 
 
 def _hits(ranking: Sequence[Hit], position: int) -> list[Hit]:
-    if isinstance(ranking, str) or not isinstance(ranking, Iterable):
+    if isinstance(ranking, str) or not is_iterable(ranking):
         raise InvalidInputError(f"rankings[{position}] must be a list of Hit, got {type(ranking).__name__}")
     hits = list(ranking)
     for item in hits:

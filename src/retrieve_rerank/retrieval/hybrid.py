@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from types import TracebackType
 
-from retrieve_rerank.checks import check_count, check_queries
+from retrieve_rerank.checks import check_count, check_queries, is_iterable
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.retrieval.first_stage import (
     FirstStage,
@@ -58,7 +58,7 @@ class HybridRetriever:
         on_error: OnRetrieverError = "raise",
         merge: Merge = "id",
     ) -> None:
-        if isinstance(retrievers, str) or not isinstance(retrievers, Iterable):
+        if isinstance(retrievers, str) or not is_iterable(retrievers):
             raise InvalidInputError(f"retrievers must be a list of retrievers, got {type(retrievers).__name__}")
         given = tuple(retrievers)
         if not given:
