@@ -45,8 +45,7 @@ from retrieve_rerank.langchain import (
 )
 
 LANGCHAIN, LLAMA_INDEX = "LangChain's stock stack", "LlamaIndex's stock re-ranker"
-OURS, EXACT, COARSE = "ours, precision auto", "ours, float32", "ours, int8 by ONNX Runtime"
-OPENVINO = "ours, precision auto by OpenVINO"
+OURS, EXACT, TORCH = "ours", "ours, float32", "ours, by torch"
 Sides = dict[str, Callable[[], object]]
 
 
@@ -85,19 +84,17 @@ def rerankers(model: str, query: str, texts: list[str]) -> Sides:
     nodes = [NodeWithScore(node=TextNode(text=text), score=0.0) for text in texts]
     langchain, llama_index = stock_reranker(model), SentenceTransformerRerank(model=model, top_n=5)
     plain = sentence_transformers.CrossEncoder(model)
-    ours, exact, coarse, openvino = (
+    ours, exact, torch_alone = (
         CrossEncoderReranker(model=model),
         CrossEncoderReranker(model=CrossEncoder(model, precision="float32")),
-        CrossEncoderReranker(model=CrossEncoder(model, backend="onnx", precision="int8")),
-        CrossEncoderReranker(model=CrossEncoder(model, backend="openvino")),
+        CrossEncoderReranker(model=CrossEncoder(model, backend="torch")),
     )
     sides: Sides = {
         LANGCHAIN: lambda: langchain.compress_documents(documents, query),
         LLAMA_INDEX: lambda: llama_index.postprocess_nodes(nodes, query_str=query),
         "sentence-transformers": lambda: plain.rank(query, texts, top_k=5),
         EXACT: lambda: exact.compress_documents(documents, query),
-        COARSE: lambda: coarse.compress_documents(documents, query),
-        OPENVINO: lambda: openvino.compress_documents(documents, query),
+        TORCH: lambda: torch_alone.compress_documents(documents, query),
         OURS: lambda: ours.compress_documents(documents, query),
     }
     if importlib.util.find_spec("rerankers"):
@@ -126,13 +123,11 @@ def pipelines(bi_encoder: str, model: str, texts: list[str], query: str, folder:
     compression = ContextualCompressionRetriever(
         base_compressor=stock_reranker(model), base_retriever=stock.as_retriever(search_kwargs={"k": 100})
     )
-    ours, openvino = (
-        RetrieveRerankRetriever(base_retriever=store, reranker=CrossEncoderReranker(model=made), fetch_k=100, top_n=5)
-        for made in (model, CrossEncoder(model, backend="openvino"))
+    ours = RetrieveRerankRetriever(
+        base_retriever=store, reranker=CrossEncoderReranker(model=model), fetch_k=100, top_n=5
     )
     return {
         LANGCHAIN: lambda: compression.invoke(query),
-        OPENVINO: lambda: openvino.invoke(query),
         OURS: lambda: ours.invoke(query),
     }
 
@@ -234,7 +229,7 @@ async def concurrent(
 def index_here(side: str, bi_encoder: str, texts: list[str], folder: str) -> None:
     """Index texts in this process and print seconds and peak memory."""
     if side != LANGCHAIN:
-        index = ChromaIndex(BiEncoder(bi_encoder, backend="torch" if side == OURS else "openvino"), path=folder)
+        index = ChromaIndex(BiEncoder(bi_encoder, backend="auto" if side == OURS else "torch"), path=folder)
         index.encoder.dimension  # noqa: B018 - loads the model, as making HuggingFaceEmbeddings does
         start = time.perf_counter()
         index.add(Passage(str(number), text) for number, text in enumerate(texts))
@@ -252,7 +247,7 @@ def index_here(side: str, bi_encoder: str, texts: list[str], folder: str) -> Non
 
 def index(bi_encoder: str, corpus: Path, passages: int, rounds: int) -> dict[str, list[dict[str, float]]]:
     """Return seconds and peak memory of each side's indexing, a fresh process each time."""
-    found: dict[str, list[dict[str, float]]] = {LANGCHAIN: [], OPENVINO: [], OURS: []}
+    found: dict[str, list[dict[str, float]]] = {LANGCHAIN: [], TORCH: [], OURS: []}
     for _ in range(rounds):
         for side, results in found.items():
             with tempfile.TemporaryDirectory() as folder:
@@ -302,8 +297,8 @@ def measure(chosen: Sequence[str], arguments: argparse.Namespace, texts: list[st
             yield name, seconds
             work = linear_operations(model, query, some)
             for side, values in seconds.items():
-                share = work / statistics.median(values) / (limit if side in (OURS, OPENVINO) else exact)
-                note = "" if side == COARSE else f"{share:.0%} of the matrix-product limit"
+                share = work / statistics.median(values) / (limit if side in (OURS, TORCH) else exact)
+                note = f"{share:.0%} of the matrix-product limit"
                 print(row(name, side, values, seconds[LANGCHAIN], note), flush=True)
     if "query" in chosen:
         some = chunks(texts, 110, 1000)

@@ -3,7 +3,7 @@
     python benchmarks/precision.py FOLDER [FOLDER ...] [--queries 500] [--precisions auto] [--indexes FOLDER]
 
 Each folder is a test collection. Dense search finds 100 candidates of each question (`--queries` of them, seeded; 0:
-all), a cross-encoder scores them in each precision ("int8" runs in ONNX Runtime; "openvino" is "auto" there). For each:
+all), a cross-encoder scores them in each precision ("torch" is "auto" computed by torch). For each:
 nDCG@10, for how many questions the ten best are the same passages as in float32, for how many the best one is, how far
 logits moved, and the gap in float32 between the tenth and the eleventh, which is what a difference must pass to change
 the ten. With `--batches`, the same pairs are scored again in batches of one: how far a logit moves with what else is
@@ -89,13 +89,9 @@ def measure(
     """Yield a line for float32 and each other precision, and one on the gap that a difference must pass."""
     exact: Logits = {}
     for precision in ("float32", *precisions):
-        options: dict[str, Any] = {"precision": precision}
-        if precision == "int8":
-            options["backend"] = "onnx"
-        elif precision == "openvino":
-            options = {"backend": "openvino"}
+        options: dict[str, Any] = {"backend": "torch"} if precision == "torch" else {"precision": precision}
         with CrossEncoder(cross_encoder, **options) as model:
-            name = f"{model.precision} by OpenVINO" if precision == "openvino" else model.precision
+            name = f"{model.precision} by {model.fingerprint['backend']}"
             scores, seconds = logits(dataset, found, model)
         if batches:
             with CrossEncoder(cross_encoder, batch_tokens=1, **options) as model:

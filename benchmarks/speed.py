@@ -34,9 +34,8 @@ from retrieve_rerank.demo import demo_models
 
 QUERY = "which method gives the best agreement with the measured values"
 Scores = npt.NDArray[np.float32]
-OURS: tuple[tuple[Literal["torch", "onnx", "openvino"], Literal["auto", "float32", "int8"]], ...] = (
+OURS: tuple[tuple[Literal["torch", "openvino"], Literal["auto", "float32"]], ...] = (
     *(("torch", "float32"), ("torch", "auto")),
-    *(("onnx", "float32"), ("onnx", "int8")),
     *(("openvino", "float32"), ("openvino", "auto")),
 )
 

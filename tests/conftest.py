@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 # Files whose tests take longest, of which there are few: begun last, one of them would keep a single core busy.
 _FIRST = (
-    *("test_examples.py", "ray/", "test_docs.py", "test_health.py", "test_onnx.py", "test_one_writer.py"),
+    *("test_examples.py", "ray/", "test_docs.py", "test_health.py", "test_openvino.py", "test_one_writer.py"),
     *("test_faults.py", "contracts/test_contracts.py", "test_real_data.py"),
 )
 # Files whose tests start many processes, kill them, or run Ray, a server, a browser or an export.
 _SLOW = (
-    *("ray/", "_crash.py", "test_browser.py", "test_examples.py", "test_infinity.py", "test_onnx.py"),
+    *("ray/", "_crash.py", "test_browser.py", "test_examples.py", "test_infinity.py", "test_openvino.py"),
     *("test_concurrent_writers.py", "test_ingest_memory.py", "test_one_writer.py", "test_real_data.py"),
     *(
         "contracts/test_server.py",

@@ -331,9 +331,8 @@ def test_a_prompt_that_pooling_leaves_out_keeps_the_whole_layer(tmp_path: Path) 
 
 def test_another_backend_gets_a_bi_encoders_whole_network(tmp_path: Path) -> None:
     """Its files hold all tokens' vectors, also those that others made."""
-    pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnx")
+    pytest.importorskip("openvino")
     path = tiny.save_bi_encoder(tmp_path, pooling="cls")
     plain = sentence_transformers.SentenceTransformer(str(path), device="cpu")
-    with BiEncoder(path, backend="onnx", cache_folder=tmp_path / "cache") as model:
+    with BiEncoder(path, backend="openvino", precision="float32", cache_folder=tmp_path / "cache") as model:
         np.testing.assert_allclose(model.encode_documents(TEXTS[:3]), plain.encode_document(TEXTS[:3]), atol=1e-4)

@@ -124,11 +124,11 @@ async def test_what_was_cancelled_in_the_middle_is_not_scored_to_its_end(
     batches: list[int] = []
     forward, begun, gate = CrossEngine._forward, threading.Event(), threading.Event()
 
-    def slow(engine: CrossEngine, inputs: list, options: dict) -> object:
-        batches.append(len(inputs))
+    def slow(engine: CrossEngine, made: dict) -> object:
+        batches.append(len(made["input_ids"]))
         begun.set()
         gate.wait(10)
-        return forward(engine, inputs, options)
+        return forward(engine, made)
 
     monkeypatch.setattr(CrossEngine, "_forward", slow)
     call = asyncio.create_task(model.ascore("query", many_texts()))

@@ -102,11 +102,11 @@ class Slow:
         self.batches = 0
         forward = BiEngine._forward
 
-        def slow(engine: BiEngine, inputs: Any, options: Any) -> Any:
-            if len(inputs) > 1:
+        def slow(engine: BiEngine, made: dict[str, Any]) -> Any:
+            if len(made["input_ids"]) > 1:
                 self.batches += 1
                 time.sleep(0.02)
-            return forward(engine, inputs, options)
+            return forward(engine, made)
 
         monkeypatch.setattr(BiEngine, "_forward", slow)
 

@@ -84,7 +84,7 @@ def test_a_gpu_gets_what_its_generation_computes_in(
 @pytest.mark.parametrize("name", ["fp16", "int4", "", "Float32", None, torch.float16])
 @pytest.mark.parametrize("kind", [BiEncoder, CrossEncoder])
 def test_an_unknown_precision_is_refused_before_anything_loads(kind: type, name: str) -> None:
-    with pytest.raises(InvalidInputError, match=r"precision must be 'auto', .* or 'int8'; got"):
+    with pytest.raises(InvalidInputError, match=r"precision must be 'auto', .* or 'float16'; got"):
         kind("no-such-model", precision=name)
 
 

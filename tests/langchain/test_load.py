@@ -275,7 +275,7 @@ def test_a_dump_is_small_and_readable() -> None:
             "model": "some/model",
             "top_n": 3,
             "precision": "auto",
-            "backend": "torch",
+            "backend": "auto",
             "timeout": 60.0,
             "max_concurrency": 8,
             "long_passages": "truncate",

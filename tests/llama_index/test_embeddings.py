@@ -88,7 +88,7 @@ async def test_the_event_loop_is_not_blocked(tiny_bi_encoder: Path, monkeypatch:
         {"truncate_dim": 16},
         {"max_length": 32},
         {"precision": "bfloat16"},
-        {"backend": "onnx"},
+        {"backend": "openvino"},
         {"revision": "v2"},
     ],
 )

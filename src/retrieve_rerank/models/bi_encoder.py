@@ -283,7 +283,6 @@ class BiEncoder(Model["BiEngine", "RemoteBiEncoder"]):
             )
         return BiEngine(
             model,
-            self._torch_precision,
             self._settings["max_length"],
             normalize=self._settings["normalize"],
             truncate_dim=self._settings["truncate_dim"],

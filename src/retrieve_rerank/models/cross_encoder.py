@@ -89,7 +89,7 @@ class CrossEncoder(Model["CrossEngine", "RemoteCrossEncoder"], Ranker):
         return {
             "weights": engine.weights,
             "precision": engine.precision.name,
-            "backend": self._settings["backend"],
+            "backend": engine.backend.name,
             "max_length": engine.max_length or 0,
             "prompt": engine.prompt,
             "max_windows": engine.max_windows or 0,
@@ -280,7 +280,6 @@ class CrossEncoder(Model["CrossEngine", "RemoteCrossEncoder"], Ranker):
                 )
         return CrossEngine(
             model,
-            self._torch_precision,
             self._settings["max_length"],
             prompt=self._settings["prompt"],
             max_windows=None if self._settings["long_passages"] == "truncate" else self._settings["max_windows"],

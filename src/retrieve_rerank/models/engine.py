@@ -22,7 +22,8 @@ from tqdm.auto import tqdm
 
 from retrieve_rerank.errors import InvalidInputError, ModelError
 from retrieve_rerank.models.heads import keep_head_exact, read_first_token_only, to_logits, wide
-from retrieve_rerank.models.loading import rows_digest, weights_digest
+from retrieve_rerank.models.loading import AnyModel, Checkpoint, rows_digest, weights_digest
+from retrieve_rerank.models.openvino import no_encoder, replace_network
 from retrieve_rerank.models.precision import Choice, choose_precision
 from retrieve_rerank.models.ranking import Scoring
 from retrieve_rerank.models.reading import (
@@ -36,11 +37,18 @@ from retrieve_rerank.models.reading import (
     set_limits,
     token_counts,
 )
+from retrieve_rerank.models.streams import cores, in_streams
 
 # Padded tokens in one forward pass. On a CPU larger batches gain nothing and their temporaries leave the cache and make
 # the allocator map and unmap them each time; a GPU needs many more to be busy.
-_CPU_TOKENS = 2_048
+_CPU_TOKENS = 1_024
 _GPU_TOKENS = 32_768
+
+# A batch with fewer tokens is not worth a thread of its own.
+_LEAST_TOKENS = 128
+
+# Batches that torch computes at once on a processor: its Python side computes for all of them in turn.
+_TORCH_STREAMS = 4
 
 # With a deadline: as many batches' worth of tokens are sorted by length together. More waste less, and let a passage
 # that came late in the order be scored before one that came early.
@@ -88,38 +96,74 @@ def consecutive(lengths: Sequence[int], budget: int) -> list[range]:
 
 
 class Engine:
-    """A loaded model with its precision, device and input limit.
+    """A loaded model, which `start` lets torch or OpenVINO compute.
 
     Attributes:
         output: What sentence-transformers calls the model's result.
+        backend: "torch" or "openvino", and why.
+        precision: What the network is computed in, and why.
+        streams: How many batches are computed at once.
     """
 
     output: str
+    backend: Choice
+    precision: Choice
+    streams = 1
+    _threads = 1  # of each stream
 
-    def __init__(
-        self,
-        model: sentence_transformers.SentenceTransformer | sentence_transformers.CrossEncoder,
-        precision: str,
-        max_length: int | None,
-    ) -> None:
+    def __init__(self, model: AnyModel, max_length: int | None) -> None:
         self.model = model
         self.device = torch.device(model.device)
-        self.precision = choose_precision(precision, self.device)
-        if precision == "auto" and model.transformers_model is None:
-            self.precision = Choice("float32", "there is no network that another precision would make faster")
         self.limits = set_limits(model, max_length)
         self.max_length = self.limits.document
         self.token_budget = token_budget(self.device)
         self.weights = weights_digest(model)
-        dtype = getattr(torch, self.precision.name)
-        if dtype != torch.float32 and any(parameter.dtype != dtype for parameter in model[0].parameters()):
+
+    def start(self, backend: Choice, precision: str, checkpoint: Checkpoint) -> None:
+        """Let a backend compute the network, in the precision that the model's constructor was given.
+
+        Raises:
+            ModelError: If OpenVINO cannot compute it, or computes something else. The network is lost with it.
+        """
+        self.backend = backend
+        if self.device.type == "cpu":
+            self.streams = cores()
+        if backend.name == "openvino":
+            _ = self.rows  # while there are weights
+            self._cast(torch.float32)
+            self.precision = replace_network(self.model, checkpoint, precision, self.streams)
+            return
+        self.precision = choose_precision(precision, self.device)
+        if precision == "auto" and self.model.transformers_model is None:
+            self.precision = Choice("float32", "there is no network that another precision would make faster")
+        available, self.streams = self.streams, min(self.streams, _TORCH_STREAMS) if self._shareable() else 1
+        self._threads = available // self.streams
+        dtype: torch.dtype = getattr(torch, self.precision.name)
+        if dtype != torch.float32 and any(parameter.dtype != dtype for parameter in self.model[0].parameters()):
             _ = self.rows  # before rounding changes it
+        self._cast(dtype)
+        if dtype != torch.float32:
+            self.model[0].register_forward_hook(_widen)
+            self._keep_exact()
+
+    def _cast(self, dtype: torch.dtype) -> None:
         # Only the network computes in low precision; pooling, normalising and everything after it stay in float32.
-        for position, module in enumerate(model):
+        for position, module in enumerate(self.model):
             _cast(module, torch.float32 if position else dtype)
-        read_first_token_only(model, self.output)
-        if self.precision.name != "float32":
-            model[0].register_forward_hook(_widen)
+        read_first_token_only(self.model, self.output)
+
+    @property
+    def call_tokens(self) -> int:
+        """Padded tokens that are computed at once, in all streams."""
+        return self.token_budget * self.streams
+
+    def _shareable(self) -> bool:
+        """Whether several threads may be in the network at once: it is known to keep nothing of a forward pass."""
+        network = self.model.transformers_model
+        return type(network).__module__.startswith("transformers.models.") and no_encoder(self.model) is None
+
+    def _keep_exact(self) -> None:
+        """Let what must not be rounded compute in float32."""
 
     @cached_property
     def rows(self) -> str:
@@ -128,7 +172,10 @@ class Engine:
 
     def describe(self) -> str:
         """Return what a repr should say of a loaded model."""
-        return f"{self.precision.name}: {self.precision.reason}, on {self.device}, max_length={self.max_length}"
+        return (
+            f"{self.precision.name}: {self.precision.reason}, by {self.backend.name}: {self.backend.reason}, "
+            f"on {self.device}, max_length={self.max_length}"
+        )
 
     def batches(
         self,
@@ -155,14 +202,18 @@ class Engine:
         """
         limit = self.max_length
         seen = [length if limit is None else min(length, limit) for length in lengths]
-        left = pack(seen, self.token_budget)[::-1]
-        while left:
-            batch = left.pop()
-            if wanted is not None:
-                batch = [position for position in batch if wanted(position)]
-                if not batch:
-                    continue
-            rows = self._forward([inputs[position] for position in batch], options)
+        left = pack(seen, self._budget(seen))[::-1]
+
+        def take() -> tuple[list[int], dict[str, Any]] | None:
+            while left:
+                batch = left.pop()
+                if wanted is not None:
+                    batch = [position for position in batch if wanted(position)]
+                if batch:
+                    return batch, features(self.model, [inputs[position] for position in batch], **options)
+            return None
+
+        for (batch, _), rows in in_streams(take, lambda made: self._forward(made[1]), self.streams, self._threads):
             if rows is not None:
                 if len(rows) != len(batch):
                     raise ModelError(f"the model was given {len(batch)} texts and returned {len(rows)} rows for them")
@@ -174,16 +225,23 @@ class Engine:
                     f"{self.device} has not enough memory for a single text of {widest} tokens; use a smaller "
                     "max_length, a lower precision, a smaller model, or device='cpu'"
                 )
-            self.token_budget = len(batch) * widest // 2
+            self.token_budget = min(self.token_budget, len(batch) * widest // 2)
             again = [position for part in (*left, batch) for position in part]
             smaller = pack([seen[position] for position in again], self.token_budget)
-            left = [[again[index] for index in part] for part in smaller][::-1]
+            left[:] = [[again[index] for index in part] for part in smaller][::-1]
 
-    def _forward(self, inputs: Sequence[Any], options: dict[str, Any]) -> torch.Tensor | None:
-        """Return the rows of one batch, or None if it does not fit into memory."""
+    def _budget(self, lengths: Sequence[int]) -> int:
+        """Return how many tokens a batch may hold: as many batches as keep all streams busy to the end."""
+        if self.streams == 1:
+            return self.token_budget
+        batches = math.ceil(sum(lengths) / self.call_tokens) * self.streams
+        return min(self.token_budget, max(_LEAST_TOKENS, math.ceil(sum(lengths) / max(1, batches))))
+
+    def _forward(self, made: dict[str, Any]) -> torch.Tensor | None:
+        """Return the rows of what was made of one batch, or None if it does not fit into memory."""
         try:
             with torch.inference_mode():
-                rows: torch.Tensor = self.model(features(self.model, inputs, **options))[self.output].float().cpu()
+                rows: torch.Tensor = self.model(made)[self.output].float().cpu()
                 return rows
         except RuntimeError as error:  # which torch.OutOfMemoryError is, and what MPS raises is nothing more
             if not isinstance(error, torch.OutOfMemoryError) and "out of memory" not in str(error):
@@ -198,7 +256,6 @@ class CrossEngine(Engine):
 
     Args:
         model: The loaded cross-encoder.
-        precision: As `CrossEncoder` takes it.
         max_length: As `CrossEncoder` takes it.
         prompt: As `CrossEncoder` takes it.
         max_windows: How many windows of a long passage are scored; None scores its beginning.
@@ -209,17 +266,14 @@ class CrossEngine(Engine):
     def __init__(
         self,
         model: sentence_transformers.CrossEncoder,
-        precision: str,
         max_length: int | None,
         *,
         prompt: str | None = None,
         max_windows: int | None = None,
     ) -> None:
-        super().__init__(model, precision, max_length)
+        super().__init__(model, max_length)
         self._cross_encoder = model
         self.to_logits = to_logits(model)
-        if self.precision.name != "float32":
-            keep_head_exact(model)
         self.prompt = _saved_prompt(model) if prompt is None else prompt
         self.max_windows = max_windows
         self._kind = ChatReading if "message" in getattr(model[0], "modality_config", {}) else PairReading
@@ -231,6 +285,9 @@ class CrossEngine(Engine):
                 "nothing; leave it out, or put what it says into the query"
             )
 
+    def _keep_exact(self) -> None:
+        keep_head_exact(self._cross_encoder)
+
     def score(self, scorings: Sequence[Scoring]) -> None:
         """Score the texts of one or more queries batch by batch, as long as somebody waits for them.
 
@@ -240,12 +297,12 @@ class CrossEngine(Engine):
         together = [scoring for scoring in scorings if scoring.deadline is None]
         self._score_pieces([piece for each in together for piece in self._pieces(each, 0, len(each.texts))])
         for scoring in scorings:
-            step = max(1, self.token_budget // 64)
+            step = max(1, self.call_tokens // 64)
             for start in () if scoring.deadline is None else range(0, len(scoring.texts), step):
                 if not scoring.wanted:
                     break
                 pieces = self._pieces(scoring, start, start + step)
-                for group in consecutive([piece.length for piece in pieces], _GROUP * self.token_budget):
+                for group in consecutive([piece.length for piece in pieces], _GROUP * self.call_tokens):
                     self._score_pieces([pieces[at] for at in group])
 
     def _score_pieces(self, pieces: Sequence[_Piece]) -> None:
@@ -312,7 +369,6 @@ class BiEngine(Engine):
     def __init__(
         self,
         model: sentence_transformers.SentenceTransformer,
-        precision: str,
         max_length: int | None,
         *,
         normalize: bool | None,
@@ -322,7 +378,7 @@ class BiEngine(Engine):
             for modules in _sequences(model):
                 for position in reversed([at for at, module in enumerate(modules) if isinstance(module, Normalize)]):
                     modules.pop(position)
-        super().__init__(model, precision, max_length)
+        super().__init__(model, max_length)
         self.normalize = normalize
         self.normalized = bool(normalize) or any(
             isinstance(module, Normalize) for modules in _sequences(model) for module in modules

@@ -7,9 +7,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import fields
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from retrieve_rerank.errors import InvalidInputError, TruncationWarning, shown, warn_caller
+from retrieve_rerank.errors import InvalidInputError, ModelError, TruncationWarning, shown, warn_caller
+from retrieve_rerank.models.precision import Choice
 from retrieve_rerank.models.settings import LEFT_BEHIND, Argument, Endpoint, ModelSettings, vouched
 from retrieve_rerank.models.threads import EventLoopThread, Worker
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
     from retrieve_rerank.models.engine import Engine
     from retrieve_rerank.models.loading import Checkpoint
-    from retrieve_rerank.models.precision import Precision
     from retrieve_rerank.models.reading import Limits
     from retrieve_rerank.models.server import RemoteModel, Served
 
@@ -62,7 +62,7 @@ class Model(ABC, Generic[E, R]):
             unnamed = isinstance(model, DefaultName) or self.model.startswith(("http://", "https://"))
             self._wanted = None if unnamed else self.model
             self.model = self._wanted or self._endpoint.url
-        device = {} if settings.backend == "torch" else {"device": "cpu"}
+        device = {"device": "cpu"} if settings.backend == "openvino" else {}
         self._settings: dict[str, Any] = {"model": self.model, **settings.arguments, **device}
         self._shown: dict[str, Any] = {"model": self.model, **settings.shown, **device}
         self._start()
@@ -209,11 +209,6 @@ class Model(ABC, Generic[E, R]):
     def _load(self, checkpoint: Checkpoint) -> E:
         """Load the model; called on the worker's thread."""
 
-    @property
-    def _torch_precision(self) -> Precision:
-        # Another backend starts from the exact network.
-        return cast("Precision", self._settings["precision"] if self._settings["backend"] == "torch" else "float32")
-
     def _run(self, here: Callable[[], T], there: Callable[[R], Coroutine[Any, Any, T]], *, short: bool = False) -> T:
         """Return what a call gives, on the model's thread or at its server; a long call lets a short one in."""
         if self._remote is not None:
@@ -232,17 +227,23 @@ class Model(ABC, Generic[E, R]):
         """Return the running model; called on the worker's thread only, so that it loads once."""
         if self._engine is None:
             from retrieve_rerank.models.loading import Checkpoint  # with all of torch behind it
+            from retrieve_rerank.models.openvino import choose_backend
 
-            backend = self._settings["backend"]
             checkpoint = Checkpoint(**{part.name: self._settings[part.name] for part in fields(Checkpoint)})
+            precision = self._settings["precision"]
             engine = self._load(checkpoint)
+            backend = choose_backend(self._settings["backend"], engine.model, precision)
+            try:
+                engine.start(backend, precision, checkpoint)
+            except ModelError as error:
+                if self._settings["backend"] != "auto":
+                    raise
+                self._untold.clear()  # loading it once more finds it out again
+                engine = self._load(checkpoint)
+                self._untold.append(f"torch computes {self.model!r}, which is slower than OpenVINO, because: {error}")
+                engine.start(Choice("torch", "OpenVINO failed, as a warning said"), precision, checkpoint)
             if self._settings["batch_tokens"] is not None:
                 engine.token_budget = self._settings["batch_tokens"]
-            if backend != "torch":
-                from retrieve_rerank.models.runtimes import replace_network
-
-                _ = engine.rows  # while there are weights
-                engine.precision = replace_network(engine.model, checkpoint, backend, self._settings["precision"])
             self._engine, self._limits = engine, engine.limits
         return self._engine
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     import torch
 
-Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A precision and why it was taken."""
+    """A precision or a backend, and why it was taken."""
 
     name: str
     reason: str
@@ -42,11 +42,6 @@ def choose_precision(precision: str, device: torch.device) -> Choice:
 def is_x86() -> bool:
     """Whether this is an x86 processor."""
     return platform.machine().lower() in ("x86_64", "amd64", "i386", "i686")
-
-
-def has_vnni() -> bool:
-    """Whether this x86 processor adds products of 8-bit integers in 32 bits."""
-    return _supported("_is_vnni_supported") or _supported("_is_avx512_vnni_supported")
 
 
 def _cpu_bfloat16_unit() -> str | None:

@@ -45,7 +45,7 @@ from retrieve_rerank.models.calibration import Calibration, as_calibration
 from retrieve_rerank.models.precision import Precision
 from retrieve_rerank.types import Metric, Scale
 
-Backend = Literal["torch", "onnx", "openvino"]
+Backend = Literal["auto", "torch", "openvino"]
 Protocol = Literal["tei", "infinity", "vllm", "openai"]
 LongPassages = Literal["truncate", "windows"]
 Argument: TypeAlias = str | int | float | bool | tuple[float, float] | None  # of a model, but for secrets
@@ -54,8 +54,8 @@ KEY_VARIABLE = "RETRIEVE_RERANK_API_KEY"  # looked at if no key is given, as in 
 ENDPOINT_VARIABLE = "RETRIEVE_RERANK_ENDPOINT"  # the address that the environment's key is for
 
 _PRECISIONS: dict[str, tuple[str, ...]] = {
+    "auto": ("auto", "float32", "bfloat16", "float16"),
     "torch": ("auto", "float32", "bfloat16", "float16"),
-    "onnx": ("auto", "float32", "int8"),  # its CPU kernels have nothing between the two
     "openvino": ("auto", "float32", "bfloat16"),
 }
 LEFT_BEHIND = {"token": None, "api_key": None, "trust_remote_code": False}  # by pickles
@@ -205,13 +205,12 @@ class ModelSettings(BaseModel):
     """ "cpu", "cuda", "cuda:1", "mps"; None takes the best there is."""
     precision: Annotated[Precision, _LOCAL] = _setting(default="auto")
     """ "auto" takes bfloat16 (or float16) where the processor or GPU computes in it, else float32. Vectors and logits
-    always leave in float32. The model's own `precision` says what was chosen. "int8" needs another backend. It is
-    faster than float32 and coarser than all others: near neighbours change places, and a result depends a little on
-    what is computed in the same batch."""
-    backend: Annotated[Backend, _LOCAL] = _setting(default="torch")
-    """What computes the network: "torch", or on the processor "onnx" (ONNX Runtime: "float32", "int8") or "openvino"
-    ("float32", "bfloat16"). The checkpoint's weights are needed all the same: the network is exported from them
-    and kept in `cache_folder`, or beside the hub client's cache."""
+    always leave in float32. The model's own `precision` says what was chosen."""
+    backend: Annotated[Backend, _LOCAL] = _setting(default="auto")
+    """What computes the network: "torch"; "openvino", on the processor, in float32 or bfloat16; "auto" takes OpenVINO
+    where it is installed, the model is an encoder such as BERT on an x86 processor, and what OpenVINO makes of a few
+    texts is what torch does; else torch. The model's `repr` says which one, and why. For OpenVINO, the network is
+    converted at the first load, and kept in `cache_folder`, or beside the Hugging Face cache."""
     revision: Annotated[str | None, _LOCAL] = _setting(default=None)
     """Branch, tag or commit on the hub."""
     cache_folder: Annotated[_Text, _LOCAL] = _setting(default=None)
@@ -227,8 +226,8 @@ class ModelSettings(BaseModel):
     """Tokens that are read of a text, or of query and passage together; None takes the model's own limit."""
     batch_tokens: Annotated[_Count | None, _LOCAL] = _setting(default=None)
     """Tokens, with padding, that are computed in one batch; None takes what suits the device. Results depend on
-    it no more than the precision rounds: in float32 not visibly, in int8 most. Less takes less memory, more may keep a
-    large GPU busier."""
+    it no more than the precision rounds: in float32 not visibly. Less takes less memory, more may keep a large GPU
+    busier."""
     endpoint: Annotated[str | None, BeforeValidator(_check_url), _SERVED] = _setting(default=None)
     """Address of an inference server that runs the model instead, such as "http://localhost:8080": Text Embeddings
     Inference, Infinity, vLLM, or another with OpenAI's `/embeddings` or Cohere's `/rerank`. What only concerns a model
@@ -336,7 +335,7 @@ class ModelSettings(BaseModel):
                 f"precision={self.precision!r} needs {able}; backend={self.backend!r} computes in "
                 f"{', '.join(_PRECISIONS[self.backend])}"
             )
-        if self.backend != "torch" and self.device not in (None, "cpu"):
+        if self.backend == "openvino" and self.device not in (None, "cpu"):
             raise InvalidInputError(
                 f"backend={self.backend!r} runs on the processor here, got device={shown(self.device)}; leave device "
                 "out, or use backend='torch' for a GPU"
