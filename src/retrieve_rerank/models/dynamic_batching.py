@@ -17,7 +17,6 @@ from retrieve_rerank.models.ranking import Scoring
 # As many texts are scored together as there are this many tokens in the batches that are computed at once: a few full
 # batches, and soon over.
 _TOKENS_A_TEXT = 16
-_LEAST_TEXTS = 128  # on few cores, too
 
 
 class _Engine(Protocol):
@@ -57,7 +56,7 @@ class DynamicBatching:
         """
         own = [scoring for scoring in scorings if scoring.texts and not scoring.ended]
         if own:
-            _score(engine, [*own, *self._taken_along(own, max(_LEAST_TEXTS, engine.call_tokens // _TOKENS_A_TEXT))])
+            _score(engine, [*own, *self._taken_along(own, max(1, engine.call_tokens // _TOKENS_A_TEXT))])
 
     def _taken_along(self, own: Sequence[Scoring], limit: int) -> list[Scoring]:
         if any(scoring.deadline is not None for scoring in own):

@@ -41,7 +41,8 @@ from retrieve_rerank.models.streams import cores, in_streams
 
 # Padded tokens in one forward pass. On a CPU larger batches gain nothing and their temporaries leave the cache and make
 # the allocator map and unmap them each time; a GPU needs many more to be busy.
-_CPU_TOKENS = 1_024
+_CPU_TOKENS = 2_048
+_STREAM_TOKENS = 1_024  # where several batches are computed at once
 _GPU_TOKENS = 32_768
 
 # A batch with fewer tokens is not worth a thread of its own.
@@ -128,6 +129,8 @@ class Engine:
         self.backend = backend
         if self.device.type == "cpu":
             self.streams = cores()
+        if self.streams > 1:
+            self.token_budget = _STREAM_TOKENS
         if backend.name == "openvino":
             _ = self.rows  # while there are weights
             self._cast(torch.float32)
