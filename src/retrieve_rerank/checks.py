@@ -26,18 +26,12 @@ def check_query(query: str, what: str = "the query") -> str:
 
 def check_queries(queries: Iterable[str], what: str = "queries") -> list[str]:
     """Return `queries` as a list, or raise InvalidInputError if it is no list or one of them is not usable."""
-    if isinstance(queries, (str, bytes)):
-        raise InvalidInputError(f"{what} must be a list of strings, got one {type(queries).__name__}; wrap it: [...]")
     item = "the query" if what == "queries" else f"one of {what}"
     return [check_query(query, item) for query in _list_of_strings(queries, what)]
 
 
 def check_texts(texts: Iterable[str], what: str = "texts") -> list[str]:
     """Return `texts` as a list, or raise InvalidInputError naming the first item that is not a usable string."""
-    if isinstance(texts, (str, bytes)):
-        raise InvalidInputError(
-            f"{what} must be a list of strings, got a single {type(texts).__name__}; wrap it: [...]"
-        )
     items = _list_of_strings(texts, what)
     for position, item in enumerate(items):
         if not isinstance(item, str):
@@ -47,6 +41,8 @@ def check_texts(texts: Iterable[str], what: str = "texts") -> list[str]:
 
 
 def _list_of_strings(values: Iterable[str], what: str) -> list[str]:
+    if isinstance(values, (str, bytes)):
+        raise InvalidInputError(f"{what} must be a list of strings, got one {type(values).__name__}; wrap it: [...]")
     if isinstance(values, Mapping):  # of which the keys would be taken
         raise InvalidInputError(f"{what} must be a list of strings, got {type(values).__name__}")
     return list(check_iterable(values, what, "strings"))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any, overload
+from typing import overload
 
 from retrieve_rerank.types import Hit
 
@@ -113,7 +113,8 @@ class SearchResult(Sequence[Hit]):
             f'<div class="rr-result"><style>{css()}</style>'
             f"{_query(self.query)}"
             f'<div class="rr-sum">{_summary(self)}</div>{note}'
-            f'<div class="rr-sides">{_before(self)}{_after(self)}</div></div>'
+            f'<div class="rr-sides">{_before(self)}'
+            f"{side('after', 'Re-ranked', [hit_row(hit) for hit in self.hits], 'Nothing was kept.')}</div></div>"
         )
 
 
@@ -151,10 +152,6 @@ def _before(result: SearchResult) -> str:
     best = max((hit.score for hit in result.candidates if math.isfinite(hit.score)), default=0.0)
     rows = [candidate_row(hit, best, final.get((hit.passage.id, hit.retrieval_rank))) for hit in result.candidates]
     return side("before", "First stage", rows, "The first stage found nothing.")
-
-
-def _after(result: SearchResult) -> str:
-    return side("after", "Re-ranked", [hit_row(hit) for hit in result.hits], "Nothing was kept.")
 
 
 def side(name: str, title: str, rows: Sequence[str], nothing: str) -> str:
@@ -260,13 +257,10 @@ def _facts(hit: Hit) -> str:
     if any(rank is not None for rank in hit.retrieval_ranks):
         ranks = ", ".join("–" if rank is None else str(rank) for rank in hit.retrieval_ranks)
         facts.append(f"rank in each list: {ranks}")
-    facts += _metadata(hit.passage.metadata)
+    metadata = hit.passage.metadata.items()
+    shown = [f"{escaped(cut(str(key), _FACT))}: {escaped(cut(str(value), _FACT))}" for key, value in metadata]
+    facts += shown if len(shown) <= _FACTS else [*shown[:_FACTS], f"{len(shown) - _FACTS} more"]
     return f'<div class="rr-facts" dir="auto">{" · ".join(facts)}</div>' if facts else ""
-
-
-def _metadata(metadata: Mapping[str, Any]) -> Iterable[str]:
-    shown = [f"{escaped(cut(str(key), _FACT))}: {escaped(cut(str(value), _FACT))}" for key, value in metadata.items()]
-    return shown if len(shown) <= _FACTS else [*shown[:_FACTS], f"{len(shown) - _FACTS} more"]
 
 
 def _number(value: float) -> str:

@@ -12,6 +12,7 @@ from retrieve_rerank.errors import InvalidInputError, shown
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    from typing_extensions import Self
 
 Scale = Literal["logits", "probabilities"]  # of a cross-encoder's scores
 Metric = Literal["cosine", "dot", "euclidean"]
@@ -123,6 +124,20 @@ class AddReport:
     def __repr__(self) -> str:
         removed = f", removed={self.removed}" if self.removed else ""
         return f"AddReport(added={self.added}, updated={self.updated}, unchanged={self.unchanged}{removed})"
+
+
+class Closeable:
+    """What is closed at the end of a `with` block."""
+
+    def close(self) -> None:
+        """Release what is held."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
 @runtime_checkable

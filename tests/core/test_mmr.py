@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from retrieve_rerank import ChromaIndex, InvalidInputError, Passage
-from retrieve_rerank.indexes.mmr import diverse
-from retrieve_rerank.indexes.nearest import Found
+from retrieve_rerank.indexes.nearest import Found, diverse
 from retrieve_rerank.indexes.records import Record
 from tests.core.stubs import LetterEncoder
 

@@ -27,6 +27,7 @@ from retrieve_rerank.evaluation.store import open_store
 from retrieve_rerank.models.cross_encoder import CrossEncoder
 from retrieve_rerank.models.interpolation import check_weight
 from retrieve_rerank.models.ranking import Ranker, scorer_name
+from retrieve_rerank.retrieval.first_stage import check_retriever
 from retrieve_rerank.retrieval.pipeline import RetrieveRerank
 from retrieve_rerank.retrieval.rerank import described
 from retrieve_rerank.retrieval.saved import remembered
@@ -361,10 +362,7 @@ def _first_stages(given: Mapping[str, Retriever] | Retriever) -> dict[str, Retri
     found = dict(given) if isinstance(given, Mapping) else {type(given).__name__: given}
     for name, retriever in found.items():
         check_name(name, "first stage")
-        if not callable(getattr(retriever, "retrieve", None)):
-            raise InvalidInputError(
-                f"first stage {name!r} must have retrieve(query, k), as ChromaIndex has; got {type(retriever).__name__}"
-            )
+        check_retriever(retriever, f"first stage {name!r}")
     if not found:
         raise InvalidInputError("first_stages must hold a retriever, got none")
     return found

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from retrieve_rerank.errors import RetrieveRerankError
 from retrieve_rerank.indexes.directory import Directory, View
 
 
@@ -44,13 +43,8 @@ class Threads:
         """Do several writes while nobody else does one."""
         return self._lock
 
-    def hold(self) -> None:
+    def hold(self, seconds: float | None = None) -> None:
         """Become a writer, before anything is made for it."""
-
-    def try_hold(self, write: Callable[[], None]) -> bool:
-        """Write if that is possible at once; return whether it was."""
-        write()
-        return True
 
     def let_go(self) -> None:
         """Be a writer no more."""
@@ -97,23 +91,9 @@ class Share:
         with self._shared.guarded():
             yield
 
-    def hold(self) -> None:
-        """Become a writer of the directory, before anything is made for it."""
-        self._shared.hold(self._owner, self._seconds)
-
-    def try_hold(self, write: Callable[[], None]) -> bool:
-        """Write if nobody else does; a part in the lock that was taken for this alone is given back."""
-        held = self._shared.holds(self._owner)
-        try:
-            self._shared.hold(self._owner, 0.0)
-        except RetrieveRerankError:
-            return False
-        try:
-            write()
-        finally:
-            if not held:
-                self.let_go()
-        return True
+    def hold(self, seconds: float | None = None) -> None:
+        """Become a writer of the directory, before anything is made for it; `seconds` to wait, if not as usual."""
+        self._shared.hold(self._owner, self._seconds if seconds is None else seconds)
 
     def let_go(self) -> None:
         """Be a writer no more; the lock goes with the last one of this process."""

@@ -18,7 +18,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import islice
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -39,13 +38,13 @@ from retrieve_rerank.indexes.filters import Where, matcher
 from retrieve_rerank.indexes.records import Record, check_ids, check_passage, check_passages, to_record
 from retrieve_rerank.indexes.words import Analyzer, Tokenizer, Vocabulary
 from retrieve_rerank.models.threads import Worker
-from retrieve_rerank.types import AddReport, Hit, Passage
+from retrieve_rerank.types import AddReport, Closeable, Hit, Passage
 
 _BATCH = 1_000  # records taken in one go
 _K1, _B = 1.5, 0.75  # bm25s's
 
 
-class BM25Index:
+class BM25Index(Closeable):
     """Passages searched by their words, with BM25 as bm25s computes it. Needs the extra `hybrid`.
 
     Texts and queries are cut into words and lower-cased; stop words are left out and endings cut off, all as the
@@ -333,14 +332,6 @@ class BM25Index:
             self._take(Content(self._analyzer.facts, _K1, _B))
             self._closed = True
 
-    def __enter__(self) -> BM25Index:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def __repr__(self) -> str:
         return f"BM25Index(path={self.path!r}, language={self.language!r})"
 
@@ -421,7 +412,7 @@ class BM25Index:
                     f"{now!r}: words of different cuts do not meet. Open it as it was made (language="
                     f"{content.facts.get('language')!r}), or use another directory and add the passages again"
                 )
-        if content.weights is None or content.facts != self._analyzer.facts:
+        if content.facts != self._analyzer.facts:
             warn_caller(
                 f"the words of the index in {str(folder.path)!r} were cut by another version of retrieve-rerank, the "
                 "stemmer or the stop words; they are cut anew, at every opening until it is saved: save()",

@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from retrieve_rerank._files import locked, resolved, sync_file, sync_folder, wri
 from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, RetrieveRerankError, require
 from retrieve_rerank.indexes.records import Record
 
-FORMAT = 2  # 1 had a file for each of ids, texts and metadata, and its words are no longer those of today
+FORMAT = 2
 
 Ints = npt.NDArray[np.integer[Any]]
 Weights = dict[str, Any]  # as bm25s has them: "data", "indices" and "indptr" of a sparse matrix, and "num_docs"
@@ -78,7 +78,8 @@ class Rows:
 
     def append(self, record: Record) -> None:
         """Put one more record at the end."""
-        self.new.append(to_row(record.id, record.text, record.metadata))
+        row = [record.id, record.text, dict(record.metadata)]
+        self.new.append(json.dumps(row, ensure_ascii=False).encode())
 
     def cut(self, count: int) -> None:
         """Forget the records from this number on, which are new."""
@@ -89,11 +90,6 @@ class Rows:
         old, new = np.split(chosen, [len(self.kept)])
         kept = _numbers(np.asarray(self.kept, np.int64)[old])
         return Rows(self.stored, self.ends, kept, [row for row, stays in zip(self.new, new, strict=True) if stays])
-
-
-def to_row(id_: str, text: str, metadata: Mapping[str, Any]) -> bytes:
-    """Return a record as it is stored."""
-    return json.dumps([id_, text, dict(metadata)], ensure_ascii=False).encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +104,7 @@ class Content:
         words: The words of all passages by number, one passage after another; int32. Those that make their passage no
             longer as `~number`.
         lengths: How many of them each passage has; int32.
-        weights: What each word of each passage adds to a query's score; None where this is not known.
+        weights: What each word of each passage adds to a query's score; None where it has yet to be worked out.
         rows: The passages.
     """
 
@@ -338,9 +334,9 @@ def _read(folder: Path, pointer: Mapping[str, Any]) -> Content:
         if found != size:
             raise ValueError(f"{name} has {found} bytes where {size} were written")
     facts, k1, b = dict(pointer["words"]), float(pointer["k1"]), float(pointer["b"])
-    if pointer["format"] == 1:
-        return Content(facts, k1, b, rows=Rows(new=list(_rows_of_format_1(folder))))
-    words, lengths, ends = (_mapped_array(folder / f"{name}.npy") for name in _ARRAYS)
+    words, lengths, ends = (
+        _plain(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)) for name in _ARRAYS
+    )
     matrix = require("bm25s", extra="hybrid").BM25.load(folder, mmap=True, show_progress=False, verbosity=0)
     weights = {**matrix.scores, **{name: _plain(matrix.scores[name]) for name in _MATRIX}}
     if (
@@ -352,20 +348,6 @@ def _read(folder: Path, pointer: Mapping[str, Any]) -> Content:
         raise ValueError("its files do not belong together")
     rows = Rows(_mapped_bytes(folder / "rows.bin"), _numbers(ends), range(len(ends)))
     return Content(facts, k1, b, list(matrix.vocab_dict), words, lengths, weights, rows)
-
-
-def _rows_of_format_1(folder: Path) -> Iterator[bytes]:
-    columns = []
-    for name in ("ids", "texts", "metadata"):
-        ends = np.load(folder / f"{name}.npy", allow_pickle=False).tolist()
-        raw = (folder / f"{name}.bin").read_bytes()
-        columns.append([raw[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)])
-    for id_, text, metadata in zip(*columns, strict=True):
-        yield to_row(id_, text, json.loads(metadata) if metadata else {})
-
-
-def _mapped_array(path: Path) -> Any:
-    return _plain(np.load(path, mmap_mode="r", allow_pickle=False))
 
 
 def _plain(array: Any) -> Any:

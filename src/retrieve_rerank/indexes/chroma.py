@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,13 +21,13 @@ from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, shown
 from retrieve_rerank.indexes.chroma_server import RETRY_SECONDS
 from retrieve_rerank.indexes.filters import Where
 from retrieve_rerank.indexes.health import adopt_at_opening, adopt_stored, check, repair
-from retrieve_rerank.indexes.mmr import check_mmr, diverse
+from retrieve_rerank.indexes.nearest import check_mmr, diverse
 from retrieve_rerank.indexes.records import Record, check_ids, check_passage, check_passages, to_record
 from retrieve_rerank.indexes.recovery import recovering
 from retrieve_rerank.indexes.reports import AdoptReport, IndexCheck, RepairReport
 from retrieve_rerank.indexes.store import ChromaCollection
 from retrieve_rerank.models.bi_encoder import one_truncation_warning
-from retrieve_rerank.types import AddReport, Encoder, Hit, Metric, Passage
+from retrieve_rerank.types import AddReport, Closeable, Encoder, Hit, Metric, Passage
 
 if TYPE_CHECKING:
     from chromadb.api import ClientAPI
@@ -42,7 +41,7 @@ _ONE = threading.Lock()
 _ENCODER = ("encode_queries", "encode_documents", "dimension", "metric", "fingerprint")
 
 
-class ChromaIndex:
+class ChromaIndex(Closeable):
     """Passages in a Chroma collection, searched by an encoder's vectors.
 
     A new collection is made with the encoder's metric and carries its fingerprint; an existing one is checked against
@@ -248,11 +247,46 @@ class ChromaIndex:
             AddReport(added=0, updated=0, unchanged=1, removed=1)
         """
         check_passages(passages)
+        source, key = _checked_source(source_id, source_key)
         with _one_at_a_time(self.collection):
-            source = _Source(self.collection, source_id, source_key)
+            self.collection.become_writer()
+            before = set(self.collection.ids(where={key: {"$eq": source}}))
+            now: set[str] = set()
+            marked = self._of_source(passages, source, key, before, now)
             total = len(passages) if isinstance(passages, Sized) else None
-            report = self._add(source.marked(passages), total, batch_size, show_progress=show_progress)
-            return replace(report, removed=source.remove_stale())
+            report = self._add(marked, total, batch_size, show_progress=show_progress)
+            stale = sorted(before - now)
+            self.collection.delete(stale)
+            return replace(report, removed=len(stale))
+
+    def _of_source(
+        self, passages: Iterable[Passage], source: str, key: str, before: set[str], now: set[str]
+    ) -> Iterator[Passage]:
+        """Yield passages with their source in the metadata, and put their ids into `now`.
+
+        Raises:
+            InvalidInputError: If one is another source's, by its own metadata or by what is stored under its id.
+        """
+        numbered = enumerate(passages)
+        while chunk := [check_passage(passage, place) for place, passage in islice(numbered, _SOURCE_CHUNK)]:
+            for passage in chunk:
+                owner = passage.metadata.get(key)
+                if owner not in (None, source):
+                    raise InvalidInputError(
+                        f"passage {passage.id!r} says that its {key!r} is {owner!r}, not {source!r}; nothing was "
+                        "removed"
+                    )
+            for stored in self.collection.read([passage.id for passage in chunk if passage.id not in before]):
+                owner = stored.passage.metadata.get(key)
+                if owner not in (None, source):
+                    raise InvalidInputError(
+                        f"passage {stored.id!r} is stored as one of source {owner!r}; an id belongs to one source. "
+                        "Give the passages ids that name their source, or delete the other one's first"
+                    )
+            now.update(passage.id for passage in chunk)
+            for passage in chunk:
+                # First, so that it can be searched by, however many values there are.
+                yield Passage(passage.id, passage.text, {key: source} | dict(passage.metadata) | {key: source})
 
     def retrieve(
         self,
@@ -425,14 +459,6 @@ class ChromaIndex:
         """Release the collection. An in-memory one is gone; the encoder is the caller's and stays."""
         self.collection.close()
 
-    def __enter__(self) -> ChromaIndex:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def __repr__(self) -> str:
         return f"ChromaIndex({self.collection.name!r}, {self.metric}, encoder={self.encoder!r})"
 
@@ -457,70 +483,14 @@ def _one_at_a_time(collection: ChromaCollection) -> Iterator[None]:
         yield
 
 
-class _Source:
-    """One source's passages in a collection, at the time this is made, whose maker writes the directory from then on.
-
-    Args:
-        collection: Where they are.
-        source_id: The source.
-        source_key: The metadata key that holds it.
-
-    Raises:
-        InvalidInputError: If the source or the key cannot be stored and searched.
-        IndexLockedError: If another process writes the directory.
-    """
-
-    def __init__(self, collection: ChromaCollection, source_id: str, source_key: str) -> None:
-        for name, value in (("source_id", source_id), ("source_key", source_key)):
-            if not isinstance(value, str) or not value:
-                raise InvalidInputError(f"{name} must be a non-empty string, got {shown(value)}")
-        if to_record(Passage("-", "", {source_key: source_id})).metadata.get(source_key) != source_id:
-            raise InvalidInputError(
-                f"source_key {source_key!r} cannot be searched by; use a plain word such as 'source'"
-            )
-        self.collection, self.id, self.key = collection, str.__str__(source_id), str.__str__(source_key)
-        collection.become_writer()
-        self._before = set(collection.ids(where={source_key: {"$eq": source_id}}))
-        self._now: set[str] = set()
-
-    def marked(self, passages: Iterable[Passage]) -> Iterator[Passage]:
-        """Yield the passages as this source's, with the source in their metadata.
-
-        Raises:
-            InvalidInputError: If one is another source's, by its own metadata or by what is stored under its id.
-        """
-        check_passages(passages)
-        numbered = enumerate(passages)
-        while chunk := [
-            self._mine(check_passage(passage, place)) for place, passage in islice(numbered, _SOURCE_CHUNK)
-        ]:
-            unknown = [passage.id for passage in chunk if passage.id not in self._before]
-            for stored in self.collection.read(unknown):
-                owner = stored.passage.metadata.get(self.key)
-                if owner not in (None, self.id):
-                    raise InvalidInputError(
-                        f"passage {stored.id!r} is stored as one of source {owner!r}; an id belongs to one source. "
-                        "Give the passages ids that name their source, or delete the other one's first"
-                    )
-            self._now.update(passage.id for passage in chunk)
-            yield from chunk
-
-    def remove_stale(self) -> int:
-        """Delete what is stored of the source and was not among the passages; return how many that were."""
-        stale = self._before - self._now
-        self.collection.delete(sorted(stale))
-        return len(stale)
-
-    def _mine(self, passage: Passage) -> Passage:
-        owner = passage.metadata.get(self.key)
-        if owner is None:
-            # First, so that it can be searched by, however many values there are.
-            return Passage(passage.id, passage.text, {self.key: self.id, **passage.metadata, self.key: self.id})
-        if owner != self.id:
-            raise InvalidInputError(
-                f"passage {passage.id!r} says that its {self.key!r} is {owner!r}, not {self.id!r}; nothing was removed"
-            )
-        return passage
+def _checked_source(source_id: str, source_key: str) -> tuple[str, str]:
+    """Return a source and the metadata key that holds it, or raise InvalidInputError if it cannot be searched by."""
+    for name, value in (("source_id", source_id), ("source_key", source_key)):
+        if not isinstance(value, str) or not value:
+            raise InvalidInputError(f"{name} must be a non-empty string, got {shown(value)}")
+    if to_record(Passage("-", "", {source_key: source_id})).metadata.get(source_key) != source_id:
+        raise InvalidInputError(f"source_key {source_key!r} cannot be searched by; use a plain word such as 'source'")
+    return str.__str__(source_id), str.__str__(source_key)
 
 
 def _checked(encoder: Encoder) -> Encoder:

@@ -10,11 +10,9 @@ import os
 import shutil
 import sqlite3
 import threading
-import uuid
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -30,7 +28,7 @@ from retrieve_rerank.errors import (
     warn_caller,
 )
 from retrieve_rerank.indexes.access import Share, Threads
-from retrieve_rerank.indexes.chroma_server import Patient, is_server, with_patience
+from retrieve_rerank.indexes.chroma_server import Patient, is_server
 from retrieve_rerank.indexes.directory import (
     DATABASE,
     READER_SECONDS,
@@ -228,63 +226,8 @@ def find_or_create(
                 raise error from None
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """A collection, as it was opened.
-
-    Attributes:
-        client: Where it is.
-        chroma: Chroma's object; of a server, with patience.
-        turns: Whose turn it is to write.
-        made: Whether it was made for this.
-        beside: The directory's other collections, where it was made in one.
-    """
-
-    client: ClientAPI
-    chroma: Any
-    turns: Share | Threads
-    made: bool = False
-    beside: tuple[str, ...] = ()
-
-
-def open_collection(
-    wanted: str | chromadb.Collection,
-    path: str | os.PathLike[str] | None,
-    client: ClientAPI | None,
-    metric: Metric,
-    fingerprint: Fingerprint | None,
-    retry_seconds: float,
-    lock_timeout: float,
-) -> Opened:
-    """Open a collection, which is made if missing, or a live one.
-
-    Args:
-        wanted: Its name, or a live collection.
-        path: A directory; or
-        client: a Chroma client. Neither: in memory, where it gets a name that nobody else's has.
-        metric: Of a new one.
-        fingerprint: Of a new one.
-        retry_seconds: For how long a request that a server does not answer is repeated.
-        lock_timeout: Seconds to wait while another process writes the directory.
-    """
-    if not isinstance(wanted, str):
-        # A live collection has no public way to its client, which knows the batch limit.
-        client = cast("ClientAPI", wanted._client)  # noqa: SLF001
-        plain = without_stored_functions(wanted)
-        chroma = Patient(plain, retry_seconds) if is_server(client) else plain
-        return Opened(client, chroma, _turns_of(client, lock_timeout))
-    private = path is None and client is None
-    client = open_client(path) if client is None else with_patience(client, retry_seconds)
-    turns = _turns_of(client, lock_timeout)
-    # Chroma's in-memory store is one for the whole process: two indexes must not meet in it.
-    name = f"{wanted[:400]}-{uuid.uuid4().hex}" if private else wanted
-    found, made = find_or_create(client, name, metric, fingerprint, turns.writing)
-    # A server has those of many.
-    beside = other_collections(client, name) if made and not private and not is_server(client) else ()
-    return Opened(client, found, turns, made, beside)
-
-
-def _turns_of(client: ClientAPI, lock_timeout: float) -> Share | Threads:
+def turns_of(client: ClientAPI, lock_timeout: float) -> Share | Threads:
+    """Return whose turn it is to write to a client, which waits `lock_timeout` seconds for another process."""
     shared = directory_of(client)
     if is_server(client):
         return Threads(knows=False)
@@ -292,7 +235,9 @@ def _turns_of(client: ClientAPI, lock_timeout: float) -> Share | Threads:
 
 
 def other_collections(client: ClientAPI, name: str) -> tuple[str, ...]:
-    """Return the names of some other collections of a client."""
+    """Return the names of some other collections of a client; of a server, which has those of many, none."""
+    if is_server(client):
+        return ()
     named = (collection.name for collection in client.list_collections(limit=_SHOWN))
     return tuple(other for other in named if other != name and not other.startswith(_REBUILDING))
 

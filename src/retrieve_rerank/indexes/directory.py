@@ -159,12 +159,6 @@ class Directory:
                         raise
             time.sleep(_PAUSE)
 
-    def holds(self, owner: str) -> bool:
-        """Whether an owner has its share in the writers' lock."""
-        with self.guarded():
-            self._sweep()
-            return owner in self._owners and self._writer.held
-
     def _join(self, owner: str, seconds: float) -> None:
         self._sweep()
         self._owners.add(owner)  # first: the garbage collector may let the last other one go at any moment

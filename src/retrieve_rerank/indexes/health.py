@@ -11,7 +11,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
@@ -56,29 +56,6 @@ class DocumentEncoder(Protocol):
 # Check
 
 
-@dataclass
-class _Seen:
-    """What the walk through a collection has found."""
-
-    missing: list[str] = field(default_factory=list)
-    unreadable: list[str] = field(default_factory=list)
-    zero: list[str] = field(default_factory=list)
-    unseen: dict[str, Vectors] = field(default_factory=dict)  # with a vector, which the one big search did not return
-    sample: list[str] = field(default_factory=list)
-
-    def look(self, record: Record, vector: Vectors | None, returned: Mapping[str, int] | None) -> None:
-        """Take note of one record."""
-        if not _decodes(record.metadata):
-            self.unreadable.append(record.id)
-        if vector is None:
-            self.missing.append(record.id)
-            return
-        if returned is not None and record.id not in returned:
-            self.unseen[record.id] = vector
-        if not vector.any():
-            self.zero.append(record.id)
-
-
 def check(
     collection: ChromaCollection,
     encoder: DocumentEncoder | None,
@@ -99,8 +76,8 @@ def check(
         if stuck := stuck_in_log(collection):
             return IndexCheck(collection.name, 0, stuck=tuple(stuck.values()))
         raise
-    seen = _Seen()
-    unreached: list[str] = []
+    missing, unreadable, unreached, chosen = list[str](), list[str](), list[str](), list[str]()
+    unseen: dict[str, Vectors] = {}  # with a vector, which the one big search did not return
     with collection.reading():
         returned = _returned(collection, count)
         every = 1 if samples is None else max(1, -(-count // samples)) if samples else 0
@@ -108,23 +85,26 @@ def check(
             for offset in range(0, count, ROWS):
                 records = collection.read(limit=ROWS, offset=offset)
                 vectors = _readable_vectors(collection, [record.id for record in records])
-                for place, record in enumerate(records, start=offset):
-                    seen.look(record, vectors.get(record.id), returned)
-                    if every and place % every == 0 and record.id in vectors:
-                        seen.sample.append(record.id)
+                unreadable += [record.id for record in records if not _decodes(record.metadata)]
+                missing += [record.id for record in records if record.id not in vectors]
+                if every:  # and whatever has no direction, which no encoder makes
+                    sampled = {record.id for record in records[-offset % every :: every]}
+                    chosen += [id_ for id_, vector in vectors.items() if id_ in sampled or not vector.any()]
+                if returned is not None:
+                    unseen |= {id_: vector for id_, vector in vectors.items() if id_ not in returned}
                 bar.update(len(records))
         if returned is not None:
-            lost, unreached = _never_returned(collection, seen.unseen, count)
-            seen.missing += lost
-    wrong, encoded, with_metadata = _wrong(collection, encoder, seen, show_progress=show_progress)
+            lost, unreached = _never_returned(collection, unseen, count)
+            missing += lost
+    wrong, encoded, with_metadata = _wrong(collection, encoder, chosen, show_progress=show_progress)
     return IndexCheck(
         collection=collection.name,
         count=count,
-        missing=tuple(seen.missing),
+        missing=tuple(missing),
         doubled=tuple(id_ for id_, times in (returned or {}).items() if times > 1),
         unanswered=returned is None,
         wrong=tuple(wrong),
-        unreadable=tuple(seen.unreadable),
+        unreadable=tuple(unreadable),
         unreached=tuple(unreached),
         encoded=encoded,
         with_metadata=with_metadata,
@@ -220,12 +200,11 @@ def _decodes(metadata: Mapping[str, Any]) -> bool:
 
 
 def _wrong(
-    collection: ChromaCollection, encoder: DocumentEncoder | None, seen: _Seen, *, show_progress: bool
+    collection: ChromaCollection, encoder: DocumentEncoder | None, ids: Sequence[str], *, show_progress: bool
 ) -> tuple[list[str], int, int]:
-    """Encode the samples, and all whose vector is zero, again; return the wrong ids and two counts."""
+    """Encode passages again; return the ids of those whose vector is another, and two counts."""
     if encoder is None:
         return [], 0, 0
-    ids = list(dict.fromkeys(seen.sample + seen.zero if seen.sample else ()))
     wrong: list[str] = []
     encoded = with_metadata = 0
     with tqdm(total=len(ids), disable=not show_progress, unit="passage", desc="Encoding again") as bar:
@@ -411,7 +390,7 @@ def _is_copy(successor: Any, old: Any) -> bool:
     return bool(successor.count() == count)
 
 
-# Adopt
+# Recover
 
 
 def adopt_stored(
@@ -480,7 +459,8 @@ def prove(collection: ChromaCollection, encoder: Encoder) -> None:
         if collection.recorded and report.samples:
             collection.verified = True  # what is written down stays: it may say more
         else:  # in whatever metric: it is what the caller asked for
-            collection.record_encoder(encoder.fingerprint, only_if_free=True)
+            with suppress(RetrieveRerankError):  # another process writes, or nobody may
+                collection.record_encoder(encoder.fingerprint)
         return
     if collection.recorded:
         raise IndexMismatchError(
@@ -502,10 +482,7 @@ def _tried(collection: ChromaCollection, encoder: Encoder, samples: int) -> Adop
     check_identity(collection.name, collection.identity, None, encoder.fingerprint)
     count = collection.count()
     step = max(1, -(-count // check_count(samples, "samples")))
-    if step == 1 or count <= ROWS:
-        ids = [record.id for record in collection.read(limit=ROWS)][::step]
-    else:
-        ids = [record.id for offset in range(0, count, step) for record in collection.read(limit=1, offset=offset)]
+    ids = [record.id for offset in range(0, count, step) for record in collection.read(limit=1, offset=offset)]
     records, stored = _with_vectors(collection, ids) if ids else ([], {})
     wrong: list[str] = []
     with_metadata = 0

@@ -51,21 +51,17 @@ def to_metadata(fingerprint: Fingerprint | None) -> dict[str, str | int]:
     return metadata
 
 
-def check_format(name: str, found: Identity) -> None:
-    """Raise IndexMismatchError if a collection was written by a newer version than this."""
+def check_identity(name: str, found: Identity, metric: Metric | None, fingerprint: Fingerprint | None) -> None:
+    """Compare a collection with the encoder and metric that it is opened with.
+
+    Raises:
+        IndexMismatchError: If they differ, or a newer version than this wrote it, saying in what and what to do.
+    """
     if found.format is not None and found.format > FORMAT:
         raise IndexMismatchError(
             f"collection {name!r} has format {found.format}, written by a newer retrieve-rerank; this one reads up to "
             f"{FORMAT}. Upgrade retrieve-rerank"
         )
-
-
-def check_identity(name: str, found: Identity, metric: Metric | None, fingerprint: Fingerprint | None) -> None:
-    """Compare a collection with the encoder and metric that it is opened with.
-
-    Raises:
-        IndexMismatchError: If they differ, saying in what and what to do.
-    """
     differences = (
         [] if found.fingerprint is None or fingerprint is None else _differences(found.fingerprint, fingerprint)
     )

@@ -85,7 +85,12 @@ def to_record(passage: Passage, bookkeeping: Mapping[str, str] | None = None) ->
     if bookkeeping:
         flat.update(bookkeeping)
     elif rest:
-        flat[JSON_KEY] = _to_json(rest, passage)
+        try:
+            flat[JSON_KEY] = json.dumps(rest)
+        except (RecursionError, ValueError) as error:
+            raise InvalidInputError(
+                f"the metadata {sorted(rest)} of passage {passage.id!r} cannot be written as JSON: {error}"
+            ) from error
     # Of a subclass, such as an enumeration of strings, the value is stored, not what str() makes of it.
     return Record(str.__str__(passage.id), str.__str__(passage.text), flat)
 
@@ -154,15 +159,6 @@ def fit_to_log(logged: Mapping[str, Any]) -> dict[str, Any]:
     if JSON_KEY in own:
         rest = {**json.loads(own[JSON_KEY]), **rest}
     return {**own, **flat, JSON_KEY: json.dumps(rest)}
-
-
-def _to_json(rest: Mapping[str, Any], passage: Passage) -> str:
-    try:
-        return json.dumps(rest)
-    except (RecursionError, ValueError) as error:
-        raise InvalidInputError(
-            f"the metadata {sorted(rest)} of passage {passage.id!r} cannot be written as JSON: {error}"
-        ) from error
 
 
 def user_metadata(stored: Mapping[str, Any]) -> dict[str, Any]:

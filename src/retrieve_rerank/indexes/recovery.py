@@ -35,7 +35,10 @@ def stuck_in_log(collection: ChromaCollection) -> dict[int, str]:
 
 def mend_log(collection: ChromaCollection) -> None:
     """Move the metadata that Chroma cannot apply, in its log, to where `Record` keeps such."""
-    with collection.mending() as folder, _database(folder, "rw") as database:
+    folder = collection.directory
+    if folder is None:
+        raise InvalidInputError(f"collection {collection.name!r} is in no directory: its log cannot be changed")
+    with collection.alone(), _database(folder, "rw") as database:
         for place, _, metadata in _logged(database, collection):
             if not fits_log(metadata):
                 new = json.dumps(fit_to_log(metadata))

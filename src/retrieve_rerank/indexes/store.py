@@ -11,6 +11,7 @@ import asyncio
 import gc
 import os
 import time
+import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -24,15 +25,23 @@ import numpy.typing as npt
 from retrieve_rerank.checks import check_choice, check_count, check_flag
 from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, RetrieveRerankError, warn_caller
 from retrieve_rerank.indexes.access import Share
-from retrieve_rerank.indexes.chroma_server import RETRY_SECONDS, Patient, is_server
-from retrieve_rerank.indexes.client import drop_collection, drop_private, open_collection, translated
+from retrieve_rerank.indexes.chroma_server import RETRY_SECONDS, Patient, is_server, with_patience
+from retrieve_rerank.indexes.client import (
+    drop_collection,
+    drop_private,
+    find_or_create,
+    open_client,
+    other_collections,
+    translated,
+    turns_of,
+    without_stored_functions,
+)
 from retrieve_rerank.indexes.directory import check_wait, one_spelling
 from retrieve_rerank.indexes.filters import Where, chroma_filters
 from retrieve_rerank.indexes.identity import (
     SPACES,
     Fingerprint,
     Identity,
-    check_format,
     check_identity,
     check_name,
     check_suits,
@@ -107,11 +116,10 @@ class ChromaCollection:
         for one in (metric, encoder_metric):
             if one is not None:
                 check_choice(one, SPACES, "metric")
-        name = check_name(name) if handle is None else handle.name
-        check_wait(retry_seconds, "retry_seconds", "for which a server is asked again")
+        self.name = check_name(name) if handle is None else handle.name
+        self._retry_seconds = check_wait(retry_seconds, "retry_seconds", "for which a server is asked again")
         self.lock_timeout = check_wait(lock_timeout, "lock_timeout", "to wait while another process writes")
         self.search_breadth = None if search_breadth is None else check_count(search_breadth, "search_breadth")
-        self.name = name
         self.assume_compatible = check_flag(assume_compatible, "assume_compatible")
         self.worker = Worker(f"retrieve-rerank collection {self.name}")
         self._fingerprint = fingerprint
@@ -123,18 +131,7 @@ class ChromaCollection:
         self._counted: tuple[int, float, object] | None = None
         self._drop_private: Callable[[], object] | None = None
         with translated(f"collection {self.name!r}"):
-            opened = open_collection(
-                handle or name,
-                path,
-                client,
-                metric or encoder_metric or "cosine",
-                fingerprint,
-                retry_seconds,
-                lock_timeout,
-            )
-        self.client, self._chroma, self._turns, self.made = opened.client, opened.chroma, opened.turns, opened.made
-        # The directory's other collections, where this one was made here: a name may have been mistaken.
-        self.beside = opened.beside
+            self._open(path, client, metric or encoder_metric or "cosine")
         self.at_server = is_server(self.client)
         self.folder: str | None = None if path is None else str(one_spelling(path))
         weakref.finalize(self, self._turns.let_go)
@@ -149,16 +146,31 @@ class ChromaCollection:
             self.close()
             raise
 
+    def _open(self, path: str | os.PathLike[str] | None, client: ClientAPI | None, metric: Metric) -> None:
+        self.made = False
+        self.beside: tuple[str, ...] = ()  # the other collections, where it was made: a name may have been mistaken
+        if self._live is not None:
+            self.client = cast("ClientAPI", self._live._client)  # noqa: SLF001 - there is no public way to it
+            self._turns = turns_of(self.client, self.lock_timeout)
+            plain = without_stored_functions(self._live)
+            self._chroma: Any = Patient(plain, self._retry_seconds) if is_server(self.client) else plain
+            return
+        self.client = open_client(path) if client is None else with_patience(client, self._retry_seconds)
+        self._turns = turns_of(self.client, self.lock_timeout)
+        # Chroma's in-memory store is one for the whole process: two indexes must not meet in it.
+        name = f"{self.name[:400]}-{uuid.uuid4().hex}" if path is None and client is None else self.name
+        self._chroma, self.made = find_or_create(self.client, name, metric, self._fingerprint, self._turns.writing)
+        if self.made and name == self.name:
+            self.beside = other_collections(self.client, name)
+
     def _identify(self, metric: Metric | None, encoder_metric: Metric | None) -> None:
         found = self.identity
         self.metric = found.metric
         self.recorded = found.fingerprint is not None
-        self.verified = self._fingerprint is None or (
-            self.recorded and not needs_proof(found.fingerprint, self._fingerprint)
-        )
-        check_format(self.name, found)
+        is_known = self.recorded and not needs_proof(found.fingerprint, self._fingerprint)
+        self.verified = is_known or self.assume_compatible or self._fingerprint is None
         if self.assume_compatible:
-            self.verified = True
+            check_identity(self.name, found, None, None)
             return
         check_identity(self.name, found, metric, self._fingerprint)
         if metric is None and encoder_metric is not None:
@@ -194,14 +206,6 @@ class ChromaCollection:
     def directory(self) -> Path | None:
         """Where it is stored, if it is in a directory."""
         return self._turns.folder if isinstance(self._turns, Share) else None
-
-    @contextmanager
-    def mending(self) -> Iterator[Path]:
-        """Change Chroma's own file in its directory, which is given, while nobody else writes."""
-        with self._translated(), self._turns.writing():
-            if self.directory is None:
-                raise InvalidInputError(f"collection {self.name!r} is in no directory: its file cannot be changed")
-            yield self.directory
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -272,26 +276,23 @@ class ChromaCollection:
                 "it by its directory or with a Chroma client instead, and do it there"
             )
 
-    def record_encoder(self, fingerprint: Fingerprint, *, only_if_free: bool = False) -> None:
+    def record_encoder(self, fingerprint: Fingerprint) -> None:
         """Write down which encoder makes this collection's vectors.
 
-        Args:
-            fingerprint: The encoder's.
-            only_if_free: For who only reads: do nothing where the writers' lock is not to be had at once, and give it
-                back if it was taken for this alone.
+        The writers' lock is given back: whoever only reads, and finds this out, keeps nobody from writing.
+
+        Raises:
+            IndexLockedError: If another process writes the directory now; the rest of `writing`'s.
         """
         kept = {key: value for key, value in (self.handle.metadata or {}).items() if not key.startswith("hnsw:")}
         asked = self.chroma.like(self.handle) if isinstance(self.chroma, Patient) else self.handle
-
-        def write() -> None:
+        self.verified = True
+        self._turns.hold(0.0)
+        try:
             with self.writing():
                 asked.modify(metadata={**kept, **to_metadata(fingerprint)})
-
-        if only_if_free:
-            self._turns.try_hold(write)
-        else:
-            write()
-        self.verified = True
+        finally:
+            self._turns.let_go()
 
     def close(self) -> None:
         """End the worker, drop a private in-memory collection, and let go of a store that was opened here."""
@@ -321,9 +322,8 @@ class ChromaCollection:
 
     def batches(self, records: Iterable[Record], size: int | None = None) -> Iterator[list[Record]]:
         """As `batches_of`, in batches of `size`, or fewer where Chroma takes fewer."""
-        return batches_of(
-            records, min(_WRITE_CHUNK if size is None else check_count(size, "batch_size"), self.max_batch)
-        )
+        wanted = _WRITE_CHUNK if size is None else check_count(size, "batch_size")
+        return batches_of(records, min(wanted, self.max_batch))
 
     def upsert(self, records: Sequence[Record], encode: Callable[[list[str]], npt.ArrayLike]) -> AddReport:
         """Store records (distinct ids, one batch); vectors are made only of texts that are not stored already.
@@ -536,9 +536,13 @@ class ChromaCollection:
                 f"{names}; to search one of these, open it by its name",
                 UserWarning,
             )
-        if self in _PRIVATE and self._others_hold_something():
+
+        def others_hold_something() -> bool:
+            return any(one.count() for one in list(_PRIVATE) if one is not self and one.name == self.name)
+
+        if self in _PRIVATE and others_hold_something():
             gc.collect()  # objects that nobody uses any more may be among them
-            if not self._others_hold_something():
+            if not others_hold_something():
                 return
             _PRIVATE.discard(self)  # said once
             warn_caller(
@@ -547,10 +551,6 @@ class ChromaCollection:
                 "client=chromadb.EphemeralClient()",
                 UserWarning,
             )
-
-    def _others_hold_something(self) -> bool:
-        others = [one for one in list(_PRIVATE) if one is not self and one.name == self.name]
-        return any(one.count() for one in others)
 
     def similarity(self, distance: float) -> float:
         """Return a distance as similarity, larger is better; see `to_similarity`."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from langchain_core.embeddings import Embeddings
-from pydantic import AliasChoices, ConfigDict, Field, PrivateAttr, field_validator
+from pydantic import AliasChoices, BeforeValidator, ConfigDict, Field, PrivateAttr
 
-from retrieve_rerank.langchain.serialization import Component, from_plain, restorable
+from retrieve_rerank.langchain.serialization import Component, model_of, restorable
 from retrieve_rerank.models.bi_encoder import DEFAULT_MODEL, BiEncoder
 from retrieve_rerank.models.settings import KEY_VARIABLE, BiEncoderSettings
 
@@ -45,16 +44,11 @@ class BiEncoderEmbeddings(Component, BiEncoderSettings, Embeddings):
         hide_input_in_errors=True,  # there may be a key in it
     )
 
-    model: str | BiEncoder = Field(
+    model: Annotated[str | BiEncoder, BeforeValidator(model_of)] = Field(
         default=DEFAULT_MODEL,
         validation_alias=AliasChoices("model", "model_name"),
     )
     _encoder: BiEncoder = PrivateAttr()
-
-    @field_validator("model", mode="before")
-    @classmethod
-    def _model(cls, value: object) -> object:
-        return os.fspath(value) if isinstance(value, os.PathLike) else from_plain(value)
 
     @property
     def lc_secrets(self) -> dict[str, str]:

@@ -39,7 +39,7 @@ from pydantic import BaseModel, PrivateAttr
 
 from retrieve_rerank.checks import check_queries
 from retrieve_rerank.errors import InvalidInputError
-from retrieve_rerank.indexes.mmr import wider_pool
+from retrieve_rerank.indexes.nearest import wider_pool
 from retrieve_rerank.langchain.compat import (
     ScoredStoreRetriever,
     hands_on_search_kwargs,

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
 from langchain_core.runnables import Runnable
 from langchain_core.vectorstores import VectorStore
-from pydantic import ConfigDict, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, field_validator, model_validator
 
-from retrieve_rerank.checks import check_count, check_query, is_iterable
+from retrieve_rerank.checks import check_count, check_query
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.langchain.first_stage import AskingRetriever, FirstStage, fuse_documents
-from retrieve_rerank.langchain.serialization import Component, Count, from_plain, restorable
+from retrieve_rerank.langchain.serialization import Component, Count, check_base, from_plain, restorable
 from retrieve_rerank.retrieval.first_stage import (
     OnRetrieverError,
     aask_all,
     ask_all,
     check_on_retriever_error,
+    check_retrievers,
     named,
 )
 from retrieve_rerank.retrieval.fusion import Merge, check_merge, check_rrf_k, check_weights, warn_of_twins
@@ -73,46 +74,16 @@ class HybridRetriever(Component, AskingRetriever):
     fuses: ClassVar[bool] = True
 
     retrievers: Sequence[Runnable[str, list[Document]] | VectorStore]
-    weights: Sequence[float] | None = None
-    rrf_k: float = 60
+    weights: Annotated[Sequence[float], BeforeValidator(lambda given: check_weights(given, None))] | None = None
+    rrf_k: Annotated[float, BeforeValidator(check_rrf_k)] = 60
     k: Count = 100
-    merge: Merge = "id"
-    on_error: OnRetrieverError = "raise"
+    merge: Annotated[Merge, BeforeValidator(check_merge)] = "id"
+    on_error: Annotated[OnRetrieverError, BeforeValidator(check_on_retriever_error)] = "raise"
 
     @field_validator("retrievers", mode="before")
     @classmethod
-    def _retrievers(cls, value: Any) -> object:
-        if isinstance(value, (str, Runnable)) or not is_iterable(value):
-            raise InvalidInputError(f"retrievers must be a list of retrievers, got {type(value).__name__}")
-        items = from_plain(list(value))
-        if not items:
-            raise InvalidInputError("retrievers is empty; give at least one")
-        for position, item in enumerate(items):
-            if not isinstance(item, (Runnable, VectorStore)):
-                raise InvalidInputError(
-                    f"retrievers[{position}] must be a LangChain retriever or vector store, got {type(item).__name__}"
-                )
-        return items
-
-    @field_validator("rrf_k", mode="before")
-    @classmethod
-    def _rrf_k(cls, value: float) -> float:
-        return check_rrf_k(value)
-
-    @field_validator("merge", mode="before")
-    @classmethod
-    def _merge(cls, value: Merge) -> Merge:
-        return check_merge(value)
-
-    @field_validator("on_error", mode="before")
-    @classmethod
-    def _on_error(cls, value: OnRetrieverError) -> OnRetrieverError:
-        return check_on_retriever_error(value)
-
-    @field_validator("weights", mode="before")
-    @classmethod
-    def _weights(cls, value: Sequence[float] | None) -> Sequence[float] | None:
-        return value if value is None else check_weights(value, None)
+    def _retrievers(cls, value: object) -> object:
+        return check_retrievers(value, check_base, from_plain)
 
     @model_validator(mode="after")
     def _one_weight_each(self) -> HybridRetriever:

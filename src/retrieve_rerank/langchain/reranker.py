@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from langchain_core.callbacks import Callbacks
 from langchain_core.cross_encoders import BaseCrossEncoder
 from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
-from pydantic import ConfigDict, PrivateAttr, field_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, PrivateAttr
 from typing_extensions import TypedDict
 
 from retrieve_rerank.checks import check_query
@@ -24,7 +23,7 @@ from retrieve_rerank.langchain.convert import (
     to_hits,
     to_reranked,
 )
-from retrieve_rerank.langchain.serialization import Component, Count, Seconds, Threshold, Weight, from_plain, restorable
+from retrieve_rerank.langchain.serialization import Component, Count, Seconds, Threshold, Weight, model_of, restorable
 from retrieve_rerank.models.cross_encoder import DEFAULT_MODEL, CrossEncoder
 from retrieve_rerank.models.ranking import Ranker, as_ranker
 from retrieve_rerank.models.settings import KEY_VARIABLE, CrossEncoderSettings, documented
@@ -104,26 +103,16 @@ class CrossEncoderReranker(Component, CrossEncoderSettings, BaseDocumentCompress
         hide_input_in_errors=True,  # there may be a key in it
     )
 
-    model: str | CrossEncoder | BaseCrossEncoder | Scorer = DEFAULT_MODEL
+    model: Annotated[str | CrossEncoder | BaseCrossEncoder | Scorer, BeforeValidator(model_of)] = DEFAULT_MODEL
     top_n: Count | None = 5
     score_threshold: Threshold | None = None
-    text_template: str | None = None
+    text_template: Annotated[str | None, AfterValidator(check_template)] = None
     time_budget: Seconds | None = None
     on_error: OnError = "raise"
     scores: Scale = "logits"
     rerank_weight: Weight = 1.0
 
     _ranker: Ranker = PrivateAttr()
-
-    @field_validator("model", mode="before")
-    @classmethod
-    def _model(cls, value: object) -> object:
-        return os.fspath(value) if isinstance(value, os.PathLike) else from_plain(value)
-
-    @field_validator("text_template")
-    @classmethod
-    def _text_template(cls, value: str | None) -> str | None:
-        return check_template(value)
 
     @property
     def lc_secrets(self) -> dict[str, str]:

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
@@ -15,19 +15,28 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.vectorstores import VectorStore
-from pydantic import ConfigDict, field_validator
+from pydantic import BeforeValidator, ConfigDict, field_validator
 from typing_extensions import Self, Unpack
 
 from retrieve_rerank.checks import check_count, check_query, number_of
 from retrieve_rerank.errors import InvalidInputError, shown
 from retrieve_rerank.indexes.filters import Where
-from retrieve_rerank.indexes.mmr import check_diversity, check_mmr, diverse, wider_pool
-from retrieve_rerank.indexes.nearest import Found
+from retrieve_rerank.indexes.nearest import Found, check_diversity, check_mmr, diverse, wider_pool
 from retrieve_rerank.langchain.compat import StoreOptions
 from retrieve_rerank.langchain.convert import to_document
 from retrieve_rerank.langchain.first_stage import AskingRetriever, FirstStage, retriever_of
 from retrieve_rerank.langchain.reranker import CrossEncoderReranker, RerankInput
-from retrieve_rerank.langchain.serialization import Component, Count, Seconds, Threshold, Weight, from_plain, restorable
+from retrieve_rerank.langchain.serialization import (
+    Component,
+    Count,
+    Diversity,
+    Seconds,
+    Threshold,
+    Weight,
+    check_base,
+    from_plain,
+    restorable,
+)
 from retrieve_rerank.langchain.vectorstore import ChromaVectorStore
 from retrieve_rerank.retrieval.rerank import OnError, SecondStage
 from retrieve_rerank.types import Scorer
@@ -80,22 +89,12 @@ class ChromaRetriever(Component, BaseRetriever):
 
     score_key: ClassVar[str] = "retrieval_score"  # see `first_stage`
 
-    vectorstore: ChromaVectorStore
+    vectorstore: Annotated[ChromaVectorStore, BeforeValidator(from_plain)]
     k: Count = 100
     filter: Mapping[str, Any] | None = None
     score_threshold: float | None = None
-    lambda_mult: float | None = None
+    lambda_mult: Diversity | None = None
     fetch_k: Count | None = None
-
-    @field_validator("vectorstore", mode="before")
-    @classmethod
-    def _vectorstore(cls, value: object) -> object:
-        return from_plain(value)
-
-    @field_validator("lambda_mult", mode="before")
-    @classmethod
-    def _lambda_mult(cls, value: float | None) -> float | None:
-        return None if value is None else check_diversity(value, "lambda_mult")
 
     @classmethod
     def from_texts(
@@ -272,10 +271,7 @@ class RetrieveRerankRetriever(Component, AskingRetriever):
     @classmethod
     def _base_retriever(cls, value: object) -> object:
         value = from_plain(value)
-        if not isinstance(value, (Runnable, VectorStore)):
-            raise InvalidInputError(
-                f"base_retriever must be a LangChain retriever or vector store, got {type(value).__name__}"
-            )
+        check_base(value, "base_retriever")
         return value
 
     @field_validator("reranker", mode="before")

@@ -7,6 +7,7 @@ classes that registered here are made of what is read.
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeAlias, TypeVar
 from langchain_core.documents import Document
 from langchain_core.load import Serializable, dumpd
 from langchain_core.load import load as load_any
-from langchain_core.runnables import RunnableBinding, RunnableParallel, RunnablePassthrough, RunnableSequence
+from langchain_core.runnables import Runnable, RunnableBinding, RunnableParallel, RunnablePassthrough, RunnableSequence
+from langchain_core.vectorstores import VectorStore
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -29,6 +31,7 @@ from pydantic import (
 
 from retrieve_rerank.checks import check_count, check_flag, check_mapping, check_seconds, check_threshold
 from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.indexes.nearest import check_diversity
 from retrieve_rerank.langchain.compat import INSTEAD
 from retrieve_rerank.models.bi_encoder import BiEncoder
 from retrieve_rerank.models.cross_encoder import CrossEncoder
@@ -78,6 +81,7 @@ def _check_named(check: Callable[[Any, str], Any]) -> BeforeValidator:
 
 Count: TypeAlias = Annotated[int, _check_named(check_count)]
 Seconds: TypeAlias = Annotated[float, _check_named(check_seconds)]
+Diversity: TypeAlias = Annotated[float, _check_named(check_diversity)]
 Threshold: TypeAlias = Annotated[float, AfterValidator(check_threshold)]
 Weight: TypeAlias = Annotated[float, BeforeValidator(check_weight)]
 
@@ -194,6 +198,17 @@ def from_plain(value: Any) -> Any:
         )
     with reading_back():
         return maker(**{name: from_plain(argument) for name, argument in value.items() if name != CLASS})
+
+
+def check_base(value: object, what: str) -> None:
+    """Raise InvalidInputError, which calls it `what`, unless this can be a first stage."""
+    if not isinstance(value, (Runnable, VectorStore)):
+        raise InvalidInputError(f"{what} must be a LangChain retriever or vector store, got {type(value).__name__}")
+
+
+def model_of(value: object) -> object:
+    """Return a model as a component takes it, of whatever stands for one: a path is its name."""
+    return os.fspath(value) if isinstance(value, os.PathLike) else from_plain(value)
 
 
 def load(dumped: Mapping[str, Any], *, trust_remote_code: bool = False) -> Any:

@@ -27,8 +27,7 @@ from retrieve_rerank.indexes.chroma_server import RETRY_SECONDS
 from retrieve_rerank.indexes.directory import one_spelling
 from retrieve_rerank.indexes.filters import Where
 from retrieve_rerank.indexes.health import adopt_at_opening, check, repair
-from retrieve_rerank.indexes.mmr import check_diversity, diverse
-from retrieve_rerank.indexes.nearest import Found, Vectors, check_vectors
+from retrieve_rerank.indexes.nearest import Found, Vectors, check_diversity, check_vectors, diverse
 from retrieve_rerank.indexes.reports import IndexCheck, RepairReport
 from retrieve_rerank.indexes.store import ChromaCollection
 from retrieve_rerank.langchain.compat import (

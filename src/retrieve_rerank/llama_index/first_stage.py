@@ -20,8 +20,7 @@ from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index.core.vector_stores.types import FilterCondition, MetadataFilters, VectorStoreQueryMode
 
 from retrieve_rerank.errors import InvalidInputError
-from retrieve_rerank.indexes.mmr import wider_pool
-from retrieve_rerank.indexes.nearest import to_similarity
+from retrieve_rerank.indexes.nearest import to_similarity, wider_pool
 from retrieve_rerank.llama_index.nodes import FusedNode
 from retrieve_rerank.retrieval.first_stage import run_on_thread
 from retrieve_rerank.retrieval.fusion import Merge, fuse_by, merge_of

@@ -10,10 +10,16 @@ from llama_index.core.callbacks import CallbackManager
 from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index.core.vector_stores.types import MetadataFilters
 
-from retrieve_rerank.checks import check_count, check_query, is_iterable
-from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.checks import check_count, check_query
 from retrieve_rerank.llama_index.first_stage import Index, check_filters, check_retriever, first_stage, fuse_nodes
-from retrieve_rerank.retrieval.first_stage import OnRetrieverError, aask_all, ask_all, check_on_retriever_error, named
+from retrieve_rerank.retrieval.first_stage import (
+    OnRetrieverError,
+    aask_all,
+    ask_all,
+    check_on_retriever_error,
+    check_retrievers,
+    named,
+)
 from retrieve_rerank.retrieval.fusion import Merge, check_merge, check_rrf_k, check_weights, warn_of_twins
 
 
@@ -69,13 +75,7 @@ class HybridRetriever(BaseRetriever):
         callback_manager: CallbackManager | None = None,
         verbose: bool = False,
     ) -> None:
-        if isinstance(retrievers, str) or not is_iterable(retrievers):
-            raise InvalidInputError(f"retrievers must be a list of retrievers, got {type(retrievers).__name__}")
-        self.retrievers = tuple(retrievers)
-        if not self.retrievers:
-            raise InvalidInputError("retrievers is empty; give at least one")
-        for position, retriever in enumerate(self.retrievers):
-            check_retriever(retriever, f"retrievers[{position}]")
+        self.retrievers: tuple[BaseRetriever | Index, ...] = tuple(check_retrievers(retrievers, check_retriever))
         self.weights = check_weights(weights, len(self.retrievers))
         self.rrf_k = check_rrf_k(rrf_k)
         self.similarity_top_k = check_count(similarity_top_k, "similarity_top_k")

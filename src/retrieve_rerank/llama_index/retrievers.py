@@ -22,7 +22,7 @@ from llama_index.core.vector_stores.types import (
 
 from retrieve_rerank.checks import check_count, check_queries, check_query, check_seconds, check_threshold
 from retrieve_rerank.errors import InvalidInputError
-from retrieve_rerank.indexes.mmr import check_diversity
+from retrieve_rerank.indexes.nearest import check_diversity
 from retrieve_rerank.llama_index.embeddings import BiEncoderEmbedding
 from retrieve_rerank.llama_index.filters import to_condition
 from retrieve_rerank.llama_index.first_stage import FirstStage, Index, check_filters, check_retriever, first_stage

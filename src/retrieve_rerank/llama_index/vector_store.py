@@ -29,8 +29,7 @@ from retrieve_rerank.indexes.chroma_server import RETRY_SECONDS
 from retrieve_rerank.indexes.client import connect
 from retrieve_rerank.indexes.health import adopt_at_opening, check, prove, repair
 from retrieve_rerank.indexes.identity import Identity, check_identity, needs_proof
-from retrieve_rerank.indexes.mmr import PREFETCH_FACTOR, check_diversity, diverse
-from retrieve_rerank.indexes.nearest import Found, to_array
+from retrieve_rerank.indexes.nearest import PREFETCH_FACTOR, Found, check_diversity, diverse, to_array
 from retrieve_rerank.indexes.records import check_ids
 from retrieve_rerank.indexes.reports import IndexCheck, RepairReport
 from retrieve_rerank.indexes.store import ChromaCollection

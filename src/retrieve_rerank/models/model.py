@@ -6,13 +6,13 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import fields
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from retrieve_rerank.errors import InvalidInputError, ModelError, TruncationWarning, shown, warn_caller
 from retrieve_rerank.models.precision import Choice
 from retrieve_rerank.models.settings import LEFT_BEHIND, Argument, Endpoint, ModelSettings, vouched
 from retrieve_rerank.models.threads import EventLoopThread, Worker
+from retrieve_rerank.types import Closeable
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -35,7 +35,7 @@ class DefaultName(str):
     __slots__ = ()
 
 
-class Model(ABC, Generic[E, R]):
+class Model(Closeable, ABC, Generic[E, R]):
     """A model that is loaded at its first use and runs on a thread of its own, or one behind an inference server.
 
     Attributes:
@@ -128,14 +128,6 @@ class Model(ABC, Generic[E, R]):
         self._worker.close(last=self._unload)
         if self._remote is not None:
             self._remote.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __getstate__(self) -> dict[str, Any]:
         # The settings are the object; what runs it stays behind, and so do secrets and trust.

@@ -11,7 +11,7 @@ from functools import lru_cache, partial
 from types import CodeType
 from typing import Any, Literal, TypeAlias, TypeVar, cast, get_args
 
-from retrieve_rerank.checks import check_choice, check_queries
+from retrieve_rerank.checks import check_choice, check_queries, is_iterable
 from retrieve_rerank.errors import (
     DegradedWarning,
     InvalidInputError,
@@ -27,6 +27,37 @@ from retrieve_rerank.types import Hit, Retriever
 Options: TypeAlias = Mapping[str, object]
 OnRetrieverError = Literal["raise", "skip"]
 T = TypeVar("T")
+
+
+def check_retriever(retriever: object, what: str) -> None:
+    """Raise InvalidInputError, which calls it `what`, unless this is a first stage."""
+    if not callable(getattr(retriever, "retrieve", None)):
+        raise InvalidInputError(
+            f"{what} must have retrieve(query, k), as ChromaIndex has; got {type(retriever).__name__}"
+        )
+
+
+def check_retrievers(
+    given: object,
+    check: Callable[[object, str], None] = check_retriever,
+    read: Callable[[list[Any]], list[Any]] = list,
+) -> list[Any]:
+    """Return retrievers that are to be fused, or raise InvalidInputError.
+
+    Args:
+        given: What the caller gave.
+        check: Raises it where one of them, which it is told the name of, is none.
+        read: Makes retrievers of a list that was written down.
+    """
+    if isinstance(given, str) or not is_iterable(given):
+        raise InvalidInputError(f"retrievers must be a list of retrievers, got {type(given).__name__}")
+    retrievers = read(list(cast("Iterable[Any]", given)))
+    if not retrievers:
+        raise InvalidInputError("retrievers is empty; give at least one")
+    for position, retriever in enumerate(retrievers):
+        check(retriever, f"retrievers[{position}]")
+    return retrievers
+
 
 # What a search takes or is made with, where somebody would look for it among the first stage's options.
 _ELSEWHERE = {

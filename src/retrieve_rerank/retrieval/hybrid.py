@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from types import TracebackType
 
-from retrieve_rerank.checks import check_count, check_queries, is_iterable
-from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.checks import check_count, check_queries
 from retrieve_rerank.retrieval.first_stage import (
     FirstStage,
     OnRetrieverError,
     aask_all,
     ask_all,
     check_on_retriever_error,
+    check_retrievers,
     named,
 )
 from retrieve_rerank.retrieval.fusion import Merge, check_merge, check_rrf_k, check_weights, fuse, warn_of_twins
-from retrieve_rerank.types import Hit, Retriever
+from retrieve_rerank.types import Closeable, Hit, Retriever
 
 
-class HybridRetriever:
+class HybridRetriever(Closeable):
     """Asks several retrievers at once and fuses their rankings by weighted reciprocal rank fusion; see `fuse`.
 
     Args:
@@ -58,17 +57,7 @@ class HybridRetriever:
         on_error: OnRetrieverError = "raise",
         merge: Merge = "id",
     ) -> None:
-        if isinstance(retrievers, str) or not is_iterable(retrievers):
-            raise InvalidInputError(f"retrievers must be a list of retrievers, got {type(retrievers).__name__}")
-        given = tuple(retrievers)
-        if not given:
-            raise InvalidInputError("retrievers is empty; give at least one")
-        for position, retriever in enumerate(given):
-            if not callable(getattr(retriever, "retrieve", None)):
-                raise InvalidInputError(
-                    f"retrievers[{position}] must have retrieve(query, k), as ChromaIndex has; got "
-                    f"{type(retriever).__name__}"
-                )
+        given = check_retrievers(retrievers)
         self.weights = check_weights(weights, len(given))
         self.rrf_k = check_rrf_k(rrf_k)
         self.on_error = check_on_retriever_error(on_error)
@@ -119,14 +108,6 @@ class HybridRetriever:
 
     def close(self) -> None:
         """End nothing: a call's threads end with it, and the retrievers are the caller's and stay open."""
-
-    def __enter__(self) -> HybridRetriever:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return (

@@ -10,7 +10,7 @@ from retrieve_rerank.checks import check_count, check_queries, check_query, chec
 from retrieve_rerank.errors import InvalidInputError
 from retrieve_rerank.models.interpolation import check_weight
 from retrieve_rerank.models.ranking import Ranker, as_ranker
-from retrieve_rerank.retrieval.first_stage import FirstStage, Options
+from retrieve_rerank.retrieval.first_stage import FirstStage, Options, check_retriever
 from retrieve_rerank.retrieval.rerank import OnError, Reranked, SecondStage, check_on_error
 from retrieve_rerank.retrieval.saved import load_setting
 from retrieve_rerank.search_result import SearchResult, Timings
@@ -68,10 +68,7 @@ class RetrieveRerank:
         scores: Scale = "logits",
         rerank_weight: float = 1.0,
     ) -> None:
-        if not callable(getattr(retriever, "retrieve", None)):
-            raise InvalidInputError(
-                f"the retriever must have retrieve(query, k), as ChromaIndex has; got {type(retriever).__name__}"
-            )
+        check_retriever(retriever, "the retriever")
         self._cross_encoder = cross_encoder
         self.fetch_k = check_count(fetch_k, "fetch_k")
         self.top_n = None if top_n is None else check_count(top_n, "top_n")

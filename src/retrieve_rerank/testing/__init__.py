@@ -22,6 +22,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from retrieve_rerank.testing.reranker import RerankerContract
+from retrieve_rerank.testing.retriever import RetrieverContract
+from retrieve_rerank.testing.running import Answer, run_contract
+from retrieve_rerank.testing.stubs import FaultyScorer, LetterEncoder, ListRetriever, TableScorer, hits_of
+from retrieve_rerank.testing.vector_store import VectorStoreContract
+
 if TYPE_CHECKING:
     from retrieve_rerank.testing.langchain import (
         EncoderEmbeddings,
@@ -36,32 +42,17 @@ if TYPE_CHECKING:
         LlamaIndexRetrieverContract,
         LlamaIndexVectorStoreContract,
     )
-    from retrieve_rerank.testing.reranker import RerankerContract
-    from retrieve_rerank.testing.retriever import RetrieverContract
-    from retrieve_rerank.testing.running import Answer, run_contract
-    from retrieve_rerank.testing.stubs import FaultyScorer, LetterEncoder, ListRetriever, TableScorer, hits_of
-    from retrieve_rerank.testing.vector_store import VectorStoreContract
 
-_ROOMS = {
-    "Answer": "running",
+_FRAMEWORKS = {
     "EncoderEmbedding": "llama_index",
     "EncoderEmbeddings": "langchain",
-    "FaultyScorer": "stubs",
     "LangChainRerankerContract": "langchain",
     "LangChainRetrieverContract": "langchain",
     "LangChainVectorStoreContract": "langchain",
-    "LetterEncoder": "stubs",
-    "ListRetriever": "stubs",
     "LlamaIndexRerankerContract": "llama_index",
     "LlamaIndexRetrieverContract": "llama_index",
     "LlamaIndexVectorStoreContract": "llama_index",
-    "RerankerContract": "reranker",
-    "RetrieverContract": "retriever",
     "ScorerCrossEncoder": "langchain",
-    "TableScorer": "stubs",
-    "VectorStoreContract": "vector_store",
-    "hits_of": "stubs",
-    "run_contract": "running",
 }
 
 __all__ = [
@@ -88,7 +79,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    room = _ROOMS.get(name)
+    room = _FRAMEWORKS.get(name)
     if room is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value: object = getattr(importlib.import_module(f"{__name__}.{room}"), name)
