@@ -17,6 +17,8 @@ import Stemmer
 from retrieve_rerank import BM25Index, Hit, IndexLockedError, IndexMismatchError, InvalidInputError, Passage
 from retrieve_rerank._files import locked
 from retrieve_rerank.indexes import bm25_files
+from retrieve_rerank.indexes.records import to_record
+from retrieve_rerank.indexes.words import Analyzer
 from tests.core.stubs import passages, run_python
 
 STORED = [
@@ -217,6 +219,36 @@ def test_another_version_of_the_stemmer_cuts_the_texts_again(saved: Path, monkey
         assert {hit.passage.id for hit in index.retrieve("alabama")} == {"1", "4", "5"}
 
 
+@pytest.mark.parametrize("tokenizer", [None, str.split])
+def test_an_index_of_the_format_before_is_read_and_cut_anew(tmp_path: Path, tokenizer: Any) -> None:
+    """It had a file for each of ids, texts and metadata, and words of two letters or more."""
+    folder = tmp_path / f"generation-{'0' * 32}"
+    folder.mkdir()
+    metadata = [json.dumps(dict(to_record(passage).metadata)) if passage.metadata else "" for passage in STORED]
+    for name, column in (
+        ("ids", [passage.id for passage in STORED]),
+        ("texts", [passage.text for passage in STORED]),
+        ("metadata", metadata),
+    ):
+        raw = [text.encode() for text in column]
+        (folder / f"{name}.bin").write_bytes(b"".join(raw))
+        np.save(folder / f"{name}.npy", np.cumsum([len(text) for text in raw], dtype=np.int64))
+    words = {"language": "english", "cut": "2"} if tokenizer is None else Analyzer(None, tokenizer).facts
+    pointer = {"format": 1, "generation": folder.name, "words": words, "k1": 1.2, "b": 0.5, "files": {}}
+    (tmp_path / "index.json").write_text(json.dumps(pointer), encoding="utf-8")
+    memory = BM25Index(k1=1.2, b=0.5, tokenizer=tokenizer)
+    memory.add(STORED)
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="cut anew, at every opening until it is saved"):
+            index = BM25Index(path=tmp_path, tokenizer=tokenizer)
+        assert answers(index) == answers(memory)
+        assert index.get(["4", "../2", "1"]) == [STORED[3], STORED[1], STORED[0]]
+    index.save()
+    with BM25Index(path=tmp_path, tokenizer=tokenizer) as again:
+        assert answers(again) == answers(memory)
+    assert len(generations(tmp_path)) == 1
+
+
 def test_the_formula_of_the_index_stays_unless_asked_otherwise(tmp_path: Path) -> None:
     with BM25Index(path=tmp_path, k1=0.9, b=0.4) as index:
         index.add(STORED)
@@ -286,6 +318,29 @@ def test_a_file_of_the_right_size_that_cannot_be_read(saved: Path, name: str) ->
     file.write_bytes(b"\x80" * file.stat().st_size)
     with pytest.raises(InvalidInputError, match="is damaged"):
         BM25Index(path=saved)
+
+
+@pytest.mark.parametrize("name", ARRAYS[1:])
+@pytest.mark.parametrize("made", ["floats", "two dimensions", "falling"])
+def test_arrays_that_no_index_has(saved: Path, name: str, made: str) -> None:
+    """A stranger's folder, whose sizes are as index.json says."""
+    if made == "falling" and name in ("indices.csc.index.npy", "words.npy"):
+        return  # any order of these is possible
+    file = generations(saved)[0] / name
+    array = np.load(file)
+    np.save(file, {"floats": array.astype("f8"), "two dimensions": array[:, None], "falling": -array - 9}[made])
+    pointer = json.loads((saved / "index.json").read_text(encoding="utf-8"))
+    pointer["files"][name] = file.stat().st_size
+    (saved / "index.json").write_text(json.dumps(pointer), encoding="utf-8")
+    with pytest.raises(InvalidInputError, match="is damaged"):
+        BM25Index(path=saved)
+
+
+def test_passages_that_cannot_be_read_say_so(saved: Path) -> None:
+    file = generations(saved)[0] / "rows.bin"
+    file.write_bytes(b"\x80" * file.stat().st_size)
+    with pytest.raises(InvalidInputError, match=r"cannot be read from rows\.bin.*Restore the directory"):
+        BM25Index(path=saved).get(["1"])
 
 
 def test_an_array_with_objects_in_it_is_never_unpickled(saved: Path) -> None:

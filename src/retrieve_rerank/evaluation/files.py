@@ -190,7 +190,7 @@ class StoredRun:
         Raises:
             InvalidInputError: If several questions have this text, and the run ranks differently for them.
         """
-        check_count(k, "k")
+        k = check_count(k, "k")
         found = {
             identifier: self._hits[identifier] for identifier in self._ids.get(query, ()) if identifier in self._hits
         }

@@ -412,7 +412,7 @@ class BM25Index(Closeable):
                     f"{now!r}: words of different cuts do not meet. Open it as it was made (language="
                     f"{content.facts.get('language')!r}), or use another directory and add the passages again"
                 )
-        if content.facts != self._analyzer.facts:
+        if content.weights is None or content.facts != self._analyzer.facts:
             warn_caller(
                 f"the words of the index in {str(folder.path)!r} were cut by another version of retrieve-rerank, the "
                 "stemmer or the stop words; they are cut anew, at every opening until it is saved: save()",

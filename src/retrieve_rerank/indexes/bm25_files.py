@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,10 +24,10 @@ import numpy as np
 import numpy.typing as npt
 
 from retrieve_rerank._files import locked, resolved, sync_file, sync_folder, write_text
-from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, RetrieveRerankError, require
+from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, RetrieveRerankError, in_one_line, require
 from retrieve_rerank.indexes.records import Record
 
-FORMAT = 2
+FORMAT = 2  # 1 had a file for each of ids, texts and metadata, and its words are no longer those of today
 
 Ints = npt.NDArray[np.integer[Any]]
 Weights = dict[str, Any]  # as bm25s has them: "data", "indices" and "indptr" of a sparse matrix, and "num_docs"
@@ -38,6 +38,7 @@ _SAVED = "saved"  # in a folder that index.json has named; of a first save that 
 _OURS = re.compile(rf"{_PREFIX}[0-9a-f]{{32}}")
 _BLOCK = 1 << 20  # words weighed in one go: the interim results are kept small
 _read_id = json.JSONDecoder().raw_decode
+_RESTORE = "Restore the directory from a copy, or delete it and add the passages again"
 _ARRAYS = ("words", "lengths", "ends")
 _MATRIX = ("data", "indices", "indptr")
 
@@ -62,7 +63,13 @@ class Rows:
         return len(self.kept) + len(self.new)
 
     def __getitem__(self, number: int) -> Record:
-        return Record(*json.loads(self.raw(number)))
+        try:
+            id_, text, metadata = json.loads(self.raw(number))
+            return Record(id_, text, dict(metadata))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise InvalidInputError(
+                f"passage {number} of a BM25 index cannot be read from rows.bin: {in_one_line(error)}. {_RESTORE}"
+            ) from error
 
     def raw(self, number: int) -> bytes:
         """Return a record as it is stored."""
@@ -73,13 +80,15 @@ class Rows:
 
     def id(self, number: int) -> str:
         """Return a record's id, without reading the rest of it."""
-        id_: str = _read_id(self.raw(number).decode(), 1)[0]
+        try:
+            id_: str = _read_id(self.raw(number).decode(), 1)[0]
+        except (ValueError, IndexError):
+            return self[number].id  # which says what is wrong
         return id_
 
     def append(self, record: Record) -> None:
         """Put one more record at the end."""
-        row = [record.id, record.text, dict(record.metadata)]
-        self.new.append(json.dumps(row, ensure_ascii=False).encode())
+        self.new.append(to_row(record.id, record.text, record.metadata))
 
     def cut(self, count: int) -> None:
         """Forget the records from this number on, which are new."""
@@ -90,6 +99,11 @@ class Rows:
         old, new = np.split(chosen, [len(self.kept)])
         kept = _numbers(np.asarray(self.kept, np.int64)[old])
         return Rows(self.stored, self.ends, kept, [row for row, stays in zip(self.new, new, strict=True) if stays])
+
+
+def to_row(id_: str, text: str, metadata: Mapping[str, Any]) -> bytes:
+    """Return a record as it is stored."""
+    return json.dumps([id_, text, dict(metadata)], ensure_ascii=False).encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +118,7 @@ class Content:
         words: The words of all passages by number, one passage after another; int32. Those that make their passage no
             longer as `~number`.
         lengths: How many of them each passage has; int32.
-        weights: What each word of each passage adds to a query's score; None where it has yet to be worked out.
+        weights: What each word of each passage adds to a query's score; None where this is not known.
         rows: The passages.
     """
 
@@ -213,7 +227,7 @@ class IndexFolder:
             pointer = self._pointer()
             try:
                 content = _read(self.path / pointer["generation"], pointer)
-            except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError) as error:
+            except (OSError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError, EOFError) as error:
                 if self._stamp() != seen:
                     continue  # somebody saved meanwhile, and took the old files away
                 raise self._damaged(error) from error
@@ -296,10 +310,7 @@ class IndexFolder:
         return named
 
     def _damaged(self, why: object) -> InvalidInputError:
-        return InvalidInputError(
-            f"the index in {str(self.path)!r} is damaged: {why}. Restore the directory from a copy, or delete it and "
-            "add the passages again"
-        )
+        return InvalidInputError(f"the index in {str(self.path)!r} is damaged: {why}. {_RESTORE}")
 
     def _tidy(self, current: str) -> None:
         """Remove what older and interrupted saves left. Where a file is in use and cannot go, the next save tries."""
@@ -334,11 +345,14 @@ def _read(folder: Path, pointer: Mapping[str, Any]) -> Content:
         if found != size:
             raise ValueError(f"{name} has {found} bytes where {size} were written")
     facts, k1, b = dict(pointer["words"]), float(pointer["k1"]), float(pointer["b"])
-    words, lengths, ends = (
-        _plain(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)) for name in _ARRAYS
-    )
+    if pointer["format"] == 1:
+        return Content(facts, k1, b, rows=Rows(new=list(_rows_of_format_1(folder))))
+    words, lengths, ends = (_mapped_array(folder / f"{name}.npy") for name in _ARRAYS)
     matrix = require("bm25s", extra="hybrid").BM25.load(folder, mmap=True, show_progress=False, verbosity=0)
     weights = {**matrix.scores, **{name: _plain(matrix.scores[name]) for name in _MATRIX}}
+    for array in (words, lengths, ends, weights["indices"], weights["indptr"]):
+        if array.ndim != 1 or array.dtype.kind != "i":
+            raise ValueError(f"it has an array of shape {array.shape} and type {array.dtype}, not one of whole numbers")
     if (
         not len(lengths) == len(ends) == weights["num_docs"] == pointer["passages"]
         or len(words) != lengths.sum(dtype=np.int64)
@@ -346,8 +360,26 @@ def _read(folder: Path, pointer: Mapping[str, Any]) -> Content:
         or not len(weights["indices"]) == len(weights["data"]) == weights["indptr"][-1]
     ):
         raise ValueError("its files do not belong together")
-    rows = Rows(_mapped_bytes(folder / "rows.bin"), _numbers(ends), range(len(ends)))
+    stored = _mapped_bytes(folder / "rows.bin")
+    for steps in (np.diff(ends, prepend=0, append=len(stored)), np.diff(weights["indptr"], prepend=0), lengths):
+        if steps.min(initial=0) < 0:
+            raise ValueError("its files do not belong together")
+    rows = Rows(stored, _numbers(ends), range(len(ends)))
     return Content(facts, k1, b, list(matrix.vocab_dict), words, lengths, weights, rows)
+
+
+def _rows_of_format_1(folder: Path) -> Iterator[bytes]:
+    columns = []
+    for name in ("ids", "texts", "metadata"):
+        ends = np.load(folder / f"{name}.npy", allow_pickle=False).tolist()
+        raw = (folder / f"{name}.bin").read_bytes()
+        columns.append([raw[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)])
+    for id_, text, metadata in zip(*columns, strict=True):
+        yield to_row(id_, text, json.loads(metadata) if metadata else {})
+
+
+def _mapped_array(path: Path) -> Any:
+    return _plain(np.load(path, mmap_mode="r", allow_pickle=False))
 
 
 def _plain(array: Any) -> Any:

@@ -342,7 +342,7 @@ class ChromaVectorStore(VectorStore):
     ) -> list[Document]:
         """As `max_marginal_relevance_search`, for a vector."""
         refuse(kwargs)
-        check_count(k, "k")
+        k = check_count(k, "k")
         check_diversity(lambda_mult, "lambda_mult")
         vector = check_vectors([embedding], 1)
         found = self._found(vector, fetch_k, filter, where_document, with_vectors=True)

@@ -115,7 +115,7 @@ def vectors_of(nodes: Sequence[BaseNode]) -> npt.NDArray[np.float32]:
     """
     first = 0
     for node in nodes:
-        if not isinstance(node.embedding, Sized) or len(node.embedding) == 0:
+        if not is_iterable(node.embedding) or not isinstance(node.embedding, Sized) or len(node.embedding) == 0:
             raise InvalidInputError(
                 f"node {node.node_id!r} has no embedding; embed the nodes first (VectorStoreIndex and an "
                 "IngestionPipeline with the embedding model do), or set node.embedding"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from llama_index.core.vector_stores import FilterCondition, FilterOperator, MetadataFilter, MetadataFilters
@@ -44,8 +45,8 @@ class Condition:
     def both(self, other: Condition) -> Condition:
         """Return the condition that holds where this one and `other` hold."""
         return Condition(
-            _every([clause for clause in (self.where, other.where) if clause]),
-            _every([clause for clause in (self.where_document, other.where_document) if clause]),
+            _every([clause for clause in (self.where, other.where) if not _is_nothing(clause)]),
+            _every([clause for clause in (self.where_document, other.where_document) if not _is_nothing(clause)]),
         )
 
 
@@ -173,6 +174,10 @@ def _refusal(item: MetadataFilter, why: str) -> InvalidInputError:
     return InvalidInputError(
         f"the filter {shown(item.key)} {item.operator.value} {shown(item.value)} cannot be used: {why}"
     )
+
+
+def _is_nothing(clause: Where | None) -> bool:
+    return clause is None or (isinstance(clause, Mapping) and not clause)  # what else it may be, its check says
 
 
 def _every(clauses: list[Where]) -> Where | None:

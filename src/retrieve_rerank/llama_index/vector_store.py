@@ -23,7 +23,7 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQueryResult,
 )
 
-from retrieve_rerank.checks import check_count, number_of
+from retrieve_rerank.checks import check_count, is_iterable, number_of
 from retrieve_rerank.errors import InvalidInputError, shown
 from retrieve_rerank.indexes.chroma_server import RETRY_SECONDS
 from retrieve_rerank.indexes.client import connect
@@ -495,12 +495,17 @@ def _read_request(
         )
     k = check_count(query.similarity_top_k, "similarity_top_k")
     condition = to_condition(query.filters).both(Condition(options.get("where"), options.get("where_document")))
-    if query.doc_ids:
-        condition = condition.both(Condition({DOCUMENT_KEY: {"$in": check_ids(query.doc_ids)}}))
+    doc_ids = [] if query.doc_ids is None else check_ids(query.doc_ids)
+    if doc_ids:
+        condition = condition.both(Condition({DOCUMENT_KEY: {"$in": doc_ids}}))
     # VectorStoreIndex passes an empty list where it has no restriction.
-    node_ids = check_ids(query.node_ids) if query.node_ids else None
+    node_ids = (None if query.node_ids is None else check_ids(query.node_ids)) or None
     given = query.query_embedding
-    if embeddings is None and given is not None and not (isinstance(given, Sized) and len(given) == 0):
+    if (
+        embeddings is None
+        and given is not None
+        and not (isinstance(given, Sized) and is_iterable(given) and len(given) == 0)
+    ):
         embeddings = [given]
     if embeddings is None and condition == Condition():
         raise InvalidInputError(

@@ -92,7 +92,7 @@ class HybridRetriever(Closeable):
 
     def retrieve_many(self, queries: Sequence[str], k: int = 100, **options: object) -> list[list[Hit]]:
         """As `retrieve` for each query; each retriever is asked for all of them together, where it can be."""
-        check_count(k, "k")
+        k = check_count(k, "k")
         checked = check_queries(queries)
         calls = [partial(stage.retrieve_many, checked, k, options) for stage in self._stages]
         found = ask_all(self._names, calls, self.on_error, with_options=bool(options)) if checked else []
@@ -100,7 +100,7 @@ class HybridRetriever(Closeable):
 
     async def aretrieve_many(self, queries: Sequence[str], k: int = 100, **options: object) -> list[list[Hit]]:
         """As `retrieve_many`, without blocking the event loop."""
-        check_count(k, "k")
+        k = check_count(k, "k")
         checked = check_queries(queries)
         calls = [partial(stage.aretrieve_many, checked, k, options) for stage in self._stages]
         found = await aask_all(self._names, calls, self.on_error, with_options=bool(options)) if checked else []
