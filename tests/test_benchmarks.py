@@ -89,9 +89,9 @@ def test_weights_run_from_the_first_stage_to_the_cross_encoder_alone(run, collec
 def test_precision_compares_with_float32(run, collection):
     header, exact, other = run("precision.py", collection, "--precisions", "bfloat16")
     assert "same ten" in header
-    assert "| 6 | float32 | " in exact
+    assert "| 6 | float32 by torch | " in exact
     assert exact.split(" | ")[4:7] == ["100.0%", "100.0%", "0.00"]
-    assert "| 6 | bfloat16 | " in other
+    assert "| 6 | bfloat16 by torch | " in other
 
 
 def test_tuning_ends_in_the_rules_of_adaptive_depth(run, collection, tmp_path):

@@ -122,7 +122,8 @@ LOADING = """
         )
         model.predict([("a", "b")]) if kind == "cross" else model.encode(["b"])
     else:
-        model = (CrossEncoder if kind == "cross" else BiEncoder)(path, device="cpu", precision=precision)
+        settings = {"device": "cpu", "precision": precision, "backend": "torch"}  # not converted for OpenVINO as well
+        model = (CrossEncoder if kind == "cross" else BiEncoder)(path, **settings)
         model.score("a", ["b"]) if kind == "cross" else model.encode_queries(["b"])
     print(look("VmHWM") - before)
 """

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 from retrieve_rerank._files import check_path
 from retrieve_rerank.checks import check_count
 from retrieve_rerank.errors import InvalidInputError, shown
-from retrieve_rerank.evaluation.dataset import Dataset
+from retrieve_rerank.evaluation.dataset import Dataset, check_dataset
 from retrieve_rerank.types import Hit, Passage
 
 
@@ -224,6 +224,7 @@ def load_run(file: str | os.PathLike[str], dataset: Dataset) -> StoredRun:
             no question of the run is in the dataset.
     """
     path = check_path(file, "the file of a run")
+    check_dataset(dataset)
     passages = {passage.id: passage for passage in dataset.passages}
     found: dict[str, list[tuple[float, Passage]]] = {}
     for place, line in _lines(path):

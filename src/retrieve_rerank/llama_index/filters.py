@@ -45,8 +45,8 @@ class Condition:
     def both(self, other: Condition) -> Condition:
         """Return the condition that holds where this one and `other` hold."""
         return Condition(
-            _every([clause for clause in (self.where, other.where) if not _is_nothing(clause)]),
-            _every([clause for clause in (self.where_document, other.where_document) if not _is_nothing(clause)]),
+            _every(_given(self.where, other.where)),
+            _every(_given(self.where_document, other.where_document)),
         )
 
 
@@ -176,8 +176,11 @@ def _refusal(item: MetadataFilter, why: str) -> InvalidInputError:
     )
 
 
-def _is_nothing(clause: Where | None) -> bool:
-    return clause is None or (isinstance(clause, Mapping) and not clause)  # what else it may be, its check says
+def _given(*clauses: Where | None) -> list[Where]:
+    """Return the clauses that are not empty; of what is no clause, its check says so."""
+    return [
+        clause for clause in clauses if clause is not None and not (isinstance(clause, Mapping) and len(clause) == 0)
+    ]
 
 
 def _every(clauses: list[Where]) -> Where | None:

@@ -267,7 +267,7 @@ class BiEncoder(Model["BiEngine", "RemoteBiEncoder"]):
         vectors = [self._settings[name] for name in ("normalize", "truncate_dim", "metric")]
         return partial(RemoteBiEncoder, endpoint, self._wanted, prompts, *vectors)
 
-    def _load(self, checkpoint: Checkpoint) -> BiEngine:
+    def _make_engine(self, checkpoint: Checkpoint) -> BiEngine:
         from retrieve_rerank.models.engine import BiEngine
         from retrieve_rerank.models.loading import load_bi_encoder, plain_encoder
 

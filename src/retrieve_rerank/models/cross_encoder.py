@@ -264,7 +264,7 @@ class CrossEncoder(Model["CrossEngine", "RemoteCrossEncoder"], Ranker):
         scale = "" if resource is None else f", gives {resource.scale}"
         return f"{super()._described(served)}{scale}"
 
-    def _load(self, checkpoint: Checkpoint) -> CrossEngine:
+    def _make_engine(self, checkpoint: Checkpoint) -> CrossEngine:
         from retrieve_rerank.models.engine import CrossEngine
         from retrieve_rerank.models.heads import stated_calibration
         from retrieve_rerank.models.loading import load_cross_encoder

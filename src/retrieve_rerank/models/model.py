@@ -198,7 +198,7 @@ class Model(Closeable, ABC, Generic[E, R]):
         """Return what makes the side that asks the server; it must not hold this object."""
 
     @abstractmethod
-    def _load(self, checkpoint: Checkpoint) -> E:
+    def _make_engine(self, checkpoint: Checkpoint) -> E:
         """Load the model; called on the worker's thread."""
 
     def _run(self, here: Callable[[], T], there: Callable[[R], Coroutine[Any, Any, T]], *, short: bool = False) -> T:
@@ -219,25 +219,31 @@ class Model(Closeable, ABC, Generic[E, R]):
         """Return the running model; called on the worker's thread only, so that it loads once."""
         if self._engine is None:
             from retrieve_rerank.models.loading import Checkpoint  # with all of torch behind it
-            from retrieve_rerank.models.openvino import choose_backend
 
             checkpoint = Checkpoint(**{part.name: self._settings[part.name] for part in fields(Checkpoint)})
-            precision = self._settings["precision"]
             engine = self._load(checkpoint)
-            backend = choose_backend(self._settings["backend"], engine.model, precision)
-            try:
-                engine.start(backend, precision, checkpoint)
-            except ModelError as error:
-                if self._settings["backend"] != "auto":
-                    raise
-                self._untold.clear()  # loading it once more finds it out again
-                engine = self._load(checkpoint)
-                self._untold.append(f"torch computes {self.model!r}, which is slower than OpenVINO, because: {error}")
-                engine.start(Choice("torch", "OpenVINO failed, as a warning said"), precision, checkpoint)
             if self._settings["batch_tokens"] is not None:
                 engine.token_budget = self._settings["batch_tokens"]
             self._engine, self._limits = engine, engine.limits
         return self._engine
+
+    def _load(self, checkpoint: Checkpoint) -> E:
+        """Return an engine that runs: by OpenVINO where it can, if the backend is "auto"."""
+        from retrieve_rerank.models.openvino import choose_backend
+
+        precision, wanted = self._settings["precision"], self._settings["backend"]
+        engine = self._make_engine(checkpoint)
+        backend = choose_backend(wanted, engine.model, precision)
+        try:
+            engine.start(backend, precision, checkpoint)
+        except ModelError as error:
+            if wanted != "auto":
+                raise
+            self._untold.clear()  # loading it once more finds it out again
+            engine = self._make_engine(checkpoint)
+            self._untold.append(f"torch computes {self.model!r}, which is slower than OpenVINO, because: {error}")
+            engine.start(Choice("torch", "OpenVINO failed, as a warning said"), precision, checkpoint)
+        return engine
 
     def _unload(self) -> None:
         engine, self._engine = self._engine, None

@@ -176,7 +176,7 @@ def replace_network(model: AnyModel, checkpoint: Checkpoint, precision: str, str
 def _off(network: OpenVinoNetwork, file: Path, result: str) -> float:
     """Return how far the results of a network are from those that torch had for the same texts."""
     try:
-        with np.load(file.with_name(_EXPECTED)) as kept:
+        with np.load(file.with_name(_EXPECTED), allow_pickle=False) as kept:
             features, expected = {name: torch.from_numpy(kept[name]) for name in kept}, kept[result]
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
