@@ -139,7 +139,8 @@ def llama_index(folder: Path) -> Iterator[Door]:
         lambda query: model.postprocess_nodes(scored, QueryBundle(query)),
         {"query": "paris"},
     )
-    yield Door("embeddings", embedding.get_text_embedding_batch, {"texts": TEXTS})
+    embed = embedding.get_text_embedding_batch  # LlamaIndex's own, which takes a string for a list of its letters
+    yield Door("embeddings", lambda one, **of: embed([one, "rome"], **of), {"one": "paris"}, of=embed)
     yield Door("a query's embedding", embedding.get_query_embedding, {"query": "paris"})
     limits = {"top_n": 2, "score_threshold": 0.1, "time_budget": 30.0, "on_error": "raise"}
     yield Door(
