@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from retrieve_rerank.errors import InvalidInputError, require, shown
+from retrieve_rerank.errors import InvalidInputError, in_one_line, require, shown
 
 ir_measures = require("ir_measures", extra="evaluation")
 
@@ -30,11 +30,11 @@ def check_measures(measures: Sequence[str], judgements: Judgements | None = None
     names = []
     for name in measures:
         try:
-            measure = ir_measures.parse_measure(str(name))
+            measure = ir_measures.parse_measure(str.__str__(name) if isinstance(name, str) else shown(name))
         except (NameError, ValueError) as error:
             raise InvalidInputError(
-                f"{name!r} is not the name of a measure: {error}. Expected a name of ir-measures, such as 'nDCG@10', "
-                "'RR@10', 'R@100', 'P@5' or 'AP'"
+                f"{shown(name)} is not the name of a measure: {in_one_line(error)}. Expected a name of ir-measures, "
+                "such as 'nDCG@10', 'RR@10', 'R@100', 'P@5' or 'AP'"
             ) from error
         cutoff = measure.params.get("cutoff", 1)
         if isinstance(cutoff, bool) or not isinstance(cutoff, int) or cutoff < 1:  # trec_eval's code would crash on it

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm.auto import tqdm
 
-from retrieve_rerank.checks import check_flag, check_queries, check_query
+from retrieve_rerank.checks import check_flag, check_mapping, check_queries, check_query
 from retrieve_rerank.errors import IndexMismatchError, InvalidInputError, shown
 from retrieve_rerank.indexes.chroma_server import RETRY_SECONDS
 from retrieve_rerank.indexes.filters import Where
@@ -100,7 +100,10 @@ class ChromaIndex(Closeable):
             client=client,
             metric=metric,
             encoder_metric=encoder.metric,
-            fingerprint={"dimension": encoder.dimension, **encoder.fingerprint},
+            fingerprint={
+                "dimension": encoder.dimension,
+                **check_mapping(encoder.fingerprint, "the fingerprint of an encoder"),
+            },
             assume_compatible=assume_compatible,
             retry_seconds=retry_seconds,
             lock_timeout=lock_timeout,

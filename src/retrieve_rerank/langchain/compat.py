@@ -118,7 +118,7 @@ def client_for(
     import chromadb
     import chromadb.config
 
-    if settings is not None and (client, host, cloud_key) != (None, None, None):
+    if settings is not None and any(other is not None for other in (client, host, cloud_key)):
         raise InvalidInputError(
             "client_settings are a directory's; a client that is given, or of a server, has its own"
         )
@@ -139,8 +139,15 @@ def client_for(
     if client is not None or (host is not None and cloud_key is not None):
         raise InvalidInputError("give one of client, host and chroma_cloud_api_key")
     if cloud_key is None:
-        return connect(host or "", port or 8000, ssl=ssl, headers=headers, tenant=tenant, database=database)
-    if not tenant or not database:
+        return connect(
+            "" if host is None else host,
+            8000 if port is None else port,
+            ssl=ssl,
+            headers=headers,
+            tenant=tenant,
+            database=database,
+        )
+    if tenant is None or database is None:
         raise InvalidInputError("chroma_cloud_api_key needs tenant and database, too")
     return chromadb.CloudClient(tenant=tenant, database=database, api_key=cloud_key)
 

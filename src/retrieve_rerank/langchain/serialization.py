@@ -7,6 +7,7 @@ classes that registered here are made of what is read.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import warnings
@@ -30,7 +31,7 @@ from pydantic import (
 )
 
 from retrieve_rerank.checks import check_count, check_flag, check_mapping, check_seconds, check_threshold
-from retrieve_rerank.errors import InvalidInputError
+from retrieve_rerank.errors import InvalidInputError, in_one_line
 from retrieve_rerank.indexes.nearest import check_diversity
 from retrieve_rerank.langchain.compat import INSTEAD
 from retrieve_rerank.models.bi_encoder import BiEncoder
@@ -238,10 +239,20 @@ def load(dumped: Mapping[str, Any], *, trust_remote_code: bool = False) -> Any:
     """
     if not isinstance(dumped, Mapping):
         raise InvalidInputError(f"load() takes what dumpd() returned, a mapping; got {type(dumped).__name__}")
+    allowed, given = check_flag(trust_remote_code, "trust_remote_code"), check_mapping(dumped, "a dump")
     try:
-        allowed = check_flag(trust_remote_code, "trust_remote_code")
-        return _loaded(check_mapping(dumped, "a dump"), trust_remote_code=allowed)
+        _check_plain(given)
+        return _loaded(given, trust_remote_code=allowed)
     except RecursionError as error:
+        raise InvalidInputError(_ENDLESS) from error
+
+
+def _check_plain(dumped: dict[str, Any]) -> None:
+    try:
+        json.dumps(dumped)
+    except TypeError as error:
+        raise InvalidInputError(f"a dump is plain JSON, as dumpd() returns it: {in_one_line(error)}") from error
+    except ValueError as error:  # it holds itself
         raise InvalidInputError(_ENDLESS) from error
 
 

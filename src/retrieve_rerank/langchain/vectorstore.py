@@ -163,7 +163,7 @@ class ChromaVectorStore(VectorStore):
             collection_name,
             path=persist_directory if client_settings is None or server is None else None,
             client=server,
-            metric=metric or space,
+            metric=space if metric is None else metric,
             encoder_metric=self._encoder.metric if self._encoder is not None and knows else None,
             fingerprint=None if self._encoder is None else self._encoder.fingerprint,
             assume_compatible=assume_compatible,
@@ -486,7 +486,11 @@ class ChromaVectorStore(VectorStore):
         """
         included = _KEPT if include is None else include
         known = (*_KEPT, "embeddings")
-        if not is_iterable(included) or isinstance(included, str) or not all(one in known for one in included):
+        if (
+            not is_iterable(included)
+            or isinstance(included, str)
+            or not all(isinstance(one, str) and one in known for one in included)
+        ):
             raise InvalidInputError(
                 f"include must be a list of 'documents', 'metadatas' and 'embeddings', got {shown(include)}"
             )

@@ -8,6 +8,7 @@ what was converted, and the same must come out before anything is scored.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import shutil
 import sys
@@ -26,6 +27,7 @@ import numpy.typing as npt
 import torch
 from huggingface_hub import constants as hub_constants
 from sentence_transformers.base.modules import Transformer
+from transformers.utils import logging as transformers_logging
 
 from retrieve_rerank.errors import InvalidInputError, ModelError, require
 from retrieve_rerank.models.heads import read_all_tokens
@@ -238,7 +240,7 @@ def _convert(network: Any, checkpoint: Checkpoint, features: Mapping[str, torch.
     # Traced from plain matrix products, attention is recognised and computed in one step.
     network.set_attn_implementation("eager")
     try:
-        with warnings.catch_warnings(), torch.no_grad(), _no_telemetry():
+        with warnings.catch_warnings(), torch.no_grad(), _no_telemetry(), _no_remarks():
             warnings.simplefilter("ignore")  # tracing warns of every Python value in the model's code
             openvino: Any = require("openvino", extra="openvino")
             positional = _Positional(network, tuple(features), result).eval()
@@ -308,6 +310,17 @@ def _load(openvino: Any, file: Path, precision: str, streams: int) -> tuple[Choi
 
     real = network.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     return Choice("bfloat16" if real == "bf16" else "float32", f"{choice.reason}; from {file}"), run
+
+
+@contextmanager
+def _no_remarks() -> Iterator[None]:
+    # Tracing looks at every attribute of a network, and transformers remarks on that of the loss, which is not used.
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
 
 
 @contextmanager
