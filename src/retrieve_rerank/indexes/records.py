@@ -80,7 +80,7 @@ def to_record(passage: Passage, bookkeeping: Mapping[str, str] | None = None) ->
         InvalidInputError: If the text or the metadata cannot be stored, naming the passage and the key.
     """
     check_encodable(passage.id, "a passage's id")
-    check_encodable(passage.text, f"the text of passage {str.__repr__(passage.id)}")
+    check_encodable(passage.text, f"the text of passage {shown(passage.id)}")
     flat, rest = _split(passage)
     if bookkeeping:
         flat.update(bookkeeping)
@@ -89,7 +89,7 @@ def to_record(passage: Passage, bookkeeping: Mapping[str, str] | None = None) ->
             flat[JSON_KEY] = json.dumps(rest)
         except (RecursionError, ValueError) as error:
             raise InvalidInputError(
-                f"the metadata {sorted(rest)} of passage {str.__repr__(passage.id)} cannot be written as JSON: {error}"
+                f"the metadata {sorted(rest)} of passage {shown(passage.id)} cannot be written as JSON: {error}"
             ) from error
     # Of a subclass, such as an enumeration of strings, the value is stored, not what str() makes of it.
     return Record(str.__str__(passage.id), str.__str__(passage.text), flat)
@@ -102,20 +102,20 @@ def _split(passage: Passage) -> tuple[dict[str, Any], dict[str, Any]]:
     for key, value in passage.metadata.items():
         if not isinstance(key, str):
             raise InvalidInputError(
-                f"the metadata of passage {str.__repr__(passage.id)} has the key {shown(key)}; keys must be strings, "
+                f"the metadata of passage {shown(passage.id)} has the key {shown(key)}; keys must be strings, "
                 f"not {type(key).__name__}"
             )
         if key == JSON_KEY:
             raise InvalidInputError(
-                f"the metadata key {JSON_KEY!r} (passage {str.__repr__(passage.id)}) is reserved; rename it"
+                f"the metadata key {JSON_KEY!r} (passage {shown(passage.id)}) is reserved; rename it"
             )
         key = str.__str__(key)  # a subclass, such as an enumeration, is no key to Chroma's server
-        check_encodable(key, f"a metadata key of passage {str.__repr__(passage.id)}")
+        check_encodable(key, f"a metadata key of passage {shown(passage.id)}")
         try:
-            plain = _plain(value, f"metadata[{key!r}] of passage {str.__repr__(passage.id)}")
+            plain = _plain(value, f"metadata[{key!r}] of passage {shown(passage.id)}")
         except RecursionError as error:
             raise InvalidInputError(
-                f"metadata[{key!r}] of passage {str.__repr__(passage.id)} is nested without end; store a flatter value"
+                f"metadata[{key!r}] of passage {shown(passage.id)} is nested without end; store a flatter value"
             ) from error
         seen = _stand_in(plain)
         if _is_storable(key, seen):
