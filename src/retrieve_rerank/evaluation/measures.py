@@ -30,8 +30,8 @@ def check_measures(measures: Sequence[str], judgements: Judgements | None = None
     names = []
     for name in measures:
         try:
-            measure = ir_measures.parse_measure(str.__str__(name) if isinstance(name, str) else shown(name))
-        except (NameError, ValueError) as error:
+            measure = ir_measures.parse_measure(str.__str__(name) if isinstance(name, str) else str(name))
+        except (NameError, ValueError, RuntimeError) as error:  # the last, of an object that has no text
             raise InvalidInputError(
                 f"{shown(name)} is not the name of a measure: {in_one_line(error)}. Expected a name of ir-measures, "
                 "such as 'nDCG@10', 'RR@10', 'R@100', 'P@5' or 'AP'"
